@@ -1,15 +1,41 @@
-# make demo | test | run | check | bench; everything they need is installed by themselves.
+# make demo | test | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+DEBIAN := chromium openssh-server
 .DEFAULT_GOAL := help
+.PHONY: help demo test run check bench packages
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/ready ## a storage lab and volmig on it, with two logins (Linux, root)
+	@$(BIN)/python -m tests.demo
+
+run: .venv/ready ## volmig alone, ready for your own hypervisors
+	@$(BIN)/python manage.py up all
+
+test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
+	$(BIN)/pytest -m "not lab and not browser"
+	$(BIN)/pytest -m "lab or browser"
+
+check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy volmig hosts jobs
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/djlint --quiet --lint templates
+	$(BIN)/python manage.py check
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+bench: .venv/ready ## the manual procedure against volmig, on the lab with links at 100 Mbit/s
+	@$(BIN)/python -m tests.bench
+
+packages:
+	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { echo "Installing Debian packages: $(DEBIAN)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; }
 
 .venv/ready: requirements.txt requirements-dev.txt
 	@echo "Installing Python packages into .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
-
-.PHONY: help demo test run check bench
