@@ -1,7 +1,7 @@
 # make demo | test | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := chromium openssh-server
+DEBIAN := chromium fonts-dejavu-core openssh-server
 .DEFAULT_GOAL := help
 .PHONY: help demo test run check bench packages
 
@@ -35,6 +35,8 @@ packages:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; }
 
 .venv/ready: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c "import ensurepip" 2>/dev/null || { echo "Installing Debian package: python3-venv"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; }
 	@echo "Installing Python packages into .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
