@@ -1,0 +1,1 @@
+"""Hypervisors, what was last seen on them, and the way to reach them."""

@@ -1,0 +1,350 @@
+"""Hypervisors and what was last seen on them; every figure carries the time at which it was seen."""
+
+import datetime as dt
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
+from volmig import data
+from volmig.accounts.roles import may
+from volmig.record.models import Event
+
+NFS_PORTS = (111, 2049, 20048)
+LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
+
+
+def ssh_key_file() -> str:
+    """Returns the private key's path, made on first use; empty when only the SSH agent is to be asked."""
+    if settings.SSH_KEY == "agent":
+        return ""
+    return settings.SSH_KEY or str(data.ssh_key())
+
+
+class Cloud(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+    control = models.CharField(max_length=20, choices=[("libvirt", "libvirt on each hypervisor")], default="libvirt")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
+    def active(self) -> Self:
+        return self.filter(retired_at=None)
+
+    def reachable(self) -> Self:
+        """Those that volmig may call: pinned, neither quarantined nor retired."""
+        return self.active().filter(quarantined_at=None).exclude(host_key="")
+
+    def stale(self, before: dt.datetime) -> Self:
+        return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
+
+    def visible_to(self, user: Any) -> Self:
+        return self.all() if may(user, "view") else self.none()
+
+
+class Hypervisor(models.Model):
+    """A machine reached by SSH; retired, never deleted, because history names it."""
+
+    name = models.CharField(
+        max_length=100,
+        unique=True,
+        validators=[RegexValidator(r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", "Letters, digits, dot, dash and underscore.")],
+    )
+    address = models.CharField(
+        "management address",
+        max_length=255,
+        validators=[RegexValidator(r"\A[A-Za-z0-9][A-Za-z0-9.:_-]*\Z", "A host name or an IP address.")],
+    )
+    port = models.PositiveIntegerField(default=22, validators=[MinValueValidator(1), MaxValueValidator(65535)])
+    user = models.CharField(
+        max_length=32,
+        default="volmig",
+        validators=[RegexValidator(r"\A[a-z_][a-z0-9_-]*\Z", "A Linux user name.")],
+    )
+    shipped = models.BooleanField(default=False)
+    bastion = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="behind")
+    cloud = models.ForeignKey(Cloud, models.PROTECT, null=True, blank=True, related_name="hypervisors")
+    rate_limit = models.BigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    offered_key = models.TextField(blank=True)
+    host_key = models.TextField(blank=True)
+    pinned_at = models.DateTimeField(null=True, blank=True)
+    pinned_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+")
+    quarantined_at = models.DateTimeField(null=True, blank=True)
+    quarantine_reason = models.TextField(blank=True)
+    facts = models.JSONField(default=dict, blank=True)
+    seen_at = models.DateTimeField(null=True, blank=True)
+    tried_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.TextField(blank=True)
+    hostctl_hash = models.CharField(max_length=64, blank=True)
+    retired_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = HypervisorQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        if self.shipped != (self.user == "root"):
+            raise ValidationError(
+                {"shipped": "hostctl is sent along for root logins only, and a root login has no installed one."}
+            )
+        hop = self.bastion
+        while hop:
+            if hop.pk == self.pk:
+                raise ValidationError({"bastion": "A hypervisor cannot be reached through itself."})
+            hop = hop.bastion
+
+    def remote(self) -> Address:
+        """Returns how to reach it; raises HostKeyUnknown or HostKeyChanged when it must not be entered."""
+        if self.quarantined_at:
+            found = f"it is in quarantine: {self.quarantine_reason}"
+            raise HostKeyChanged(f"reach {self.name}", found, "An administrator has to pin its key again.")
+        if not self.host_key:
+            raise HostKeyUnknown(f"reach {self.name}", "its host key is not pinned", "Pin it on the hypervisor's page.")
+        bastion = self.bastion.remote() if self.bastion else None
+        return Address(self.address, self.port, self.user, self.host_key, self.shipped, ssh_key_file(), bastion)
+
+    @transaction.atomic
+    def pin(self, by: Any, key: str) -> None:
+        """Trusts this host key from now on and ends a quarantine."""
+        changed = {"host_key": key, "offered_key": "", "pinned_at": timezone.now(), "pinned_by": by}
+        self.put(quarantined_at=None, quarantine_reason="", last_error="", **changed)
+        Event.append("hypervisor.pin", actor=by, object=self.name, data={"host_key": key})
+
+    @transaction.atomic
+    def quarantine(self, reason: str) -> None:
+        """Stops every use of it until a person pins a key again."""
+        self.put(quarantined_at=timezone.now(), quarantine_reason=reason, last_error=reason)
+        Event.append("hypervisor.quarantine", object=self.name, data={"reason": reason})
+
+    @transaction.atomic
+    def retire(self, by: Any) -> None:
+        self.put(retired_at=timezone.now())
+        Event.append("hypervisor.retire", actor=by, object=self.name)
+
+    def put(self, **values: Any) -> None:
+        """Writes only these columns, so that a refresh and a person never undo each other."""
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.save(update_fields=list(values))
+
+    @property
+    def role_hints(self) -> list[str]:
+        """What it looks fit for: source, relay or destination."""
+        has_volumes, has_shares = self.volume_groups.exists(), self.mounts.exists()
+        hints = {"source": has_volumes, "relay": has_volumes and has_shares, "destination": self.instances.exists()}
+        return [hint for hint, holds in hints.items() if holds]
+
+    @transaction.atomic
+    def record_inventory(self, inventory: dict[str, Any]) -> None:
+        """Takes over what the inventory verb answered; rows of what is gone are deleted."""
+        now = timezone.now()
+        facts = {name: value for name, value in inventory.items() if name not in LISTS}
+        self.put(facts=facts, seen_at=now, last_error="")
+        keep(
+            self.data_addresses,
+            ("address",),
+            [
+                {"address": row["address"], "prefix": row["prefix"], "interface": row["interface"], "seen_at": now}
+                for row in inventory["addresses"]
+            ],
+        )
+        self.record_volumes(inventory, now)
+        self.record_mounts(inventory["mounts"], now)
+        self.record_instances(inventory["domains"], now)
+
+    def record_volumes(self, inventory: dict[str, Any], now: dt.datetime) -> None:
+        names = ("name", "uuid", "size", "free", "extent_size")
+        groups = [{name: row[name] for name in names} | {"seen_at": now} for row in inventory["volume_groups"]]
+        for group in keep(self.volume_groups, ("name",), groups):
+            mine = [row for row in inventory["logical_volumes"] if row["vg"] == group.name]
+            keep(group.logical_volumes, ("uuid",), [volume_row(row, now) for row in mine])
+
+    def record_mounts(self, mounts: list[dict[str, Any]], now: dt.datetime) -> None:
+        rows = []
+        for row in mounts:
+            figures = {"size": row["size"], "free": row["free"], "seen_at": now}
+            share, _ = Share.objects.update_or_create(source=row["source"], defaults=figures)
+            rows.append({"share": share, "path": row["target"], "options": row["options"], "seen_at": now})
+        keep(self.mounts, ("path",), rows)
+
+    def record_instances(self, domains: list[dict[str, Any]], now: dt.datetime) -> None:
+        paths = [PurePosixPath(path) for path in self.mounts.values_list("path", flat=True)]
+        rows = [
+            {"uuid": row["uuid"], "name": row["name"], "state": row["state"], "seen_at": now}
+            | {"disks": [disk_row(disk) for disk in row["disks"] if lies_under(disk["source"], paths)]}
+            for row in domains
+        ]
+        keep(self.instances, ("uuid",), rows)
+
+
+def volume_row(row: dict[str, Any], now: dt.datetime) -> dict[str, Any]:
+    names = ("name", "uuid", "size", "attributes", "tags")
+    return {name: row[name] for name in names} | {"is_open": bool(row["open"]), "seen_at": now}
+
+
+def disk_row(disk: dict[str, Any]) -> dict[str, Any]:
+    return {"name": PurePosixPath(disk["source"]).name, "path": disk["source"], "format": disk["format"]}
+
+
+def lies_under(source: str | None, paths: list[PurePosixPath]) -> bool:
+    return bool(source) and any(PurePosixPath(str(source)).is_relative_to(path) for path in paths)
+
+
+def keep(manager: Any, identity: tuple[str, ...], rows: list[dict[str, Any]]) -> list[Any]:
+    """Makes the related rows equal to `rows`: updates by identity, so that keys stay, and deletes what is gone."""
+    kept = []
+    for row in rows:
+        known = {name: row[name] for name in identity}
+        kept.append(manager.update_or_create(**known, defaults=row)[0])
+    manager.exclude(pk__in=[each.pk for each in kept]).delete()
+    return kept
+
+
+class DataAddress(models.Model):
+    """An address on a network that NFS traffic may use; never the management address's job."""
+
+    hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="data_addresses")
+    address = models.GenericIPAddressField()
+    prefix = models.PositiveSmallIntegerField()
+    interface = models.CharField(max_length=32)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["interface", "address"]
+        constraints = [models.UniqueConstraint(fields=["hypervisor", "address"], name="one_data_address")]
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix}"
+
+
+class VolumeGroup(models.Model):
+    hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="volume_groups")
+    name = models.CharField(max_length=128)
+    uuid = models.CharField(max_length=38)
+    size = models.BigIntegerField()
+    free = models.BigIntegerField()
+    extent_size = models.BigIntegerField()
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["hypervisor", "name"], name="one_volume_group")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def used(self) -> int:
+        return self.size - self.free
+
+
+class LogicalVolume(models.Model):
+    volume_group = models.ForeignKey(VolumeGroup, models.CASCADE, related_name="logical_volumes")
+    name = models.CharField(max_length=128)
+    uuid = models.CharField(max_length=38)
+    size = models.BigIntegerField()
+    attributes = models.CharField(max_length=16)
+    is_open = models.BooleanField()
+    tags = models.JSONField(default=list)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["volume_group", "uuid"], name="one_logical_volume")]
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def path(self) -> str:
+        """VG/LV, as LVM writes it."""
+        return f"{self.volume_group.name}/{self.name}"
+
+
+class Share(models.Model):
+    """An NFS export that holds instances; hypervisors mount it each at a path of their own."""
+
+    source = models.CharField(max_length=255, unique=True)
+    size = models.BigIntegerField()
+    free = models.BigIntegerField()
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["source"]
+
+    def __str__(self) -> str:
+        return self.source
+
+    @property
+    def used(self) -> int:
+        return self.size - self.free
+
+
+class Mount(models.Model):
+    hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="mounts")
+    share = models.ForeignKey(Share, models.CASCADE, related_name="mounts")
+    path = models.CharField(max_length=255)
+    options = models.TextField(blank=True)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["path"]
+        constraints = [models.UniqueConstraint(fields=["hypervisor", "path"], name="one_mount")]
+
+    def __str__(self) -> str:
+        return f"{self.share.source} on {self.path}"
+
+
+class Instance(models.Model):
+    """An instance seen on a hypervisor, with those of its disks that lie on a mounted share."""
+
+    hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="instances")
+    uuid = models.CharField(max_length=36)
+    name = models.CharField(max_length=255)
+    state = models.CharField(max_length=40)
+    disks = models.JSONField(default=list)  # [{"name": "disk.local", "path": …, "format": …}]
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["hypervisor", "uuid"], name="one_instance")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ReachQuerySet(models.QuerySet["Reach"]):
+    def open(self) -> Self:
+        return self.filter(state="open")
+
+
+class Reach(models.Model):
+    """Whether this hypervisor reaches a data address of another one on a port."""
+
+    hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="reaches")
+    address = models.GenericIPAddressField()
+    port = models.PositiveIntegerField()
+    state = models.CharField(max_length=20)
+    seen_at = models.DateTimeField()
+
+    objects = ReachQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["address", "port"]
+        constraints = [models.UniqueConstraint(fields=["hypervisor", "address", "port"], name="one_reach")]
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port} {self.state}"

@@ -1,0 +1,92 @@
+"""What every way to a hypervisor has in common: its address, the request, the answer and the errors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a hypervisor is, and as whom volmig enters it."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str  # the pinned key, "ssh-ed25519 AAAA…"
+    shipped: bool = False  # True: root login, hostctl is sent there; False: an installed hostctl is the forced command
+    key_file: str = ""  # empty: only the SSH agent's keys
+    bastion: "Address | None" = None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+class HostError(Exception):
+    """Something went wrong between volmig and a hypervisor; str() is a sentence for people.
+
+    `touched` tells whether anything was changed on the hypervisor: no, yes, or not known (None).
+    """
+
+    def __init__(self, tried: str, found: str, next_step: str = "", touched: bool | None = False) -> None:
+        self.tried, self.found, self.next_step, self.touched = tried, found, next_step, touched
+        super().__init__(tried, found, next_step, touched)
+
+    def __str__(self) -> str:
+        return f"Tried to {self.tried}: {self.found}. {self.next_step}".strip()
+
+
+class Unreachable(HostError):  # noqa: N818 - these are the words that callers read
+    """Refused, timed out or dropped; passes by itself, so callers try again later."""
+
+
+class HostKeyUnknown(HostError):  # noqa: N818
+    """Nobody has pinned a host key yet."""
+
+
+class HostKeyChanged(HostError):  # noqa: N818
+    """The host offered another key than the pinned one; callers quarantine it and never retry."""
+
+
+class HostctlDiffers(HostError):  # noqa: N818
+    """The hostctl on the host is missing or is not the one that this volmig ships."""
+
+
+class Garbled(HostError):  # noqa: N818
+    """The answer is not the JSON document that was expected."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a hostctl verb; sizes in `args` are bytes."""
+
+    verb: str
+    args: dict[str, Any] = field(default_factory=dict)
+    job: str = ""
+    number: int = 0
+    step: str = ""
+    direction: str = "do"
+    attempt: int = 1
+    fence: int = 0
+    stops: str = ""  # a unit of the same job to stop first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What hostctl said; `commands` is every command that it ran."""
+
+    state: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    commands: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, Any] | None = None
+    unit: str = ""
+    boot_id: str = ""
+
+
+class Host(Protocol):
+    """A way to call hostctl; `watch` yields its lines and raises Unreachable after 10 s of silence."""
+
+    def call(self, request: Request, timeout: float = 20) -> Answer: ...
+    def watch(self) -> Iterator[dict[str, Any]]: ...
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Migrations: what is asked, planned, approved, run and remembered."""

@@ -1,0 +1,75 @@
+"""Fixtures for every test: a data directory of its own, people with roles, and a queue that is drained by hand."""
+
+import os
+import tempfile
+from importlib.util import find_spec
+
+# Before the settings are imported: tests never touch the data of a volmig that runs from this clone.
+os.environ["VOLMIG_DATA"] = os.environ.get("VOLMIG_TEST_DATA") or tempfile.mkdtemp(prefix="volmig-test-")
+os.environ.setdefault("VOLMIG_ALLOWED_HOSTS", "127.0.0.1,localhost,testserver")
+os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
+
+import pytest
+
+pytest_plugins = ["tests.lab.fixtures"] if find_spec("tests.lab") and find_spec("tests.lab.fixtures") else []
+
+
+def pytest_configure():
+    from django.conf import settings
+
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a second saved for each person
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_can_be_emptied():
+    """Lets transactional tests empty the tables: the record's triggers refuse that, and roles come by migration."""
+    from django.test import TransactionTestCase
+
+    tear_down = TransactionTestCase._fixture_teardown
+
+    def empty(case):
+        from django.contrib.auth.models import Group
+
+        from volmig.accounts.roles import ALLOWS
+        from volmig.record.apps import drop_triggers, make_triggers
+
+        drop_triggers()
+        tear_down(case)
+        make_triggers()
+        for name in ALLOWS:
+            Group.objects.get_or_create(name=name)
+
+    TransactionTestCase._fixture_teardown = empty
+    yield
+    TransactionTestCase._fixture_teardown = tear_down
+
+
+@pytest.fixture
+def person(db, django_user_model):
+    """Makes people: person("ann", "operator", "viewer")."""
+    from django.contrib.auth.models import Group
+
+    def make(name, *roles, **fields):
+        user = django_user_model.objects.create_user(name, password="correct horse battery", **fields)
+        user.groups.set(Group.objects.filter(name__in=roles))
+        return user
+
+    return make
+
+
+@pytest.fixture
+def drain(db):
+    """Runs what is queued, in order, until nothing is left; returns the names of the tasks that ran."""
+    from django.utils.module_loading import import_string
+    from django_q.models import OrmQ
+
+    def run(limit=100):
+        ran = []
+        while len(ran) < limit and (queued := OrmQ.objects.order_by("pk").first()):
+            task = queued.task
+            queued.delete()
+            import_string(task["func"])(*task["args"])
+            ran.append(task["func"])
+        return ran
+
+    return run

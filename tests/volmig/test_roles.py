@@ -1,0 +1,46 @@
+"""Roles and what they allow."""
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Group
+
+from volmig.accounts.roles import ALLOWS, SENTENCES, may
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_migration_made_every_role():
+    assert set(Group.objects.values_list("name", flat=True)) >= set(ALLOWS)
+
+
+@pytest.mark.parametrize(
+    ("role", "verbs"),
+    [
+        ("viewer", {"view"}),
+        ("operator", {"view", "submit"}),
+        ("approver", {"view", "approve"}),
+        ("administrator", {"view", "administer", "audit"}),
+        ("auditor", {"view", "audit"}),
+    ],
+)
+def test_a_role_allows_its_verbs_and_no_other(person, role, verbs):
+    user = person("ann", role)
+    assert {verb for verb in SENTENCES if may(user, verb)} == verbs
+
+
+def test_nobody_without_a_role_may_anything(person):
+    people = [person("ann"), AnonymousUser()]
+    assert not any(may(user, verb) for verb in SENTENCES for user in people)
+
+
+def test_a_disabled_superuser_may_nothing(person):
+    assert not may(person("root", is_superuser=True, is_active=False), "view")
+
+
+def test_a_superuser_has_every_role(person):
+    root = person("root", is_superuser=True)
+    assert all(may(root, verb) for verb in SENTENCES)
+
+
+def test_an_unknown_verb_is_a_mistake_in_the_code(person):
+    with pytest.raises(ValueError, match="unknown verb"):
+        may(person("ann", "viewer"), "fly")

@@ -1,0 +1,1 @@
+"""volmig: moves an instance's data disk between hypervisors that keep disks differently."""

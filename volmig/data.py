@@ -1,0 +1,61 @@
+"""The data directory: where it is, and the secrets kept in it that are made on first use."""
+
+import os
+import secrets
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+def directory() -> Path:
+    """Returns the data directory (VOLMIG_DATA, default ./var), made with mode 0700 when missing."""
+    path = Path(os.environ.get("VOLMIG_DATA", "var")).absolute()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def write_once(path: Path, content: bytes) -> bytes:
+    """Writes a 0600 file unless it exists; returns what the file holds, whoever won the race."""
+    provisional = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(provisional, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    try:
+        os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
+    except FileExistsError:
+        pass
+    finally:
+        provisional.unlink()
+    return path.read_bytes()
+
+
+def secret(name: str) -> str:
+    """Returns the secret kept under this name, made on first use."""
+    path = directory() / name
+    content = path.read_bytes() if path.exists() else write_once(path, secrets.token_urlsafe(48).encode())
+    return content.decode().strip()
+
+
+def ssh_key() -> Path:
+    """Returns the path of volmig's own private SSH key, made on first use."""
+    path = directory() / "ssh_key"
+    if not path.exists():
+        key = Ed25519PrivateKey.generate()
+        write_once(
+            path,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+            ),
+        )
+    return path
+
+
+def ssh_public_key(path: Path) -> str:
+    """Returns the public half as one authorized_keys line; raises ValueError when the key has a passphrase."""
+    try:
+        private = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except TypeError as error:
+        raise ValueError(f"{path} is protected by a passphrase") from error
+    public = private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return f"{public.decode()} volmig"

@@ -1,0 +1,84 @@
+"""Notification by e-mail and by one signed webhook; a broken mail server never disturbs a migration."""
+
+import hashlib
+import hmac
+import json
+import logging
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import urljoin
+
+from django.conf import settings
+from django.core.mail import send_mail
+from django.db import DatabaseError, transaction
+from django.utils import timezone
+
+from volmig.models import Notice
+from volmig.queue import later
+
+KINDS = {"approval_waiting", "halted", "swap_done", "rolled_back", "quarantined"}
+log = logging.getLogger(__name__)
+
+
+def announce(kind: str, *, subject: str, text: str, url_path: str = "") -> None:
+    """Queues a notice of one of KINDS; never raises into the caller, whose work matters more."""
+    if kind not in KINDS:
+        log.error("unknown notice %s", kind)
+    try:
+        with transaction.atomic():
+            notice = Notice.objects.create(kind=kind, subject=subject[:200], text=text, url_path=url_path)
+            later("volmig.notify.send", notice.pk)
+    except DatabaseError:
+        log.exception("notice %s could not be queued: %s", kind, subject)
+
+
+def send(notice_id: int) -> None:
+    """Task: sends one notice by every way that is configured; what failed stays on the row."""
+    notice = Notice.objects.get(pk=notice_id)
+    ways: list[tuple[str, bool, Callable[[Notice], None]]] = [
+        ("emailed_at", bool(settings.NOTIFY_EMAILS), email),
+        ("posted_at", bool(settings.WEBHOOK_URL), post),
+    ]
+    for column, wanted, way in ways:
+        if wanted and getattr(notice, column) is None:
+            attempt(notice, column, way)
+
+
+def attempt(notice: Notice, column: str, way: Callable[[Notice], None]) -> None:
+    try:
+        way(notice)
+    except (OSError, ValueError) as error:
+        log.warning("notice %s was not sent: %s", notice.pk, error)
+        Notice.objects.filter(pk=notice.pk).update(error=f"{way.__name__}: {error}")
+    else:
+        Notice.objects.filter(pk=notice.pk).update(**{column: timezone.now()})
+
+
+def link(notice: Notice) -> str:
+    return urljoin(settings.PUBLIC_URL, notice.url_path) if notice.url_path else ""
+
+
+def email(notice: Notice) -> None:
+    body = f"{notice.text}\n\n{link(notice)}".strip()
+    send_mail(f"[volmig] {notice.subject}", body, settings.DEFAULT_FROM_EMAIL, settings.NOTIFY_EMAILS)
+
+
+def post(notice: Notice) -> None:
+    """Posts the notice as JSON; X-Volmig-Signature is sha256=<HMAC of the body under the shared secret>."""
+    if not settings.WEBHOOK_URL.startswith(("https://", "http://")):
+        raise ValueError("VOLMIG_WEBHOOK_URL must begin with https:// or http://")
+    body = json.dumps(
+        {
+            "id": notice.pk,
+            "kind": notice.kind,
+            "subject": notice.subject,
+            "text": notice.text,
+            "url": link(notice),
+            "at": notice.created_at.isoformat(),
+        }
+    ).encode()
+    signature = hmac.new(settings.WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
+    headers = {"Content-Type": "application/json", "X-Volmig-Signature": f"sha256={signature}"}
+    request = urllib.request.Request(settings.WEBHOOK_URL, data=body, headers=headers)  # noqa: S310 - checked above
+    with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+        pass

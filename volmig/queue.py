@@ -1,0 +1,28 @@
+"""The task queue; nothing else imports django-q."""
+
+import datetime as dt
+
+from django.utils import timezone
+from django_q.models import Schedule
+from django_q.tasks import async_task
+
+
+def later(dotted: str, *numbers: int) -> None:
+    """Queues a call as part of the current transaction; integers only, because the queue's payload is a pickle."""
+    if not all(type(number) is int for number in numbers):
+        raise TypeError(f"{dotted}: task arguments are integers only")
+    async_task(dotted, *numbers)
+
+
+def every_minute(dotted: str) -> None:
+    """Makes the schedule that queues this call once a minute; may be called again."""
+    Schedule.objects.get_or_create(
+        func=dotted,
+        defaults={
+            "name": dotted,
+            "schedule_type": Schedule.MINUTES,
+            "minutes": 1,
+            "repeats": -1,
+            "next_run": timezone.now() + dt.timedelta(seconds=5),
+        },
+    )

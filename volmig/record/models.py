@@ -1,0 +1,122 @@
+"""Events: append-only rows, each signed together with the one before it."""
+
+import hashlib
+import hmac
+import json
+from datetime import UTC
+from typing import Any, Self
+
+from django.conf import settings
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models, transaction
+from django.utils import timezone
+
+SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "action", "job", "object", "data")
+
+
+class ChainHead(models.Model):
+    """The last link; its row lock gives every event its place, so it is always taken last."""
+
+    seq = models.BigIntegerField(default=0)
+    hash = models.CharField(max_length=64, default="", blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.hash}"
+
+
+class EventQuerySet(models.QuerySet["Event"]):
+    def of_job(self, number: int) -> Self:
+        return self.filter(job=number)
+
+
+class Event(models.Model):
+    """What was decided or done, by whom and from where."""
+
+    seq = models.BigIntegerField(unique=True)
+    at = models.DateTimeField()
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+")
+    actor_name = models.CharField(max_length=150, blank=True)
+    role = models.CharField(max_length=200, blank=True)
+    session = models.CharField(max_length=16, blank=True)
+    address = models.CharField(max_length=45, blank=True)
+    action = models.CharField(max_length=80)
+    job = models.BigIntegerField(null=True, blank=True)
+    object = models.CharField(max_length=255, blank=True)
+    data = models.JSONField(default=dict, blank=True, encoder=DjangoJSONEncoder)
+    prev_hash = models.CharField(max_length=64, blank=True)
+    hash = models.CharField(max_length=64)
+
+    objects = EventQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-seq"]
+        indexes = [
+            models.Index(fields=["job", "-seq"], name="event_by_job"),
+            models.Index(fields=["action", "-seq"], name="event_by_action"),
+            models.Index(fields=["actor", "-seq"], name="event_by_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.action} {self.object}".strip()
+
+    @classmethod
+    def append(
+        cls,
+        action: str,
+        *,
+        actor: Any = None,
+        job: int | None = None,
+        object: str = "",  # noqa: A002 - the word of the record
+        data: dict[str, Any] | None = None,
+        request: Any = None,
+    ) -> "Event":
+        """Adds an event after the last one, in the caller's transaction when there is one."""
+        actor = actor or (request.user if request and request.user.is_authenticated else None)
+        plain = json.loads(json.dumps(data or {}, cls=DjangoJSONEncoder))  # what is signed is what is read back
+        event = cls(at=timezone.now(), action=action, actor=actor, job=job, object=object[:255], data=plain)
+        event.describe(actor, request)
+        with transaction.atomic():
+            head, _ = ChainHead.objects.select_for_update().get_or_create(pk=1)
+            event.seq, event.prev_hash = head.seq + 1, head.hash
+            event.hash = event.signature()
+            event.save(force_insert=True)
+            ChainHead.objects.filter(pk=1).update(seq=event.seq, hash=event.hash)
+        return event
+
+    def describe(self, actor: Any, request: Any) -> None:
+        """Fills in who acted and from where, in words that stay true when the account changes."""
+        if actor:
+            self.actor_name = actor.get_username()
+            groups = actor.groups.order_by("name").values_list("name", flat=True)
+            self.role = "superuser" if actor.is_superuser else ", ".join(groups)
+        if request:
+            self.address = request.META.get("REMOTE_ADDR", "")
+            key = getattr(request.session, "session_key", None) or ""
+            # Enough to tell sessions apart; not enough to take one over.
+            self.session = hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+
+    def signature(self) -> str:
+        values = {name: getattr(self, name) for name in SIGNED}
+        values["at"] = self.at.astimezone(UTC).isoformat(timespec="microseconds")
+        line = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        message = f"{self.prev_hash}\n{line}".encode()
+        return hmac.new(settings.AUDIT_KEY.encode(), message, hashlib.sha256).hexdigest()
+
+
+def verify() -> list[str]:
+    """Walks the whole chain; returns a sentence for each fault, and none when it is whole."""
+    faults, last_seq, last_hash = [], 0, ""
+    for event in Event.objects.order_by("seq").iterator(chunk_size=1000):
+        if event.seq != last_seq + 1:
+            faults.append(f"Events {last_seq + 1} to {event.seq - 1} are missing.")
+        if event.prev_hash != last_hash:
+            faults.append(f"Event {event.seq} does not follow from the one before it.")
+        if not hmac.compare_digest(event.hash, event.signature()):
+            faults.append(f"Event {event.seq} was changed after it was written.")
+        last_seq, last_hash = event.seq, event.hash
+    head = ChainHead.objects.filter(pk=1).first()
+    if head and (head.seq, head.hash) != (last_seq, last_hash):
+        faults.append(f"The record ends at event {last_seq}, but {head.seq} were written.")
+    if not head and last_seq:
+        faults.append("The head of the chain is missing.")
+    return faults

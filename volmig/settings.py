@@ -1,0 +1,213 @@
+"""Settings: safe defaults for one machine, and VOLMIG_ environment variables for everything else."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from volmig import data
+
+
+def text(name: str, default: str = "") -> str:
+    return os.environ.get(f"VOLMIG_{name}", default)
+
+
+def number(name: str, default: int) -> int:
+    return int(text(name) or default)
+
+
+def flag(name: str, default: bool) -> bool:
+    return text(name, "yes" if default else "no").lower() in {"1", "yes", "true", "on"}
+
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA = data.directory()
+
+DEBUG = flag("DEBUG", False)
+SECRET_KEY = data.secret("secret_key")
+AUDIT_KEY = data.secret("audit_key")  # kept outside the database: who can edit rows cannot forge the chain
+ALLOWED_HOSTS = text("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
+LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}
+PUBLIC_URL = text("PUBLIC_URL", "http://127.0.0.1:8000")  # for links in notifications
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL.startswith("https:") else []
+
+INSTALLED_APPS = [
+    "volmig.apps.VolmigConfig",
+    "volmig.accounts",
+    "volmig.record",
+    "hosts",
+    "jobs",
+    "channels",
+    "django_htmx",
+    "django_q",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.humanize",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+ROOT_URLCONF = "volmig.urls"
+ASGI_APPLICATION = "volmig.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "builtins": ["volmig.templatetags.units"],
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                *(["jobs.views.chrome"] if find_spec("jobs.views") else []),
+            ],
+        },
+    }
+]
+
+
+def sqlite(path: Path) -> dict[str, Any]:
+    # A deferred transaction that reads and then writes fails at once when another process writes: IMMEDIATE waits.
+    # FULL, because "disk swapped" must survive a power cut.
+    pragmas = (
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-8000;"
+    )
+    options = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": pragmas}
+    # Tests in several processes (live server, workers) need a file, not a database in one process's memory.
+    test = {"NAME": path.with_name("test.sqlite3")}
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": options, "TEST": test}
+
+
+def postgresql(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.lstrip("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
+        "PORT": parts.port or "",
+        "CONN_HEALTH_CHECKS": True,
+        "CONN_MAX_AGE": 60,
+    }
+
+
+DATABASES = {"default": postgresql(text("DB")) if text("DB") else sqlite(DATA / "db.sqlite3")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# retry must exceed (queue_limit / workers + 2) * timeout, or prefetched tasks run twice; volmig.apps checks it.
+Q_CLUSTER = {
+    "name": "volmig",
+    "orm": "default",
+    "workers": number("WORKERS", 2),
+    "queue_limit": number("WORKERS", 2),
+    "bulk": 1,
+    "timeout": 120,
+    "retry": 900,
+    "ack_failures": True,
+    "max_attempts": 1,
+    "catch_up": False,
+    "recycle": 200,
+    "save_limit": 200,
+    "poll": 0.3,
+    "guard_cycle": 1,
+}
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "overview"
+LOGOUT_REDIRECT_URL = "login"
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = text("TIME_ZONE", "UTC")
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = DATA / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+COLLECTED = (STATIC_ROOT / "staticfiles.json").exists()
+WHITENOISE_USE_FINDERS = not COLLECTED
+STATIC_STORAGE = (
+    "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    if COLLECTED
+    else "django.contrib.staticfiles.storage.StaticFilesStorage"
+)
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": STATIC_STORAGE},
+}
+
+# On by default as soon as another machine can be served; a laptop on loopback has no certificate.
+SECURE = flag("SECURE", not (DEBUG or LOOPBACK_ONLY))
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
+SESSION_COOKIE_NAME = "__Host-sessionid" if SECURE else "sessionid"
+CSRF_COOKIE_NAME = "__Host-csrftoken" if SECURE else "csrftoken"
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_AGE = 8 * 3600
+SECURE_SSL_REDIRECT = SECURE
+SECURE_HSTS_SECONDS = 31536000 if SECURE else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
+SECURE_REDIRECT_EXEMPT = [r"^healthz$"]
+SECURE_REFERRER_POLICY = "same-origin"
+if flag("BEHIND_PROXY", False):  # only behind a proxy that removes this header from what clients send
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'self'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:"],  # Bootstrap's CSS has its small icons as data
+        "object-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+    }
+}
+
+SSH_KEY = text("SSH_KEY")  # path of a private key; empty: volmig's own; "agent": keys of the SSH agent only
+LEASE_SECONDS = number("LEASE_SECONDS", 30)
+LOCK_MARGIN = number("LOCK_MARGIN", 30)
+STOP_DEADLINE = number("STOP_DEADLINE", 180)
+REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
+
+NOTIFY_EMAILS = [address for address in text("NOTIFY_EMAILS").split(",") if address]
+WEBHOOK_URL = text("WEBHOOK_URL")
+WEBHOOK_SECRET = text("WEBHOOK_SECRET")
+email = urlsplit(text("EMAIL_URL"))  # smtp://user:password@host:port, smtps:// for TLS from the start
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if email.hostname else 'console'}.EmailBackend"
+EMAIL_HOST, EMAIL_PORT = email.hostname or "localhost", email.port or 25
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = unquote(email.username or ""), unquote(email.password or "")
+EMAIL_USE_SSL, EMAIL_USE_TLS = email.scheme == "smtps", email.scheme == "smtp+tls"
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = text("EMAIL_FROM", "volmig@localhost")
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": text("LOG_LEVEL", "INFO")},
+    "loggers": {"paramiko": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
+}

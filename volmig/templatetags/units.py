@@ -1,0 +1,52 @@
+"""Filters that print quantities in an operator's units, with the exact figure on hover."""
+
+import datetime as dt
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+
+register = template.Library()
+GIB, MIB = 1024**3, 1024**2
+
+
+def spoken(seconds: float) -> str:
+    """Returns a length of time in its two largest units: 4 s, 3 min 12 s, 5 h 2 min, 2 d 3 h."""
+    seconds = max(0, round(seconds))
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    first = next((index for index, (_, length) in enumerate(units) if seconds >= length), 3)
+    parts = []
+    for name, length in units[first : first + 2]:
+        count, seconds = divmod(seconds, length)
+        parts.append(f"{count} {name}" if count or not parts else "")
+    return " ".join(part for part in parts if part)
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    return "–" if seconds is None else spoken(seconds)
+
+
+@register.filter
+def age(at: dt.datetime | None) -> str:
+    """How long ago, with the absolute time and its zone on hover."""
+    if at is None:
+        return format_html('<span class="text-secondary">{}</span>', "never")
+    local = timezone.localtime(at)
+    ago = spoken((timezone.now() - at).total_seconds())
+    full = local.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return format_html('<time datetime="{}" title="{}">{} ago</time>', local.isoformat(), full, ago)
+
+
+@register.filter
+def size(count: int | None) -> str:
+    """Bytes as GiB (MiB below one), with the exact bytes on hover."""
+    if count is None:
+        return "–"
+    amount = f"{count / GIB:.1f} GiB" if count >= GIB or count == 0 else f"{count / MIB:.1f} MiB"
+    return format_html('<span title="{} bytes">{}</span>', f"{count:,}".replace(",", "\u202f"), amount)
+
+
+@register.filter
+def rate(bytes_per_second: float | None) -> str:
+    return "–" if bytes_per_second is None else f"{bytes_per_second / MIB:.1f} MiB/s"
