@@ -1,4 +1,4 @@
 """Addresses of the hypervisor pages."""
 
 app_name = "hosts"
-urlpatterns: list = []
+urlpatterns: list[object] = []

@@ -21,7 +21,7 @@ def queue_is_safe(**_: Any) -> list[CheckMessage]:
 
 
 def queue_faults() -> list[str]:
-    cluster = settings.Q_CLUSTER
+    cluster: dict[str, Any] = dict(settings.Q_CLUSTER)
     longest = (cluster["queue_limit"] / cluster["workers"] + 2) * cluster["timeout"]
     wanted = {
         "orm must name the default database, so that enqueueing is part of the transaction": cluster.get("orm")

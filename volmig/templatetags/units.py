@@ -15,7 +15,7 @@ def spoken(seconds: float) -> str:
     seconds = max(0, round(seconds))
     units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
     first = next((index for index, (_, length) in enumerate(units) if seconds >= length), 3)
-    parts = []
+    parts: list[str] = []
     for name, length in units[first : first + 2]:
         count, seconds = divmod(seconds, length)
         parts.append(f"{count} {name}" if count or not parts else "")

@@ -1,0 +1,365 @@
+"""SSH to hypervisors: one pinned key each, a hostctl of known hash, and no wait without an end."""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import json
+import secrets
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import paramiko
+
+from hosts.remote import hostctl
+from hosts.remote.host import (
+    STATES,
+    Address,
+    Answer,
+    Garbled,
+    HostctlDiffers,
+    HostError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    Request,
+    Unreachable,
+)
+
+CONNECT_SECONDS = 10
+SILENCE_SECONDS = 10
+ANSWER_CAP = 4 * 1024 * 1024
+LINE_CAP = 64 * 1024
+STDERR_KEPT = 4096
+SHIPPED_DIRECTORY = "/var/lib/volmig/bin"
+# paramiko still offers these; every hypervisor that is alive has better ones.
+WEAK = {
+    "ciphers": ["aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc"],
+    "macs": ["hmac-sha1", "hmac-md5", "hmac-sha1-96", "hmac-md5-96"],
+}
+ANSWER_TYPES: dict[str, tuple[type, ...]] = {
+    "state": (str,),
+    "evidence": (dict,),
+    "commands": (list,),
+    "error": (dict, type(None)),
+    "unit": (str,),
+    "boot_id": (str,),
+    "hash": (str,),
+}
+
+
+def fingerprint(key: str) -> str:
+    """Returns the fingerprint of a "type base64" key as ssh-keygen -l prints it."""
+    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def public_text(key: paramiko.PKey) -> str:
+    return f"{key.get_name()} {key.get_base64()}"
+
+
+def offered_key(host: str, port: int, bastion: Address | None = None) -> str:
+    """Returns the host key that the machine offers, before anybody trusts it; no login is tried."""
+    with contextlib.ExitStack() as stack, told_plainly(f"ask {host}:{port} for its host key"):
+        sock = stack.enter_context(connect(bastion)).tunnel(host, port) if bastion else dial(host, port)
+        transport = paramiko.Transport(sock, disabled_algorithms=WEAK)
+        stack.callback(transport.close)
+        transport.banner_timeout = CONNECT_SECONDS
+        transport.start_client(timeout=CONNECT_SECONDS)
+        return public_text(transport.get_remote_server_key())
+
+
+def dial(host: str, port: int) -> socket.socket:
+    return socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+
+
+def connect(address: Address) -> "SSHHost":
+    """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried."""
+    bastion = connect(address.bastion) if address.bastion else None
+    client = paramiko.SSHClient()
+    try:
+        with told_plainly(f"log in to {address}"):
+            enter(client, address, bastion.tunnel(address.host, address.port) if bastion else None)
+    except BaseException:
+        client.close()
+        if bastion:
+            bastion.close()
+        raise
+    return SSHHost(address, client, bastion)
+
+
+def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | None) -> None:
+    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
+    pinned = pinned_key(address)
+    client.get_host_keys().add(name, pinned.get_name(), pinned)
+    client.connect(
+        address.host,
+        port=address.port,
+        username=address.user,
+        key_filename=address.key_file or None,
+        allow_agent=not address.key_file,
+        look_for_keys=False,
+        sock=sock,
+        timeout=CONNECT_SECONDS,
+        banner_timeout=CONNECT_SECONDS,
+        auth_timeout=CONNECT_SECONDS,
+        channel_timeout=CONNECT_SECONDS,
+        disabled_algorithms=WEAK,
+    )
+
+
+def pinned_key(address: Address) -> paramiko.PKey:
+    try:
+        kind, body = address.host_key.split()[:2]
+        return paramiko.PKey.from_type_string(kind, base64.b64decode(body, validate=True))
+    except (ValueError, binascii.Error, paramiko.SSHException, paramiko.pkey.UnknownKeyType) as error:
+        raise HostKeyUnknown(f"log in to {address}", "no usable host key is pinned", "Pin its host key.") from error
+
+
+@contextlib.contextmanager
+def told_plainly(tried: str, touched: bool | None = False) -> Iterator[None]:
+    """Turns what paramiko and sockets raise into HostError with a sentence for people."""
+    try:
+        yield
+    except paramiko.BadHostKeyException as error:
+        offered, pinned = fingerprint(public_text(error.key)), fingerprint(public_text(error.expected_key))
+        found = f"it offered the host key {offered}, but {pinned} is pinned"
+        raise HostKeyChanged(tried, found, "Find out why before anybody pins it again.") from error
+    except paramiko.AuthenticationException as error:
+        found = f"the login was refused ({error})"
+        raise HostError(tried, found, "Check the user, and that volmig's key is in its authorized_keys.") from error
+    except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
+        found = str(error) or f"no answer within {CONNECT_SECONDS} s"
+        raise Unreachable(tried, found, "volmig tries again by itself.", touched) from error
+
+
+class SSHHost:
+    """A hypervisor that was entered; one caller at a time, like the channel that it stands for."""
+
+    def __init__(self, address: Address, client: paramiko.SSHClient, bastion: "SSHHost | None" = None) -> None:
+        self.address, self.client, self.bastion = address, client, bastion
+        self.hash = hostctl.source_hash()
+
+    def __enter__(self) -> "SSHHost":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.client.close()
+        if self.bastion:
+            self.bastion.close()
+
+    def tunnel(self, host: str, port: int) -> paramiko.Channel:
+        """Opens a direct-tcpip channel to a machine behind this one."""
+        return self.transport().open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=CONNECT_SECONDS)
+
+    def transport(self) -> paramiko.Transport:
+        transport = self.client.get_transport()
+        if transport is None:
+            raise EOFError("the connection is closed")
+        return transport
+
+    def call(self, request: Request, timeout: float = 20) -> Answer:
+        """Calls a hostctl verb and returns its answer; `timeout` seconds bound the whole call."""
+        output = self.ask(request, timeout)
+        if self.address.shipped and output.says_missing():
+            self.ship(timeout)
+            output = self.ask(request, timeout)
+        return self.understood(request, output)
+
+    def ask(self, request: Request, timeout: float) -> "Output":
+        document = json.dumps(asdict(request) | {"hash": self.hash}).encode()
+        return self.run(f"call {request.verb} on {self.address}", self.command(), document, timeout)
+
+    def command(self) -> str:
+        """The string for sshd; an installed hostctl is a forced command, which ignores it."""
+        return f"/usr/bin/python3 -I {self.shipped_path()}" if self.address.shipped else "hostctl"
+
+    def shipped_path(self) -> str:
+        return f"{SHIPPED_DIRECTORY}/hostctl-{self.hash}"
+
+    def ship(self, timeout: float) -> None:
+        """Puts this volmig's hostctl on the host, under a name with its hash, whole or not at all."""
+        content = hostctl.bundle()
+        path, digest = self.shipped_path(), hashlib.sha256(content).hexdigest()
+        part = f"{path}.{secrets.token_hex(4)}"
+        script = (
+            f"set -e; umask 077; mkdir -p {SHIPPED_DIRECTORY}; cat > {part}; "
+            f"echo '{digest}  {part}' | sha256sum -c --status; sync {part}; mv -f {part} {path}"
+        )
+        tried = f"send hostctl to {self.address}"
+        output = self.run(tried, f"/bin/sh -c {shlex.quote(script)}", content, timeout)
+        if output.status != 0:
+            raise HostctlDiffers(tried, output.complaint(), "Check that /var/lib/volmig can be written by root.")
+
+    def run(self, tried: str, command: str, stdin: bytes, timeout: float) -> "Output":
+        output, sent = Output(), False
+        with told_plainly(tried), self.deadline(timeout) as expired:
+            channel = self.transport().open_session(timeout=min(timeout, CONNECT_SECONDS))
+            channel.settimeout(timeout)
+            channel.exec_command(command)
+            with told_plainly(tried, touched=None):
+                sent = True
+                channel.sendall(stdin)
+                channel.shutdown_write()
+                output.drain(channel)
+        # A connection that was cut looks like the end of the output; only an exit status proves a whole answer.
+        if expired.is_set() or output.status == -1:
+            found = f"no answer within {timeout:g} s" if expired.is_set() else "the connection was cut"
+            raise Unreachable(tried, found, "volmig tries again by itself.", None if sent else False)
+        return output
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Iterator[threading.Event]:
+        """Closes the connection when the time is over: some of paramiko's waits know no time-out."""
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self.client.close()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield expired
+        finally:
+            timer.cancel()
+
+    def understood(self, request: Request, output: "Output") -> Answer:
+        tried = f"call {request.verb} on {self.address}"
+        if output.says_missing():
+            found = f"hostctl is not there ({output.complaint()})"
+            raise HostctlDiffers(tried, found, "Install it as the hypervisor's page shows.")
+        if output.overflowed:
+            raise Garbled(tried, f"more than {ANSWER_CAP} bytes of answer", "Look at the host.", None)
+        return self.answer(tried, output.stdout, output.complaint())
+
+    def answer(self, tried: str, text: bytes, complaint: str) -> Answer:
+        document = parsed(text)
+        if document is None:
+            self.garbled(tried, f"{excerpt(text)} {complaint}".strip())
+        self.same_hostctl(tried, document)
+        faults = [name for name, types in ANSWER_TYPES.items() if not isinstance(document.get(name), types)]
+        faults += sorted(set(document) - set(ANSWER_TYPES))
+        if not faults and document["state"] not in STATES:
+            faults = ["state"]
+        if not faults and not all(isinstance(command, dict) for command in document["commands"]):
+            faults = ["commands"]
+        if faults:
+            self.garbled(tried, f"wrong or unknown fields: {', '.join(faults)}")
+        return Answer(**{name: value for name, value in document.items() if name != "hash"})
+
+    def same_hostctl(self, tried: str, document: dict[str, Any]) -> None:
+        found = document.get("hash")
+        if isinstance(found, str) and found != self.hash:
+            told = f"the host's hostctl is {found[:64]!r}, this volmig's is {self.hash}"
+            raise HostctlDiffers(tried, told, "Install this volmig's hostctl on the host.")
+
+    def garbled(self, tried: str, found: str) -> NoReturn:
+        next_step = "Look for a banner or a start file of the shell that prints something."
+        raise Garbled(tried, f"the answer is not hostctl's: {found}", next_step, None)
+
+    def watch(self) -> Iterator[dict[str, Any]]:
+        """Yields progress, ended and beat lines; raises Unreachable after 10 s of silence."""
+        tried = f"watch {self.address}"
+        with told_plainly(tried):
+            with self.deadline(CONNECT_SECONDS):
+                channel = self.transport().open_session(timeout=CONNECT_SECONDS)
+                channel.settimeout(SILENCE_SECONDS)
+                channel.exec_command(self.command())
+                channel.sendall(json.dumps(asdict(Request("watch")) | {"hash": self.hash}).encode())
+                channel.shutdown_write()
+            with contextlib.closing(channel):
+                for line in lines(channel):
+                    yield self.watched(tried, line)
+        raise Unreachable(tried, "the watch ended", "volmig tries again by itself.")
+
+    def watched(self, tried: str, line: bytes) -> dict[str, Any]:
+        document = parsed(line)
+        if document is None or len(line) > LINE_CAP:
+            self.garbled(tried, excerpt(line))
+        if len(document) != 1 or not set(document) <= {"progress", "ended", "beat"}:
+            self.answer(tried, line, "")  # a refusal, or a hostctl of another hash
+            self.garbled(tried, excerpt(line))
+        return document
+
+
+def lines(channel: paramiko.Channel) -> Iterator[bytes]:
+    buffer = b""
+    while chunk := channel.recv(65536):
+        while channel.recv_stderr_ready():  # unread, it would use up the window that both streams share
+            channel.recv_stderr(65536)
+        *whole, buffer = (buffer + chunk).split(b"\n")
+        yield from (line for line in whole if line)
+        if len(buffer) > LINE_CAP:
+            yield buffer
+
+
+class Output:
+    """What a command printed, within caps, and its exit status (-1: none came)."""
+
+    def __init__(self) -> None:
+        self.stdout, self.stderr, self.status, self.overflowed = b"", b"", -1, False
+
+    def drain(self, channel: paramiko.Channel) -> None:
+        """Reads both streams to their end, then the status: the other order hangs on large outputs."""
+        parts, size, limit = [], 0, time.monotonic() + (channel.gettimeout() or 0)
+        channel.settimeout(0.2)  # both streams share a window, so neither may be waited for alone
+        while not self.overflowed:
+            while channel.recv_stderr_ready():
+                self.stderr = (self.stderr + channel.recv_stderr(65536))[-STDERR_KEPT:]
+            try:
+                chunk = channel.recv(65536)
+            except TimeoutError:
+                if time.monotonic() > limit:
+                    raise
+                continue
+            if not chunk:
+                break
+            parts.append(chunk)
+            size += len(chunk)
+            self.overflowed = size > ANSWER_CAP
+        self.stdout = b"".join(parts)
+        self.finish(channel, limit)
+
+    def finish(self, channel: paramiko.Channel, limit: float) -> None:
+        if not self.overflowed and channel.status_event.wait(max(0.0, limit - time.monotonic())):
+            self.status = channel.recv_exit_status()
+            while channel.recv_stderr_ready():
+                self.stderr = (self.stderr + channel.recv_stderr(65536))[-STDERR_KEPT:]
+        if self.overflowed:
+            self.status = 0
+        channel.close()
+
+    def says_missing(self) -> bool:
+        signs = (b"can't open file", b"command not found", b"No such file or directory", b"not found")
+        return not self.stdout and self.status != 0 and any(sign in self.stderr for sign in signs)
+
+    def complaint(self) -> str:
+        return f"{excerpt(self.stderr)} (exit {self.status})" if self.stderr else f"(exit {self.status})"
+
+
+def excerpt(text: bytes) -> str:
+    shown = text[:200].decode(errors="replace")
+    return repr("".join(letter if letter.isprintable() else " " for letter in shown).strip())
+
+
+def parsed(text: bytes) -> dict[str, Any] | None:
+    """Returns the one JSON object that the text is, or None."""
+    try:
+        document = json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)

@@ -1,0 +1,237 @@
+"""The SSH transport against a real sshd."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import pytest
+
+from hosts.remote import hostctl, ssh
+from hosts.remote.host import (
+    Garbled,
+    HostctlDiffers,
+    HostError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    Request,
+    Unreachable,
+)
+from tests.hosts.sshd import Sshd, free_port, keygen
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="needs openssh-server"),
+]
+HELLO = Request("hello")
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    with Sshd(tmp_path / "sshd") as server:
+        yield server
+
+
+def test_an_installed_hostctl_gets_one_request_and_its_answer_comes_back(sshd):
+    sshd.answer({"evidence": {"hostname": "src"}, "boot_id": "b"})
+    with ssh.connect(sshd.address) as host:
+        answer = host.call(Request("hello", {"a": 1}, job="j", number=3, step="s", attempt=2, fence=7))
+    assert (answer.state, answer.evidence, answer.boot_id) == ("done", {"hostname": "src"}, "b")
+    [request] = sshd.requests()
+    assert request == {
+        **{"verb": "hello", "args": {"a": 1}, "job": "j", "number": 3, "step": "s", "direction": "do"},
+        **{"attempt": 2, "fence": 7, "stops": "", "hash": hostctl.source_hash()},
+    }
+
+
+def test_two_calls_go_over_one_connection(sshd):
+    with ssh.connect(sshd.address) as host:
+        assert [host.call(HELLO).state for _ in range(2)] == ["done", "done"]
+
+
+def test_a_changed_host_key_is_refused_and_nothing_is_sent(sshd, tmp_path):
+    other = Sshd(tmp_path / "other")
+    address = dataclasses.replace(sshd.address, host_key=other.host_key)
+    with pytest.raises(HostKeyChanged) as caught:
+        ssh.connect(address)
+    assert ssh.fingerprint(sshd.host_key) in str(caught.value)
+    assert ssh.fingerprint(other.host_key) in str(caught.value)
+    assert sshd.requests() == []
+
+
+def test_a_host_key_of_another_type_is_refused(sshd, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / "rsa")], check=True)
+    rsa = " ".join((tmp_path / "rsa.pub").read_text().split()[:2])
+    with pytest.raises(HostKeyChanged):
+        ssh.connect(dataclasses.replace(sshd.address, host_key=rsa))
+    assert sshd.requests() == []
+
+
+@pytest.mark.parametrize("key", ["", "ssh-ed25519", "ssh-ed25519 %%%", "nonsense AAAA"])
+def test_without_a_usable_pinned_key_nobody_connects(sshd, key):
+    with pytest.raises(HostKeyUnknown):
+        ssh.connect(dataclasses.replace(sshd.address, host_key=key))
+
+
+def test_the_offered_key_is_shown_as_ssh_keygen_shows_it(sshd):
+    assert ssh.offered_key("127.0.0.1", sshd.port) == sshd.host_key
+    listing = subprocess.run(
+        ["ssh-keygen", "-lf", str(sshd.home / "host_key.pub")], capture_output=True, text=True, check=True
+    )
+    assert ssh.fingerprint(sshd.host_key) == listing.stdout.split()[1]
+
+
+def test_a_key_that_is_not_authorised_is_refused_plainly(sshd, tmp_path):
+    address = dataclasses.replace(sshd.address, key_file=str(keygen(tmp_path / "stranger")))
+    with pytest.raises(HostError, match="login was refused") as caught:
+        ssh.connect(address)
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_a_closed_port_is_unreachable():
+    with pytest.raises(Unreachable):
+        ssh.offered_key("127.0.0.1", free_port())
+
+
+def test_keys_of_the_agent_open_the_door(sshd, tmp_path, monkeypatch):
+    socket = tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            time.sleep(0.01)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        subprocess.run(["ssh-add", "-q", str(sshd.user_key)], check=True, stderr=subprocess.DEVNULL)
+        with ssh.connect(dataclasses.replace(sshd.address, key_file="")) as host:
+            assert host.call(HELLO).state == "done"
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def test_a_bastion_carries_the_connection_and_both_keys_are_pinned(sshd, tmp_path):
+    with Sshd(tmp_path / "bastion", forced=False, user_key=sshd.user_key) as bastion:
+        behind = dataclasses.replace(sshd.address, bastion=bastion.address)
+        with ssh.connect(behind) as host:
+            assert host.call(HELLO).state == "done"
+        assert ssh.offered_key("127.0.0.1", sshd.port, bastion.address) == sshd.host_key
+        for wrong in (
+            dataclasses.replace(behind, host_key=bastion.host_key),
+            dataclasses.replace(behind, bastion=dataclasses.replace(bastion.address, host_key=sshd.host_key)),
+        ):
+            with pytest.raises(HostKeyChanged):
+                ssh.connect(wrong)
+    assert len(sshd.requests()) == 1
+
+
+def test_a_frozen_host_is_noticed_in_the_time_given(sshd):
+    with ssh.connect(sshd.address) as host:
+        sshd.freeze()
+        begun = time.monotonic()
+        with pytest.raises(Unreachable) as caught:
+            host.call(HELLO, timeout=1.5)
+        assert time.monotonic() - begun < 4
+    assert caught.value.touched is False
+    assert sshd.requests() == []
+
+
+def test_an_answer_that_does_not_come_in_time_leaves_open_whether_something_was_touched(sshd):
+    sshd.behave("import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host, pytest.raises(Unreachable) as caught:
+        host.call(HELLO, timeout=1.5)
+    assert caught.value.touched is None
+
+
+def test_a_connection_cut_in_the_middle_is_unreachable_even_after_a_whole_answer(sshd):
+    sshd.behave("sys.stdout.write((home / 'answer').read_text()); sys.stdout.flush(); import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host:
+        cut = threading.Timer(1, host.client.close)
+        cut.start()
+        with pytest.raises(Unreachable, match="cut"):
+            host.call(HELLO, timeout=10)
+
+
+def test_a_wordy_standard_error_does_not_block_the_answer(sshd):
+    sshd.behave("sys.stderr.write('x' * 5_000_000); sys.stderr.flush()")
+    sshd.answer({"evidence": {"text": "y" * 3_000_000}})
+    with ssh.connect(sshd.address) as host:
+        assert len(host.call(HELLO).evidence["text"]) == 3_000_000
+
+
+WRONG = {
+    "a banner before it": lambda whole: b"Welcome to src\n" + whole,
+    "something after it": lambda whole: whole + b"\nbye",
+    "nothing": lambda whole: b"",
+    "no object": lambda whole: b"[1]",
+    "too deep": lambda whole: b"[" * 100_000,
+    "not a number": lambda whole: whole.replace(b'"boot_id": ""', b'"boot_id": NaN'),
+    "an unknown state": lambda whole: whole.replace(b'"done"', b'"fine"'),
+    "a missing field": lambda whole: whole.replace(b'"unit"', b'"units"'),
+    "a list of strings as commands": lambda whole: whole.replace(b'"commands": []', b'"commands": ["ls"]'),
+    "more than the cap": lambda whole: whole.replace(b'"unit": ""', b'"unit": "' + b"x" * 5_000_000 + b'"'),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_an_answer_that_is_not_hostctls_is_garbled(sshd, change):
+    sshd.answer(change((sshd.home / "answer").read_bytes()))
+    with ssh.connect(sshd.address) as host, pytest.raises(Garbled):
+        host.call(HELLO)
+
+
+def test_a_hostctl_of_another_hash_is_refused(sshd):
+    sshd.answer({"hash": "0123456789abcdef"})
+    with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers, match="0123456789abcdef"):
+        host.call(HELLO)
+
+
+def test_a_missing_hostctl_says_how_to_get_it(sshd):
+    (sshd.home / "stand_in").unlink()
+    with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers, match="Install it"):
+        host.call(HELLO)
+
+
+def test_hostctl_is_sent_to_a_root_login_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh, "SHIPPED_DIRECTORY", str(tmp_path / "bin"))
+    with Sshd(tmp_path / "sshd", forced=False) as sshd, ssh.connect(sshd.address) as host:
+        assert host.call(HELLO).state == "done"
+        [shipped] = (tmp_path / "bin").iterdir()
+        assert shipped.name == f"hostctl-{hostctl.source_hash()}"
+        assert hashlib.sha256(shipped.read_bytes()).digest() == hashlib.sha256(hostctl.bundle()).digest()
+        first = os.stat(shipped).st_ino
+        assert host.call(HELLO).state == "done"
+        assert os.stat(shipped).st_ino == first
+
+
+def test_watch_yields_lines_and_says_when_the_host_goes_silent(sshd, monkeypatch):
+    monkeypatch.setattr(ssh, "SILENCE_SECONDS", 1)
+    beat = json.dumps({"beat": 1})
+    sshd.behave(f"print('{beat}', flush=True); print('{beat}', flush=True); import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host:
+        stream = host.watch()
+        assert [next(stream), next(stream)] == [{"beat": 1}, {"beat": 1}]
+        begun = time.monotonic()
+        with pytest.raises(Unreachable):
+            next(stream)
+        assert time.monotonic() - begun < 3
+
+
+def test_watch_says_when_the_host_is_frozen(sshd, monkeypatch):
+    monkeypatch.setattr(ssh, "SILENCE_SECONDS", 1)
+    sshd.behave("import time\nwhile True: print('{\"beat\": 1}', flush=True); time.sleep(0.1)")
+    with ssh.connect(sshd.address) as host:
+        stream = host.watch()
+        assert next(stream) == {"beat": 1}
+        sshd.freeze()
+        with pytest.raises(Unreachable):
+            list(stream)
+
+
+@pytest.mark.parametrize("line", ["hello", '{"beat": 1, "more": 2}', "[]", "x" * 100_000])
+def test_watch_refuses_lines_that_are_not_its_own(sshd, line):
+    sshd.answer(line.encode() + b"\n")
+    with ssh.connect(sshd.address) as host, pytest.raises(Garbled):
+        next(host.watch())
