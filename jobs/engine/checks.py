@@ -1,0 +1,439 @@
+"""The pre-checks: what must hold before a disk is moved, each with a sentence for people and what was found."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from jobs.engine.facts import Contents, Destination, Disk, Facts, Group, Relay, Share, Source, Volume
+from jobs.engine.plan import Migration, qcow2_size, relay_size
+from jobs.engine.steps import HYPERVISORS
+
+BLOCKS: Final = "blocks"
+WARNS: Final = "warns"
+INFORMS: Final = "informs"
+SKEW: Final = 2.0
+AIR: Final = 16 << 20  # what the share needs besides the stage: directories, card, the filer's own metadata
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    severity: str
+    ok: bool
+    sentence: str
+    found: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a hypervisor gave no facts: in the words of the error that its transport raised."""
+
+    kind: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the database knows around a job: bytes that other jobs have reserved, other jobs, clocks, silent hosts."""
+
+    reserved_on_relay: int = 0
+    reserved_on_share: int = 0
+    job_with_volume: int | None = None
+    job_with_instance: int | None = None
+    skew: Mapping[str, float] = field(default_factory=dict)
+    trouble: Mapping[str, Trouble] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the checks look at; the properties are there because a check is only asked when they are."""
+
+    migration: Migration
+    facts: Facts
+    around: Around = Around()
+
+    @property
+    def volume(self) -> Volume | None:
+        return self.facts.source.volume if self.facts.source else None
+
+    @property
+    def disk(self) -> Disk | None:
+        return self.facts.destination.disk if self.facts.destination else None
+
+    @property
+    def group(self) -> Group | None:
+        return self.facts.relay.vg if self.facts.relay else None
+
+    @property
+    def share(self) -> Share | None:
+        return self.facts.relay.share if self.facts.relay else None
+
+    @property
+    def source(self) -> Source | None:
+        return self.facts.source
+
+    @property
+    def relay(self) -> Relay | None:
+        return self.facts.relay
+
+    @property
+    def destination(self) -> Destination | None:
+        return self.facts.destination
+
+    @property
+    def source_path(self) -> str:
+        return f"{self.migration.source_vg}/{self.migration.source_lv}"
+
+
+Finding = tuple[str, Any] | None
+Judge = Callable[..., Finding]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named check: `judge` gets the case and the facts named in `needs`; it is not asked when one is missing."""
+
+    name: str
+    severity: str
+    holds: str
+    judge: Judge
+    needs: tuple[str, ...]
+
+    def look(self, case: Case) -> Check | None:
+        facts = [getattr(case, need) for need in self.needs]
+        if any(fact is None for fact in facts):
+            return None
+        finding = self.judge(case, *facts)
+        if finding is None:
+            return Check(self.name, self.severity, True, self.holds)
+        return Check(self.name, self.severity, False, *finding)
+
+
+RULES: list[Rule] = []
+
+
+def rule(name: str, severity: str, holds: str, *needs: str) -> Callable[[Judge], Judge]:
+    def register(judge: Judge) -> Judge:
+        RULES.append(Rule(name, severity, holds, judge, needs))
+        return judge
+    return register
+
+
+def look(case: Case) -> list[Check]:
+    """Every check that the facts allow, hosts first."""
+    return [*_hosts(case), *(check for each in RULES if (check := each.look(case)))]
+
+
+def blocking(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check.severity == BLOCKS and not check.ok]
+
+
+def _hosts(case: Case) -> Iterator[Check]:
+    for role in HYPERVISORS:
+        name = case.migration.host(role)
+        trouble = case.around.trouble.get(role)
+        if trouble:
+            yield Check(f"{role} answers", BLOCKS, False, f"The {role} {name}: {trouble.sentence}", trouble.kind)
+        else:
+            yield Check(f"{role} answers", BLOCKS, True, f"The {role} {name} answers.")
+
+
+@rule("three hypervisors", BLOCKS, "The relay is neither the source nor the destination.")
+def _three(case: Case) -> Finding:
+    asked = case.migration
+    if asked.source == asked.destination:
+        return f"Source and destination are both {asked.source}; there is nothing to carry.", asked.source
+    if asked.relay in (asked.source, asked.destination):
+        return f"The relay {asked.relay} is also the source or the destination; choose another relay.", asked.relay
+    return None
+
+
+@rule("one job per volume", BLOCKS, "No other job moves this volume.")
+def _volume_is_not_in_a_job(case: Case) -> Finding:
+    other = case.around.job_with_volume
+    return (f"Migration {other} already moves {case.source_path}.", other) if other else None
+
+
+@rule("one job per instance", BLOCKS, "No other job works on this instance.")
+def _instance_is_not_in_a_job(case: Case) -> Finding:
+    other = case.around.job_with_instance
+    return (f"Migration {other} already works on {case.migration.instance_name}.", other) if other else None
+
+
+@rule("volume is there", BLOCKS, "The source volume is there.", "source")
+def _volume_is_there(case: Case, source: Source) -> Finding:
+    if source.volume is None:
+        return f"{case.source_path} is not on {case.migration.source} any more.", None
+    return None
+
+
+@rule("volume is the same", BLOCKS, "It is the volume that was chosen.", "volume")
+def _volume_is_the_same(case: Case, volume: Volume) -> Finding:
+    if volume.uuid != case.migration.lv_uuid:
+        return f"{case.source_path} is another volume now: it was {case.migration.lv_uuid}, it is {volume.uuid}.", (
+            volume.uuid)
+    if volume.size != case.migration.source_size:
+        return f"{case.source_path} has another size now: {case.migration.source_size} bytes became {volume.size}.", (
+            volume.size)
+    return None
+
+
+@rule("volume is free", BLOCKS, "Nothing has the source volume open.", "volume")
+def _volume_is_free(case: Case, volume: Volume) -> Finding:
+    if volume.holders:
+        return f"{case.source_path} is in use by {', '.join(volume.holders)}.", list(volume.holders)
+    if volume.open:
+        return f"{case.source_path} is open; LVM does not say who has it.", "open"
+    return None
+
+
+@rule("source instance is off", BLOCKS, "No instance runs on the source volume.", "source")
+def _source_instance_is_off(case: Case, source: Source) -> Finding:
+    guest = source.instance_running
+    if guest and guest.state != "shut off":
+        return f"Instance {guest.name} on {case.migration.source} uses {case.source_path} and is {guest.state}.", (
+            guest.uuid)
+    return None
+
+
+@rule("volume is readable", BLOCKS, "The source volume is active, whole and of a plain kind.", "volume")
+def _volume_is_readable(case: Case, volume: Volume) -> Finding:
+    problem = _attribute_problem(volume.attributes) or ("" if volume.active else "is not active")
+    return (f"{case.source_path} {problem}.", volume.attributes) if problem else None
+
+
+def _attribute_problem(attributes: str) -> str:
+    """What lvs' attribute characters tell against copying: kind, state and health."""
+    padded = attributes.ljust(9, "-")
+    kind, state, health = padded[0], padded[4], padded[8]
+    kinds = {"s": "is a snapshot", "S": "is a merging snapshot", "O": "is an origin that merges a snapshot",
+             "t": "is a thin pool", "e": "is a pool's metadata", "v": "is being converted by LVM",
+             "p": "is being moved by pvmove", "V": "is a thin volume; only plain volumes have been proved to copy"}
+    states = {"s": "is suspended", "S": "is suspended", "I": "has an invalid snapshot", "-": "is not active",
+              "i": "has a mapping without tables", "X": "is in an unknown state"}
+    healths = {"p": "has lost a physical volume", "X": "is in unknown health", "D": "lies in a thin pool without space",
+               "F": "lies in a failed thin pool", "M": "lies in a pool that needs repair"}
+    return kinds.get(kind) or states.get(state) or healths.get(health) or ""
+
+
+@rule("volume is plain", BLOCKS, "The source volume is not encrypted by its host.", "volume")
+def _volume_is_plain(case: Case, volume: Volume) -> Finding:
+    if volume.crypt:
+        return f"{case.source_path} lies under dm-crypt; its bytes are of no use without the key.", "crypt"
+    return None
+
+
+@rule("address of the relay", BLOCKS, "Source and relay share a data network.", "source")
+def _relay_has_an_address(case: Case, source: Source) -> Finding:
+    if not case.migration.relay_address:
+        return (f"{case.migration.source} and {case.migration.relay} have no data network in common; "
+                "NFS never uses the management network."), None
+    return None
+
+
+@rule("source reaches the relay", BLOCKS, "Nothing between source and relay filters NFS.", "source")
+def _source_reaches_the_relay(case: Case, source: Source) -> Finding:
+    # "refused" is a live machine whose service is not up yet; only silence tells of a firewall or a missing route.
+    shut = [f"{probe.port} ({probe.state})" for probe in source.reach if probe.state not in ("open", "refused")]
+    if shut:
+        return f"{case.migration.source} cannot reach {case.migration.relay_address}, ports {', '.join(shut)}.", shut
+    return None
+
+
+@rule("relay can serve NFS", BLOCKS, "The relay has an NFS server.", "relay")
+def _relay_can_serve(case: Case, relay: Relay) -> Finding:
+    missing = [unit for unit, state in relay.nfs_server.items() if state == "missing"]
+    if missing:
+        return f"The relay {case.migration.relay} lacks {', '.join(missing)}; install its NFS server.", missing
+    return None
+
+
+@rule("relay has the volume group", BLOCKS, "The relay's volume group is there.", "relay")
+def _group_is_there(case: Case, relay: Relay) -> Finding:
+    if relay.vg is None:
+        return f"{case.migration.relay} has no volume group {case.migration.relay_vg}.", None
+    return None
+
+
+@rule("relay has space", BLOCKS, "The relay has space for the temporary volume.", "group")
+def _relay_has_space(case: Case, group: Group) -> Finding:
+    need = relay_size(case.migration.source_size, group.extent_size)
+    left = group.free - case.around.reserved_on_relay
+    if need <= left:
+        return None
+    sentence = (f"{group.name} on {case.migration.relay} has {mib(left)} left ({mib(group.free)} free, "
+                f"{mib(case.around.reserved_on_relay)} reserved by other jobs); "
+                f"the temporary volume needs {mib(need)}.")
+    return sentence, {"need": need, "free": group.free, "reserved": case.around.reserved_on_relay}
+
+
+@rule("nothing of ours is left on the relay", BLOCKS, "The relay has nothing of the name that will be used.", "relay")
+def _relay_is_clean(case: Case, relay: Relay) -> Finding:
+    return _leftovers(case.migration.relay, relay.leftovers)
+
+
+@rule("nothing of ours is left on the share", BLOCKS, "The share has nothing left of this job.", "destination")
+def _share_is_clean(case: Case, destination: Destination) -> Finding:
+    return _leftovers(case.migration.destination, destination.leftovers)
+
+
+def _leftovers(host: str, names: tuple[str, ...]) -> Finding:
+    if names:
+        return f"{host} already has {', '.join(names)}, which this job did not make; look at it first.", list(names)
+    return None
+
+
+@rule("relay mounts the share", BLOCKS, "The relay mounts the share.", "relay")
+def _relay_mounts_the_share(case: Case, relay: Relay) -> Finding:
+    return _mounted(case.migration.relay, case.migration.share_source, relay.share)
+
+
+@rule("destination mounts the share", BLOCKS, "The instance's hypervisor mounts the share.", "destination")
+def _destination_mounts_the_share(case: Case, destination: Destination) -> Finding:
+    return _mounted(case.migration.destination, case.migration.share_source, destination.share)
+
+
+def _mounted(host: str, source: str, share: Share | None) -> Finding:
+    if share is None:
+        return f"{host} does not mount {source}.", None
+    if "ro" in share.options.split(","):
+        return f"{host} mounts {source} read-only.", share.options
+    return None
+
+
+@rule("share has space", BLOCKS, "The share has space for the staged copy beside the present disk.", "share")
+def _share_has_space(case: Case, share: Share) -> Finding:
+    need = qcow2_size(case.migration.source_size) + AIR
+    left = share.free - case.around.reserved_on_share
+    if need <= left:
+        return None
+    sentence = (f"{share.source} has {mib(left)} left ({mib(share.free)} free, "
+                f"{mib(case.around.reserved_on_share)} reserved by other jobs); the staged copy may need {mib(need)}.")
+    return sentence, {"need": need, "free": share.free, "reserved": case.around.reserved_on_share}
+
+
+@rule("share can be written", BLOCKS, "The owner of the instances directory can write to the share.", "share")
+def _share_can_be_written(case: Case, share: Share) -> Finding:
+    if share.squashes_root and share.owner_uid == 0:
+        return (f"{share.source} squashes root, and its top directory belongs to root: nobody could write there. "
+                "Give it to the user that instances run as."), {"owner": 0, "squashes_root": True}
+    return None
+
+
+@rule("instance is there", BLOCKS, "The instance is on its hypervisor.", "destination")
+def _instance_is_there(case: Case, destination: Destination) -> Finding:
+    if destination.domain is None:
+        return f"{case.migration.destination} has no instance {case.migration.instance_id}.", None
+    return None
+
+
+@rule("instance can be swapped", BLOCKS, "The instance runs or is shut off.", "destination")
+def _instance_is_settled(case: Case, destination: Destination) -> Finding:
+    domain = destination.domain
+    if domain and domain.state not in ("running", "shut off"):
+        return f"{domain.name} is {domain.state}; it has to run or be shut off.", domain.state
+    return None
+
+
+@rule("disk is there", BLOCKS, "The present disk is there.", "destination")
+def _disk_is_there(case: Case, destination: Destination) -> Finding:
+    if destination.disk is None:
+        where = f"{destination.instances}/{case.migration.instance_id}/{case.migration.disk}"
+        return f"{where} is not there, or not exactly one disk of the instance matches it.", None
+    return None
+
+
+@rule("disk is the instance's", BLOCKS, "The file is the one that the instance uses, under one name.",
+      "destination", "disk")
+def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
+    if disk.nlink != 1:
+        return f"{disk.path} has {disk.nlink} names; it cannot be told which of them is used.", disk.nlink
+    if destination.domain and destination.domain.source != disk.path:
+        return f"The instance uses {destination.domain.source or 'no such disk'}, not {disk.path}.", (
+            destination.domain.source)
+    return None
+
+
+@rule("disk is qcow2", BLOCKS, "File, disk.info and the instance's definition all say qcow2.", "destination", "disk")
+def _disk_is_qcow2(case: Case, destination: Destination, disk: Disk) -> Finding:
+    driver = destination.domain.driver if destination.domain else "qcow2"
+    info = (destination.disk_info or {}).get(disk.path, "qcow2")
+    said = {"the file": disk.format, "the instance's definition": driver, "disk.info": info}
+    wrong = [f"{who} says {what or 'nothing'}" for who, what in said.items() if what != "qcow2"]
+    return (f"{disk.path} is not qcow2 everywhere: {', '.join(wrong)}.", said) if wrong else None
+
+
+@rule("not smaller", BLOCKS, "The source volume is not smaller than the present disk.", "volume", "disk")
+def _not_smaller(case: Case, volume: Volume, disk: Disk) -> Finding:
+    if volume.size < disk.virtual_size:
+        return f"{case.source_path} has {volume.size} bytes, the present disk {disk.virtual_size}: it would shrink.", {
+            "volume": volume.size, "disk": disk.virtual_size}
+    return None
+
+
+@rule("not larger than allowed", WARNS, "The disk will not be larger than the instance may have.",
+      "volume", "disk", "destination")
+def _not_larger(case: Case, volume: Volume, disk: Disk, destination: Destination) -> Finding:
+    extent = case.group.extent_size if case.group else 4 << 20
+    allowed = destination.domain.max_bytes if destination.domain else None
+    allowed = disk.virtual_size if allowed is None else allowed
+    if volume.size <= allowed + extent:
+        return None
+    return (f"The disk grows to {volume.size} bytes; the instance is meant to have {allowed}. "
+            "Whoever approves has to want this."), {"volume": volume.size, "allowed": allowed}
+
+
+@rule("same size", INFORMS, "The disk keeps its size.", "volume", "disk")
+def _same_size(case: Case, volume: Volume, disk: Disk) -> Finding:
+    if volume.size > disk.virtual_size:
+        return f"The disk grows from {disk.virtual_size} to {volume.size} bytes.", volume.size - disk.virtual_size
+    return None
+
+
+@rule("no backing chain", WARNS, "The present disk stands alone.", "disk")
+def _no_backing(case: Case, disk: Disk) -> Finding:
+    if disk.backing:
+        return (f"The present disk stands on {', '.join(disk.backing)}; a rollback needs these files, "
+                "and Nova may clean them up."), list(disk.backing)
+    return None
+
+
+@rule("filesystems keep their names", WARNS, "The guest's fstab cannot name a filesystem that goes away.",
+      "source", "destination")
+def _names_stay(case: Case, source: Source, destination: Destination) -> Finding:
+    gone = _names(destination.contents) - _names(source.contents)
+    if not gone:
+        return None
+    listed = sorted(gone)
+    return f"The guest's fstab may name what the new disk lacks: {', '.join(listed)}. It might then not boot.", listed
+
+
+def _names(contents: Contents | None) -> set[str]:
+    found = contents.filesystems if contents else ()
+    named = [("UUID", each.uuid) for each in found] + [("LABEL", each.label) for each in found]
+    return {f"{kind}={name}" for kind, name in named if name}
+
+
+@rule("instance has left the source", INFORMS, "The source does not know the instance any more.", "source")
+def _instance_has_left(case: Case, source: Source) -> Finding:
+    guest = source.instance_running
+    if guest and guest.uuid == case.migration.instance_id:
+        return f"Instance {guest.name} itself is still defined on the source {case.migration.source}.", guest.uuid
+    return None
+
+
+@rule("clocks agree", WARNS, "The hypervisors' clocks agree with volmig's.")
+def _clocks_agree(case: Case) -> Finding:
+    off = {case.migration.host(role): round(by, 1) for role, by in case.around.skew.items() if abs(by) > SKEW}
+    if off:
+        return "Clocks differ: " + ", ".join(f"{name} by {by} s" for name, by in off.items()) + ".", off
+    return None
+
+
+def mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
+

@@ -1,0 +1,193 @@
+"""What was seen on the three hypervisors of a job, as frozen values that travel to and from JSON."""
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A logical volume; sizes in bytes, `writes` and `sectors_written` are the kernel's counters of its device."""
+
+    vg: str
+    lv: str
+    uuid: str
+    size: int
+    attributes: str = ""
+    active: bool = True
+    open: bool = False
+    holders: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    major: int = 0
+    minor: int = 0
+    permission: str = "writeable"
+    writes: int = 0
+    sectors_written: int = 0
+    crypt: bool = False
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    where: str
+    type: str
+    label: str = ""
+    uuid: str = ""
+
+
+@dataclass(frozen=True)
+class Partition:
+    number: int
+    size: int
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a disk holds, as far as its first blocks tell without mounting anything."""
+
+    table: str = ""
+    partitions: tuple[Partition, ...] = ()
+    filesystems: tuple[Filesystem, ...] = ()
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    address: str
+    port: int
+    state: str
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Guest:
+    uuid: str
+    name: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Source:
+    volume: Volume | None = None
+    contents: Contents | None = None
+    source_address: str = ""
+    reach: tuple[Probe, ...] = ()
+    instance_running: Guest | None = None
+    time: float = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    size: int
+    free: int
+    extent_size: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mounted share; `squashes_root` is None where it could not be told."""
+
+    source: str
+    target: str
+    options: str = ""
+    size: int = 0
+    free: int = 0
+    owner_uid: int = 0
+    owner_gid: int = 0
+    squashes_root: bool | None = None
+
+
+@dataclass(frozen=True)
+class Relay:
+    vg: Group | None = None
+    leftovers: tuple[str, ...] = ()
+    share: Share | None = None
+    nfs_server: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ports: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    time: float = 0
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The instance's present disk file; `allocated` is what it takes, `backing` its chain of base files."""
+
+    path: str
+    inode: int
+    format: str
+    virtual_size: int
+    device: int = 0
+    file_size: int = 0
+    allocated: int = 0
+    mtime_ns: int = 0
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0
+    label: str | None = None
+    nlink: int = 1
+    backing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Domain:
+    uuid: str
+    name: str
+    state: str
+    driver: str = ""
+    source: str = ""
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Destination:
+    share: Share | None = None
+    instances: str = ""
+    disk: Disk | None = None
+    disk_info: Mapping[str, str] | None = None
+    domain: Domain | None = None
+    contents: Contents | None = None
+    leftovers: tuple[str, ...] = ()
+    acdirmax: int = 60
+    time: float = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All three answers; None stands for a hypervisor that gave none."""
+
+    source: Source | None = None
+    relay: Relay | None = None
+    destination: Destination | None = None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Facts:
+        """Raise TypeError or ValueError when something needed is missing or of the wrong kind."""
+        return read(cls, raw)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def read(kind: type[T], raw: Mapping[str, Any]) -> T:
+    """Build `kind` from a mapping; names that it does not know are left out, so a newer hostctl may say more."""
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: _value(hints[name], raw[name]) for name in names if name in raw})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return None if value is None else _value(typing.get_args(hint)[0], value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], item) for item in value or ())
+    if dataclasses.is_dataclass(hint):
+        return read(typing.cast(type[Any], hint), value)
+    if hint is int:
+        return int(value)
+    return value

@@ -1,0 +1,281 @@
+"""From what is asked and what was seen to a plan: every step with its arguments, commands, bytes and seconds."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from hosts.remote.hostctl import acts
+from jobs.engine.facts import Facts
+from jobs.engine.steps import NAMED, RELAY, SOURCE, TABLE, Made, Step
+
+MIB: Final = 1 << 20
+CLUSTER: Final = 1 << 16
+Range = tuple[float, float, float]
+# Bytes per second (slow, usual, fast) of a pass until earlier jobs have shown better; 1 Gbit/s is about 110 MB/s.
+GUESSES: Final[Mapping[str, Range]] = {
+    "convert": (30e6, 80e6, 110e6),
+    "compare": (30e6, 80e6, 110e6),
+    "stage": (30e6, 80e6, 110e6),
+    "reread": (40e6, 90e6, 110e6),
+    "erase": (60e6, 200e6, 1000e6),
+}
+SECONDS: Final[Mapping[str, Range]] = {"stop": (2, 15, 90), "start": (1, 3, 10)}
+QUICK: Final[Range] = (0.3, 1, 4)
+
+
+class Unready(LookupError):  # noqa: N818 - the word that callers read
+    """A step's argument stands for something that no earlier step has measured."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What a job asks for, in names and bytes; the engine's view of a job."""
+
+    job: str
+    number: int
+    source: str
+    relay: str
+    destination: str
+    source_vg: str
+    source_lv: str
+    lv_uuid: str
+    source_size: int
+    relay_vg: str
+    share_source: str
+    instance_id: str
+    instance_name: str
+    disk: str
+    relay_address: str = ""
+    rate: int = 0
+    deadline: int = 180
+    margin: int = 30
+
+    @property
+    def hex(self) -> str:
+        return self.job.replace("-", "")
+
+    @property
+    def relay_lv(self) -> str:
+        return f"volmig_{self.hex[:12]}"
+
+    def host(self, on: str) -> str:
+        """The name of the hypervisor that a step's `on` means."""
+        return {SOURCE: self.source, RELAY: self.relay}.get(on, self.destination)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value that a later look into the journal gives; `expected` is shown meanwhile where the facts foretell it."""
+
+    step: str
+    key: str
+    label: str
+    expected: Any = None
+
+    def shown(self) -> Any:
+        return f"«{self.label}»" if self.expected is None else self.expected
+
+    def found(self, evidence: Mapping[str, Mapping[str, Any]]) -> Any:
+        value: Any = evidence.get(self.step)
+        for key in self.key.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise Unready(f"{self.label} is not known: step {self.step} has not measured it.")
+            value = value[key]
+        return value
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of a plan; `seconds` is its forecast, `not_before` the seconds after the swap that it waits."""
+
+    step: Step
+    hypervisor: str
+    args: Mapping[str, Any]
+    bytes: int = 0
+    seconds: Range = QUICK
+    not_before: int = 0
+
+    def filled(self, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments with every Ref resolved; raise Unready when one cannot be."""
+        return dict(_refs(self.args, lambda ref: ref.found(evidence)))
+
+    def shown(self) -> dict[str, Any]:
+        return dict(_refs(self.args, Ref.shown))
+
+    def commands(self, job: str) -> list[dict[str, str]]:
+        return [{"kind": act.kind, "text": act.text} for act in acts(self.step.verb, self.shown(), job)]
+
+    def undo_commands(self, job: str) -> list[dict[str, str]]:
+        if not self.step.undo:
+            return []
+        return [{"kind": act.kind, "text": act.text} for act in acts(self.step.undo, self.shown(), job)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    job: str
+    steps: tuple[Planned, ...]
+    footprint: Mapping[str, int] = field(default_factory=dict)
+
+    def phase(self, *names: str) -> tuple[Planned, ...]:
+        return tuple(each for each in self.steps if each.step.phase in names)
+
+    def texts(self, phase: str) -> list[str]:
+        return [act["text"] for each in self.phase(phase) for act in each.commands(self.job)]
+
+    def undo_texts(self, phase: str) -> list[str]:
+        return [act["text"] for each in reversed(self.phase(phase)) for act in each.undo_commands(self.job)]
+
+    def seconds(self, names: Iterable[str]) -> list[float]:
+        """The sum of the forecasts of these steps: low, middle, high."""
+        wanted = set(names)
+        rows = [each.seconds for each in self.steps if each.step.name in wanted]
+        return [round(sum(row[which] for row in rows), 1) for which in range(3)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": [self._row(each) for each in self.steps],
+            "downtime": self.seconds({"stop", "swap", "start"}),
+            "total": self.seconds(each.step.name for each in self.phase("A", "B")),
+            "footprint": dict(self.footprint),
+        }
+
+    def _row(self, each: Planned) -> dict[str, Any]:
+        step = each.step
+        return {
+            **{name: getattr(step, name) for name in ("name", "phase", "title", "on", "verb", "undo")},
+            "hypervisor": each.hypervisor,
+            "args": _refs(each.args, _packed),
+            "commands": each.commands(self.job),
+            "bytes": each.bytes, "seconds": list(each.seconds), "not_before": each.not_before,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], job: str) -> Plan:
+        """The plan as it was shown: its arguments, not newly made ones."""
+        return cls(job, tuple(_planned(row) for row in raw["steps"]), raw.get("footprint", {}))
+
+
+def qcow2_size(virtual: int) -> int:
+    """Bytes of a qcow2 file in which every cluster of `virtual` bytes is allocated."""
+    data = math.ceil(virtual / CLUSTER)
+    tables = math.ceil(data / (CLUSTER // 8))
+    directory = math.ceil(tables / (CLUSTER // 8))
+    counts = math.ceil((data + tables + directory + 2) / (CLUSTER // 2))
+    return (data + tables + directory + counts + 2) * CLUSTER
+
+
+def relay_size(virtual: int, extent: int) -> int:
+    """Bytes of the temporary volume: the largest possible copy, its filesystem and some air, in whole extents."""
+    wanted = math.ceil(qcow2_size(virtual) * 1.05) + 256 * MIB
+    return math.ceil(wanted / extent) * extent
+
+
+def make(migration: Migration, facts: Facts, rates: Mapping[str, Range] | None = None) -> Plan:
+    """The plan; `rates` are bytes per second (slow, usual, fast) of earlier jobs, by the name of the pass.
+
+    Raise ValueError when facts are missing that a plan cannot do without.
+    """
+    values = planned_values(migration, facts)
+    speeds = {**GUESSES, **(rates or {})}
+    steps = tuple(_plan_step(step, migration, values, speeds) for step in TABLE)
+    sizes = {"relay": values["relay_size"], "share": values["stage_size"]}
+    return Plan(migration.job, steps, sizes)
+
+
+def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
+    """Everything that the table of steps refers to by name."""
+    source, relay, destination = facts.source, facts.relay, facts.destination
+    if not (source and source.volume and relay and relay.vg and relay.share and destination and destination.share):
+        raise ValueError("A plan needs the source volume, the relay's volume group, and the share on both sides.")
+    owner = destination.share
+    settle = destination.acdirmax + migration.margin
+    stage = f"{destination.instances}/.volmig/{migration.job}"
+    return {
+        **{name: getattr(migration, name) for name in (
+            "source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "relay_lv", "share_source", "instance_id",
+            "disk", "relay_address", "rate", "deadline")},
+        "relay_size": relay_size(migration.source_size, relay.vg.extent_size),
+        "stage_size": qcow2_size(migration.source_size),
+        "fs_uuid": migration.job,
+        "relay_mount": f"/srv/volmig/{migration.hex}",
+        "source_mount": f"/mnt/volmig/{migration.hex}",
+        "relay_lv_path": f"{migration.relay_vg}/{migration.relay_lv}",
+        "source_path": f"{migration.source_vg}/{migration.source_lv}",
+        "source_address": source.source_address,
+        "uid": owner.owner_uid, "gid": owner.owner_gid,
+        "units_to_start": [unit for unit, state in relay.nfs_server.items() if state == "inactive"],
+        "relay_instances": relay.share.target,
+        "instances": destination.instances,
+        "stage_path": f"{stage}/disk.new", "backup_path": f"{stage}/disk.old",
+        "reason": f"volmig:{migration.job}",
+        "permission": source.volume.permission,
+        "holder_unit": f"volmig-{migration.hex}-holder",
+        "settle": settle,
+    }
+
+
+def at_rate(plan: Plan, rate: int) -> Plan:
+    """The same plan with another bandwidth limit in the passes that have one."""
+    def changed(ref: Ref) -> Ref:
+        return replace(ref, expected=rate) if ref.step == "limits" else ref
+    steps = tuple(replace(each, args=_refs(each.args, changed)) for each in plan.steps)
+    return replace(plan, steps=steps)
+
+
+def purge_of_rejected(planned: Planned) -> Planned:
+    """After a rollback it is the new disk that is not used any more."""
+    args = {**planned.args, "backup_inode": Ref("swap", "live_inode", "inode of the rejected disk"),
+            "live_inode": Ref("swap", "backup_inode", "inode of the disk in use")}
+    return replace(planned, args=args)
+
+
+def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], speeds: Mapping[str, Range]) -> Planned:
+    size = int(values[step.size]) if step.work else 0
+    limit = migration.rate if step.work in ("convert", "stage") else 0
+    seconds = _forecast(size, speeds[step.work], limit) if step.work else SECONDS.get(step.name, QUICK)
+    args = _given(step.args, values)
+    return Planned(step, migration.host(step.on), args, size, seconds, values["settle"] if step.settles else 0)
+
+
+def _forecast(size: int, speed: Range, limit: int) -> Range:
+    slow, usual, fast = (min(each, limit) if limit else each for each in speed)
+    low, middle, high = (round(size / each + 1, 1) for each in (fast, usual, slow))
+    return low, middle, high
+
+
+def _given(args: Any, values: Mapping[str, Any]) -> Any:
+    """The table's arguments with names replaced by planned values, and values still to be measured by Refs."""
+    if isinstance(args, Mapping):
+        return {key: _given(value, values) for key, value in args.items()}
+    if isinstance(args, Made):
+        return Ref(args.step, args.key, args.label, values[args.like] if args.like else None)
+    return values[args]
+
+
+def _refs(args: Any, change: Callable[[Ref], Any]) -> Any:
+    """The same arguments with every Ref replaced, however deep."""
+    if isinstance(args, Mapping):
+        return {key: _refs(value, change) for key, value in args.items()}
+    return change(args) if isinstance(args, Ref) else args
+
+
+def _packed(ref: Ref) -> dict[str, Any]:
+    return {"ref": [ref.step, ref.key, ref.label, ref.expected]}
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == {"ref"}:
+        return Ref(*value["ref"])
+    if isinstance(value, Mapping):
+        return {key: _unpacked(inner) for key, inner in value.items()}
+    return value
+
+
+def _planned(row: Mapping[str, Any]) -> Planned:
+    low, middle, high = row["seconds"]
+    return Planned(NAMED[row["name"]], row["hypervisor"], _unpacked(row["args"]), row["bytes"], (low, middle, high),
+                   row["not_before"])
+

@@ -1,0 +1,85 @@
+"""A plan shows what will run, knows what it cannot know yet, and survives being stored."""
+
+import json
+
+import pytest
+
+from jobs.engine.plan import Plan, Ref, Unready, at_rate, make, qcow2_size, relay_size
+from jobs.engine.steps import NAMED, TABLE
+
+from .sound import FACTS, MIB, MIGRATION
+
+
+@pytest.fixture
+def plan():
+    return make(MIGRATION, FACTS)
+
+
+def test_every_step_of_the_table_is_planned_on_its_hypervisor(plan):
+    assert [(each.step.name, each.hypervisor) for each in plan.steps][:5] == [
+        ("relay_lv", "jump"), ("relay_fs", "jump"), ("relay_export", "jump"), ("source_mount", "src"),
+        ("source_fence", "src")]
+    assert len(plan.steps) == len(TABLE)
+
+
+def test_what_takes_something_away_is_itself_a_step():
+    for step in TABLE:
+        assert not step.torn_by or NAMED[step.torn_by]
+
+
+def test_unknown_values_are_shown_by_name_and_known_ones_as_they_are(plan):
+    texts = plan.texts("A")
+    assert any("«lv_uuid of the relay LV»" in text for text in texts)
+    assert any(f"anonuid={FACTS.destination.share.owner_uid}" in text for text in texts)
+    assert any("systemctl start -- nfs-server" in text for text in texts)
+    assert any("systemctl stop -- nfs-server" in text for text in texts)
+    assert not any("Ref(" in text for text in texts)
+
+
+def test_a_stored_plan_is_the_same_plan(plan):
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())), plan.job)
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+
+
+def test_arguments_are_filled_in_from_what_was_measured(plan):
+    mkfs = next(each for each in plan.steps if each.step.name == "relay_fs")
+    assert mkfs.filled({"relay_lv": {"lv_uuid": "xyz"}})["lv_uuid"] == "xyz"
+    with pytest.raises(Unready, match="lv_uuid of the relay LV"):
+        mkfs.filled({})
+
+
+def test_nested_values_are_found_by_their_path():
+    assert Ref("stop", "live.inode", "").found({"stop": {"live": {"inode": 9}}}) == 9
+
+
+def test_the_copy_fits_its_temporary_volume_in_whole_extents():
+    for virtual in (1, 64 * 1024, 512 * MIB, 10 << 40):
+        size = relay_size(virtual, 4 * MIB)
+        assert size % (4 * MIB) == 0
+        assert size >= 1.05 * qcow2_size(virtual) + 256 * MIB
+        assert qcow2_size(virtual) > virtual
+
+
+def test_earlier_jobs_make_the_forecast(plan):
+    measured = make(MIGRATION, FACTS, {"convert": (1e6, 2e6, 4e6)})
+    low, middle, high = next(each.seconds for each in measured.steps if each.step.name == "convert")
+    assert low < middle < high
+    assert middle == pytest.approx(512 * MIB / 2e6 + 1, abs=0.1)
+
+
+def test_downtime_does_not_depend_on_the_size_of_the_disk(plan):
+    stored = plan.to_json()
+    assert stored["downtime"][1] < 30 < stored["total"][1] + 30
+
+
+def test_a_limit_that_changes_is_shown_in_the_passes_that_have_one(plan):
+    slower = at_rate(plan, 5 * MIB)
+    convert = next(each for each in slower.steps if each.step.name == "convert")
+    assert convert.shown()["rate"] == 5 * MIB
+    assert convert.filled({"source_fence": {}, "limits": {"rate": 3}})["rate"] == 3
+
+
+def test_no_plan_without_a_share():
+    with pytest.raises(ValueError, match="share"):
+        make(MIGRATION, type(FACTS)(FACTS.source, None, FACTS.destination))

@@ -1,0 +1,72 @@
+"""Facts travel as JSON, statuses move only along the table, and consent binds what was shown."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from jobs.engine import consent, states
+from jobs.engine.facts import Facts
+from jobs.engine.plan import make
+
+from .sound import FACTS, MIGRATION, facts
+
+EVIDENCE = {"stage_verify": {"sha256": "ab" * 32, "inode": 4712, "file_size": 1000, "mtime_ns": 1}}
+
+
+def bound(seen=FACTS):
+    return consent.swap(MIGRATION, seen, make(MIGRATION, FACTS), EVIDENCE, "0123456789abcdef")
+
+
+def test_facts_survive_the_database():
+    assert Facts.from_json(json.loads(json.dumps(FACTS.to_json()))) == FACTS
+
+
+def test_a_newer_hostctl_may_say_more():
+    raw = FACTS.to_json()
+    raw["source"]["volume"]["colour"] = "blue"
+    assert Facts.from_json(raw) == FACTS
+
+
+def test_every_way_leads_to_a_status_of_the_table():
+    assert {target for ways in states.TABLE.values() for target in ways.values()} <= set(states.STATUSES)
+    assert states.next("checking", "passed") == "planned"
+    with pytest.raises(states.NotForeseen):
+        states.next("done", "started")
+
+
+def test_the_digest_does_not_depend_on_order():
+    assert consent.digest({"a": 1, "b": 2}) == consent.digest({"b": 2, "a": 1})
+    assert consent.digest({"a": 1}) != consent.digest({"a": 2})
+
+
+@pytest.mark.parametrize(("says", "changed"), [
+    ("source lv_uuid", {"volume__uuid": "zzzzzz"}),
+    ("source size", {"volume__size": 1}),
+    ("source writes", {"volume__writes": 41}),
+    ("source sectors_written", {"volume__sectors_written": 321}),
+    ("live path", {"disk__path": "/elsewhere"}),
+    ("live inode", {"disk__inode": 4713}),
+    ("live format", {"disk__format": "raw"}),
+    ("live virtual_size", {"disk__virtual_size": 1}),
+    ("live backing 1", {"disk__backing": ("/base",)}),
+    ("instance is", {"domain__state": "paused"}),
+    ("source lv_uuid", {"source__volume": None}),
+    ("live path", {"destination__disk": None}),
+    ("instance is", {"destination__domain": None}),
+])
+def test_a_fact_that_changed_is_named(says, changed):
+    shown, seen = bound(), bound(facts(**changed))
+    assert consent.digest(shown) != consent.digest(seen)
+    assert any(line.startswith(says) for line in consent.difference(shown, seen))
+
+
+@pytest.mark.parametrize("changed", [{"disk__mtime_ns": 99}, {"disk__file_size": 99}, {"domain__state": "shut off"}])
+def test_what_a_running_instance_changes_is_not_bound(changed):
+    assert consent.difference(bound(), bound(facts(**changed))) == []
+
+
+def test_commands_are_bound():
+    other = replace(MIGRATION, disk="disk.eph0")
+    shown, seen = bound(), consent.swap(other, FACTS, make(other, FACTS), EVIDENCE, "0123456789abcdef")
+    assert consent.digest(shown) != consent.digest(seen)
