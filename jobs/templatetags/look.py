@@ -99,3 +99,15 @@ def nav_item(context: dict[str, Any], there: str, label: str, count: int = 0, ex
     mark = SafeString(' aria-current="page"') if current else ""
     told = format_html(' <span class="count">{}<span class="visually-hidden"> waiting</span></span>', count) if count else ""
     return format_html('<li><a href="{}"{}>{}{}</a></li>', there, mark, label, told)
+
+
+@register.simple_tag
+def meter(place: Any) -> SafeString:
+    """Used, reserved and free bytes as a bar; the figures stand beside it in words."""
+    whole = place.size or 1
+    used, held = 100 * (place.size - place.free) / whole, 100 * min(getattr(place, "held", 0), place.free) / whole
+    return format_html(
+        '<svg class="meter" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"><rect class="free" width="100" height="4"/>'
+        '<rect class="used" width="{}" height="4"/><rect class="held" x="{}" width="{}" height="4"/></svg>',
+        f"{used:.2f}", f"{used:.2f}", f"{held:.2f}",
+    )

@@ -1,0 +1,305 @@
+"""What people type and choose: a new migration with reasons for what cannot be chosen, a rate, a decision, a search."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from django import forms
+from django.db.models import Sum
+
+from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, VolumeGroup
+from jobs.engine import states
+from jobs.engine.plan import relay_size
+from jobs.models import Footprint, Job
+
+MIB = 1024**2
+STATUS_WORDS = [(name, name.replace("_", " ")) for name in states.STATUSES]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing to choose; `why_not` says why it cannot be, and is empty when it can."""
+
+    value: str
+    title: str
+    chosen: bool
+    size: int | None = None
+    detail: str = ""
+    why_not: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The three columns of a new migration, narrowed by what was chosen in the others."""
+
+    sources: list[Option]
+    volumes: list[Option]
+    destinations: list[Option]
+    disks: list[Option]
+    relays: list[Option]
+
+    @property
+    def source_chosen(self) -> bool:
+        """Whether a source hypervisor is chosen."""
+        return any(option.chosen for option in self.sources)
+
+    @property
+    def destination_chosen(self) -> bool:
+        """Whether a destination hypervisor is chosen."""
+        return any(option.chosen for option in self.destinations)
+
+    @classmethod
+    def of(cls, picked: Any) -> "Choices":
+        """Read what was discovered; `picked` is the form's values as they were sent, complete or not."""
+        hypervisors = list(Hypervisor.objects.active().order_by("name"))
+        busy = list(Job.objects.active().only("pk", "lv_uuid", "instance_id"))
+        source, destination = known(hypervisors, picked.get("source")), known(hypervisors, picked.get("destination"))
+        volume = one(LogicalVolume.objects.select_related("volume_group"), picked.get("volume"))
+        if volume and (not source or volume.volume_group.hypervisor_id != source.pk):
+            volume = None
+        disk = split_disk(picked.get("disk", ""))
+        mount = mount_of(*disk, destination) if destination else None
+        return cls(
+            sources=[machine(each, source) for each in hypervisors],
+            volumes=volumes(source, volume, busy) if source else [],
+            destinations=[machine(each, destination) for each in hypervisors],
+            disks=disks(destination, picked.get("disk", ""), busy) if destination else [],
+            relays=relays(hypervisors, (source, destination), volume, mount, picked.get("relay")),
+        )
+
+
+def one(rows: Any, key: Any) -> Any:
+    """The row with this key as it was sent, or None."""
+    return rows.filter(pk=int(key)).first() if str(key or "").isdecimal() else None
+
+
+def known(hypervisors: list[Hypervisor], key: Any) -> Hypervisor | None:
+    """The hypervisor with this key among `hypervisors`."""
+    return next((each for each in hypervisors if str(each.pk) == key), None)
+
+
+def closed(hypervisor: Hypervisor) -> list[str]:
+    """Why volmig may not enter a hypervisor at all."""
+    if hypervisor.quarantined_at:
+        return [f"{hypervisor.name} is quarantined: {hypervisor.quarantine_reason}"]
+    return [] if hypervisor.host_key else [f"the host key of {hypervisor.name} is not pinned yet"]
+
+
+def machine(hypervisor: Hypervisor, chosen: Hypervisor | None) -> Option:
+    """A hypervisor as an entry of a drop-down."""
+    return Option(str(hypervisor.pk), hypervisor.name, hypervisor == chosen, why_not=closed(hypervisor))
+
+
+def volumes(source: Hypervisor, chosen: LogicalVolume | None, busy: list[Job]) -> list[Option]:
+    """The logical volumes of a hypervisor."""
+    taken = {job.lv_uuid: job.pk for job in busy}
+    rows = LogicalVolume.objects.filter(volume_group__hypervisor=source).select_related("volume_group")
+    return [
+        Option(str(row.pk), row.path, row == chosen, row.size, why_not=closed(source) + volume_refusals(row, taken))
+        for row in rows.order_by("volume_group__name", "name")
+    ]
+
+
+def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
+    """Why a logical volume cannot be the source."""
+    return [
+        *(["open on its hypervisor: something uses it"] if volume.is_open else []),
+        *([f"already in migration {taken[volume.uuid]}"] if volume.uuid in taken else []),
+        *(["volmig made it itself, for a migration"] if "volmig" in volume.tags else []),
+    ]
+
+
+def disks(destination: Hypervisor, chosen: str, busy: list[Job]) -> list[Option]:
+    """The disks, on a share, of the instances of a hypervisor."""
+    taken = {job.instance_id: job.pk for job in busy}
+    offered = []
+    for instance in Instance.objects.filter(hypervisor=destination):
+        for disk in instance.disks:
+            value = f"{instance.pk}/{disk['name']}"
+            why = closed(destination) + disk_refusals(instance, disk, taken)
+            offered.append(Option(value, f"{instance.name} {disk['name']}", value == chosen, None, instance.uuid, why))
+    return offered
+
+
+def disk_refusals(instance: Instance, disk: dict[str, str], taken: dict[str, int]) -> list[str]:
+    """Why a disk cannot be replaced."""
+    return [
+        *([f"{disk['format']}, not qcow2"] if disk["format"] != "qcow2" else []),
+        *([f"its instance is already in migration {taken[instance.uuid]}"] if instance.uuid in taken else []),
+    ]
+
+
+def split_disk(value: str) -> tuple[Instance | None, str]:
+    """The instance and the disk's name in a value of the form's disk field."""
+    key, _, name = value.partition("/")
+    return one(Instance.objects, key), name
+
+
+def mount_of(instance: Instance | None, disk: str, destination: Hypervisor) -> Mount | None:
+    """The mount that a disk lies under on its hypervisor."""
+    if instance is None or instance.hypervisor_id != destination.pk:
+        return None
+    path = next((each["path"] for each in instance.disks if each["name"] == disk), "")
+    mounts = [m for m in destination.mounts.select_related("share") if path.startswith(m.path.rstrip("/") + "/")]
+    return max(mounts, key=lambda mount: len(mount.path), default=None)
+
+
+def relays(
+    hypervisors: list[Hypervisor],
+    ends: tuple[Hypervisor | None, Hypervisor | None],
+    volume: LogicalVolume | None,
+    mount: Mount | None,
+    chosen: Any,
+) -> list[Option]:
+    """Every volume group that could hold the temporary volume, with what stands against it."""
+    source, destination = ends
+    names = {each.pk: each for each in hypervisors}
+    groups = VolumeGroup.objects.filter(hypervisor__in=names).order_by("hypervisor__name", "name")
+    mounting = set(Mount.objects.filter(share=mount.share).values_list("hypervisor", flat=True)) if mount else None
+    held, cut = held_in_groups(), cut_off(source)
+    offered = []
+    for group in groups:
+        relay = names[group.hypervisor_id]
+        free = group.free - held.get((relay.pk, group.name), 0)
+        why = closed(relay)
+        if relay in (source, destination):
+            why.append("it is the source itself" if relay == source else "it is the destination itself")
+        elif relay.pk in cut and source:
+            why.append(f"{source.name} cannot reach any of its data addresses")
+        if mounting is not None and mount and relay.pk not in mounting:
+            why.append(f"does not mount {mount.share.source}")
+        if volume and free < relay_size(volume.size, group.extent_size):
+            why.append("too little room for this volume")
+        offered.append(Option(str(group.pk), f"{relay.name} {group.name}", str(group.pk) == chosen, free, why_not=why))
+    return offered
+
+
+def held_in_groups() -> dict[tuple[int, str], int]:
+    """Bytes that jobs hold reserved and have not taken yet, by hypervisor and volume group."""
+    rows = Footprint.objects.filter(kind="space", state="reserved", hypervisor__isnull=False)
+    return {(row["hypervisor"], row["name"]): row["held"] for row in rows.values("hypervisor", "name").annotate(held=Sum("bytes"))}
+
+
+def held_on_shares() -> dict[int, int]:
+    """Bytes that jobs hold reserved and have not taken yet, by share."""
+    rows = Footprint.objects.filter(kind="space", state="reserved", share__isnull=False)
+    return {row["share"]: row["held"] for row in rows.values("share").annotate(held=Sum("bytes"))}
+
+
+def cut_off(source: Hypervisor | None) -> set[int]:
+    """Hypervisors of which every data address was tried from `source` and none answered on any port."""
+    if source is None:
+        return set()
+    tried = list(Reach.objects.filter(hypervisor=source).values_list("address", "state"))
+    answered = {address for address, state in tried if state in ("open", "refused")}
+    owners = Hypervisor.objects.filter(data_addresses__address__in={address for address, _ in tried})
+    return set(owners.values_list("pk", flat=True)) - set(
+        owners.filter(data_addresses__address__in=answered).values_list("pk", flat=True)
+    )
+
+
+class RateForm(forms.Form):
+    """A bandwidth limit in MiB/s; empty for none."""
+
+    rate = forms.DecimalField(label="Limit in MiB/s", required=False, min_value=Decimal("0.1"), max_value=Decimal(100_000), decimal_places=1)
+    rate.widget.attrs.update({"class": "form-control", "inputmode": "decimal", "placeholder": "none"})
+
+    def rate_in_bytes(self) -> int | None:
+        """Bytes per second, or None for no limit."""
+        rate = self.cleaned_data.get("rate")
+        return int(rate * MIB) if rate else None
+
+
+class MigrationForm(RateForm):
+    """A new migration; whether it may be is for the model's verb to say."""
+
+    source = forms.CharField(required=False)
+    destination = forms.CharField(required=False)
+    volume = forms.ModelChoiceField(
+        LogicalVolume.objects.select_related("volume_group__hypervisor"),
+        error_messages={
+            "required": "Choose the volume that is to be carried over.",
+            "invalid_choice": "The volume is gone: it was there when this page was loaded. Choose again.",
+        },
+    )
+    disk = forms.CharField(error_messages={"required": "Choose the disk that is to be replaced."})
+    relay = forms.ModelChoiceField(
+        VolumeGroup.objects.select_related("hypervisor"),
+        error_messages={
+            "required": "Choose the relay and the volume group it uses.",
+            "invalid_choice": "The relay's volume group is gone. Choose again.",
+        },
+    )
+    ticket = forms.CharField(label="Ticket", max_length=100, required=False)
+    ticket.widget.attrs.update({"class": "form-control", "placeholder": "OPS-5519"})
+
+    def clean_disk(self) -> tuple[Instance, str]:
+        """Return the instance and the name of its disk."""
+        instance, name = split_disk(self.cleaned_data["disk"])
+        if instance is None or name not in {disk["name"] for disk in instance.disks}:
+            raise forms.ValidationError("The disk is gone: it was there when this page was loaded. Choose again.")
+        return instance, name
+
+    def wanted(self) -> dict[str, Any]:
+        """What the model's verb takes."""
+        values = self.cleaned_data
+        return {
+            "source_volume": values["volume"],
+            "destination": values["disk"][0],
+            "disk": values["disk"][1],
+            "relay": values["relay"].hypervisor,
+            "relay_vg": values["relay"].name,
+            "ticket": values["ticket"],
+            "rate": self.rate_in_bytes(),
+        }
+
+
+class DecisionForm(forms.Form):
+    """A person's yes or no: the reason, and signs that they mean this instance and are who is logged in."""
+
+    reason = forms.CharField(label="Reason", widget=forms.Textarea(attrs={"rows": 3, "class": "form-control"}))
+    tail = forms.CharField(label="Last six characters of the instance id", required=False, max_length=40)
+    password = forms.CharField(label="Your password", required=False, widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}))
+    digest = forms.CharField(widget=forms.HiddenInput)
+
+    tail.widget.attrs.update({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"})
+
+    def __init__(self, *args: Any, user: Any, instance_id: str, fresh: bool, approving: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user, self.instance_id, self.fresh, self.approving = user, instance_id, fresh, approving
+        if fresh:
+            del self.fields["password"]
+
+    def clean_tail(self) -> str:
+        """Only a yes needs it: a no takes nothing away from anybody."""
+        tail = self.cleaned_data["tail"].strip().lower()
+        if self.approving and tail != self.instance_id[-6:].lower():
+            raise forms.ValidationError("These are not the last six characters of the instance id shown here.")
+        return tail
+
+    def clean_password(self) -> str:
+        """Whoever sits at a screen that was left open is not asked for consent."""
+        password = self.cleaned_data["password"]
+        if not self.user.check_password(password):
+            raise forms.ValidationError("This is not your password.")
+        return password
+
+
+class SearchForm(forms.Form):
+    """Filters of the history; all of them live in the address."""
+
+    q = forms.CharField(label="Instance, volume, ticket or number", required=False, max_length=200)
+    host = forms.ModelChoiceField(Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any")
+    person = forms.CharField(label="Person", required=False, max_length=150)
+    status = forms.ChoiceField(
+        label="State",
+        required=False,
+        choices=[("", "any"), ("active", "active"), ("halted", "halted"), ("failed", "failed"), *STATUS_WORDS],
+    )
+    since = forms.DateField(label="Asked for from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
+    until = forms.DateField(label="until", required=False, widget=forms.DateInput(attrs={"type": "date"}))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, shown in self.fields.items():
+            shown.widget.attrs["class"] = "form-select" if name in ("host", "status") else "form-control"

@@ -1,0 +1,286 @@
+"""What pages say of a job: its steps in phases, how far the running one is, and values in words."""
+
+import datetime as dt
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from jobs.engine.steps import NAMED
+from volmig.templatetags.units import spoken
+
+register = template.Library()
+
+# The table has more steps than an eye takes in: the pipeline draws these boxes; plan and log show every step.
+BOXES = {
+    "A": {
+        "Relay volume": ("relay_lv",),
+        "Export, mount": ("relay_fs", "relay_export", "source_mount"),
+        "Fence source": ("source_fence",),
+        "Convert": ("convert",),
+        "Compare": ("compare",),
+        "Stage": ("stage",),
+        "Verify stage": ("stage_verify",),
+        "Clear relay": ("source_unmount", "relay_unexport", "relay_unmount", "relay_erase"),
+    },
+    "B": {"Lock": ("lock",), "Stop": ("stop",), "Swap": ("swap",), "Start": ("start",)},
+    "C": {"Release": ("source_release", "unlock"), "Clean up": ("forget_source", "forget_relay", "forget_destination")},
+    "D": {"Purge": ("purge",)},
+}
+PHASES = {"A": "copy, nothing live touched", "B": "instance down", "C": "trial", "D": "purge"}
+STALE = 15  # seconds without a figure after which the page says so
+
+
+@dataclass
+class Box:
+    """One box of the pipeline: a step, or several that belong together."""
+
+    step: str
+    title: str
+    state: str
+    seconds: float
+    forecast: float
+    run: Any
+    note: str = ""
+
+
+@dataclass
+class Phase:
+    """One phase of the pipeline, with the gate or the point of no return before it."""
+
+    letter: str
+    title: str
+    rows: list[Box]
+    note: str = ""
+    gate: str = ""
+    gate_state: str = "ask"
+    gate_icon: str = "shield-check"
+    point: bool = False
+
+
+@register.filter
+def phases(job: Any) -> list[Phase]:
+    """The pipeline of a job."""
+    rows = {row["step"]: row for row in job.timeline()}
+    drawn = []
+    for letter, boxes in BOXES.items():
+        made = [box(title, [rows[name] for name in names if name in rows]) for title, names in boxes.items()]
+        drawn.append(Phase(letter, PHASES[letter], [each for each in made if each]))
+    b, c = drawn[1], drawn[2]
+    b.gate, b.gate_state, b.gate_icon = gate(job)
+    c.point = True
+    if downtime := (job.plan or {}).get("downtime"):
+        b.note = f"forecast {spoken(downtime[1])} ({spoken(downtime[0])} – {spoken(downtime[2])})"
+    return drawn
+
+
+def box(title: str, rows: list[dict[str, Any]]) -> Box | None:
+    """Steps that are drawn as one; the state is the one that matters most to an eye."""
+    if not rows:
+        return None
+    running = next((row["run"] for row in rows if row["state"] == "running"), None)
+    seconds = sum(row.get("seconds") or 0 for row in rows)
+    forecast = sum(middle(row.get("forecast")) for row in rows)
+    return Box(rows[0]["step"], title, together([row["state"] for row in rows]), seconds, forecast, running)
+
+
+def together(found: list[str]) -> str:
+    """The state of a box from the states of its steps."""
+    for loud in ("failed", "running"):
+        if loud in found:
+            return loud
+    settled = [state for state in found if state in ("done", "skipped", "undone")]
+    if len(settled) == len(found):
+        return "undone" if "undone" in found else "done" if "done" in found else "skipped"
+    return "running" if "done" in settled else "undone" if settled and "undone" in settled else "todo"
+
+
+def middle(seconds: Any) -> float:
+    """The middle of a range, or the figure itself."""
+    return float((seconds[1] if isinstance(seconds, list | tuple) else seconds) or 0)
+
+
+def gate(job: Any) -> tuple[str, str, str]:
+    """What stands at the gate before the instance goes down."""
+    if job.status in ("swapping", "on_trial", "done", "rolling_back", "rolled_back", "purging", "purged"):
+        return "consent given", "open", "circle-check"
+    if job.status == "approved":
+        return "approved", "open", "circle-check"
+    if job.outcome == "rejected":
+        return "rejected", "shut", "circle-x"
+    if job.status == "awaiting_approval":
+        return "waits for another person", "ask", "hourglass"
+    return "another person approves", "ask", "shield-check"
+
+
+@register.filter
+def percent(run: Any) -> str:
+    """How far a running step is, with one decimal; empty when it does not say."""
+    share = fraction(run)
+    return "" if share is None else f"{share * 100:.1f}"
+
+
+@register.filter
+def tens(run: Any) -> int:
+    """How far in whole tens: what is worth announcing."""
+    return int((fraction(run) or 0) * 10) * 10
+
+
+def fraction(run: Any) -> float | None:
+    """Bytes done of bytes in all, between 0 and 1."""
+    if not run or not run.bytes_total:
+        return None
+    return min(1.0, (run.bytes_done or 0) / run.bytes_total)
+
+
+@register.simple_tag
+def announcement(job: Any, run: Any) -> str:
+    """What a screen reader is told of the running step."""
+    left = job.time_left()
+    rest = f", about {spoken(left[1])} left" if left else ""
+    return f"{title_of(job, run)}: {tens(run)} percent{rest}" if run.bytes_total else title_of(job, run)
+
+
+@register.filter
+def title_of(job: Any, run: Any) -> str:
+    """The title of the step that a run is of."""
+    if step := planned(job, run.step):
+        return str(step["title"])
+    return NAMED[run.step].title if run.step in NAMED else run.step.replace("_", " ").capitalize()
+
+
+def planned(job: Any, name: str) -> dict[str, Any] | None:
+    """A step of the plan as it was made."""
+    return next((step for step in (job.plan or {}).get("steps", []) if step["name"] == name), None)
+
+
+@register.filter
+def commands_of(job: Any, run: Any) -> list[str]:
+    """The commands of a run as they ran, or as they are planned while none has ended."""
+    if ran := [line["text"] for line in run.commands or [] if not line.get("probe")]:
+        return ran
+    step = planned(job, run.step) if run.direction == "do" else None
+    return [line["text"] for line in step["commands"]] if step else []
+
+
+@register.filter
+def holes(text: str) -> SafeString:
+    """A command with its «values that do not exist yet» marked."""
+    parts = re.split(r"(«[^»]*»)", text)
+    kinds = ((SafeString('<span class="hole">{}</span>') if part.startswith("«") else SafeString("{}"), part) for part in parts)
+    return SafeString("".join(format_html(kind, part) for kind, part in kinds))
+
+
+@register.filter
+def took(job: Any) -> float | None:
+    """Seconds from the request to the end."""
+    return (job.ended_at - job.created_at).total_seconds() if job.ended_at else None
+
+
+@register.filter
+def stale(run: Any) -> bool:
+    """Whether the figures of a running step are too old to trust."""
+    return bool(run.progress_at) and (timezone.now() - run.progress_at).total_seconds() > STALE
+
+
+@register.filter
+def epoch(at: dt.datetime | None) -> float:
+    """A time as seconds since 1970, for the plot."""
+    return round(at.timestamp(), 3) if at else 0
+
+
+@register.filter
+def ends(seconds: float) -> str:
+    """When something that takes so long from now ends."""
+    at = timezone.localtime(timezone.now() + dt.timedelta(seconds=seconds))
+    day = "" if at.date() == timezone.localdate() else at.strftime("%-d %b ")
+    return f"{day}{at:%H:%M %Z}"
+
+
+def parsed(at: Any) -> dt.datetime | None:
+    """A time from the database or from a hypervisor's answer."""
+    if isinstance(at, int | float):
+        return dt.datetime.fromtimestamp(at, dt.UTC)
+    if isinstance(at, str):
+        try:
+            at = dt.datetime.fromisoformat(at)
+        except ValueError:
+            return None
+        return at if at.tzinfo else at.replace(tzinfo=dt.UTC)
+    return at if isinstance(at, dt.datetime) else None
+
+
+@register.filter
+def moment(at: Any) -> str:
+    """Date and time with the zone."""
+    return f"{timezone.localtime(known):%-d %b %Y %H:%M %Z}" if (known := parsed(at)) else "–"
+
+
+@register.filter
+def clock(at: Any) -> SafeString | str:
+    """The time of day; the date and the zone are there on hover."""
+    if not (known := parsed(at)):
+        return "–"
+    local = timezone.localtime(known)
+    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), f"{local:%-d %b %Y %H:%M:%S %Z}", f"{local:%H:%M:%S}")
+
+
+@register.filter
+def brief_seconds(seconds: float | None) -> str:
+    """A short length of time with a tenth of a second."""
+    return "–" if seconds is None else f"{seconds:.1f} s" if seconds < 60 else spoken(seconds)
+
+
+@register.filter
+def worst_first(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that do not hold first, the blocking ones before the others."""
+    order = {"blocks": 0, "warns": 1, "informs": 2}
+    return sorted(checks, key=lambda check: (bool(check.get("ok")), order.get(str(check.get("severity")), 3)))
+
+
+@register.filter
+def spaced(name: str) -> str:
+    """A name from code as words."""
+    return str(name).replace("_", " ").replace("-", " ")
+
+
+@register.filter
+def shorter(name: str) -> SafeString | str:
+    """A long name with its middle left out; the whole one is there on hover."""
+    if len(name) <= 28:
+        return name
+    return format_html('<span title="{}">{}…{}</span>', name, name[:8], name[-12:])
+
+
+@register.filter
+def readable(value: Any) -> Any:
+    """A value from JSON in words: pairs as «name: value», lists with commas."""
+    if isinstance(value, dict):
+        return format_html_join(" · ", "{}: {}", ((spaced(key), readable(each)) for key, each in value.items()))
+    if isinstance(value, list):
+        return format_html_join(", ", "{}", ((readable(each),) for each in value)) if value else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value in (None, "") else value
+
+
+@register.filter
+def pretty(value: Any) -> str:
+    """A value from JSON, indented."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+@register.filter
+def downtime_seen(job: Any) -> float | None:
+    """Seconds from the instance seen stopped to its start called, when both happened."""
+    found = {row["step"]: row["run"] for row in job.timeline() if row["step"] in ("stop", "start") and row["run"]}
+    if set(found) != {"stop", "start"}:
+        return None
+    stopped, started = (parsed((found[step].evidence or {}).get(key)) for step, key in (("stop", "stopped_at"), ("start", "started_at")))
+    return (started - stopped).total_seconds() if stopped and started else None
