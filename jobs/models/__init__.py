@@ -1,0 +1,10 @@
+"""The rows of migrations: the job, its journal, its approvals, what it leaves in the world, and leases."""
+
+from jobs.models.approval import Approval, Decision
+from jobs.models.footprint import Footprint
+from jobs.models.job import Job
+from jobs.models.lease import Lease
+from jobs.models.refused import Moved, Refused
+from jobs.models.steprun import StepRun
+
+__all__ = ["Approval", "Decision", "Footprint", "Job", "Lease", "Moved", "Refused", "StepRun"]

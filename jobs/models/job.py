@@ -1,0 +1,433 @@
+"""Migrations and their verbs: each checks who asks, changes one row, leaves one event and wakes the job."""
+
+import datetime as dt
+import uuid as uuids
+from collections import Counter
+from contextlib import contextmanager
+from typing import Any, Self
+
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from hosts.models import DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
+from jobs.engine import consent, states
+from jobs.engine import plan as planning
+from jobs.engine.facts import Facts
+from jobs.engine.network import data_address, network
+from jobs.models import story
+from jobs.models.approval import Approval, expiry
+from jobs.models.refused import Moved, Refused
+from jobs.queue import wake
+from volmig.accounts.roles import may, refusal
+from volmig.notify import announce
+from volmig.record.models import Event
+
+User = settings.AUTH_USER_MODEL
+HOLDING = Q(status__in=sorted(states.ACTIVE))
+ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def visible_to(self, user: Any) -> Self:
+        return self.all() if may(user, "view") else self.none()
+
+    def active(self) -> Self:
+        """Those that hold their volume and their instance."""
+        return self.filter(status__in=states.ACTIVE)
+
+    def halted(self) -> Self:
+        return self.exclude(halt_reason="")
+
+    def waiting_for_consent(self) -> Self:
+        return self.filter(approvals__in=Approval.objects.open()).distinct()
+
+    def due(self) -> Self:
+        """What has an alarm that went off, or an owner that went away, and nobody who works on it."""
+        return self.filter(Q(lease_until=None) | Q(lease_until__lt=Now())).filter(
+            Q(wake_at__lte=Now()) | Q(lease_until__isnull=False)
+        )
+
+    def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
+        """Become the only one that works on a job, for so many seconds of database time; raises its fence by one."""
+        free = self.filter(pk=job_id).filter(Q(lease_until=None) | Q(lease_until__lt=Now()))
+        until = Now() + dt.timedelta(seconds=seconds)
+        if not free.update(lease_owner=owner, lease_until=until, fence=F("fence") + 1, wake_at=None):
+            return None
+        return self.select_related("source", "relay", "destination").get(pk=job_id)
+
+    def submit(self, by: Any, *, source_volume: LogicalVolume, destination: Instance, disk: str, relay: Hypervisor,
+               relay_vg: str, ticket: str = "", rate: int | None = None, start: bool = False) -> "Job":
+        """Ask for a migration and have it checked; raise Refused, with nothing created, when that may not be.
+
+        `rate` is bytes per second; `start` begins it as soon as the checks pass.
+        """
+        source, share = source_volume.volume_group.hypervisor, share_of(destination, disk)
+        sentences = [*refusals(by, source_volume, destination, disk, relay, relay_vg, share)]
+        if rate is not None and rate <= 0:
+            sentences.append("The bandwidth limit has to be more than nothing.")
+        if sentences or share is None:
+            raise Refused(sentences)
+        job = self.model(
+            requester=by, last_editor=by, ticket=ticket, source=source, relay=relay, destination=destination.hypervisor,
+            source_vg=source_volume.volume_group.name, source_lv=source_volume.name, lv_uuid=source_volume.uuid,
+            source_size=source_volume.size, relay_vg=relay_vg, share_source=share.source, instance_id=destination.uuid,
+            instance_name=destination.name, disk=disk, rate=rate, start_when_checked=start,
+        )
+        try:
+            with transaction.atomic():
+                job.save(force_insert=True)
+                Event.append("job.submit", actor=by, job=job.pk, object=str(job), data=job.asked())
+                wake(job.pk)
+        except IntegrityError:
+            raise Refused(in_another_job(source_volume.uuid, destination.uuid)) from None
+        return job
+
+
+class Job(models.Model):
+    """One migration: one source volume to one disk of one instance, through a relay; sizes in bytes."""
+
+    uuid = models.UUIDField(default=uuids.uuid4, unique=True, editable=False)
+    requester = models.ForeignKey(User, models.PROTECT, related_name="+")
+    last_editor = models.ForeignKey(User, models.PROTECT, related_name="+")
+    ticket = models.CharField(max_length=100, blank=True)
+    source = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_from")
+    relay = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_through")
+    destination = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_to")
+    source_vg = models.CharField(max_length=128)
+    source_lv = models.CharField(max_length=128)
+    lv_uuid = models.CharField(max_length=38)
+    source_size = models.BigIntegerField()
+    relay_vg = models.CharField(max_length=128)
+    share_source = models.CharField(max_length=255)
+    instance_id = models.CharField(max_length=36)
+    instance_name = models.CharField(max_length=255)
+    disk = models.CharField(max_length=64)
+    route = models.CharField(max_length=20, default="relay-nfs")
+    rate = models.BigIntegerField(null=True, blank=True)
+    status = models.CharField(max_length=20, default="checking", choices=[(name, name) for name in states.STATUSES])
+    outcome = models.CharField(max_length=20, blank=True)
+    outcome_reason = models.TextField(blank=True)
+    halt_reason = models.TextField(blank=True)
+    halt_data = models.JSONField(default=dict, blank=True)
+    waiting_for = models.TextField(blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    start_requested_at = models.DateTimeField(null=True, blank=True)
+    start_when_checked = models.BooleanField(default=False)
+    confirmed_at = models.DateTimeField(null=True, blank=True)
+    checks = models.JSONField(default=list, blank=True)
+    facts = models.JSONField(default=dict, blank=True)
+    facts_at = models.DateTimeField(null=True, blank=True)
+    plan = models.JSONField(default=dict, blank=True)
+    digest = models.CharField(max_length=64, blank=True)
+    version = models.PositiveIntegerField(default=1)
+    fence = models.BigIntegerField(default=0)
+    lease_owner = models.CharField(max_length=100, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    wake_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["lv_uuid"], condition=HOLDING, name="one_active_job_per_volume"),
+            models.UniqueConstraint(fields=["instance_id"], condition=HOLDING, name="one_active_job_per_instance"),
+        ]
+        indexes = [
+            models.Index(fields=["wake_at"], condition=Q(wake_at__isnull=False), name="job_wake_at"),
+            models.Index(fields=["lease_until"], condition=Q(lease_until__isnull=False), name="job_lease_until"),
+            models.Index(fields=["status", "-id"], name="job_status"),
+            models.Index(fields=["lv_uuid", "-id"], name="job_lv_uuid"),
+            models.Index(fields=["instance_id", "-id"], name="job_instance_id"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Migration {self.pk}: {self.source_vg}/{self.source_lv} to {self.instance_name} {self.disk}"
+
+    def get_absolute_url(self) -> str:
+        return f"/migrations/{self.pk}/"
+
+    @property
+    def number(self) -> int:
+        return int(self.pk)
+
+    # What pages read
+
+    words = property(story.words)
+    sentence = story.sentence
+    running = story.running
+    timeline = story.timeline
+    time_left = story.time_left
+    log = story.log
+    actions = story.actions
+    has_backup = story.has_backup
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, in names, for the record."""
+        names = ("source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id", "disk",
+                 "rate", "ticket")
+        hosts = {role: getattr(self, role).name for role in ("source", "relay", "destination")}
+        return {**hosts, **{name: getattr(self, name) for name in names}}
+
+    # The engine's view of this row
+
+    def migration(self) -> planning.Migration:
+        names = ("source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id",
+                 "instance_name", "disk")
+        return planning.Migration(
+            job=str(self.uuid), number=self.pk, source=self.source.name, relay=self.relay.name,
+            destination=self.destination.name, relay_address=self.relay_address(), rate=self.rate_allowed(),
+            deadline=settings.STOP_DEADLINE, margin=settings.LOCK_MARGIN,
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def relay_address(self) -> str:
+        """The relay's data address that the source is to mount from; empty when they share no data network."""
+        rows = DataAddress.objects.select_related("hypervisor").filter(hypervisor__retired_at=None)
+        seen = [(row.hypervisor_id, row.address, network(row.address, row.prefix)) for row in rows]
+        crowd = Counter(net for _, net in {(host, net) for host, _, net in seen})
+        return data_address(
+            [net for host, _, net in seen if host == self.source_id],
+            [(address, net) for host, address, net in seen if host == self.relay_id],
+            {self.source.address, self.relay.address}, crowd,
+        )
+
+    def rate_allowed(self) -> int:
+        """Bytes per second that this job may use now: its own limit, and its share of the relay's; 0 is no limit."""
+        running = Job.objects.filter(relay=self.relay, status="preparing", halt_reason="").exclude(pk=self.pk).count()
+        shares = [self.relay.rate_limit // (running + 1)] if self.relay.rate_limit else []
+        return min([*shares, *([self.rate] if self.rate else [])], default=0)
+
+    def planned(self) -> planning.Plan:
+        """The plan as it was shown; empty while there is none."""
+        return planning.Plan.from_json(self.plan or {"steps": []}, str(self.uuid))
+
+    def seen(self) -> Facts:
+        return Facts.from_json(self.facts)
+
+    # Verbs of people
+
+    def start(self, by: Any) -> None:
+        """Begin what was planned."""
+        with self._verb(by, "submit", "start"):
+            self._only_when("planned")
+            self.put(start_requested_at=timezone.now())
+
+    def cancel(self, by: Any) -> None:
+        """Stop at the next safe point and take back what was made."""
+        with self._verb(by, "submit", "cancel"):
+            if self.status not in states.CANCELLABLE:
+                raise Refused(f"A migration that is {self.words} cannot be cancelled.")
+            if self.cancel_requested_at:
+                raise Refused("It is already being cancelled.")
+            self.put(cancel_requested_at=timezone.now())
+
+    def set_rate(self, by: Any, rate: int | None) -> None:
+        """Limit the passes that have not begun yet to `rate` bytes per second; None for the relay's limit alone."""
+        with self._verb(by, "submit", "rate", {"rate": rate}):
+            self._only_when("checking", "planned", "preparing")
+            if rate is not None and rate <= 0:
+                raise Refused("The bandwidth limit has to be more than nothing.")
+            self.put(rate=rate, last_editor=by)
+            if self.plan:
+                self.keep_plan(planning.at_rate(self.planned(), self.rate_allowed()))
+
+    def confirm(self, by: Any) -> None:
+        """Say that the instance has its data; only a person can know that."""
+        with self._verb(by, "submit", "confirm"):
+            self._only_when("on_trial")
+            if self.confirmed_at:
+                raise Refused("It is already confirmed.")
+            if self.approvals.open().filter(kind="rollback").exists():
+                raise Refused("A rollback is asked for; that has to be decided first.")
+            self.put(confirmed_at=timezone.now())
+
+    def ask(self, kind: str, by: Any) -> Approval:
+        """Ask for consent to a rollback (on trial) or to a purge (after it)."""
+        with self._verb(by, "submit", f"ask.{kind}"):
+            self._only_when(*ASKABLE[kind])
+            if self.approvals.open().filter(kind=kind, expires_at__gt=timezone.now()).exists():
+                raise Refused(f"A {kind} is already asked for.")
+            for old in self.approvals.open().filter(kind=kind):
+                old.void("It expired.")
+            return self.make_approval(kind, self.bound(kind), by)
+
+    def resume(self, by: Any) -> None:
+        """Go on where it was halted: the step is probed again before anything is done."""
+        with self._verb(by, "submit", "resume", {"halt_reason": self.halt_reason}):
+            if not self.halt_reason:
+                raise Refused("It is not halted.")
+            self.put(halt_reason="", halt_data={}, waiting_for="")
+
+    def again(self, by: Any) -> dict[str, Any]:
+        """Values for asking for the same again, as keys of what is there now; None for what is gone."""
+        volume = LogicalVolume.objects.filter(uuid=self.lv_uuid, volume_group__hypervisor=self.source).first()
+        instance = Instance.objects.filter(uuid=self.instance_id, hypervisor=self.destination).first()
+        group = self.relay.volume_groups.filter(name=self.relay_vg).first()
+        return {"source": self.source_id, "volume": volume and volume.pk, "destination": self.destination_id,
+                "disk": instance and f"{instance.pk}/{self.disk}", "relay": group and group.pk, "ticket": self.ticket,
+                "rate": self.rate}
+
+    # What ticks and approvals do to a job
+
+    def go(self, event: str, actor: Any = None, **values: Any) -> None:
+        """Move on by the table of statuses; raise Moved when somebody moved it first."""
+        old, new = self.status, states.next(self.status, event)
+        if new in states.ENDED and not self.ended_at:
+            values["ended_at"] = timezone.now()
+        values = {"waiting_for": "", **values, "status": new}
+        with transaction.atomic():
+            if not Job.objects.filter(pk=self.pk, status=old, fence=self.fence).update(**values):
+                raise Moved(f"Migration {self.pk} is not {old} any more.")
+            Event.append("job.status", actor=actor, job=self.pk, object=str(self),
+                         data={"from": old, "to": new, "by": event, "why": values.get("outcome_reason", "")})
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def halt(self, reason: str, data: dict[str, Any]) -> None:
+        """Touch nothing more until a person has looked."""
+        with transaction.atomic():
+            self.put(halt_reason=reason, halt_data=data, waiting_for="")
+            Event.append("job.halt", job=self.pk, object=str(self), data={"reason": reason, **data})
+            announce("halted", subject=f"Migration {self.pk} halted", text=reason, url_path=self.get_absolute_url())
+
+    def withdraw_consent(self, by: Any) -> None:
+        """A swap that somebody rejected is not going to happen: take everything back."""
+        if self.status == "approved":
+            self.go("withdrawn", actor=by)
+        self.go("rejected", actor=by, outcome="rejected", outcome_reason=f"Rejected by {by.get_username()}.")
+
+    def keep_plan(self, made: planning.Plan) -> None:
+        shown = made.to_json()
+        self.put(plan=shown, digest=consent.digest(shown), version=self.version + 1)
+
+    def bound(self, kind: str, facts: Facts | None = None) -> dict[str, Any]:
+        """What an approval of this kind is bound to, from fresh `facts` where it depends on any."""
+        migration, made, evidence = self.migration(), self.planned(), self.evidence()
+        if kind == "swap":
+            return consent.swap(migration, facts or self.seen(), made, evidence, self.destination.hostctl_hash)
+        if kind == "rollback":
+            return consent.rollback(migration, made, evidence)
+        return consent.purge(migration, self.purging_plan(), evidence, self.kept_words)
+
+    def purging_plan(self) -> planning.Plan:
+        """The plan whose purge deletes the disk that is not in use: the old one, or after a rollback the new one."""
+        made = self.planned()
+        if not self.was_rolled_back():
+            return made
+        steps = [planning.purge_of_rejected(each) if each.step.name == "purge" else each for each in made.steps]
+        return planning.Plan(made.job, tuple(steps), made.footprint)
+
+    def was_rolled_back(self) -> bool:
+        return self.runs.filter(step="swap", direction="undo", result="done").exists()
+
+    @property
+    def kept_words(self) -> str:
+        return "the old disk" if self.was_rolled_back() else "the new disk"
+
+    def evidence(self) -> dict[str, dict[str, Any]]:
+        """What every finished step measured, by the step's name."""
+        return {run.step: run.evidence for run in self.runs.filter(direction="do", result="done")}
+
+    def make_approval(self, kind: str, bound: dict[str, Any], by: Any) -> Approval:
+        """Ask people; the request binds exactly what `bound` shows."""
+        approval = Approval.objects.create(
+            job=self, kind=kind, version=self.version, digest=consent.digest(bound), bound=bound, requester=by,
+            last_editor=self.last_editor, expires_at=expiry(),
+        )
+        Event.append("approval.ask", actor=by, job=self.pk, object=str(approval),
+                     data={"approval": approval.pk, "digest": approval.digest, "bound": bound})
+        announce("approval_waiting", subject=f"Migration {self.pk}: {kind} waits for approval",
+                 text=f"{self}: {approval.requester} asks for approval of the {kind}.",
+                 url_path=f"/approvals/{approval.pk}/")
+        return approval
+
+    def open_approval(self) -> Approval | None:
+        return self.approvals.open().first()
+
+    def put(self, **values: Any) -> None:
+        """Write only these columns, so that a tick and a person never undo each other."""
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.save(update_fields=list(values))
+
+    @contextmanager
+    def _verb(self, by: Any, needs: str, action: str, data: dict[str, Any] | None = None) -> Any:
+        """Who may, under the row's lock; the event and the wake are part of the same transaction."""
+        if not may(by, needs):
+            raise Refused(refusal(needs))
+        with transaction.atomic():
+            self.refresh_from_db(from_queryset=Job.objects.select_for_update())
+            yield
+            Event.append(f"job.{action}", actor=by, job=self.pk, object=str(self), data=data)
+            wake(self.pk)
+
+    def _only_when(self, *statuses: str) -> None:
+        if self.status not in statuses:
+            raise Refused(f"It is {self.words} now; this is for migrations that are "
+                          f"{' or '.join(each.replace('_', ' ') for each in statuses)}.")
+
+
+def share_of(instance: Instance, disk: str) -> Share | None:
+    """The share that a disk of an instance lies on, as its hypervisor mounts it."""
+    path = next((each["path"] for each in instance.disks if each["name"] == disk), "")
+    mounts = Mount.objects.filter(hypervisor=instance.hypervisor).select_related("share")
+    under = [mount for mount in mounts if path.startswith(mount.path.rstrip("/") + "/")]
+    return max(under, key=lambda mount: len(mount.path)).share if under else None
+
+
+def refusals(by: Any, volume: LogicalVolume, instance: Instance, disk: str, relay: Hypervisor, relay_vg: str,
+             share: Share | None) -> list[str]:
+    """Why this may not even be asked, from what was last seen; the checks look at the hypervisors themselves."""
+    source, destination = volume.volume_group.hypervisor, instance.hypervisor
+    sentences = [] if may(by, "submit") else [refusal("submit")]
+    sentences += [f"{each.name} cannot be used: {why}." for each in (source, relay, destination)
+                  if (why := unusable(each))]
+    if source == destination:
+        sentences.append(f"Source and destination are both {source.name}; there is nothing to carry.")
+    if relay in (source, destination):
+        sentences.append(f"The relay {relay.name} is also the source or the destination; choose another relay.")
+    if volume.is_open:
+        sentences.append(f"{volume.path} is in use on {source.name}.")
+    sentences += disk_refusals(instance, disk)
+    if share is None:
+        sentences.append(f"{disk} of {instance.name} does not lie on a share that {destination.name} mounts.")
+    elif not relay.mounts.filter(share=share).exists():
+        sentences.append(f"The relay {relay.name} does not mount {share.source}.")
+    if not relay.volume_groups.filter(name=relay_vg).exists():
+        sentences.append(f"{relay.name} has no volume group {relay_vg}.")
+    return sentences + in_another_job(volume.uuid, instance.uuid)
+
+
+def unusable(hypervisor: Hypervisor) -> str:
+    """Why volmig may not enter a hypervisor; empty when it may."""
+    if hypervisor.retired_at:
+        return "it is retired"
+    if hypervisor.quarantined_at:
+        return f"it is in quarantine ({hypervisor.quarantine_reason})"
+    return "" if hypervisor.host_key else "its host key is not pinned"
+
+
+def disk_refusals(instance: Instance, disk: str) -> list[str]:
+    matching = [each for each in instance.disks if each["name"] == disk]
+    if len(matching) != 1:
+        return [f"{instance.name} has {len(matching)} disks named {disk}; exactly one is needed."]
+    if matching[0]["format"] != "qcow2":
+        return [f"{disk} of {instance.name} is {matching[0]['format']}, not qcow2."]
+    return []
+
+
+def in_another_job(lv_uuid: str, instance_id: str) -> list[str]:
+    """A sentence for each active migration that already has the volume or the instance."""
+    jobs = Job.objects.active()
+    by_volume = jobs.filter(lv_uuid=lv_uuid).first()
+    by_instance = jobs.filter(instance_id=instance_id).first()
+    return [
+        *([f"Migration {by_volume.pk} already moves this volume."] if by_volume else []),
+        *([f"Migration {by_instance.pk} already works on this instance."] if by_instance else []),
+    ]

@@ -1,0 +1,88 @@
+"""The journal: one row for each attempt at a step or at its undo, written before the act and after it."""
+
+import datetime as dt
+from typing import Any, Self
+
+from django.db import models
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+
+RESULTS = ("running", "done", "failed", "refused", "lost")
+
+
+class StepRunQuerySet(models.QuerySet["StepRun"]):
+    def open(self) -> Self:
+        """Begun and not known to have ended."""
+        return self.filter(ended_at=None)
+
+    def running(self) -> Self:
+        """Detached work that goes on by itself on a hypervisor."""
+        return self.filter(result="running", ended_at=None)
+
+
+class StepRun(models.Model):
+    """Bytes are of the pass over the disk; `rate` is bytes per second over the last 30 s."""
+
+    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs")
+    step = models.CharField(max_length=30)
+    direction = models.CharField(max_length=4, choices=[("do", "do"), ("undo", "undo")], default="do")
+    attempt = models.PositiveIntegerField(default=1)
+    fence = models.BigIntegerField(default=0)
+    hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, related_name="+")
+    unit = models.CharField(max_length=200, blank=True)
+    boot_id = models.CharField(max_length=40, blank=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    bytes_done = models.BigIntegerField(default=0)
+    bytes_total = models.BigIntegerField(default=0)
+    bytes_read = models.BigIntegerField(default=0)
+    bytes_written = models.BigIntegerField(default=0)
+    rate = models.BigIntegerField(default=0)
+    progress_at = models.DateTimeField(null=True, blank=True)
+    silent_since = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    result = models.CharField(max_length=10, blank=True, choices=[(result, result) for result in RESULTS])
+    evidence = models.JSONField(default=dict, blank=True)
+    commands = models.JSONField(default=list, blank=True)
+    error = models.JSONField(null=True, blank=True)
+
+    objects = StepRunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["job", "step", "direction", "attempt"], name="one_attempt"),
+        ]
+        indexes = [
+            models.Index(fields=["hypervisor"], condition=models.Q(result="running"), name="run_running"),
+            models.Index(fields=["progress_at"], name="run_progress_at"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.step} {self.direction} {self.attempt} {self.result}".strip()
+
+    @property
+    def seconds(self) -> float:
+        return ((self.ended_at or timezone.now()) - self.started_at).total_seconds()
+
+    @property
+    def fraction(self) -> float:
+        """How much of the pass is behind it, 0 to 1."""
+        return min(self.bytes_done / self.bytes_total, 1) if self.bytes_total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the rate of the last 30 s; None while there is none to tell from."""
+        return max(self.bytes_total - self.bytes_done, 0) / self.rate if self.rate and self.bytes_total else None
+
+    @property
+    def sentence(self) -> str:
+        """What went wrong, for people."""
+        error: dict[str, Any] = self.error or {}
+        if not error:
+            return ""
+        return f"Tried to {error.get('tried', self.step)}; {error.get('found', '')}. {error.get('next', '')}".strip()
+
+    @property
+    def took(self) -> dt.timedelta:
+        return dt.timedelta(seconds=self.seconds)

@@ -1,0 +1,186 @@
+"""What a job tells people: where it is, what ran, what comes, how long it takes, and what they may do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+
+from jobs.engine import states
+from volmig.accounts.roles import may, refusal
+
+if TYPE_CHECKING:
+    from jobs.models.job import Job
+    from jobs.models.steprun import StepRun
+
+SENTENCES = {
+    "checking": "The three hypervisors are being looked at; nothing is touched.",
+    "planned": "It is checked and planned, and waits to be started; nothing was touched.",
+    "preparing": "The copy is being made beside the live disk, which is not touched.",
+    "awaiting_approval": "The copy is verified and lies beside the live disk; another person has to approve the swap.",
+    "approved": "The swap is approved; the facts are read once more before it begins.",
+    "swapping": "The instance is down or about to be: its disk is being swapped.",
+    "on_trial": "The instance runs on the new disk; the old one is kept. A person has to confirm the data.",
+    "rolling_back": "The old disk is being put back.",
+    "undoing": "Everything that was made is being taken back; the live disk was not touched.",
+    "undone": "It ended before the live disk was touched, and everything that was made is gone.",
+    "rolled_back": "The instance has its old disk again; the rejected one is kept until it is purged.",
+    "done": "The instance runs on the new disk and its data is confirmed; the old disk is kept until it is purged.",
+    "purging": "The disk that is not in use is being deleted.",
+    "purged": "The disk that was not in use is deleted; nothing of this migration is left.",
+}
+PHASES = {"checking": "", "planned": "A", "preparing": "A", "swapping": "B", "on_trial": "C", "purging": "D"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step on the time line; state is todo, running, done, failed, skipped or undone; seconds as measured."""
+
+    step: str
+    title: str
+    phase: str
+    state: str
+    seconds: float | None
+    run: StepRun | None
+    forecast: float
+
+
+@dataclass(frozen=True)
+class Action:
+    """A verb that a person may, or may not yet, use on a job."""
+
+    verb: str
+    label: str
+    explains: str
+    needs: str = "submit"
+    url_name: str = "jobs:verb"
+    allowed: bool = True
+    why_not: str = ""
+
+    def for_user(self, user: Any, why_not: str = "") -> Action:
+        """The same with this person's permission."""
+        why = why_not or ("" if may(user, self.needs) else refusal(self.needs))
+        return Action(self.verb, self.label, self.explains, self.needs, self.url_name, not why, why)
+
+
+START = Action("start", "Start", "Makes the copy beside the live disk. The instance keeps running.")
+CANCEL = Action("cancel", "Cancel", "Stops at the next safe point and takes back everything that was made.")
+RESUME = Action("resume", "Resume", "Looks at the step again, and goes on if it now finds what it expects.")
+CONFIRM = Action("confirm", "Confirm the data", "Ends the trial: you have seen the data in the instance.")
+RATE = Action("rate", "Set limit", "Takes effect when the next pass over the disk begins.")
+ROLLBACK = Action("ask-rollback", "Ask for a rollback",
+                  "Another person has to approve; what was written since the swap is then lost to the instance.")
+PURGE = Action("ask-purge", "Ask for the purge",
+               "Another person has to approve; the disk that is not in use is then deleted for good.")
+REVIEW = Action("review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve",
+                "jobs:approval")
+
+
+def words(job: Job) -> str:
+    return job.status.replace("_", " ")
+
+
+def sentence(job: Job) -> str:
+    """One plain sentence about where it is and whether anything live is touched."""
+    if job.halt_reason:
+        return f"Halted while {job.words}: {job.halt_reason}"
+    said = SENTENCES[job.status]
+    if job.status == "undone" and job.outcome:
+        said = f"{job.outcome.capitalize()}. {job.outcome_reason or ''} {said}".replace("  ", " ")
+    elif job.outcome_reason and job.status in ("undoing", "rolling_back", "rolled_back"):
+        said = f"{said} Why: {job.outcome_reason}"
+    return said
+
+
+def running(job: Job) -> StepRun | None:
+    """The attempt that is under way."""
+    return job.runs.open().last()
+
+
+def timeline(job: Job) -> list[Row]:
+    last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in job.runs.all()}
+    return [_row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
+            for step in job.plan.get("steps", ())]
+
+
+def _row(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun | None) -> Row:
+    run = undone or done
+    return Row(step["name"], step["title"], step["phase"], _state(job, step, done, undone),
+               run.seconds if run else None, run, step["seconds"][1])
+
+
+def _state(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun | None) -> str:
+    if undone is not None:
+        return "undone" if undone.result == "done" else "failed" if undone.ended_at else "running"
+    if done is not None:
+        return "done" if done.result == "done" else "failed" if done.ended_at else "running"
+    over = job.status in states.ENDED or job.status in ("undoing", "rolling_back")
+    return "skipped" if over and not (step["phase"] == "D" and job.status in ("done", "rolled_back")) else "todo"
+
+
+def time_left(job: Job) -> tuple[float, float, float] | None:
+    """Seconds (low, middle, high) to the end of this phase; None when nothing runs by itjob."""
+    phase = PHASES.get(job.status)
+    if not phase or not job.plan or job.halt_reason:
+        return None
+    done = {run.step for run in job.runs.all() if run.direction == "do" and run.result == "done"}
+    left = [step for step in job.plan["steps"] if step["phase"] == phase and step["name"] not in done]
+    sums = [sum(_left(job, step)[which] for step in left) for which in range(3)]
+    return sums[0], sums[1], sums[2]
+
+
+def _left(job: Job, step: dict[str, Any]) -> tuple[float, float, float]:
+    """What remains of a step: by its measured rate while it runs, by forecast before."""
+    low, middle, high = step["seconds"]
+    run = job.running()
+    if run is None or run.step != step["name"] or run.seconds_left is None:
+        return low, middle, high
+    left = run.seconds_left
+    return left * 0.8, left, left * 1.4
+
+
+def log(job: Job) -> list[dict[str, Any]]:
+    """Every command that ran, oldest first, with its hypervisor and step."""
+    runs = job.runs.select_related("hypervisor")
+    return [{"hypervisor": run.hypervisor.name if run.hypervisor else "", "step": run.step,
+             "direction": run.direction, "attempt": run.attempt, **command}
+            for run in runs for command in run.commands]
+
+
+def actions(job: Job, user: Any) -> list[Action]:
+    """What can be done about it now; what this person may not do says why."""
+    offered = [RESUME.for_user(user)] if job.halt_reason else []
+    if job.status == "planned":
+        waiting = "It is starting already." if job.start_requested_at else ""
+        offered.append(START.for_user(user, waiting))
+    approval = job.open_approval()
+    if approval and approval.expires_at > timezone.now():
+        offered.append(REVIEW.for_user(user, " ".join(approval.why_not(user)[:1])))
+    if job.status == "on_trial":
+        offered.append(CONFIRM.for_user(user, _why_not_confirm(job)))
+        offered.append(ROLLBACK.for_user(user, _asked(job, "rollback")))
+    if job.status in ("done", "rolled_back") and job.has_backup():
+        offered.append(PURGE.for_user(user, _asked(job, "purge")))
+    if job.status in ("checking", "planned", "preparing"):
+        offered.append(RATE.for_user(user))
+    if job.status in states.CANCELLABLE:
+        cancelling = "It is being cancelled already." if job.cancel_requested_at else ""
+        offered.append(CANCEL.for_user(user, cancelling))
+    return offered
+
+
+def has_backup(job: Job) -> bool:
+    """Whether a disk that is not in use lies beside the live one."""
+    return job.footprints.filter(kind="backup", state="present").exists()
+
+
+def _asked(job: Job, kind: str) -> str:
+    open_ones = job.approvals.open().filter(kind=kind, expires_at__gt=timezone.now())
+    return f"A {kind} is already asked for." if open_ones.exists() else ""
+
+
+def _why_not_confirm(job: Job) -> str:
+    if job.confirmed_at:
+        return "It is confirmed already."
+    return "A rollback is asked for; that has to be decided first." if _asked(job, "rollback") else ""
