@@ -14,6 +14,7 @@ from django.utils import timezone
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
 from volmig import data
 from volmig.accounts.roles import may
+from volmig.notify import announce
 from volmig.record.models import Event
 
 NFS_PORTS = (111, 2049, 20048)
@@ -42,6 +43,9 @@ class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
     def reachable(self) -> Self:
         """Those that volmig may call: pinned, neither quarantined nor retired."""
         return self.active().filter(quarantined_at=None).exclude(host_key="")
+
+    def at(self, address: Address) -> Self:
+        return self.filter(address=address.host, port=address.port)
 
     def stale(self, before: dt.datetime) -> Self:
         return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
@@ -125,7 +129,11 @@ class Hypervisor(models.Model):
 
     @transaction.atomic
     def quarantine(self, reason: str) -> None:
-        """Stops every use of it until a person pins a key again."""
+        """Stops every use of it until a person pins a key again, and tells people; may be called again."""
+        if self.quarantined_at:
+            return
+        subject = f"{self.name} is in quarantine"
+        announce("quarantined", subject=subject, text=reason, url_path=f"/hosts/{self.pk}/")
         self.put(quarantined_at=timezone.now(), quarantine_reason=reason, last_error=reason)
         Event.append("hypervisor.quarantine", object=self.name, data={"reason": reason})
 

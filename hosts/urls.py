@@ -1,4 +1,17 @@
 """Addresses of the hypervisor pages."""
 
+from django.urls import path
+
+from hosts import views
+
 app_name = "hosts"
-urlpatterns: list[object] = []
+urlpatterns = [
+    path("", views.overview, name="list"),
+    path("register/", views.register, name="register"),
+    path("hostctl", views.bundle, name="bundle"),
+    path("<int:pk>/", views.hypervisor, name="hypervisor"),
+    path("<int:pk>/pin/", views.pin, name="pin"),
+    path("<int:pk>/offer/", views.offer, name="offer"),
+    path("<int:pk>/refresh/", views.refresh, name="refresh"),
+    path("<int:pk>/retire/", views.retire, name="retire"),
+]

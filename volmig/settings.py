@@ -127,6 +127,7 @@ Q_CLUSTER = {
     "poll": 0.3,
     "guard_cycle": 1,
 }
+EVERY_MINUTE = ["hosts.tasks.refresh_stale"]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [

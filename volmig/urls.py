@@ -1,5 +1,6 @@
 """Every address that volmig answers."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,4 @@ if find_spec("jobs.urls"):
 def websocket_routes() -> list[Any]:
     if not find_spec("jobs.live"):
         return []
-    from jobs.live import routes
-
-    return list(routes)
+    return list(import_module("jobs.live").routes)

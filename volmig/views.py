@@ -1,20 +1,49 @@
 """The audit page and the health answer."""
 
+from django import forms
 from django.contrib.auth.decorators import login_not_required
 from django.core.paginator import Paginator
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.views.decorators.http import require_GET
 
 from volmig.accounts.roles import needs
 from volmig.record.models import ChainHead, Event
 
 
+class EventFilter(forms.Form):
+    """Each field that is filled in narrows the list."""
+
+    who = forms.CharField(required=False)
+    what = forms.CharField(required=False)
+    on = forms.CharField(required=False)
+    job = forms.IntegerField(label="Migration", required=False, min_value=1)
+    since = forms.DateTimeField(required=False, widget=forms.DateTimeInput(attrs={"type": "datetime-local"}))
+
+    LOOKUPS = {
+        "who": "actor_name__iexact",
+        "what": "action__icontains",
+        "on": "object__icontains",
+        "job": "job",
+        "since": "at__gte",
+    }
+
+    def lookups(self) -> dict[str, object]:
+        if not self.is_valid():
+            return {}
+        return {lookup: self.cleaned_data[name] for name, lookup in self.LOOKUPS.items() if self.cleaned_data[name]}
+
+
+@require_GET
 @needs("audit")
 def audit(request: HttpRequest) -> HttpResponse:
-    events = Event.objects.select_related("actor")
+    form = EventFilter(request.GET)
+    for field in form.fields.values():
+        field.widget.attrs["class"] = "form-control"
+    events = Event.objects.filter(**form.lookups())
     page = Paginator(events, 100).get_page(request.GET.get("page"))
-    return render(request, "record/audit.html", {"page": page})
+    return render(request, "record/audit.html", {"page": page, "form": form})
 
 
 @login_not_required

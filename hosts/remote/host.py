@@ -1,5 +1,7 @@
 """What every way to a hypervisor has in common: its address, the request, the answer and the errors."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +23,12 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
+
+
+def fingerprint(key: str) -> str:
+    """Returns the fingerprint of a "type base64" key as ssh-keygen -l prints it."""
+    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 class HostError(Exception):
@@ -46,7 +54,12 @@ class HostKeyUnknown(HostError):  # noqa: N818
 
 
 class HostKeyChanged(HostError):  # noqa: N818
-    """The host offered another key than the pinned one; callers quarantine it and never retry."""
+    """The host offered another key than the pinned one; callers quarantine it and never retry.
+
+    `address` is the machine that did, which may be the bastion; None when nothing was asked.
+    """
+
+    address: Address | None = None
 
 
 class HostctlDiffers(HostError):  # noqa: N818

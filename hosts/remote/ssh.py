@@ -28,6 +28,7 @@ from hosts.remote.host import (
     HostKeyUnknown,
     Request,
     Unreachable,
+    fingerprint,
 )
 
 CONNECT_SECONDS = 10
@@ -50,12 +51,6 @@ ANSWER_TYPES: dict[str, tuple[type, ...]] = {
     "boot_id": (str,),
     "hash": (str,),
 }
-
-
-def fingerprint(key: str) -> str:
-    """Returns the fingerprint of a "type base64" key as ssh-keygen -l prints it."""
-    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def public_text(key: paramiko.PKey) -> str:
@@ -84,7 +79,9 @@ def connect(address: Address) -> "SSHHost":
     try:
         with told_plainly(f"log in to {address}"):
             enter(client, address, bastion.tunnel(address.host, address.port) if bastion else None)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, HostKeyChanged):
+            error.address = address
         client.close()
         if bastion:
             bastion.close()

@@ -1,5 +1,6 @@
 """A real sshd on a loopback port whose only command is a small stand-in for hostctl."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,12 +57,11 @@ class Sshd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.freeze(False)
+        left = self.sessions
+        self.signal(left, signal.SIGCONT)
         self.process.terminate()
         self.process.wait(10)
-        for pid in self.sessions:
-            if Path(f"/proc/{pid}/comm").exists() and Path(f"/proc/{pid}/comm").read_text().strip() == "sshd":
-                os.kill(pid, signal.SIGKILL)
+        self.signal(left, signal.SIGKILL)
 
     def prepare(self) -> None:
         script = self.home / "stand_in"
@@ -108,9 +108,13 @@ class Sshd:
                 found.append(pid)
         return found
 
-    def freeze(self, frozen: bool = True) -> None:
-        for pid in self.sessions:
-            os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+    def freeze(self) -> None:
+        self.signal(self.sessions, signal.SIGSTOP)
+
+    def signal(self, pids: list[int], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def keygen(path: Path) -> Path:

@@ -196,6 +196,8 @@ def test_a_missing_hostctl_says_how_to_get_it(sshd):
 
 def test_hostctl_is_sent_to_a_root_login_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(ssh, "SHIPPED_DIRECTORY", str(tmp_path / "bin"))
+    program = f"print(open({str(tmp_path / 'sshd' / 'answer')!r}).read())"
+    monkeypatch.setattr(hostctl, "bundle", program.encode)
     with Sshd(tmp_path / "sshd", forced=False) as sshd, ssh.connect(sshd.address) as host:
         assert host.call(HELLO).state == "done"
         [shipped] = (tmp_path / "bin").iterdir()

@@ -1,6 +1,8 @@
 """Filters that print quantities in an operator's units, with the exact figure on hover."""
 
 import datetime as dt
+import json
+from typing import Any
 
 from django import template
 from django.utils import timezone
@@ -50,3 +52,9 @@ def size(count: int | None) -> str:
 @register.filter
 def rate(bytes_per_second: float | None) -> str:
     return "–" if bytes_per_second is None else f"{bytes_per_second / MIB:.1f} MiB/s"
+
+
+@register.filter
+def pretty(data: Any) -> str:
+    """Data as indented JSON."""
+    return json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True)

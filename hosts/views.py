@@ -1,0 +1,151 @@
+"""Pages about hypervisors; all that they show was seen by the workers, none of them waits for a machine."""
+
+from pathlib import Path
+from typing import Any
+
+from django.contrib import messages
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from hosts.forms import PinForm, RegisterForm
+from hosts.models import NFS_PORTS, DataAddress, Hypervisor, LogicalVolume, Share, ssh_key_file
+from hosts.remote import hostctl
+from hosts.remote.host import fingerprint
+from volmig.accounts.roles import may, needs
+from volmig.data import ssh_public_key
+from volmig.queue import later
+from volmig.record.models import Event
+
+SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
+
+
+@require_GET
+@needs("view")
+def overview(request: HttpRequest) -> HttpResponse:
+    hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud")
+    prefetched = hypervisors.prefetch_related("volume_groups", "mounts__share", "instances", "reaches")
+    context = {
+        "hypervisors": list(prefetched),
+        "matrix": matrix(list(prefetched)),
+        "shares": Share.objects.prefetch_related("mounts__hypervisor"),
+        "current_hash": hostctl.source_hash(),
+        "may_administer": may(request.user, "administer"),
+    }
+    return render(request, "hosts/list.html", context)
+
+
+def matrix(hypervisors: list[Hypervisor]) -> dict[str, Any]:
+    """Who reaches which data address: a row for each hypervisor, a cell for each address, with each port's state."""
+    owners = DataAddress.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
+    columns = list(owners.order_by("hypervisor__name", "address"))
+    rows = []
+    for hypervisor in hypervisors:
+        seen = {(reach.address, reach.port): reach for reach in hypervisor.reaches.all()}
+        cells = [[seen.get((column.address, port)) for port in NFS_PORTS] for column in columns]
+        own = [column.hypervisor_id == hypervisor.pk for column in columns]
+        rows.append({"hypervisor": hypervisor, "cells": list(zip(own, cells, strict=True))})
+    return {"columns": columns, "rows": rows, "ports": NFS_PORTS}
+
+
+def found(request: HttpRequest, pk: int) -> Hypervisor:
+    return get_object_or_404(Hypervisor.objects.visible_to(request.user), pk=pk)
+
+
+@require_GET
+@needs("view")
+def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
+    host = found(request, pk)
+    sort = request.GET.get("sort", "name")
+    volumes = LogicalVolume.objects.filter(volume_group__hypervisor=host).select_related("volume_group")
+    context = {
+        "host": host,
+        "volumes": volumes.order_by(SORTS.get(sort, "name"), "name"),
+        "sort": sort if sort in SORTS else "name",
+        "owners": {row.address: row.hypervisor for row in DataAddress.objects.select_related("hypervisor")},
+        "current_hash": hostctl.source_hash(),
+        "fingerprint": fingerprint(host.host_key) if host.host_key else "",
+        "may_administer": may(request.user, "administer"),
+        **installation(host.user),
+    }
+    part = "hosts/_state.html" if request.GET.get("part") == "state" else "hosts/hypervisor.html"
+    return render(request, part, context)
+
+
+def installation(user: str) -> dict[str, str]:
+    """What the install commands need: the login, volmig's public key and this hostctl's hash."""
+    key = ssh_key_file()
+    try:
+        public = ssh_public_key(Path(key)) if key else ""
+    except (ValueError, OSError):
+        public = ""
+    return {"login": user, "public_key": public or "PUBLIC-KEY-OF-VOLMIG", "hash": hostctl.source_hash()}
+
+
+@needs("administer")
+def register(request: HttpRequest) -> HttpResponse:
+    form = RegisterForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        with transaction.atomic():
+            host = form.save()
+            data = {name: str(form.cleaned_data[name] or "") for name in form.cleaned_data}
+            Event.append("hypervisor.register", object=host.name, data=data, request=request)
+            later("hosts.tasks.offer_key", host.pk)
+        messages.success(request, f"{host.name} is registered. Compare its host key, then pin it.")
+        return redirect("hosts:pin", host.pk)
+    return render(request, "hosts/register.html", {"form": form, **installation("volmig")})
+
+
+@needs("administer")
+def pin(request: HttpRequest, pk: int) -> HttpResponse:
+    host = found(request, pk)
+    offered = fingerprint(host.offered_key) if host.offered_key else ""
+    form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
+    if request.method == "POST" and offered and form.is_valid():
+        host.pin(request.user, host.offered_key)
+        later("hosts.tasks.refresh", host.pk)
+        messages.success(request, f"The host key of {host.name} is pinned. Its first inventory is under way.")
+        return redirect("hosts:hypervisor", host.pk)
+    old = fingerprint(host.host_key) if host.host_key else ""
+    kind = host.offered_key.split()[0].removeprefix("ssh-") if host.offered_key else ""
+    return render(request, "hosts/pin.html", {"host": host, "form": form, "offered": offered, "old": old, "kind": kind})
+
+
+@require_POST
+@needs("administer")
+def offer(request: HttpRequest, pk: int) -> HttpResponse:
+    """Asks for the host key again, before a first or a deliberate new pinning."""
+    host = found(request, pk)
+    host.put(offered_key="", last_error="")
+    later("hosts.tasks.offer_key", host.pk)
+    return redirect("hosts:pin", host.pk)
+
+
+@require_POST
+@needs("view")
+def refresh(request: HttpRequest, pk: int) -> HttpResponse:
+    host = found(request, pk)
+    later("hosts.tasks.refresh", host.pk)
+    messages.info(request, f"{host.name} is being looked at. The ages below tell when the figures are new.")
+    return redirect("hosts:hypervisor", host.pk)
+
+
+@require_POST
+@needs("administer")
+def retire(request: HttpRequest, pk: int) -> HttpResponse:
+    host = found(request, pk)
+    if request.POST.get("name") != host.name:
+        messages.error(request, f"Type {host.name} to retire it. Nothing was changed.")
+        return redirect("hosts:hypervisor", host.pk)
+    host.retire(request.user)
+    messages.success(request, f"{host.name} is retired. Its history stays.")
+    return redirect("hosts:list")
+
+
+@require_GET
+@needs("view")
+def bundle(request: HttpRequest) -> HttpResponse:
+    """hostctl as one file, to be installed root-owned on a hypervisor."""
+    headers = {"Content-Disposition": 'attachment; filename="hostctl"', "X-Hostctl-Hash": hostctl.source_hash()}
+    return HttpResponse(hostctl.bundle(), content_type="application/octet-stream", headers=headers)

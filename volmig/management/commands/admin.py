@@ -1,0 +1,26 @@
+"""manage.py admin: make a person who can log in, or give one a new password and roles."""
+
+import os
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from volmig.accounts.people import ask_password, make_person
+from volmig.accounts.roles import ALLOWS
+
+
+class Command(BaseCommand):
+    help = "Makes a person, or changes one's password and roles. Without --role: an administrator with every role."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("--role", action="append", default=[], choices=sorted(ALLOWS), help="may be given again")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        name = options["name"]
+        try:
+            make_person(name, os.environ.get("VOLMIG_ADMIN_PASSWORD") or ask_password(name), options["role"])
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        self.stdout.write(f"{name} can log in: {', '.join(options['role']) or 'every role'}.")

@@ -1,0 +1,180 @@
+"""manage.py up: one command that starts web, workers and watcher, and leaves nothing behind."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from volmig.accounts.people import first_administrator
+from volmig.queue import every_minute
+
+PARTS = ("web", "workers", "watcher")
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+# A worker finishes the tick that it is in, at most about 20 s, before it stops.
+PATIENCE_SECONDS = 30
+
+
+def commands(bind: str) -> dict[str, list[str]]:
+    host, _, port = bind.rpartition(":")
+    manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
+    serve = ["-m", "uvicorn", "volmig.asgi:application", "--host", host.strip("[]"), "--port", port]
+    manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "off", "--no-access-log", "--log-level", "warning"]
+    watch = "import django; django.setup(); from jobs.watch import main; main()"
+    return {
+        "web": [sys.executable, *serve, *manners],
+        "workers": [*manage, "qcluster"],
+        "watcher": [sys.executable, "-c", watch],
+    }
+
+
+def as_child() -> None:
+    """Runs in the child: a session of its own, all signals open, and SIGTERM when the supervisor dies."""
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@dataclass
+class Child:
+    """One part, restarted with growing pauses when it ends by itself."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0
+    pause: float = 1
+    due: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        environment = os.environ | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1"}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command,
+            cwd=settings.BASE_DIR,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=as_child,  # safe: the supervisor has no threads
+        )
+
+    def tend(self) -> None:
+        """Starts it when it is due; clears up after it when it has ended; raises CommandError when it cannot start."""
+        if self.process is None:
+            if time.monotonic() >= self.due:
+                self.start()
+        elif self.process.poll() is not None:
+            self.ended(self.process.returncode)
+
+    def ended(self, status: int) -> None:
+        lasted = time.monotonic() - self.started
+        self.kill()
+        if lasted < 5 and self.pause == 1:
+            raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
+        self.pause = 1.5 if lasted > 60 else min(30, self.pause * 2)
+        self.due = time.monotonic() + self.pause
+        print(f"{self.name} ended with status {status}; it starts again in {self.pause:g} s", file=sys.stderr)
+
+    def ask_to_stop(self) -> None:
+        """Signals the main process only: a SIGTERM to qcluster's whole group deadlocks it."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """Ends whatever is left of its session: workers outlive a qcluster that was killed."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class Command(BaseCommand):
+    help = "Starts volmig: web, workers and watcher, or the part that is named. Ctrl-C stops all of it."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
+        parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        names = PARTS if options["part"] == "all" else (options["part"],)
+        locks = [only_one(name) for name in names]
+        prepare()
+        chosen = commands(options["bind"])
+        try:
+            supervise([Child(name, chosen[name]) for name in names], options["bind"])
+        finally:
+            for lock in locks:
+                lock.close()
+
+
+def only_one(name: str) -> IO[str]:
+    """Holds the lock of this part on this data directory: two clusters would run the same task twice."""
+    lock = (settings.DATA / f"up-{name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CommandError(f"volmig's {name} runs already on {settings.DATA}.") from error
+    return lock
+
+
+def prepare() -> None:
+    call_command("migrate", interactive=False, verbosity=0)
+    for dotted in settings.EVERY_MINUTE:
+        every_minute(dotted)
+    if still_to_do := first_administrator():
+        print(still_to_do)
+
+
+def supervise(children: list[Child], bind: str) -> None:
+    """Tends the children until SIGINT or SIGTERM; when it returns, none of their processes is left."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    unannounced = any(child.name == "web" for child in children)
+    try:
+        received = None
+        while received is None or received.si_signo == signal.SIGCHLD:
+            for child in children:
+                child.tend()
+            if unannounced and answers(bind):
+                print(f"volmig is on http://{bind}", flush=True)
+                unannounced = False
+            received = signal.sigtimedwait(SIGNALS, 0.2 if unannounced else 1)
+    finally:
+        stop(children)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def answers(bind: str) -> bool:
+    address = bind.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what was asked for
+    try:
+        with urllib.request.urlopen(f"http://{address}/healthz", timeout=1):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers, if only that this name is not in VOLMIG_ALLOWED_HOSTS
+    except OSError:
+        return False
+
+
+def stop(children: list[Child]) -> None:
+    for child in children:
+        child.ask_to_stop()
+    until = time.monotonic() + PATIENCE_SECONDS
+    for child in children:
+        if child.process:
+            try:
+                child.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(f"{child.name} did not stop in {PATIENCE_SECONDS} s and is killed", file=sys.stderr)
+            child.kill()
