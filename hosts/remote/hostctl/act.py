@@ -30,19 +30,25 @@ def _shown(word: str) -> str:
     return word if word.startswith("«") and word.endswith("»") else shlex.quote(word)
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818  what it says is an answer, not a fault
     """A verb ends without success; `code` names the guard, the sentences are for the operator."""
 
     state = "failed"
-    touched = None  # type: Optional[bool]
+    touched: Optional[bool] = None
 
     def __init__(self, code: str, tried: str, found: str, next_step: str, **evidence: Any) -> None:
         super().__init__("%s: %s" % (code, found))
         self.code, self.tried, self.found, self.next_step, self.evidence = code, tried, found, next_step, evidence
 
     def error(self, touched: Optional[bool]) -> Dict[str, Any]:
-        return {"code": self.code, "tried": self.tried, "found": self.found, "touched": touched,
-                "next": self.next_step, "evidence": self.evidence}
+        return {
+            "code": self.code,
+            "tried": self.tried,
+            "found": self.found,
+            "touched": touched,
+            "next": self.next_step,
+            "evidence": self.evidence,
+        }
 
 
 class Refused(Stop):

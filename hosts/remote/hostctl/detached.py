@@ -1,10 +1,205 @@
-"""Detached work: transient systemd units, their progress, and what is left of a job on this host."""
+"""Detached work: transient systemd units, following them, and what is left of a job on this host."""
 
-from typing import Tuple
+import json
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from .act import Act, Args, command, syscall
+from . import lvm, mounts, nfs, store
+from .act import Act, Args, Refused, command, syscall
+from .filesystem import export_format
+from .tools import Work, find
+
+BEAT = 2.0
 
 
 def forget_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (command("systemctl", "reset-failed", "--", "volmig-%s-*" % job.replace("-", "")),
-            syscall("remove /var/lib/volmig/%s and /run/volmig/%s" % (job, job)))
+    return (
+        command("systemctl", "reset-failed", "--", "volmig-%s-*" % job.replace("-", "")),
+        syscall("remove /var/lib/volmig/%s and /run/volmig/%s" % (job, job)),
+    )
+
+
+def unit_name(job: str, key: str) -> str:
+    return "volmig-%s-%s" % (job.replace("-", ""), key)
+
+
+class Units:
+    """systemd, as far as volmig needs it; tests put another one in its place."""
+
+    def __init__(self) -> None:
+        self.work = Work({}, "", lambda args, job: ())
+
+    def alive(self, unit: str) -> bool:
+        shown = self.work.ask("systemctl", "show", "-p", "ActiveState", "--", unit + ".service", good=None)
+        return export_format(shown.out).get("ActiveState") in ("active", "activating", "deactivating", "reloading")
+
+    def start(self, unit: str, properties: List[str], argv: List[str]) -> str:
+        """Start a transient unit; the answer is an empty text or why it did not start."""
+        output = self._start(unit, ["Type=exec", *properties], argv)
+        if output.exit and "Type" in output.err:  # systemd before 240 does not know Type=exec
+            output = self._start(unit, properties, argv)
+        return output.said() if output.exit else ""
+
+    def _start(self, unit: str, properties: List[str], argv: List[str]) -> Any:
+        options = [word for one in properties for word in ("-p", one)]
+        act = command("systemd-run", "--quiet", "--unit=" + unit, "--description=volmig", *options, "--", *argv)
+        return self.work.do(act, recovery=True)
+
+    def stop(self, unit: str) -> None:
+        self.work.do(command("systemctl", "stop", "--", unit + ".service"), recovery=True, timeout=100)
+
+
+def program() -> List[str]:
+    """How to start this very hostctl again."""
+    return [sys.executable, "-I", os.path.abspath(sys.argv[0])]
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def reporter(job: store.Store, key: str) -> Callable[[Dict[str, int]], None]:
+    step, direction, attempt = key.split("-")
+
+    def report(figures: Dict[str, int]) -> None:
+        job.progress(
+            key,
+            dict(
+                figures,
+                job=job.job,
+                step=step,
+                direction=direction,
+                attempt=int(attempt),
+                unit=unit_name(job.job, key),
+                at=time.time(),
+            ),
+        )
+
+    return report
+
+
+# Following: reads only /proc, /run and /var/lib/volmig, so that a dead NFS server cannot hang it.
+
+
+class Watch:
+    """What changed since the last look, as lines for `watch`."""
+
+    def __init__(self, state: str = store.STATE, run: str = store.RUN) -> None:
+        self.state, self.run = state, run
+        self.seen: Dict[str, float] = {}
+        self.open: Dict[Tuple[str, str], bool] = {}
+
+    def changes(self) -> Iterator[Dict[str, Any]]:
+        for name in _listed(self.state):
+            job = store.Store(name, self.state, self.run)
+            for key in job.started():
+                yield from self._follow(job, key)
+
+    def _follow(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
+        place = (job.job, key)
+        if self.open.get(place) is False:
+            return
+        result = job.result(key)
+        if result is None and _running(unit_name(job.job, key)):
+            self.open[place] = True
+            yield from self._progress(job, key)
+        elif place in self.open or result is None:
+            self.open[place] = False
+            yield {"ended": _ended(job, key, job.result(key))}
+        else:  # it had ended before this watch began
+            self.open[place] = False
+
+    def _progress(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
+        figures = store.read_json(os.path.join(job.run, key + ".json"))
+        if figures and self.seen.get(job.job + key) != figures["at"]:
+            self.seen[job.job + key] = figures["at"]
+            yield {"progress": figures}
+
+
+def _listed(directory: str) -> List[str]:
+    try:
+        return sorted(name for name in os.listdir(directory) if len(name) == 36)
+    except FileNotFoundError:
+        return []
+
+
+def _ended(job: store.Store, key: str, result: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    step, direction, attempt = key.split("-")
+    return {
+        "job": job.job,
+        "step": step,
+        "direction": direction,
+        "attempt": int(attempt),
+        "unit": unit_name(job.job, key),
+        "state": (result or {}).get("state", "lost"),
+    }
+
+
+def _running(unit: str) -> bool:
+    """The unit's control group has processes; asked of the kernel, four times a second, without starting a program."""
+    for root in (
+        "/sys/fs/cgroup/system.slice",
+        "/sys/fs/cgroup/systemd/system.slice",
+        "/sys/fs/cgroup/unified/system.slice",
+    ):
+        try:
+            with open("%s/%s.service/cgroup.procs" % (root, unit)) as file:
+                return bool(file.read().strip())
+        except OSError:
+            continue
+    return False
+
+
+def watch() -> None:
+    """Stream JSON lines for ever: progress, ended, and a beat every two seconds. Ends when nobody reads."""
+    following, beat = Watch(), 0.0
+    while True:
+        lines = list(following.changes())
+        if time.monotonic() - beat >= BEAT:
+            beat = time.monotonic()
+            lines.append({"beat": time.time()})
+        for line in lines:
+            sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+        time.sleep(0.25)
+
+
+# Forgetting
+
+
+def left(work: Work) -> List[str]:
+    """Everything of a job that is still on this host, in words; reads mount tables, never a path on NFS."""
+    short = work.job.replace("-", "")
+    tagged = (
+        [
+            volume
+            for volume in lvm.volumes(work)
+            if any(tag in ("volmig.job=" + work.job, "volmig.src=" + work.job) for tag in volume.tags)
+        ]
+        if find("lvs")
+        else []
+    )
+    found = ["logical volume %s/%s" % (volume.vg, volume.lv) for volume in tagged]
+    found += ["mount on %s" % mount.target for mount in mounts.mounts() if short in mount.target]
+    found += ["export %s to %s" % (row.path, row.client) for row in nfs.exports(work) if short in row.path]
+    return found + (["unit %s" % lvm.holder(work.job)] if Units().alive(lvm.holder(work.job)) else [])
+
+
+def forget(work: Work, job: store.Store, units: Units) -> Dict[str, Any]:
+    """Remove what this host remembers of a job; refuses while a unit of the job runs."""
+    running = [key for key in job.started() if units.alive(unit_name(work.job, key))]
+    if running:
+        raise Refused(
+            "still-running",
+            "forget job %s" % work.job,
+            "%s runs" % ", ".join(running),
+            "Wait until it ends, or stop it.",
+        )
+    reset, remove = forget_acts(work.args, work.job)
+    still = left(work)
+    work.do(reset)
+    work.must(remove, job.remove)
+    return {"left": still}

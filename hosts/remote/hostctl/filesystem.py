@@ -1,21 +1,223 @@
 """The relay's temporary filesystem: make, mount, prove, unmount."""
 
-from typing import Tuple
+import os
+import time
+from typing import Any, Dict, Tuple
 
-from .act import Act, Args, command, syscall
-from . import lvm
+from . import lvm, mounts
+from .act import Act, Args, Failed, Refused, command, syscall
+from .store import sync_directory
+from .tools import Work
 
 SENTINEL = ".volmig"
 
 
 def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
     mountpoint = args["mountpoint"]
-    return (command("mkfs.ext4", "-q", "-m", "0", "-T", "largefile4", "-U", args["fs_uuid"],
-                    "-L", "vm_%s" % job.replace("-", "")[:8], "--", lvm.device(args)),
-            syscall("mkdir %s (mode 000)" % mountpoint),
-            command("mount", "-t", "ext4", "-o", "nosuid,nodev,noexec", "--", lvm.device(args), mountpoint),
-            syscall("write the sentinel %s/%s" % (mountpoint, SENTINEL)))
+    return (
+        command(
+            "mkfs.ext4",
+            "-q",
+            "-m",
+            "0",
+            "-T",
+            "largefile4",
+            "-U",
+            args["fs_uuid"],
+            "-L",
+            "vm_%s" % job.replace("-", "")[:8],
+            "--",
+            lvm.device(args),
+        ),
+        syscall("mkdir %s (mode 000)" % mountpoint),
+        command("mount", "-t", "ext4", "-o", "nosuid,nodev,noexec", "--", lvm.device(args), mountpoint),
+        syscall("write the sentinel %s/%s" % (mountpoint, SENTINEL)),
+    )
 
 
 def remove_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (command("umount", "--", args["mountpoint"]), syscall("rmdir %s" % args["mountpoint"]))
+
+
+def create(work: Work) -> Dict[str, Any]:
+    """Make, mount and mark the relay's filesystem; what is there already must be ours in every respect."""
+    args, mountpoint = work.args, work.args["mountpoint"]
+    mkfs, mkdir, mount, mark = create_acts(args, work.job)
+    volume = _our_volume(work)
+    if _is_mounted(work, volume):
+        already = sentinel(mountpoint) == args["fs_uuid"]
+    else:
+        already = False
+        if not _has_filesystem(work):
+            work.must(mkfs, timeout=1800)
+        work.must(mkdir, lambda: make_mountpoint(mountpoint))
+        work.do(mount, timeout=60)
+    if not already:
+        if not _is_mounted(work, volume):
+            raise Failed(
+                "not-mounted",
+                mount.text,
+                "the filesystem is not mounted",
+                "Read mount's message in the log, then resume.",
+            )
+        work.must(mark, lambda: write_sentinel(mountpoint, args["fs_uuid"]))
+    space = os.statvfs(mountpoint)
+    work.memory.remember("fs", fs_uuid=args["fs_uuid"])
+    return {"fs_uuid": args["fs_uuid"], "free": space.f_bavail * space.f_frsize, "already": already}
+
+
+def _our_volume(work: Work) -> lvm.Volume:
+    args = work.args
+    found = lvm.volume(work, args["vg"], args["lv"])
+    if found is None or not found.active:
+        raise Refused(
+            "no-volume",
+            "make a filesystem on %s" % lvm.name(args),
+            "there is no such active volume",
+            "Run the step relay_lv again.",
+        )
+    lvm.check_ours(work, found, args["size"], "volmig.job=%s" % work.job, args["lv_uuid"])
+    return found
+
+
+def _is_mounted(work: Work, volume: lvm.Volume) -> bool:
+    """True: our volume, once, on our mount point. Refuses any other mount there or elsewhere."""
+    here, elsewhere = mounts.at(work.args["mountpoint"]), mounts.holding(volume.device)
+    if not here and not elsewhere:
+        return False
+    if len(here) == 1 and here[0].device == volume.device and len(elsewhere) == 1:
+        return True
+    seen = ", ".join("%s on %s" % (mount.source, mount.target) for mount in here + elsewhere)
+    raise Refused(
+        "foreign-mount",
+        "mount %s on %s" % (lvm.name(work.args), work.args["mountpoint"]),
+        "mounted: %s" % seen,
+        "Something else is mounted there. Look at it by hand.",
+    )
+
+
+def _has_filesystem(work: Work) -> bool:
+    """False only when blkid proves the volume blank and nobody has it open; True when the filesystem is ours already."""
+    probe = work.ask("blkid", "-p", "-o", "export", "--", lvm.device(work.args), good=(0, 2))
+    if probe.exit == 0:
+        facts = export_format(probe.out)
+        if facts.get("TYPE") == "ext4" and facts.get("UUID") == work.args["fs_uuid"]:
+            return True
+        raise Refused(
+            "foreign-signature",
+            "make a filesystem on %s" % lvm.name(work.args),
+            "it holds %s" % (facts.get("TYPE") or facts.get("PTTYPE") or "something"),
+            "The volume is not blank. Look at it by hand.",
+        )
+    found = lvm.volume(work, work.args["vg"], work.args["lv"])
+    if found is None or found.open or lvm.holders(found):
+        raise Refused(
+            "volume-open",
+            "make a filesystem on %s" % lvm.name(work.args),
+            ", ".join(lvm.holders(found)) if found else "it is gone",
+            "Stop what uses the volume, then resume.",
+        )
+    return False
+
+
+def export_format(text: str) -> Dict[str, str]:
+    """`blkid -o export`: NAME=value lines."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def make_mountpoint(path: str) -> None:
+    """An empty directory that nobody can use by mistake while nothing is mounted on it."""
+    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+    try:
+        os.mkdir(path, 0)
+    except FileExistsError:
+        if os.path.islink(path) or os.listdir(path):
+            raise Refused(
+                "foreign-directory",
+                "use %s as mount point" % path,
+                "it is not an empty directory",
+                "Look at what lies there; volmig does not cover it.",
+            )
+
+
+def write_sentinel(mountpoint: str, fs_uuid: str) -> None:
+    fd = os.open(os.path.join(mountpoint, SENTINEL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o444)
+    try:
+        os.fchmod(fd, 0o444)
+        os.write(fd, fs_uuid.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(mountpoint)
+
+
+def sentinel(mountpoint: str) -> str:
+    """The filesystem UUID written at its root, or an empty text: proof that the right thing is mounted."""
+    try:
+        fd = os.open(os.path.join(mountpoint, SENTINEL), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 64).decode("ascii", "replace")
+    finally:
+        os.close(fd)
+
+
+def check_target(args: Args, job: str) -> None:
+    """Refuse unless the job's filesystem is mounted and answers: else a copy would fill the hypervisor's own disk."""
+    mountpoint, found = args["mountpoint"], mounts.at(args["mountpoint"])
+    if len(found) != 1 or not mounts.is_own_filesystem(mountpoint) or sentinel(mountpoint) != args.get("fs_uuid", job):
+        raise Refused(
+            "not-mounted",
+            "write under %s" % mountpoint,
+            "the job's filesystem is not (only) mounted there: %d mounts, sentinel %r"
+            % (len(found), sentinel(mountpoint)),
+            "Mount it again (the step before), then resume.",
+        )
+
+
+def remove(work: Work) -> Dict[str, Any]:
+    """Unmount the relay's filesystem, which nobody exports any more, and remove the empty mount point."""
+    mountpoint = work.args["mountpoint"]
+    unmount, rmdir = remove_acts(work.args, work.job)
+    already = not mounts.at(mountpoint) and not os.path.lexists(mountpoint)
+    if mounts.at(mountpoint):
+        _check_ours_to_unmount(work)
+        unmount_patiently(work, unmount)
+    if os.path.lexists(mountpoint):
+        work.must(rmdir, lambda: os.rmdir(mountpoint))
+    return {"already": already}
+
+
+def _check_ours_to_unmount(work: Work) -> None:
+    mountpoint, found = work.args["mountpoint"], mounts.at(work.args["mountpoint"])
+    uuid = work.made.get("fs_uuid") or work.memory.recall("fs").get("fs_uuid") or work.args.get("fs_uuid", "")
+    known = export_format(work.ask("blkid", "-p", "-o", "export", "--", found[0].source, good=(0, 2)).out)
+    if (
+        len(found) != 1
+        or found[0].fstype != "ext4"
+        or (uuid and known.get("UUID") != uuid)
+        or not (uuid or sentinel(mountpoint))
+    ):
+        raise Refused(
+            "foreign-mount",
+            "unmount %s" % mountpoint,
+            "%s with UUID %s is mounted there" % (found[0].source, known.get("UUID")),
+            "This is not the job's filesystem. Look at it by hand.",
+        )
+    exports = work.ask("exportfs", "-s", good=None).out
+    if any(line.split()[:1] == [mountpoint] for line in exports.splitlines()):
+        raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")
+
+
+def unmount_patiently(work: Work, unmount: Act, seconds: float = 60) -> None:
+    """umount until the kernel shows no mount; its exit status is 32 for everything and decides nothing."""
+    mountpoint, deadline = work.args["mountpoint"], time.monotonic() + seconds
+    output = work.do(unmount, timeout=seconds)
+    while mounts.at(mountpoint):
+        if time.monotonic() > deadline:
+            raise Failed(
+                "mount-busy", unmount.text, output.said(), "Find who uses %s (fuser -vm), then resume." % mountpoint
+            )
+        time.sleep(2)
+        output = work.do(unmount, recovery=True, timeout=seconds)

@@ -1,8 +1,15 @@
 """NFS on the relay (services, export) and on the source (mount), each proved by what is there afterwards."""
 
-from typing import Any, Iterable, List, Tuple
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
-from .act import Act, Args, command, syscall
+from . import filesystem, mounts
+from .act import Act, Args, Failed, Refused, command, syscall
+from .tools import Work
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
@@ -12,7 +19,10 @@ PROBE_BYTES = 8 << 20
 
 def export_options(args: Args) -> str:
     return "rw,sync,no_subtree_check,mp,fsid=%s,all_squash,anonuid=%s,anongid=%s" % (
-        args["fs_uuid"], args["uid"], args["gid"])
+        args["fs_uuid"],
+        args["uid"],
+        args["gid"],
+    )
 
 
 def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -20,7 +30,8 @@ def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
     starts = tuple(command("systemctl", "start", "--", unit) for unit in ordered(args["start"]))
     return starts + (
         syscall("chown %s:%s %s (mode 0700)" % (args["uid"], args["gid"], mountpoint)),
-        command("exportfs", "-o", export_options(args), "%s:%s" % (args["client"], mountpoint)))
+        command("exportfs", "-o", export_options(args), "%s:%s" % (args["client"], mountpoint)),
+    )
 
 
 def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -32,10 +43,13 @@ def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
     mountpoint = args["mountpoint"]
-    return (syscall("mkdir %s (mode 000)" % mountpoint),
-            command("mount", "-t", "nfs", "-o", MOUNT_OPTIONS, "--",
-                    "%s:%s" % (args["address"], args["export"]), mountpoint),
-            syscall("write 8 MiB to %s/.probe, read them back, compare, remove" % mountpoint))
+    return (
+        syscall("mkdir %s (mode 000)" % mountpoint),
+        command(
+            "mount", "-t", "nfs", "-o", MOUNT_OPTIONS, "--", "%s:%s" % (args["address"], args["export"]), mountpoint
+        ),
+        syscall("write 8 MiB to %s/.probe, read them back, compare, remove" % mountpoint),
+    )
 
 
 def unmount_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -48,3 +62,253 @@ def ordered(units: Iterable[str]) -> List[str]:
         return [units]
     known = [unit for unit in UNITS if unit in units]
     return known + [unit for unit in units if unit not in UNITS]
+
+
+class Export(NamedTuple):
+    """One row of the kernel's export list."""
+
+    path: str
+    client: str
+    options: Tuple[str, ...]
+
+
+def exports(work: Work) -> List[Export]:
+    output = work.ask("exportfs", "-s", good=None)
+    rows = re.findall(r"^(/\S*)\s+([^\s()]+)\(([^)]*)\)\s*$", output.out, re.MULTILINE)
+    return [Export(path, client, tuple(options.split(","))) for path, client, options in rows]
+
+
+def unit_state(work: Work, unit: str) -> str:
+    """active, inactive or missing."""
+    shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit, good=None).out
+    facts = filesystem.export_format(shown)
+    if facts.get("LoadState") != "loaded":
+        return "missing"
+    return "active" if facts.get("ActiveState") in ("active", "activating") else "inactive"
+
+
+def server(work: Work) -> Dict[str, str]:
+    """State of each unit that serving NFSv3 needs."""
+    return {unit: unit_state(work, unit) for unit in UNITS}
+
+
+def export(work: Work) -> Dict[str, Any]:
+    """Serve the job's filesystem to exactly one client; start what is missing and remember how it was found."""
+    args = work.args
+    filesystem.check_target(args, work.job)
+    own, offer = export_acts(args, work.job)[-2:]
+    before = work.memory.recall("nfs").get("before") or server(work)
+    work.memory.remember("nfs", before=before)
+    if _exported(work):
+        return dict(_exported_evidence(args, before), already=True)
+    for start in export_acts(args, work.job)[:-2]:
+        work.must(start, timeout=60)
+    _check_serving(work)
+    work.must(own, lambda: _own(args))
+    output = work.do(offer)
+    if not _exported(work):
+        raise Failed("not-exported", offer.text, output.said(), "Read exportfs's message in the log, then resume.")
+    return _exported_evidence(args, before)
+
+
+def _own(args: Args) -> None:
+    os.chown(args["mountpoint"], args["uid"], args["gid"])
+    os.chmod(args["mountpoint"], 0o700)
+
+
+def _exported_evidence(args: Args, before: Dict[str, str]) -> Dict[str, Any]:
+    started = [unit for unit in ordered(args["start"]) if before.get(unit) == "inactive"]
+    return {"client": args["client"], "options": export_options(args), "started": started}
+
+
+def _exported(work: Work) -> bool:
+    """True when exported as planned; refuses an export of our path to anybody else or otherwise."""
+    args, rows = work.args, [row for row in exports(work) if row.path == work.args["mountpoint"]]
+    wanted = set(export_options(args).replace("mp,", "mountpoint,").split(","))
+    if not rows:
+        return False
+    missing = wanted - set(rows[0].options)
+    if len(rows) == 1 and rows[0].client == args["client"] and not missing:
+        return True
+    raise Refused(
+        "foreign-export",
+        "export %s to %s" % (args["mountpoint"], args["client"]),
+        "it is exported as %s" % "; ".join("%s(%s)" % (row.client, ",".join(row.options)) for row in rows),
+        "Somebody else exported it, or otherwise (missing: %s). Look at it by hand."
+        % (", ".join(sorted(missing)) or "nothing"),
+    )
+
+
+def _check_serving(work: Work) -> None:
+    states = server(work)
+    down = [
+        unit
+        for unit, state in states.items()
+        if state == "inactive" and unit in ("rpcbind", "nfs-mountd", "nfs-server")
+    ]
+    if down:
+        raise Failed(
+            "nfs-not-running",
+            "start the NFS server",
+            "not active: %s" % ", ".join(down),
+            "See journalctl -u nfs-server.",
+        )
+
+
+def unexport(work: Work) -> Dict[str, Any]:
+    """Withdraw the export; stop what we started once nothing at all is exported any more."""
+    args = work.args
+    before = work.memory.recall("nfs").get("before", {})
+    if not isinstance(work.made.get("started"), list):
+        work.learn(started=[unit for unit in UNITS if before.get(unit) == "inactive"])
+    withdraw, flush = unexport_acts(work.args, work.job)[:2]
+    rows = [row for row in exports(work) if row.path == args["mountpoint"]]
+    if any(row.client != args["client"] for row in rows):
+        raise Refused(
+            "foreign-export",
+            "unexport %s" % args["mountpoint"],
+            "it is exported to %s" % ", ".join(row.client for row in rows),
+            "Somebody else exported it too. Look at it by hand.",
+        )
+    if rows:
+        output = work.do(withdraw)
+        work.do(flush)
+        if any(row.path == args["mountpoint"] for row in exports(work)):
+            raise Failed(
+                "still-exported", withdraw.text, output.said(), "Read exportfs's message in the log, then resume."
+            )
+    return dict(_stop_services(work), already=not rows)
+
+
+def _stop_services(work: Work) -> Dict[str, Any]:
+    left = exports(work)
+    stops = unexport_acts(work.args, work.job)[2:]
+    if left or not stops:
+        return {"stopped": [], "kept": ["%s to %s" % (row.path, row.client) for row in left]}
+    for stop in stops:
+        work.must(stop, timeout=60)
+    units = [stop.argv[-1] for stop in stops]
+    active = [unit for unit in units if unit_state(work, unit) == "active"]
+    if active:
+        raise Failed(
+            "services-left",
+            "stop the NFS server",
+            "still active: %s" % ", ".join(active),
+            "Stop them by hand, then resume.",
+        )
+    return {"stopped": units, "kept": []}
+
+
+def mount(work: Work) -> Dict[str, Any]:
+    """Mount the relay's export on the source and prove it: right filesystem, really mounted, 8 MiB there and back."""
+    args, mountpoint = work.args, work.args["mountpoint"]
+    mkdir, attach, probe = mount_acts(args, work.job)
+    already = _is_mounted(work)
+    if not already:
+        work.must(mkdir, lambda: filesystem.make_mountpoint(mountpoint))
+        output = work.do(attach, timeout=60)
+        if not _is_mounted(work):
+            raise Failed(
+                "not-mounted",
+                attach.text,
+                output.said(),
+                "Check the relay's export and the firewall (111, 2049, 20048), then resume.",
+            )
+    filesystem.check_target(args, work.job)
+    work.must(probe, lambda: _prove(mountpoint))
+    return {"options": mounts.at(mountpoint)[0].options, "already": already}
+
+
+def _is_mounted(work: Work) -> bool:
+    args, found = work.args, mounts.at(work.args["mountpoint"])
+    if not found:
+        return False
+    row = found[0]
+    if len(found) == 1 and row.source == "%s:%s" % (args["address"], args["export"]) and row.fstype == "nfs":
+        if mounts.option(row, "vers") == "3" and mounts.option(row, "hard"):
+            return True
+    raise Refused(
+        "foreign-mount",
+        "mount on %s" % args["mountpoint"],
+        "%s (%s, %s) is mounted there" % (row.source, row.fstype, row.options),
+        "Something else is mounted there. Look at it by hand.",
+    )
+
+
+def _prove(mountpoint: str) -> None:
+    """Small requests may pass where bulk stalls (MTU) or is mangled; the read bypasses the cache."""
+    path, block = os.path.join(mountpoint, ".probe"), os.urandom(1 << 20)
+    wanted = hashlib.sha256(block * 8).hexdigest()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        for _ in range(PROBE_BYTES >> 20):
+            write_all(fd, block)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    digest = hashlib.sha256()
+    for chunk in read_direct(path):
+        digest.update(chunk)
+    os.unlink(path)
+    if digest.hexdigest() != wanted:
+        raise Failed(
+            "mangled",
+            "write 8 MiB to %s and read them back" % mountpoint,
+            "other bytes came back",
+            "The network or the relay's disk corrupts data. Do not use this relay.",
+        )
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_direct(path_or_fd: Any, chunk: int = 1 << 20) -> Iterator[bytes]:
+    """The bytes of a file, past the page cache where the filesystem allows it."""
+    fd = open_direct(path_or_fd) if isinstance(path_or_fd, str) else path_or_fd
+    buffer = mmap.mmap(-1, chunk)  # O_DIRECT wants memory aligned to pages
+    try:
+        while True:
+            count = os.readv(fd, [buffer])
+            if not count:
+                return
+            yield buffer[:count]
+    finally:
+        buffer.close()
+        if isinstance(path_or_fd, str):
+            os.close(fd)
+
+
+def open_direct(path: str, dir_fd: Optional[int] = None) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT, dir_fd=dir_fd)
+    except OSError:  # tmpfs and some others: drop the cache instead
+        fd = os.open(path, flags, dir_fd=dir_fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return fd
+
+
+def unmount(work: Work) -> Dict[str, Any]:
+    """Unmount the relay's export from the source; decided by the mount table, never touching the path itself."""
+    mountpoint = work.args["mountpoint"]
+    detach, rmdir = unmount_acts(work.args, work.job)
+    found = mounts.at(mountpoint)
+    if found:
+        export_path = "/srv/volmig/" + work.job.replace("-", "")
+        if len(found) != 1 or not found[0].source.endswith(":" + export_path) or not found[0].fstype.startswith("nfs"):
+            raise Refused(
+                "foreign-mount",
+                "unmount %s" % mountpoint,
+                "%s (%s) is mounted there" % (found[0].source, found[0].fstype),
+                "This is not the job's mount. Look at it by hand.",
+            )
+        filesystem.unmount_patiently(work, detach)
+    already = not found and not os.path.lexists(mountpoint)
+    if not already:
+        work.must(rmdir, lambda: os.rmdir(mountpoint))
+    return {"already": already}

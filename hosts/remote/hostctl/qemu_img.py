@@ -1,9 +1,18 @@
 """qemu-img: convert, check, compare and inspect, always with explicit formats and never with --salvage or -n."""
 
-from typing import Any, Dict, List, Tuple
+import json
+import os
+import re
+import resource
+import stat
+import struct
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from .act import Act, Args, command, syscall
-from . import lvm
+from . import filesystem, lvm, mounts
+from .act import Act, Args, Failed, Refused, command, syscall
+from .store import sync_directory
+from .tools import Output, Work
 
 
 def part(args: Args) -> str:
@@ -17,16 +26,265 @@ def whole(args: Args) -> str:
 def convert_acts(args: Args, job: str) -> Tuple[Act, ...]:
     rate = ("-r", args["rate"]) if args["rate"] else ()
     # -t none -T none: the default cache mode of convert may lose what it reported as written.
-    return (command("qemu-img", "convert", "-p", *rate, "-t", "none", "-T", "none", "-f", "raw", "-O", "qcow2",
-                    "-o", "compat=1.1", "--", lvm.device(args), part(args)),)
+    return (
+        command(
+            "qemu-img",
+            "convert",
+            "-p",
+            *rate,
+            "-t",
+            "none",
+            "-T",
+            "none",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-o",
+            "compat=1.1",
+            "--",
+            lvm.device(args),
+            part(args),
+        ),
+    )
 
 
 def compare_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (command("qemu-img", "check", "-f", "qcow2", "--output=json", "--", part(args)),
-            command("qemu-img", "compare", "-p", "-f", "raw", "-F", "qcow2", "-T", "none", "--",
-                    lvm.device(args), part(args)),
-            syscall("rename %s to %s" % (part(args), whole(args))))
+    return (
+        command("qemu-img", "check", "-f", "qcow2", "--output=json", "--", part(args)),
+        command(
+            "qemu-img", "compare", "-p", "-f", "raw", "-F", "qcow2", "-T", "none", "--", lvm.device(args), part(args)
+        ),
+        syscall("rename %s to %s" % (part(args), whole(args))),
+    )
 
 
 def discard_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (syscall("unlink disk.part and disk.qcow2 in %s" % args["mountpoint"]),)
+
+
+def sandbox(args: Args) -> List[str]:
+    """Unit properties for work that reads the source: the kernel lets it write nowhere but on the job's mount."""
+    return [
+        "DevicePolicy=closed",
+        "DeviceAllow=%s r" % lvm.device(args),
+        "ProtectSystem=strict",
+        "NoNewPrivileges=yes",
+        "ReadWritePaths=%s /var/lib/volmig /run/volmig" % args["mountpoint"],
+        "IOSchedulingClass=idle",
+        "Nice=10",
+        "MemoryMax=2G",
+    ]
+
+
+def percent(text: bytes) -> Optional[float]:
+    """The last whole progress record of `qemu-img -p` (`    (12.50/100%)\\r`), or None."""
+    found = re.findall(rb"\((\d{1,3}\.\d{2})/100%\)\s*[\r\n]", text)
+    return float(found[-1]) if found else None
+
+
+def moved(pid: int) -> Tuple[int, int]:
+    """Bytes that a process really read from and wrote to storage; (0, 0) once it has ended."""
+    try:
+        with open("/proc/%d/io" % pid) as file:
+            facts = dict(line.split(": ") for line in file.read().splitlines())
+    except (OSError, ValueError):
+        return 0, 0
+    return int(facts["read_bytes"]), int(facts["write_bytes"])
+
+
+class Following:
+    """Turns what qemu-img prints and what the kernel counts into progress."""
+
+    def __init__(self, work: Work, total: int) -> None:
+        self.work, self.total, self.read, self.written = work, total, 0, 0
+
+    def __call__(self, pid: int, text: bytes) -> None:
+        read, written = moved(pid)
+        self.read, self.written = max(read, self.read), max(written, self.written)
+        self.work.report(int(self.total * (percent(text) or 0) / 100), self.total, self.read, self.written)
+
+
+class Header:
+    """The fixed part of a qcow2 header, parsed here before any qemu tool opens the file."""
+
+    def __init__(self, data: bytes) -> None:
+        magic, self.version, self.backing = struct.unpack(">4sIQ", data[:16].ljust(16, b"\0"))
+        self.is_qcow2 = magic == b"QFI\xfb" and len(data) >= 104
+        self.size = self.crypt = self.incompatible = 0
+        self.extensions: List[int] = []
+        if self.is_qcow2:
+            self.size, self.crypt = struct.unpack(">QI", data[24:36])
+            self.incompatible = struct.unpack(">Q", data[72:80])[0] if self.version >= 3 else 0
+            self._extensions(data)
+
+    def _extensions(self, data: bytes) -> None:
+        place = struct.unpack(">I", data[100:104])[0] if self.version >= 3 else 72
+        while place + 8 <= len(data):
+            kind, length = struct.unpack(">II", data[place : place + 8])
+            if not kind:
+                return
+            self.extensions.append(kind)
+            place += 8 + (length + 7) // 8 * 8
+
+    def objections(self, size: int) -> List[str]:
+        """Why this is not the plain, self-contained image of `size` bytes that we wrote; empty when it is."""
+        found = (
+            (not self.is_qcow2, "it is no qcow2 image"),
+            (self.version not in (2, 3), "its version is %d" % self.version),
+            (bool(self.backing), "it names a backing file"),
+            (bool(self.crypt), "it is encrypted"),
+            (bool(self.incompatible), "it has incompatible features %#x" % self.incompatible),
+            (0x44415441 in self.extensions, "it names an external data file"),
+            (self.size != size, "its virtual size is %d, not %d" % (self.size, size)),
+        )
+        return [sentence for holds, sentence in found if holds]
+
+
+def check_header(fd: int, path: str, size: int) -> None:
+    """Refuse an image that is not plain qcow2 of the planned size (`fd` is open for reading)."""
+    wrong = Header(os.pread(fd, 65536, 0)).objections(size)
+    if wrong:
+        raise Refused(
+            "bad-image", "read the header of %s" % path, ", ".join(wrong), "Discard the copy and convert again."
+        )
+
+
+def inspect(work: Work, path: str, become: Callable[[], None]) -> Dict[str, Any]:
+    return _facts(work.ask(*info_words(path), become=become, timeout=60))
+
+
+def info_words(path: str) -> Tuple[str, ...]:
+    return ("qemu-img", "info", "-f", "qcow2", "--output=json", "--", path)
+
+
+def _facts(output: Output) -> Dict[str, Any]:
+    facts = json.loads(output.out)
+    return facts if isinstance(facts, dict) else {}
+
+
+def limited(uid: int = 0, gid: int = 0) -> Callable[[], None]:
+    """What `info` runs under: 30 s of CPU, 1 GiB of memory, and another user when one is given."""
+
+    def become() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        if uid:
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+
+    return become
+
+
+def info_objections(facts: Dict[str, Any], size: int) -> List[str]:
+    """Why qemu-img's own description is not that of a plain image of `size` bytes."""
+    specific = facts.get("format-specific", {}).get("data", {})
+    found = (
+        (facts.get("format") != "qcow2", "format %s" % facts.get("format")),
+        (facts.get("virtual-size") != size, "virtual size %s" % facts.get("virtual-size")),
+        ("backing-filename" in facts, "a backing file"),
+        ("data-file" in specific, "an external data file"),
+        (bool(facts.get("dirty-flag")), "the dirty flag"),
+        (bool(specific.get("corrupt")), "the corrupt flag"),
+        (bool(facts.get("encrypted")), "encryption"),
+    )
+    return [word for holds, word in found if holds]
+
+
+def convert(work: Work) -> Dict[str, Any]:
+    """Copy the fenced source onto the relay's filesystem; only exit status 0 of this very run counts."""
+    args, started = work.args, time.monotonic()
+    source = lvm.Source(args, work.job)
+    source.check()
+    filesystem.check_target(args, work.job)
+    _check_part(part(args))
+    following = Following(work, args["size"])
+    work.must(convert_acts(args, work.job)[0], timeout=None, watch=following)
+    work.report(args["size"], args["size"], following.read, following.written, last=True)
+    with _opened(part(args)) as file:
+        os.fsync(file.fileno())
+        check_header(file.fileno(), part(args), args["size"])
+        size = os.fstat(file.fileno()).st_size
+    return {
+        "file_size": size,
+        "bytes_read": following.read,
+        "bytes_written": following.written,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _opened(path: str) -> Any:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b", buffering=0)
+
+
+def _check_part(path: str) -> None:
+    # qemu-img truncates what is there: an earlier part of ours, never a link to something else.
+    if os.path.lexists(path):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise Refused("foreign-file", "write %s" % path, "it is not a plain file of ours", "Look at it by hand.")
+
+
+def compare(work: Work) -> Dict[str, Any]:
+    """Prove the copy: structure, description, every byte against the source, and that nobody wrote meanwhile."""
+    args = work.args
+    check, against, rename = compare_acts(args, work.job)
+    source = lvm.Source(args, work.job)
+    source.check()
+    filesystem.check_target(args, work.job)
+    if os.path.lexists(whole(args)) and not os.path.lexists(part(args)):
+        return dict(_proved(args, source), check="ok", compare="identical", already=True)
+    _check_description(work)
+    work.must(check, timeout=None)
+    work.must(against, timeout=None, watch=Following(work, args["size"]))
+    source.check()
+    source.check_counters()
+    work.must(rename, lambda: _rename(part(args), whole(args)))
+    return dict(_proved(args, source), check="ok", compare="identical")
+
+
+def _check_description(work: Work) -> None:
+    args = work.args
+    with _opened(part(args)) as file:
+        check_header(file.fileno(), part(args), args["size"])
+    wrong = info_objections(inspect(work, part(args), limited()), args["size"])
+    if wrong:
+        raise Failed(
+            "bad-image",
+            "qemu-img info %s" % part(args),
+            "it has %s" % ", ".join(wrong),
+            "Discard the copy and convert again.",
+        )
+
+
+def _rename(old: str, new: str) -> None:
+    os.rename(old, new)
+    sync_directory(os.path.dirname(new))
+
+
+def _proved(args: Args, source: lvm.Source) -> Dict[str, Any]:
+    counted = source.check_counters()
+    with _opened(whole(args)) as file:
+        check_header(file.fileno(), whole(args), args["size"])
+        size = os.fstat(file.fileno()).st_size
+    return dict(counted, virtual_size=args["size"], file_size=size)
+
+
+def _unlink(paths: List[str]) -> None:
+    for path in paths:
+        os.unlink(path)
+
+
+def discard(work: Work) -> Dict[str, Any]:
+    """Remove the copy from the relay's filesystem; nothing mounted means nothing to remove."""
+    args = work.args
+    if not mounts.at(args["mountpoint"]):
+        return {"already": True}
+    if "fs_uuid" in args:
+        filesystem.check_target(args, work.job)
+    there = [path for path in (part(args), whole(args)) if os.path.lexists(path)]
+    if there:
+        work.must(discard_acts(args, work.job)[0], lambda: _unlink(there))
+        sync_directory(args["mountpoint"])
+    return {"already": not there}

@@ -1,8 +1,21 @@
 """The staged image on the share: copied by the relay, verified by the destination, beside the live disk."""
 
-from typing import Tuple
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import stat
+import time
+from typing import Any, Callable, Dict, Iterable, Optional, Tuple
 
-from .act import Act, Args, command, syscall
+from . import mounts
+from .act import Act, Args, Failed, Refused, command, syscall
+from .nfs import open_direct, read_direct, write_all
+from .owner import as_user
+from .qemu_img import Header, check_header, info_objections, limited, whole
+from .tools import Work
+from .virsh import identity
 
 
 def directory(args: Args, job: str) -> str:
@@ -12,9 +25,11 @@ def directory(args: Args, job: str) -> str:
 
 def stage_acts(args: Args, job: str) -> Tuple[Act, ...]:
     there = directory(args, job)
-    return (syscall("mkdir %s as the owner of %s" % (there, args["instances"])),
-            syscall("write %s/card.json" % there),
-            syscall("copy %s/disk.qcow2 to %s/disk.new (SHA-256 while copying, fsync)" % (args["mountpoint"], there)))
+    return (
+        syscall("mkdir %s as the owner of %s" % (there, args["instances"])),
+        syscall("write %s/card.json" % there),
+        syscall("copy %s/disk.qcow2 to %s/disk.new (SHA-256 while copying, fsync)" % (args["mountpoint"], there)),
+    )
 
 
 def unstage_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -23,5 +38,354 @@ def unstage_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 def verify_acts(args: Args, job: str) -> Tuple[Act, ...]:
     new = "%s/disk.new" % directory(args, job)
-    return (syscall("read %s past the cache (O_DIRECT) and compare its SHA-256" % new),
-            command("qemu-img", "info", "-f", "qcow2", "--output=json", "--", new))
+    return (
+        syscall("read %s past the cache (O_DIRECT) and compare its SHA-256" % new),
+        command("qemu-img", "info", "-f", "qcow2", "--output=json", "--", new),
+    )
+
+
+class Place:
+    """The job's directory on the share, held open by file descriptors: no name is resolved twice, no link followed."""
+
+    def __init__(self, args: Args, job: str, make: bool = False) -> None:
+        self.path, self.instances = directory(args, job), args["instances"]
+        self.root = self.fd = -1
+        self.owner = os.stat(self.instances)
+        try:
+            with self.mine():
+                self.root = open_directory(self.instances)
+                self._open(job, make)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, job: str, make: bool) -> None:
+        if make:
+            _mkdir(".volmig", self.root, self.dir_mode)
+        above = open_directory(".volmig", self.root)
+        try:
+            if make:
+                _mkdir(job, above, self.dir_mode)
+            self.fd = open_directory(job, above)
+        finally:
+            os.close(above)
+        if os.fstat(self.fd).st_uid != self.owner.st_uid:
+            raise Refused(
+                "foreign-directory",
+                "use %s" % self.path,
+                "it belongs to user %d" % os.fstat(self.fd).st_uid,
+                "Look at it by hand.",
+            )
+
+    # A stage that belongs to root can be inspected as nobody only if others may read it; that user gets no listing.
+    @property
+    def dir_mode(self) -> int:
+        return 0o700 if self.owner.st_uid else 0o711
+
+    @property
+    def file_mode(self) -> int:
+        return 0o600 if self.owner.st_uid else 0o644
+
+    def mine(self) -> Any:
+        """Context in which this process is the share's owner."""
+        return as_user(self.owner.st_uid, self.owner.st_gid)
+
+    def look(self, name: str) -> Optional[os.stat_result]:
+        """lstat of a name in the directory after asking the server, or None."""
+        return look(name, self.fd)
+
+    def close(self) -> None:
+        for fd in (self.fd, self.root):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.root = -1
+
+    def __enter__(self) -> "Place":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_directory(name: str, dir_fd: Optional[int] = None) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+
+
+def look(name: str, dir_fd: int) -> Optional[os.stat_result]:
+    # Opening asks an NFS server for fresh attributes; a plain stat may answer from the cache for a minute.
+    with contextlib.suppress(OSError):
+        os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd))
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _mkdir(name: str, dir_fd: int, mode: int) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, mode, dir_fd=dir_fd)
+        os.chmod(name, mode, dir_fd=dir_fd)
+
+
+def label(fd: int) -> str:
+    """The SELinux label of an open file, or an empty text where there is none."""
+    try:
+        return os.getxattr(fd, "security.selinux").decode("ascii", "replace").rstrip("\0")
+    except OSError:
+        return ""
+
+
+def check_share(args: Args) -> None:
+    """Refuse unless `instances` is (inside) the planned NFS share and nothing else."""
+    instances = args["instances"]
+    above = [mount for mount in mounts.mounts() if (instances + "/").startswith(mount.target.rstrip("/") + "/")]
+    found = max(above, key=lambda mount: len(mount.target))
+    if found.source != args["share_source"] or not found.fstype.startswith("nfs"):
+        raise Refused(
+            "unknown-share",
+            "use %s" % instances,
+            "%s (%s) is mounted there, planned was %s" % (found.source, found.fstype, args["share_source"]),
+            "Mount the planned share, or plan again.",
+        )
+
+
+def stage(work: Work) -> Dict[str, Any]:
+    """Copy the proved image onto the share beside the live disk, as the share's owner, hashing what is written."""
+    args = work.args
+    mkdir, card, copying = stage_acts(args, work.job)
+    check_share(args)
+    image = os.open(whole(args), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_header(image, whole(args), work.args.get("virtual_size") or Header(os.pread(image, 65536, 0)).size)
+        known = work.memory.recall("stage")
+        work.must(mkdir, lambda: Place(args, work.job, make=True).close())
+        with Place(args, work.job) as place, place.mine():
+            there = place.look("disk.new")
+            if there is not None and known.get("inode") == there.st_ino and known.get("file_size") == there.st_size:
+                return dict(known, already=True)
+            _clear(place, there)
+            work.must(card, lambda: _write_card(place, work))
+            made = work.must(copying, lambda: _copy_in(work, place, image)).value
+    finally:
+        os.close(image)
+    work.memory.remember("stage", **made)
+    return dict(made)
+
+
+def _clear(place: Place, there: Optional[os.stat_result]) -> None:
+    """A partial copy of an attempt that died is ours to remove; a file with other names is a live disk and is not."""
+    if place.look("disk.old") or place.look("disk.rejected"):
+        raise Refused(
+            "unknown-stage", "stage into %s" % place.path, "a swap of this job has begun there", "Look at it by hand."
+        )
+    if there is not None:
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
+            raise Refused(
+                "foreign-file",
+                "replace %s/disk.new" % place.path,
+                "it is not a plain file with one name",
+                "Look at it by hand.",
+            )
+        os.unlink("disk.new", dir_fd=place.fd)
+
+
+CARD = """This directory belongs to a volmig migration. Do not delete anything here by hand while the job is open.
+disk.new: the converted image, not yet in use. disk.old: the instance's former disk (after the swap).
+disk.rejected: the new disk after a rollback. To look or to roll back while volmig is down, on the instance's hypervisor:
+  hostctl status JOB      hostctl rollback JOB
+"""
+
+
+def _write_card(place: Place, work: Work) -> None:
+    known: Dict[str, Any] = {
+        name: work.args[name] for name in ("instances", "share_source", "instance", "disk") if name in work.args
+    }
+    facts: Dict[str, Any] = dict(
+        known, job=work.job, staged_from=os.uname().nodename, at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    )
+    write_card(place, facts)
+    _write_whole(place, "README", CARD.replace("JOB", work.job).encode())
+
+
+def write_card(place: Place, facts: Dict[str, Any]) -> None:
+    """Replace card.json whole; by-hand rollback reads it when the host's own memory is gone."""
+    _write_whole(place, "card.json", json.dumps(facts, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def read_card(place: Place) -> Dict[str, Any]:
+    try:
+        fd = os.open("card.json", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=place.fd)
+    except FileNotFoundError:
+        return {}
+    try:
+        value = json.loads(os.read(fd, 65536).decode())
+    finally:
+        os.close(fd)
+    return value if isinstance(value, dict) else {}
+
+
+def _write_whole(place: Place, name: str, text: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name + ".tmp", dir_fd=place.fd)
+    fd = os.open(name + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=place.fd)
+    try:
+        write_all(fd, text)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(name + ".tmp", name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
+    os.fsync(place.fd)
+
+
+def _copy_in(work: Work, place: Place, image: int) -> Dict[str, Any]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    target = os.open("disk.new", flags, place.file_mode, dir_fd=place.fd)
+    try:
+        os.fchmod(target, place.file_mode)
+        total = os.fstat(image).st_size
+        digest = copy(image, target, work.args["rate"], lambda done, written: work.report(done, total, done, written))
+        os.fsync(target)
+        found = os.fstat(target)
+    finally:
+        os.close(target)
+    os.fsync(place.fd)
+    work.report(total, total, total, total, last=True)
+    return {"sha256": digest, "file_size": found.st_size, "inode": found.st_ino}
+
+
+COPY_BLOCK = 1 << 20
+ZEROS = bytes(COPY_BLOCK)
+
+
+def copy(source: int, target: int, rate: int, report: Callable[[int, int], None]) -> str:
+    """Copy a whole file into an empty one; blocks of zeros become holes. Returns the SHA-256. `rate`: bytes/s, 0 = no limit."""
+    digest, done, written, begun = hashlib.sha256(), 0, 0, time.monotonic()
+    while True:
+        block = os.pread(source, COPY_BLOCK, done)
+        if not block:
+            break
+        digest.update(block)
+        if block != ZEROS[: len(block)]:
+            os.lseek(target, done, os.SEEK_SET)
+            write_all(target, block)
+            written += len(block)
+        done += len(block)
+        report(done, written)
+        if rate:
+            time.sleep(max(0.0, begun + done / rate - time.monotonic()))
+    os.ftruncate(target, done)
+    return digest.hexdigest()
+
+
+def unstage(work: Work) -> Dict[str, Any]:
+    """Remove the stage (never a backup or anything that has a second name) and the job's directory."""
+    try:
+        place = Place(work.args, work.job)
+    except FileNotFoundError:
+        return {"already": True}
+    with place, place.mine():
+        names = set(os.listdir(place.fd))
+        strange = sorted(names - {"disk.new", "card.json", "README", "card.json.tmp", "README.tmp"})
+        if strange:
+            raise Refused(
+                "unknown-files", "remove %s" % place.path, "it holds %s" % ", ".join(strange), "Look at it by hand."
+            )
+        there = place.look("disk.new")
+        if there is not None and (not stat.S_ISREG(there.st_mode) or there.st_nlink != 1):
+            raise Refused(
+                "foreign-file",
+                "remove %s/disk.new" % place.path,
+                "it has another name too: it may be a live disk",
+                "Look at it by hand.",
+            )
+        work.must(unstage_acts(work.args, work.job)[0], lambda: remove_place(place, work.job, names))
+    return {"already": False}
+
+
+def remove_place(place: Place, job: str, names: Iterable[str]) -> None:
+    """Unlink the given names, then the job's directory, then .volmig if no other job uses it."""
+    for name in sorted(names):
+        os.unlink(name, dir_fd=place.fd)
+    above = open_directory(".volmig", place.root)
+    try:
+        os.rmdir(job, dir_fd=above)
+        os.fsync(above)
+    finally:
+        os.close(above)
+    with contextlib.suppress(OSError):
+        os.rmdir(".volmig", dir_fd=place.root)
+
+
+def verify(work: Work) -> Dict[str, Any]:
+    """On the destination: the stage's bytes, read past the cache, are those that were hashed; qemu calls it plain qcow2."""
+    args = work.args
+    reading, info = verify_acts(args, work.job)
+    check_share(args)
+    with _visible(args, work.job) as place:
+        with place.mine():
+            work.must(reading, lambda: _check_bytes(work, place))
+        become = limited(*_unprivileged(place))
+        output = work.must(info, become=become, timeout=60)
+        wrong = info_objections(json.loads(output.out), args["virtual_size"])
+        if wrong:
+            raise Failed("bad-image", info.text, "it has %s" % ", ".join(wrong), "Discard the stage and start again.")
+        with place.mine():
+            found = place.look("disk.new")
+            facts = dict(read_card(place), sha256=args["sha256"], stage=identity(found) if found else {})
+            write_card(place, facts)
+    if found is None or found.st_nlink != 1:
+        raise Refused("foreign-file", info.text, "disk.new vanished or has another name", "Look at it by hand.")
+    return {"inode": found.st_ino, "mtime_ns": found.st_mtime_ns, "file_size": found.st_size, "sha256": args["sha256"]}
+
+
+def _visible(args: Args, job: str, seconds: float = 90) -> Place:
+    """The place, as soon as this client sees it: another client made it, and names may be cached as absent for a minute."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            place = Place(args, job)
+            with place.mine():
+                if place.look("disk.new") is not None:
+                    return place
+            place.close()
+        except FileNotFoundError:
+            pass
+        if time.monotonic() > deadline:
+            raise Refused(
+                "no-stage",
+                "verify the stage of job %s" % job,
+                "there is no disk.new under %s" % args["instances"],
+                "Run the step stage again.",
+            )
+        time.sleep(1)
+
+
+def _check_bytes(work: Work, place: Place) -> None:
+    args, digest, done = work.args, hashlib.sha256(), 0
+    with open(
+        "disk.new", "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, dir_fd=place.fd)
+    ) as file:
+        check_header(file.fileno(), "%s/disk.new" % place.path, args["virtual_size"])
+    fd = open_direct("disk.new", place.fd)
+    try:
+        for block in read_direct(fd):
+            digest.update(block)
+            done += len(block)
+            work.report(done, args["file_size"], done, 0)
+    finally:
+        os.close(fd)
+    if done != args["file_size"] or digest.hexdigest() != args["sha256"]:
+        raise Failed(
+            "wrong-bytes",
+            "read %s/disk.new" % place.path,
+            "%d bytes with SHA-256 %s; staged were %d with %s"
+            % (done, digest.hexdigest(), args["file_size"], args["sha256"]),
+            "Something changed the stage on its way. Discard it and find out what.",
+        )
+
+
+def _unprivileged(place: Place) -> Tuple[int, int]:
+    if place.owner.st_uid:
+        return place.owner.st_uid, place.owner.st_gid
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid

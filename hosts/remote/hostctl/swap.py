@@ -1,27 +1,41 @@
 """The swap: link the live disk aside, rename the stage over it, and the same discipline back."""
 
-from typing import Tuple
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from .act import Act, Args, syscall
-from .stage import directory
+from . import virsh
+from .act import Act, Args, Failed, Refused, syscall
+from .owner import as_user
+from .qemu_img import check_header
+from .stage import Place, check_share, directory, label, look, open_directory, read_card, remove_place, write_card
+from .tools import Work
 
 
 def live_path(args: Args) -> str:
     return "%s/%s/%s" % (args["instances"], args["instance"], args["disk"])
 
 
+def _dress_act(args: Args, job: str) -> Act:
+    return syscall("give %s/disk.new the owner, mode and label of the live disk, fsync" % directory(args, job))
+
+
 def _exchange_acts(args: Args, job: str, incoming: str, aside: str) -> Tuple[Act, ...]:
     live, there = live_path(args), directory(args, job)
-    return (syscall("link %s to %s/%s" % (live, there, aside)),
-            syscall("fsync %s" % there),
-            syscall("rename %s/%s to %s" % (there, incoming, live)),
-            syscall("fsync %s and %s" % (live.rsplit("/", 1)[0], there)))
+    return (
+        syscall("link %s to %s/%s" % (live, there, aside)),
+        syscall("fsync %s" % there),
+        syscall("rename %s/%s to %s" % (there, incoming, live)),
+        syscall("fsync %s and %s" % (live.rsplit("/", 1)[0], there)),
+    )
 
 
 def swap_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    new = "%s/disk.new" % directory(args, job)
-    first = syscall("give %s the owner, mode and label of the live disk, fsync" % new)
-    return (first,) + _exchange_acts(args, job, "disk.new", "disk.old")
+    return (_dress_act(args, job),) + _exchange_acts(args, job, "disk.new", "disk.old")
 
 
 def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -30,5 +44,405 @@ def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 def purge_acts(args: Args, job: str) -> Tuple[Act, ...]:
     there = directory(args, job)
-    return (syscall("unlink the disk with inode %s in %s" % (args["backup_inode"], there)),
-            syscall("unlink %s/card.json, rmdir %s" % (there, there)))
+    return (syscall("unlink the disk with inode %s in %s, then the directory" % (args["backup_inode"], there)),)
+
+
+class Names(NamedTuple):
+    """An exchange: `incoming` becomes live, the live disk is kept as `aside`."""
+
+    incoming: str
+    aside: str
+
+
+FORWARD = Names("disk.new", "disk.old")
+BACK = Names("disk.old", "disk.rejected")
+
+
+def state_of(live: Optional[int], incoming: Optional[int], aside: Optional[int], old: int, new: int) -> str:
+    """Where an exchange stands, from inode numbers alone (None = no such file): the only judge, never an exit status."""
+    table: Dict[Tuple[Optional[int], Optional[int], Optional[int]], str] = {
+        (old, new, None): "not started",
+        (old, new, old): "linked",
+        (new, None, old): "done",
+    }
+    if old == new:
+        return "unknown"
+    if live == old and incoming != new:
+        return "stage lost"
+    return table.get((live, incoming, aside), "unknown")
+
+
+class Field:
+    """Both directories held open, and what lies in them."""
+
+    def __init__(self, work: Work) -> None:
+        args = work.args
+        self.args, self.place = args, Place(args, work.job)
+        try:
+            with self.place.mine():
+                self.home = open_directory(args["instance"], self.place.root)
+        except BaseException:
+            self.place.close()
+            raise
+
+    def live(self) -> Optional[os.stat_result]:
+        return look(self.args["disk"], self.home)
+
+    def state(self, names: Names, old: int, new: int) -> str:
+        with self.place.mine():
+            live, incoming, aside = [
+                one.st_ino if one else None
+                for one in (self.live(), self.place.look(names.incoming), self.place.look(names.aside))
+            ]
+        return state_of(live, incoming, aside, old, new)
+
+    def close(self) -> None:
+        os.close(self.home)
+        self.place.close()
+
+    def __enter__(self) -> "Field":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def swap(work: Work) -> Dict[str, Any]:
+    """Make the stage the live disk. Every line is a condition, an act, or the proof of the line before."""
+    args, names = work.args, FORWARD
+    old, new = args["live"]["inode"], args["stage"]["inode"]
+    check_share(args)
+    with Field(work) as field:
+        state = field.state(names, old, new)
+        if state == "done":
+            return dict(_swapped(field, old, new), already=True)
+        _demand_startable(work, field, state, names)
+        _demand_off(work)
+        with _as_owner_of(field.live(), field):
+            _demand_unlocked(field.home, args["disk"])
+        _demand_recorded("the live disk", field.live(), args["live"], 2 if state == "linked" else 1)
+        _demand_recorded("the stage", field.place.look("disk.new"), args["stage"], 1)
+        with field.place.mine(), _opened("disk.new", field.place.fd) as stage:
+            check_header(stage, "disk.new", args["virtual_size"])
+            write_card(field.place, _card(work, field.place))
+        work.must(_dress_act(args, work.job), lambda: _dress(field))
+        _demand_off(work)
+        _exchange(work, field, names, old, new)
+        return _swapped(field, old, new)
+
+
+def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> None:
+    """link, fsync, rename, fsync; what happened is read from the inodes, not from what the calls returned."""
+    link, sync, rename, sync_both = _exchange_acts(work.args, work.job, *names)
+    place, home, disk = field.place, field.home, work.args["disk"]
+    with _as_owner_of(field.live(), field):
+        if field.state(names, old, new) == "not started":
+            work.do(
+                link, lambda: os.link(disk, names.aside, src_dir_fd=home, dst_dir_fd=place.fd, follow_symlinks=False)
+            )
+        _demand_state(field, names, old, new, "linked", link)
+        work.must(sync, lambda: os.fsync(place.fd))
+        work.do(rename, lambda: os.rename(names.incoming, disk, src_dir_fd=place.fd, dst_dir_fd=home))
+        _demand_state(field, names, old, new, "done", rename)
+        work.must(sync_both, lambda: _sync(home, place.fd))
+
+
+def _sync(*directories: int) -> None:
+    for fd in directories:
+        os.fsync(fd)
+
+
+def _demand_state(field: Field, names: Names, old: int, new: int, wanted: str, act: Act) -> None:
+    found = field.state(names, old, new)
+    if found == wanted:
+        return
+    if found == "unknown":
+        raise Refused(
+            "unknown-state",
+            act.text,
+            "the disks are in no state that the swap knows",
+            "Look at both directories by hand; touch nothing yet.",
+        )
+    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, "Nothing is half way: resume, or undo.")
+
+
+def _demand_startable(work: Work, field: Field, state: str, names: Names) -> None:
+    if state in ("not started", "linked"):
+        return
+    with field.place.mine():
+        seen = {
+            "live": field.live(),
+            names.incoming: field.place.look(names.incoming),
+            names.aside: field.place.look(names.aside),
+        }
+    inodes = ", ".join(
+        "%s %s" % (name, "inode %d" % found.st_ino if found else "absent") for name, found in seen.items()
+    )
+    code = "stage-lost" if state == "stage lost" else "unknown-state"
+    raise Refused(
+        code,
+        "exchange %s" % live_path(work.args),
+        inodes,
+        "The live disk was not touched by this call. Look at both directories by hand.",
+    )
+
+
+def _demand_off(work: Work) -> None:
+    found = virsh.state(work, work.args["instance"])
+    if found != "shut off":
+        raise Refused(
+            "not-shut-off",
+            "exchange %s" % live_path(work.args),
+            "libvirt says %r" % (found or "no such domain"),
+            "Somebody started the instance. Stop it and find out who.",
+        )
+
+
+def _demand_recorded(what: str, found: Optional[os.stat_result], recorded: Dict[str, Any], links: int) -> None:
+    if found is None or not stat.S_ISREG(found.st_mode) or found.st_nlink != links:
+        raise Refused(
+            "unknown-file",
+            "use %s" % what,
+            "it is %s" % ("absent" if found is None else "mode %o with %d names" % (found.st_mode, found.st_nlink)),
+            "Look at it by hand.",
+        )
+    seen = virsh.identity(found)
+    wrong = [
+        "%s %s, recorded %s" % (name, seen[name], recorded[name])
+        for name in ("inode", "file_size", "mtime_ns", "uid", "gid", "mode")
+        if name in recorded and seen[name] != recorded[name]
+    ]
+    # The swap itself gives the stage the live disk's owner: a repeated call finds it dressed already.
+    if what == "the stage":
+        wrong = [word for word in wrong if word.split()[0] in ("inode", "file_size", "mtime_ns")]
+    if wrong:
+        raise Refused(
+            "changed", "use %s" % what, "; ".join(wrong), "It changed since it was recorded: ask for approval again."
+        )
+
+
+F_OFD_SETLK = 37
+QEMU_LOCKS = (100, 200)  # permissions in use, permissions denied to others: eight bytes each
+
+
+def _demand_unlocked(home: int, disk: str) -> None:
+    """Take and release QEMU's lock bytes; a refusal means that some client on the share has the disk open."""
+    with _opened(disk, home, os.O_RDWR) as fd:
+        for start in QEMU_LOCKS:
+            try:
+                fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_WRLCK, start))
+            except OSError as error:
+                raise Refused(
+                    "disk-in-use",
+                    "lock bytes %d to %d of %s" % (start, start + 7, disk),
+                    error.strerror or str(error),
+                    "A QEMU on some client has the disk open. Find it and stop it.",
+                )
+            fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_UNLCK, start))
+
+
+def _lock(kind: int, start: int) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 8, 0)
+
+
+@contextlib.contextmanager
+def _opened(name: str, dir_fd: int, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _as_owner_of(live: Optional[os.stat_result], field: Field) -> Any:
+    """The share's owner; root only where the live disk belongs to somebody else (then root was not squashed)."""
+    owner = field.place.owner
+    return (
+        as_user(owner.st_uid, owner.st_gid)
+        if live is not None and live.st_uid == owner.st_uid
+        else contextlib.suppress()
+    )
+
+
+def _dress(field: Field) -> None:
+    """Owner, mode and label of the live disk for the stage, before it is live; refuse when they cannot be made equal."""
+    live = field.live()
+    if live is None:
+        raise Refused(
+            "unknown-state", "read the live disk", "it is absent", "Look at the instance's directory by hand."
+        )
+    with (
+        _as_owner_of(live, field),
+        _opened("disk.new", field.place.fd) as new,
+        _opened(field.args["disk"], field.home) as old,
+    ):
+        with contextlib.suppress(PermissionError):
+            _imitate(new, live, label(old))
+        os.fsync(new)
+        seen = os.fstat(new)
+        differs = [
+            name
+            for name, equal in (
+                ("owner", (seen.st_uid, seen.st_gid) == (live.st_uid, live.st_gid)),
+                ("mode", stat.S_IMODE(seen.st_mode) == stat.S_IMODE(live.st_mode)),
+                ("label", label(new) == label(old)),
+            )
+            if not equal
+        ]
+    if differs:
+        raise Refused(
+            "attributes-differ",
+            "make the stage look like the live disk",
+            "%s cannot be made equal (%d:%d %o, wanted %d:%d %o)"
+            % (
+                ", ".join(differs),
+                seen.st_uid,
+                seen.st_gid,
+                stat.S_IMODE(seen.st_mode),
+                live.st_uid,
+                live.st_gid,
+                stat.S_IMODE(live.st_mode),
+            ),
+            "The filer turns root away and the live disk belongs to somebody else: give it to the share's owner, or undo.",
+        )
+
+
+def _imitate(new: int, live: os.stat_result, wanted: str) -> None:
+    seen = os.fstat(new)
+    if (seen.st_uid, seen.st_gid) != (live.st_uid, live.st_gid):
+        os.fchown(new, live.st_uid, live.st_gid)
+    if stat.S_IMODE(seen.st_mode) != stat.S_IMODE(live.st_mode):
+        os.fchmod(new, stat.S_IMODE(live.st_mode))
+    if wanted and label(new) != wanted:
+        os.setxattr(new, "security.selinux", wanted.encode() + b"\0")
+
+
+def _card(work: Work, place: Place) -> Dict[str, Any]:
+    args = work.args
+    return dict(
+        read_card(place),
+        instances=args["instances"],
+        share_source=args["share_source"],
+        instance=args["instance"],
+        disk=args["disk"],
+        live=args["live"],
+        stage=args["stage"],
+        virtual_size=args["virtual_size"],
+        job=work.job,
+    )
+
+
+def _swapped(field: Field, old: int, new: int) -> Dict[str, Any]:
+    return {
+        "live_inode": new,
+        "backup_inode": old,
+        "backup_path": field.place.path + "/disk.old",
+        "swapped_at": time.time(),
+    }
+
+
+def swap_back(work: Work) -> Dict[str, Any]:
+    """Make the backup live again; the new disk is kept as disk.rejected. Nothing swapped means nothing to do."""
+    args, names = work.args, BACK
+    check_share(args)
+    with Field(work) as field:
+        new, old = _both(work, field)
+        if field.state(FORWARD, old, new) in ("not started", "linked"):
+            return dict(_unlink_aside(work, field, old), already=True)
+        state = field.state(names, new, old)
+        if state == "done":
+            return {"live_inode": old, "rejected_inode": new, "already": True}
+        _demand_startable(work, field, state, names)
+        _demand_off(work)
+        with _as_owner_of(field.live(), field):
+            _demand_unlocked(field.home, args["disk"])
+        recorded = args.get("stage", {}) if args.get("untouched") else {}
+        _demand_recorded(
+            "the new disk",
+            field.live(),
+            {name: recorded[name] for name in ("inode", "mtime_ns", "file_size") if name in recorded},
+            2 if state == "linked" else 1,
+        )
+        _demand_recorded("the backup", field.place.look("disk.old"), {"inode": old}, 1)
+        _exchange(work, field, names, new, old)
+        return {"live_inode": old, "rejected_inode": new, "untouched": bool(recorded)}
+
+
+def _both(work: Work, field: Field) -> Tuple[int, int]:
+    """Inodes of the new and of the former disk, as recorded by the swap (request, or the card on the share)."""
+    args, card = work.args, read_card(field.place)
+    new = work.made.get("live_inode") or args.get("stage", {}).get("inode") or card.get("stage", {}).get("inode")
+    old = work.made.get("backup_inode") or args.get("live", {}).get("inode") or card.get("live", {}).get("inode")
+    if not new or not old:
+        raise Refused(
+            "unknown-identity",
+            "swap back %s" % live_path(args),
+            "no inode numbers are recorded",
+            "Look at both directories by hand.",
+        )
+    return int(new), int(old)
+
+
+def _unlink_aside(work: Work, field: Field, old: int) -> Dict[str, Any]:
+    """Undo of a swap that died after the link: the live disk's second name goes, the live disk itself stays."""
+    with _as_owner_of(field.live(), field):
+        aside, live = field.place.look("disk.old"), field.live()
+        if aside is not None and live is not None and aside.st_ino == live.st_ino == old and live.st_nlink == 2:
+            work.must(
+                syscall("unlink %s/disk.old (a second name of the live disk)" % field.place.path),
+                lambda: os.unlink("disk.old", dir_fd=field.place.fd),
+                recovery=True,
+            )
+    return {"live_inode": old}
+
+
+def purge(work: Work) -> Dict[str, Any]:
+    """Remove the disk that is not in use any more; irreversible, so everything about it must be as recorded."""
+    args = work.args
+    try:
+        field = Field(work)
+    except FileNotFoundError:
+        return {"already": True}
+    with field:
+        live = field.live()
+        if live is None or live.st_ino != args["live_inode"]:
+            raise Refused(
+                "unknown-inode",
+                "purge",
+                "the live disk has inode %s, recorded %d" % (live and live.st_ino, args["live_inode"]),
+                "The live disk is not the one that was approved. Look at it by hand.",
+            )
+        unused = _unused(field, args["backup_inode"])
+        with _as_owner_of(live, field):
+            for name in unused:
+                _demand_unlocked(field.place.fd, name)
+            work.must(
+                purge_acts(args, work.job)[0], lambda: remove_place(field.place, work.job, unused + _papers(field))
+            )
+    return {"purged": unused}
+
+
+def _unused(field: Field, inode: int) -> List[str]:
+    """The one backup of the recorded inode; refuses anything else that lies there."""
+    with field.place.mine():
+        disks = [name for name in os.listdir(field.place.fd) if name.startswith("disk.")]
+        found = {name: field.place.look(name) for name in disks}
+    strange = [
+        name
+        for name, one in found.items()
+        if one is None or one.st_ino != inode or one.st_nlink != 1 or not stat.S_ISREG(one.st_mode)
+    ]
+    if strange:
+        raise Refused(
+            "unknown-files",
+            "purge %s" % field.place.path,
+            "not the recorded backup: %s" % ", ".join(strange),
+            "Look at it by hand.",
+        )
+    return disks
+
+
+def _papers(field: Field) -> List[str]:
+    return [
+        name for name in os.listdir(field.place.fd) if name in ("card.json", "README", "card.json.tmp", "README.tmp")
+    ]

@@ -1,62 +1,89 @@
 """The verbs: what each needs, what it will do, and the function that does it."""
 
-from typing import Any, Callable, Dict, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from . import detached, filesystem, lvm, nfs, qemu_img, stage, swap, virsh
+from . import detached, facts, filesystem, lvm, nfs, qemu_img, stage, swap, virsh
 from .act import Act, Args
+from .tools import Work
 
 Builder = Callable[[Args, str], Tuple[Act, ...]]
+Run = Callable[[Work], Dict[str, Any]]
+SERVICES = nfs.UNITS
 
 
 def nothing(args: Args, job: str) -> Tuple[Act, ...]:
+    """A verb that changes nothing."""
     return ()
 
 
+def unconfined(args: Args) -> List[str]:
+    """A verb whose unit needs no properties."""
+    return []
+
+
+def handled(work: Work) -> Dict[str, Any]:
+    """For verbs that the desk answers itself."""
+    raise NotImplementedError
+
+
 class Verb(NamedTuple):
-    """`needs`: required arguments; `acts`: pure builder of what it changes."""
+    """`needs`: required arguments; `acts`: pure builder of what it changes; `sandbox`: properties of its unit."""
 
     needs: Tuple[str, ...]
-    acts: Builder = nothing
+    run: Run
+    acts: Builder
+    mutates: bool
+    sandbox: Callable[[Args], List[str]]
 
 
-def _verb(needs: str, acts: Builder = nothing) -> Verb:
-    return Verb(tuple(needs.split()), acts)
+def _asks(needs: str, run: Run = handled) -> Verb:
+    return Verb(tuple(needs.split()), run, nothing, False, unconfined)
 
 
-VERBS = {
-    "hello": _verb(""),
-    "inventory": _verb(""),
-    "reach": _verb("targets"),
-    "source_facts": _verb("vg lv relay_address"),
-    "relay_facts": _verb("vg share_source relay_lv"),
-    "destination_facts": _verb("instance disk share_source"),
-    "instance_state": _verb("instance"),
-    "status": _verb(""),
-    "lv_create": _verb("vg lv size", lvm.create_acts),
-    "lv_remove": _verb("vg lv size", lvm.remove_acts),
-    "fs_create": _verb("vg lv lv_uuid size fs_uuid mountpoint", filesystem.create_acts),
-    "fs_remove": _verb("mountpoint", filesystem.remove_acts),
-    "export": _verb("mountpoint fs_uuid client uid gid start", nfs.export_acts),
-    "unexport": _verb("mountpoint client", nfs.unexport_acts),
-    "nfs_mount": _verb("address export mountpoint fs_uuid", nfs.mount_acts),
-    "nfs_unmount": _verb("mountpoint", nfs.unmount_acts),
-    "lv_fence": _verb("vg lv lv_uuid size", lvm.fence_acts),
-    "lv_unfence": _verb("vg lv", lvm.unfence_acts),
-    "convert": _verb("vg lv lv_uuid size mountpoint fs_uuid rate", qemu_img.convert_acts),
-    "compare": _verb("vg lv lv_uuid size mountpoint writes sectors_written", qemu_img.compare_acts),
-    "discard_copy": _verb("mountpoint", qemu_img.discard_acts),
-    "stage": _verb("mountpoint instances share_source rate size", stage.stage_acts),
-    "unstage": _verb("instances", stage.unstage_acts),
-    "stage_verify": _verb("instances share_source sha256 file_size virtual_size", stage.verify_acts),
-    "instance_lock": _verb("instance reason", virsh.lock_acts),
-    "instance_unlock": _verb("instance reason", virsh.unlock_acts),
-    "instance_stop": _verb("instance disk instances", virsh.stop_acts),
-    "instance_start": _verb("instance disk instances", virsh.start_acts),
-    "swap": _verb("instance disk instances share_source live stage virtual_size", swap.swap_acts),
-    "swap_back": _verb("instance disk instances", swap.swap_back_acts),
-    "purge": _verb("instance disk instances backup_inode live_inode", swap.purge_acts),
-    "forget": _verb("", detached.forget_acts),
-}  # type: Dict[str, Verb]
+def _does(needs: str, run: Run, acts: Builder, sandbox: Callable[[Args], List[str]] = unconfined) -> Verb:
+    return Verb(tuple(needs.split()), run, acts, True, sandbox)
+
+
+VERBS: Dict[str, Verb] = {
+    "hello": _asks("", facts.hello),
+    "inventory": _asks("", facts.inventory),
+    "reach": _asks("targets", facts.reach),
+    "source_facts": _asks("vg lv relay_address", facts.source_facts),
+    "relay_facts": _asks("vg share_source relay_lv", facts.relay_facts),
+    "destination_facts": _asks("instance disk share_source", facts.destination_facts),
+    "instance_state": _asks("instance", facts.instance_state),
+    "status": _asks(""),
+    "watch": _asks(""),
+    "lv_create": _does("vg lv size", lvm.create, lvm.create_acts),
+    "lv_remove": _does("vg lv size", lvm.remove, lvm.remove_acts),
+    "fs_create": _does("vg lv lv_uuid size fs_uuid mountpoint", filesystem.create, filesystem.create_acts),
+    "fs_remove": _does("mountpoint", filesystem.remove, filesystem.remove_acts),
+    "export": _does("mountpoint fs_uuid client uid gid start", nfs.export, nfs.export_acts),
+    "unexport": _does("mountpoint client", nfs.unexport, nfs.unexport_acts),
+    "nfs_mount": _does("address export mountpoint fs_uuid", nfs.mount, nfs.mount_acts),
+    "nfs_unmount": _does("mountpoint", nfs.unmount, nfs.unmount_acts),
+    "lv_fence": _does("vg lv lv_uuid size", lvm.fence, lvm.fence_acts),
+    "lv_unfence": _does("vg lv", lvm.unfence, lvm.unfence_acts),
+    "convert": _does("vg lv lv_uuid size mountpoint rate", qemu_img.convert, qemu_img.convert_acts, qemu_img.sandbox),
+    "compare": _does(
+        "vg lv lv_uuid size mountpoint writes sectors_written",
+        qemu_img.compare,
+        qemu_img.compare_acts,
+        qemu_img.sandbox,
+    ),
+    "discard_copy": _does("mountpoint", qemu_img.discard, qemu_img.discard_acts),
+    "stage": _does("mountpoint instances share_source rate size", stage.stage, stage.stage_acts),
+    "unstage": _does("instances", stage.unstage, stage.unstage_acts),
+    "stage_verify": _does("instances share_source sha256 file_size virtual_size", stage.verify, stage.verify_acts),
+    "instance_lock": _does("instance reason", virsh.lock, virsh.lock_acts),
+    "instance_unlock": _does("instance reason", virsh.unlock, virsh.unlock_acts),
+    "instance_stop": _does("instance disk instances", virsh.stop, virsh.stop_acts),
+    "instance_start": _does("instance disk instances", virsh.start, virsh.start_acts),
+    "swap": _does("instance disk instances share_source live stage virtual_size", swap.swap, swap.swap_acts),
+    "swap_back": _does("instance disk instances", swap.swap_back, swap.swap_back_acts),
+    "purge": _does("instance disk instances backup_inode live_inode", swap.purge, swap.purge_acts),
+    "forget": _does("", handled, detached.forget_acts),
+}
 
 
 def acts(verb: str, args: Args, job: str = "«job»") -> Tuple[Act, ...]:

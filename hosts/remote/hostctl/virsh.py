@@ -1,9 +1,15 @@
 """libvirt through virsh: state, lock mark, stop and start of one domain; never destroy."""
 
-from typing import Tuple
+import os
+import stat
+import time
+from typing import Any, Dict, List, Tuple
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
-from .act import Act, Args, command
+from .act import Act, Args, Failed, Refused, command
+from .owner import as_owner
+from .tools import Output, Work, find
 
 URI = "qemu:///system"
 MARK = "https://volmig.invalid/lock"
@@ -14,8 +20,20 @@ def _virsh(*words: object) -> Act:
 
 
 def lock_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (_virsh("metadata", "--domain", args["instance"], "--config", "--uri", MARK, "--key", "volmig",
-                   "--set", "<lock reason=%s/>" % quoteattr(args["reason"])),)
+    return (
+        _virsh(
+            "metadata",
+            "--domain",
+            args["instance"],
+            "--config",
+            "--uri",
+            MARK,
+            "--key",
+            "volmig",
+            "--set",
+            "<lock reason=%s/>" % quoteattr(args["reason"]),
+        ),
+    )
 
 
 def unlock_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -28,3 +46,254 @@ def stop_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 def start_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (_virsh("start", "--domain", args["instance"]),)
+
+
+# Reading
+
+DOMAIN_GONE = ("failed to get domain", "Domain not found")
+
+
+def installed() -> bool:
+    return bool(find("virsh"))
+
+
+def _read(work: Work, *words: object, **how: Any) -> Output:
+    return work.ask("virsh", "-r", "-c", URI, *words, **how)
+
+
+def state(work: Work, instance: str) -> str:
+    """`running`, `shut off`, …; "" when libvirt does not know the domain. Refuses where there is no libvirt."""
+    if not installed():
+        raise Refused(
+            "no-libvirt",
+            "ask for the state of %s" % instance,
+            "virsh is not installed on this host",
+            "Run this step on the instance's own hypervisor.",
+        )
+    output = _read(work, "domstate", "--domain", instance, good=None)
+    if output.exit == 0:
+        return output.out.strip()
+    if any(words in output.err for words in DOMAIN_GONE):
+        return ""
+    raise Refused(
+        "unknown-state",
+        "ask for the state of %s" % instance,
+        output.said(),
+        "Look at libvirt on this host, then resume.",
+    )
+
+
+def disks(work: Work, instance: str) -> List[Dict[str, str]]:
+    """The file and block disks of a domain: [{target, source, format}]."""
+    return _disks(_tree(work, instance))
+
+
+def _tree(work: Work, instance: str) -> ElementTree.Element:
+    return ElementTree.fromstring(_read(work, "dumpxml", "--domain", instance).out)  # noqa: S314  from the host's own libvirt
+
+
+def _disks(tree: ElementTree.Element) -> List[Dict[str, str]]:
+    found = []
+    for disk in tree.findall("./devices/disk[@device='disk']"):
+        source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+        found.append(
+            {
+                "target": "" if target is None else target.get("dev", ""),
+                "source": "" if source is None else source.get("file") or source.get("dev") or "",
+                "format": "" if driver is None else driver.get("type", ""),
+            }
+        )
+    return found
+
+
+def domains(work: Work) -> List[Dict[str, Any]]:
+    """Every domain of this host: [{uuid, name, state, disks}]; [] where there is no virsh."""
+    if not installed():
+        return []
+    listed = _read(work, "list", "--all", "--uuid", good=None)
+    if listed.exit:
+        return []
+    return [domain(work, uuid) for uuid in listed.out.split()]
+
+
+def domain(work: Work, uuid: str) -> Dict[str, Any]:
+    tree = _tree(work, uuid)
+    return {"uuid": uuid, "name": tree.findtext("name") or "", "state": state(work, uuid), "disks": _disks(tree)}
+
+
+# Doing
+
+
+def lock(work: Work) -> Dict[str, Any]:
+    """Mark the domain with the reason; libvirt has no lock, so this tells people and prevents nothing."""
+    marked = _mark(work)
+    if marked not in ("", work.args["reason"]):
+        raise Refused(
+            "foreign-lock",
+            "mark %s" % work.args["instance"],
+            "it is marked: %s" % marked,
+            "Another job holds it. Wait for that job.",
+        )
+    if not marked:
+        output = work.do(lock_acts(work.args, work.job)[0])
+        if _mark(work) != work.args["reason"]:
+            raise Failed(
+                "not-marked", "mark %s" % work.args["instance"], output.said(), "Read libvirt's message, then resume."
+            )
+    return {"marks": True, "prevents": False, "already": bool(marked)}
+
+
+def _mark(work: Work) -> str:
+    """The reason in our own metadata of the domain, or an empty text."""
+    if not state(work, work.args["instance"]):
+        raise Refused(
+            "no-domain", "mark %s" % work.args["instance"], "libvirt does not know it", "Check where the instance is."
+        )
+    output = work.ask(
+        "virsh", "-c", URI, "metadata", "--domain", work.args["instance"], "--config", "--uri", MARK, good=None
+    )
+    if output.exit:
+        return ""
+    return ElementTree.fromstring(output.out).get("reason", "?")  # noqa: S314  from the host's own libvirt
+
+
+def unlock(work: Work) -> Dict[str, Any]:
+    """Remove our mark, and only ours."""
+    if not state(work, work.args["instance"]):
+        return {"already": True, "gone": True}
+    marked = _mark(work)
+    if marked not in ("", work.args["reason"]):
+        raise Refused(
+            "foreign-lock",
+            "unmark %s" % work.args["instance"],
+            "it is marked: %s" % marked,
+            "Another job put this mark there.",
+        )
+    if marked:
+        output = work.do(unlock_acts(work.args, work.job)[0])
+        if _mark(work):
+            raise Failed(
+                "still-marked",
+                "unmark %s" % work.args["instance"],
+                output.said(),
+                "Read libvirt's message, then resume.",
+            )
+    return {"already": not marked}
+
+
+def stop(work: Work) -> Dict[str, Any]:
+    """Ask the guest to shut down and wait until libvirt says `shut off`; never destroys."""
+    args, instance = work.args, work.args["instance"]
+    was = state(work, instance)
+    known = work.memory.recall("stop")
+    if was not in ("running", "shut off"):
+        raise Refused(
+            "unknown-state", "stop %s" % instance, "its state is %r" % was, "Bring the instance to running or shut off."
+        )
+    if was == "running":
+        _check_path(work)
+        work.memory.remember("stop", was="running")
+        output = work.do(stop_acts(args, work.job)[0])
+        if not _becomes(work, "shut off", args.get("deadline", 180)):
+            raise Failed(
+                "stop-deadline",
+                "virsh shutdown %s" % instance,
+                "still %s after %d s; %s" % (state(work, instance), args.get("deadline", 180), output.said()),
+                "The guest does not react to ACPI. Stop it from inside, or through the cloud, then resume.",
+            )
+    path = "%s/%s/%s" % (args["instances"], instance, args["disk"])
+    return {
+        "was": known.get("was") or was,
+        "stopped_at": time.time(),
+        "live": live(args["instances"], path),
+        "already": was == "shut off",
+    }
+
+
+def _check_path(work: Work) -> None:
+    args = work.args
+    path = "%s/%s/%s" % (args["instances"], args["instance"], args["disk"])
+    sources = [disk["source"] for disk in disks(work, args["instance"])]
+    if path not in sources:
+        raise Refused(
+            "unknown-disk",
+            "handle %s" % args["instance"],
+            "it uses %s, not %s" % (", ".join(sources) or "no disk", path),
+            "Check the instance's disks; plan again.",
+        )
+
+
+def _becomes(work: Work, wanted: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while state(work, work.args["instance"]) != wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
+
+
+def live(instances: str, path: str) -> Dict[str, Any]:
+    """Identity and attributes of the live disk, asked of the server by opening it (attributes may be cached)."""
+    with as_owner(instances):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            os.close(fd)
+        except PermissionError:
+            pass
+    return identity(os.lstat(path))
+
+
+def identity(found: os.stat_result) -> Dict[str, int]:
+    return {
+        "inode": found.st_ino,
+        "file_size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+        "mode": stat.S_IMODE(found.st_mode),
+    }
+
+
+def start(work: Work) -> Dict[str, Any]:
+    """Start the domain and see it running on the live path with the expected inode."""
+    args, instance = work.args, work.args["instance"]
+    begin = start_acts(args, work.job)[0]
+    was = state(work, instance)
+    if was not in ("running", "shut off"):
+        raise Refused(
+            "unknown-state",
+            "start %s" % instance,
+            "its state is %r" % was,
+            "Bring the instance to running or shut off.",
+        )
+    if was == "shut off":
+        if work.made.get("was") == "shut off":  # undo of a stop that found it stopped
+            return {"state": was, "already": True}
+        _check_path(work)
+        _check_inode(work)
+        output = work.do(begin, timeout=120)
+        if not _becomes(work, "running", 30):
+            after = state(work, instance)
+            raise Failed(
+                "not-running",
+                begin.text,
+                "%s; %s" % (after, output.said()),
+                "Read libvirt's log of this guest.",
+                ever_ran=after != "shut off" or output.exit == 0,
+            )
+    _check_path(work)
+    _check_inode(work)
+    return {"started_at": time.time(), "state": "running", "already": was == "running"}
+
+
+def _check_inode(work: Work) -> None:
+    args = work.args
+    path = "%s/%s/%s" % (args["instances"], args["instance"], args["disk"])
+    found = live(args["instances"], path)["inode"]
+    if found != args.get("expect_inode", found):
+        raise Refused(
+            "unknown-inode",
+            "start %s" % args["instance"],
+            "%s has inode %d, expected %d" % (path, found, args["expect_inode"]),
+            "Somebody replaced the disk. Look at it by hand.",
+        )

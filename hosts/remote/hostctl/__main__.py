@@ -1,0 +1,54 @@
+"""Entry: a request on standard input, or by hand `status JOB`, `rollback JOB`; inside a unit `run JOB KEY`; `watch`."""
+
+import json
+import os
+import sys
+from typing import Any, Dict, List, Optional
+
+from . import byhand, detached
+from .request import INPUT_CAP, Desk, check_field, parse
+
+USAGE = "hostctl reads one JSON request from standard input. By hand: hostctl status JOB | hostctl rollback JOB\n"
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    os.umask(0o077)
+    os.chdir("/")
+    if words[:1] == ["run"] and len(words) == 3:
+        check_field("job", words[1])
+        return Desk().run_unit(words[1], words[2])
+    if words[:1] in (["status"], ["rollback"]) and len(words) == 2:
+        check_field("job", words[1])
+        return byhand.main(words[0], words[1])
+    if words in ([], ["hostctl"]):
+        return _request(sys.stdin.buffer.read(INPUT_CAP + 1))
+    sys.stderr.write(USAGE)
+    return 2
+
+
+def _request(data: bytes) -> int:
+    if _is_watch(data):
+        try:
+            detached.watch()
+        except (BrokenPipeError, KeyboardInterrupt):
+            os._exit(0)
+    _say(Desk().handle(data))
+    return 0
+
+
+def _is_watch(data: bytes) -> bool:
+    try:
+        return parse(data).verb == "watch"
+    except Exception:
+        return False  # whatever is wrong with it, Desk says so
+
+
+def _say(answer: Dict[str, Any]) -> None:
+    json.dump(answer, sys.stdout)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Acting on a share as the owner of its instances directory, because a filer often turns root into nobody."""
+
+import contextlib
+import os
+from typing import Iterator
+
+
+@contextlib.contextmanager
+def as_user(uid: int, gid: int) -> Iterator[None]:
+    """Be this user for file access inside the block; root again afterwards. Root stays root, others stay themselves."""
+    if os.geteuid() != 0 or uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def as_owner(directory: str) -> Iterator[None]:
+    """Be the owner of a directory (usually nova) inside the block."""
+    found = os.stat(directory)
+    with as_user(found.st_uid, found.st_gid):
+        yield

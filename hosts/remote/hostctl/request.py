@@ -1,0 +1,476 @@
+"""One request: validate it, keep it behind flock and fence, run it or start it detached, answer what is stored."""
+
+import ipaddress
+import json
+import re
+import time
+import traceback
+from typing import Any, Callable, Dict, NamedTuple, Optional
+
+from . import detached, source_hash, verbs
+from .act import Args, Refused, Stop
+from .store import RUN, STATE, Store
+from .tools import Work
+
+INPUT_CAP = 1 << 20
+DEPTH_CAP = 12
+ANSWER_WITHIN = 5.0
+LOCK_WITHIN = 20.0
+
+# Allow-lists, all anchored at both ends; whatever is not listed here never reaches a verb.
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+LVM_NAME = r"(?!\.{1,2}\Z)[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}"
+PATH = r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_+.@-]{1,200}){1,16}"
+PATTERNS = {
+    "vg": LVM_NAME,
+    "lv": LVM_NAME,
+    "relay_lv": LVM_NAME,
+    "instance": UUID,
+    "fs_uuid": UUID,
+    "lv_uuid": r"[A-Za-z0-9]{6}-(?:[A-Za-z0-9]{4}-){5}[A-Za-z0-9]{6}",
+    "mountpoint": r"/(?:srv|mnt)/volmig/[0-9a-f]{32}",
+    "export": r"/srv/volmig/[0-9a-f]{32}",
+    "instances": PATH,
+    "backup_path": PATH,
+    "share_source": r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]+\]):" + PATH,
+    "disk": r"disk(?:\.[a-z0-9]{1,16})?",
+    "sha256": r"[0-9a-f]{64}",
+    "reason": r"[ -~]{1,200}",
+    "was": r"writeable|read-only|running|shut off",
+    "holder_unit": r"volmig-[0-9a-f]{32}-holder",
+    "options": r"[A-Za-z0-9_=,.:/-]{0,500}",
+    "stops": r"volmig-[0-9a-f]{32}-[a-z][a-z_]{0,39}-(?:do|undo)-[0-9]{1,3}",
+    "step": r"[a-z][a-z_]{0,39}",
+    "direction": r"do|undo",
+    "job": UUID,
+    "verb": r"[a-z_]{1,40}",
+    "hash": r"[0-9a-f]{16}",
+}
+COUNTS = (
+    "size",
+    "uid",
+    "gid",
+    "rate",
+    "writes",
+    "sectors_written",
+    "file_size",
+    "virtual_size",
+    "inode",
+    "mtime_ns",
+    "mode",
+    "deadline",
+    "expect_inode",
+    "backup_inode",
+    "live_inode",
+    "number",
+    "attempt",
+    "fence",
+    "port",
+    "major",
+    "minor",
+    "device",
+    "nlink",
+    "free",
+    "erased_bytes",
+    "bytes_read",
+    "bytes_written",
+)
+ADDRESSES = ("address", "client", "relay_address")
+UNITS = ("start", "started")
+NESTED = ("made", "live", "stage")
+
+
+class Request(NamedTuple):
+    """A validated request; `key` names step, direction and attempt on this host."""
+
+    verb: str
+    args: Args
+    job: str
+    step: str
+    direction: str
+    attempt: int
+    fence: int
+    stops: str
+    hash: str
+
+    @property
+    def key(self) -> str:
+        return "%s-%s-%d" % (self.step, self.direction, self.attempt)
+
+
+# Validation
+
+
+def _bad(what: str, found: object) -> Refused:
+    return Refused(
+        "bad-request", "read the request", "%s: %.200r" % (what, found), "This is a fault of the caller; report it."
+    )
+
+
+def parse(data: bytes) -> Request:
+    """The request in `data`; Refused for anything that is not exactly one well-formed request."""
+    if len(data) > INPUT_CAP:
+        raise _bad("more than 1 MiB", len(data))
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise _bad("not JSON", data[:100])
+    if not isinstance(value, dict) or _depth(value) > DEPTH_CAP:
+        raise _bad("not a flat JSON object", data[:100])
+    return _request(value)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError("%s is not JSON" % name)
+
+
+def _depth(value: Any, level: int = 1) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return level if level > DEPTH_CAP else max([level] + [_depth(item, level + 1) for item in inner])
+
+
+def _request(value: Dict[str, Any]) -> Request:
+    known = ("hash", "verb", "job", "number", "step", "direction", "attempt", "fence", "stops", "args")
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise _bad("unknown fields", unknown)
+    head: Dict[str, Any] = {name: value.get(name) for name in known if value.get(name) not in ("", None)}
+    head.update(direction=head.get("direction", "do"), attempt=head.get("attempt", 1), fence=head.get("fence", 0))
+    args = head.pop("args", {})
+    for name, found in head.items():
+        check_field(name, found)
+    if head.get("verb") not in verbs.VERBS:
+        raise _bad("no such verb", head.get("verb"))
+    return Request(
+        head["verb"],
+        check_args(head["verb"], args, head.get("job", "")),
+        head.get("job", ""),
+        head.get("step", ""),
+        head["direction"],
+        head["attempt"],
+        head["fence"],
+        head.get("stops", ""),
+        head.get("hash", ""),
+    )
+
+
+def check_args(verb: str, args: Any, job: str) -> Args:
+    """The arguments of a verb, every one on its allow-list; evidence under `made` that no list knows is dropped."""
+    if not isinstance(args, dict):
+        raise _bad("args", args)
+    missing = [name for name in verbs.VERBS[verb].needs if name not in args]
+    if missing:
+        raise _bad("%s needs" % verb, missing)
+    for name, found in args.items():
+        check_field(name, found)
+    for name in ("mountpoint", "export"):
+        if name in args and not args[name].endswith("/" + job.replace("-", "")):
+            raise _bad("%s of another job" % name, args[name])
+    return {name: _evidence(found) if name in NESTED else found for name, found in args.items()}
+
+
+def _evidence(found: Dict[str, Any]) -> Dict[str, Any]:
+    kept = {name: value for name, value in found.items() if _known(name)}
+    for name, value in kept.items():
+        check_field(name, value)
+    return kept
+
+
+def _known(name: str) -> bool:
+    return name in PATTERNS or name in COUNTS or name in ADDRESSES or name in UNITS
+
+
+def check_field(name: str, found: Any) -> None:
+    """Refuse a value that is not on the allow-list of its field, and a field that has none."""
+    if not _fits(name, found):
+        raise _bad(name, found)
+
+
+def _fits(name: str, found: Any) -> bool:
+    if name in PATTERNS:
+        return isinstance(found, str) and re.match(r"(?:%s)\Z" % PATTERNS[name], found) is not None
+    if name in COUNTS:
+        return type(found) is int and 0 <= found < 1 << 63
+    if name in ADDRESSES:
+        return isinstance(found, str) and _is_address(found)
+    if name in UNITS:
+        return isinstance(found, list) and all(isinstance(unit, str) and unit in verbs.SERVICES for unit in found)
+    if name == "targets":
+        return isinstance(found, list) and len(found) <= 64 and all(_is_target(target) for target in found)
+    if name == "untouched":
+        return isinstance(found, bool)
+    return name in NESTED and isinstance(found, dict)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
+
+
+def _is_target(target: Any) -> bool:
+    return (
+        isinstance(target, dict)
+        and set(target) == {"address", "port"}
+        and _fits("address", target["address"])
+        and _fits("port", target["port"])
+        and 0 < target["port"] < 65536
+    )
+
+
+# Answers
+
+
+def answer(
+    state: str,
+    evidence: Optional[Dict[str, Any]] = None,
+    work: Optional[Work] = None,
+    error: Optional[Dict[str, Any]] = None,
+    unit: str = "",
+) -> Dict[str, Any]:
+    return {
+        "state": state,
+        "evidence": evidence or {},
+        "commands": work.commands if work else [],
+        "error": error,
+        "unit": unit,
+        "boot_id": detached.boot_id(),
+        "hash": source_hash(),
+    }
+
+
+def refusal(stop: Stop, work: Optional[Work] = None, unit: str = "") -> Dict[str, Any]:
+    """Foreign and unknown objects stay refusals even after an act, because they must halt the job."""
+    touched = work.touched if work else False
+    strange = stop.code.startswith(("foreign-", "unknown-"))
+    state = "refused" if touched is False or strange else "failed"
+    return answer(state if stop.state == "refused" else "failed", stop.evidence, work, stop.error(touched), unit)
+
+
+def bug(work: Optional[Work], unit: str = "") -> Dict[str, Any]:
+    """An exception that nobody foresaw: said plainly, never a traceback on standard output."""
+    last = traceback.format_exc().strip().splitlines()
+    where = [line.strip() for line in last if line.strip().startswith("File ")][-1:]
+    error: Dict[str, Any] = {
+        "code": "bug",
+        "tried": " ".join(where),
+        "found": last[-1][:500],
+        "touched": None,
+        "evidence": {},
+        "next": "Report this; look at the host by hand before going on.",
+    }
+    return answer("failed", {}, work, error, unit)
+
+
+def guarded(run: Callable[[Work], Dict[str, Any]], work: Work, unit: str = "") -> Dict[str, Any]:
+    """The answer of a verb, whatever happens in it."""
+    try:
+        return answer("done", run(work), work, None, unit)
+    except Stop as stop:
+        return refusal(stop, work, unit)
+    except Exception:
+        return bug(work, unit)
+
+
+# Handling
+
+
+class Desk:
+    """Handles requests of one host; places and units are arguments so that tests can run it anywhere."""
+
+    def __init__(
+        self,
+        units: Optional[detached.Units] = None,
+        state: str = STATE,
+        run: str = RUN,
+        patience: float = ANSWER_WITHIN,
+    ) -> None:
+        self.units, self.state, self.run, self.patience = units or detached.Units(), state, run, patience
+
+    def store(self, job: str) -> Store:
+        return Store(job, self.state, self.run)
+
+    def handle(self, data: bytes) -> Dict[str, Any]:
+        """The answer to one request; never raises."""
+        try:
+            request = parse(data)
+            if request.hash and request.hash != source_hash():
+                raise Refused(
+                    "hostctl-differs",
+                    "run %s" % request.verb,
+                    "this hostctl is %s, asked for %s" % (source_hash(), request.hash),
+                    "Install the hostctl of this volmig on the host.",
+                )
+            return self._dispatch(request)
+        except Stop as stop:
+            return refusal(stop)
+        except Exception:
+            return bug(None)
+
+    def _dispatch(self, request: Request) -> Dict[str, Any]:
+        verb = verbs.VERBS[request.verb]
+        work = Work(request.args, request.job, verb.acts)
+        if request.verb == "status":
+            return answer("done", self.status(request.job))
+        if not verb.mutates:
+            return guarded(verb.run, work)
+        if not request.job or (not request.step and request.verb != "forget"):
+            raise _bad("%s needs job and step" % request.verb, request.step)
+        if request.verb == "forget":
+            return self._forget(request, work)
+        return self._submit(request)
+
+    def status(self, job: str) -> Dict[str, Any]:
+        """Fence and steps of a job as this host knows them."""
+        if not job:
+            raise _bad("status needs a job", job)
+        kept = self.store(job)
+        return {"fence": kept.fence(), "steps": [self._step(kept, key) for key in kept.started()]}
+
+    def _step(self, kept: Store, key: str) -> Dict[str, Any]:
+        step, direction, attempt = key.split("-")
+        state = (kept.result(key) or {}).get("state") or ("running" if self._alive(kept, key) else "lost")
+        return {
+            "step": step,
+            "direction": direction,
+            "attempt": int(attempt),
+            "state": state,
+            "unit": detached.unit_name(kept.job, key),
+        }
+
+    def _alive(self, kept: Store, key: str) -> bool:
+        return self.units.alive(detached.unit_name(kept.job, key))
+
+    def _forget(self, request: Request, work: Work) -> Dict[str, Any]:
+        kept = self.store(request.job)
+        if not kept.exists():
+            return guarded(lambda work: {"left": detached.left(work), "already": True}, work)
+        with kept.locked("door", LOCK_WITHIN) as door:
+            if not door:
+                return answer("busy")
+            kept.raise_fence(request.fence)
+            return guarded(lambda work: detached.forget(work, kept, self.units), work)
+
+    def _submit(self, request: Request) -> Dict[str, Any]:
+        kept = self.store(request.job)
+        kept.open()
+        with kept.locked("door", LOCK_WITHIN) as door:
+            if not door:
+                return answer("busy")
+            kept.raise_fence(request.fence)
+            earlier = self._earlier(kept, request)
+            if earlier is not None:
+                return earlier
+            self._stop_first(kept, request)
+            busy = [key for key in kept.started() if kept.result(key) is None and self._alive(kept, key)]
+            if busy:
+                return answer("busy", {"running": busy}, unit=detached.unit_name(kept.job, busy[0]))
+            self._start(kept, request)
+        return self._await(kept, request.key)
+
+    def _earlier(self, kept: Store, request: Request) -> Optional[Dict[str, Any]]:
+        """What is known of this very step and attempt, or None when it was never started."""
+        asked = kept.read(request.key + ".request")
+        if asked is None:
+            return None
+        if (asked["verb"], asked["args"]) != (request.verb, request.args):
+            raise Refused(
+                "unknown-request",
+                "repeat %s" % request.key,
+                "it was started with other arguments",
+                "Use a new attempt number for other arguments.",
+            )
+        return self._outcome(kept, request.key)
+
+    def _outcome(self, kept: Store, key: str) -> Dict[str, Any]:
+        unit = detached.unit_name(kept.job, key)
+        alive = self._alive(kept, key)  # asked before the result is read: it may end in between
+        result = kept.result(key)
+        if result is not None:
+            return result
+        if alive:
+            return answer("running", unit=unit)
+        begun = (kept.read(key + ".request") or {}).get("boot_id")
+        error: Dict[str, Any] = {
+            "code": "lost",
+            "tried": "run %s" % unit,
+            "touched": None,
+            "evidence": {},
+            "found": "the host rebooted meanwhile"
+            if begun != detached.boot_id()
+            else "it ended without a result (killed?)",
+            "next": "Probe what it left, then use the next attempt.",
+        }
+        kept.finish(key, answer("lost", {}, None, error, unit))
+        return kept.result(key) or {}
+
+    def _stop_first(self, kept: Store, request: Request) -> None:
+        if not request.stops:
+            return
+        prefix = detached.unit_name(kept.job, "")
+        if not request.stops.startswith(prefix):
+            raise _bad("stops a unit of another job", request.stops)
+        self.units.stop(request.stops)
+        key = request.stops[len(prefix) :]
+        if kept.read(key + ".request") is not None:
+            self._outcome(kept, key)
+
+    def _start(self, kept: Store, request: Request) -> None:
+        kept.write(request.key + ".request", dict(request._asdict(), boot_id=detached.boot_id(), at=time.time()))
+        unit, properties = detached.unit_name(kept.job, request.key), verbs.VERBS[request.verb].sandbox(request.args)
+        trouble = self.units.start(unit, properties, detached.program() + ["run", request.job, request.key])
+        if trouble:
+            stop = Refused(
+                "cannot-start", "start the unit %s" % unit, trouble, "Read systemd's message, repair, then resume."
+            )
+            kept.finish(request.key, refusal(stop, None, unit))
+
+    def _await(self, kept: Store, key: str) -> Dict[str, Any]:
+        deadline = time.monotonic() + self.patience
+        while kept.result(key) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return kept.result(key) or self._outcome(kept, key)
+
+    def run_unit(self, job: str, key: str) -> int:
+        """Inside the unit: hold the job's lock over check and act, store one result. 0 when it ended well."""
+        kept = self.store(job)
+        request = _stored(kept.read(key + ".request"))
+        unit = detached.unit_name(job, key)
+        with kept.locked("lock", LOCK_WITHIN) as held:
+            if kept.result(key) is not None:
+                return 0
+            result = (
+                self._acted(kept, request, unit)
+                if held
+                else refusal(
+                    Refused(
+                        "locked",
+                        "run %s" % key,
+                        "another step of this job holds the lock",
+                        "Wait until it ends, then resume.",
+                    ),
+                    None,
+                    unit,
+                )
+            )
+            kept.finish(key, result)
+        return 0
+
+    def _acted(self, kept: Store, request: Request, unit: str) -> Dict[str, Any]:
+        verb = verbs.VERBS[request.verb]
+        work = Work(request.args, request.job, verb.acts, kept, detached.reporter(kept, request.key))
+        try:
+            kept.raise_fence(request.fence)
+        except Refused as stop:
+            return refusal(stop, work, unit)
+        return guarded(verb.run, work, unit)
+
+
+def _stored(value: Optional[Dict[str, Any]]) -> Request:
+    if value is None:
+        raise Refused(
+            "unknown-request", "run a unit", "no such request is stored", "Units are started by hostctl only."
+        )
+    return Request(**{name: value[name] for name in Request._fields})

@@ -1,0 +1,131 @@
+"""What a host keeps of a job: highest fence, requests, results and remembered facts, each written whole or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from typing import Any, Dict, Iterator, List, Optional
+
+from .act import Refused
+from .tools import Memory
+
+STATE = "/var/lib/volmig"
+RUN = "/run/volmig"
+
+
+class Store(Memory):
+    """One job's directory under /var/lib/volmig and its progress files under /run/volmig."""
+
+    def __init__(self, job: str, state: str = STATE, run: str = RUN) -> None:
+        self.job, self.directory, self.run = job, os.path.join(state, job), os.path.join(run, job)
+
+    def exists(self) -> bool:
+        return os.path.isdir(self.directory)
+
+    def open(self) -> None:
+        for directory in (self.directory, self.run):
+            os.makedirs(directory, 0o700, exist_ok=True)
+
+    def read(self, name: str) -> Optional[Dict[str, Any]]:
+        return read_json(os.path.join(self.directory, name + ".json"))
+
+    def write(self, name: str, value: Dict[str, Any]) -> None:
+        write_json(os.path.join(self.directory, name + ".json"), value, sync=True)
+
+    def recall(self, name: str) -> Dict[str, Any]:
+        return self.read("fact." + name) or {}
+
+    def remember(self, name: str, **facts: Any) -> None:
+        self.write("fact." + name, dict(self.recall(name), **facts))
+
+    def fence(self) -> int:
+        return int((self.read("fence") or {}).get("fence", 0))
+
+    def raise_fence(self, fence: int) -> None:
+        """Remember the highest fence; a request under a lower one comes from an owner that lost the job."""
+        highest = self.fence()
+        if fence < highest:
+            raise Refused(
+                "stale-fence",
+                "act under fence %d" % fence,
+                "fence %d was already seen for this job" % highest,
+                "Nothing to do: another worker owns this job now.",
+            )
+        if fence > highest:
+            self.write("fence", {"fence": fence})
+
+    def started(self) -> List[str]:
+        """step-direction-attempt of everything ever started here."""
+        if not self.exists():
+            return []
+        return sorted(
+            name[: -len(".request.json")] for name in os.listdir(self.directory) if name.endswith(".request.json")
+        )
+
+    def result(self, key: str) -> Optional[Dict[str, Any]]:
+        return self.read(key + ".result")
+
+    def progress(self, key: str, figures: Dict[str, Any]) -> None:
+        write_json(os.path.join(self.run, key + ".json"), figures, sync=False)
+
+    def finish(self, key: str, answer: Dict[str, Any]) -> None:
+        self.write(key + ".result", answer)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.run, key + ".json"))
+
+    @contextlib.contextmanager
+    def locked(self, name: str, wait: float) -> Iterator[bool]:
+        """Hold the flock `name`; yields False when it was not free within `wait` seconds."""
+        fd = os.open(os.path.join(self.directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield _flock(fd, wait)
+        finally:
+            os.close(fd)
+
+    def remove(self) -> None:
+        for directory in (self.run, self.directory):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+
+
+def _flock(fd: int, wait: float) -> bool:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(0.05)
+
+
+def read_json(path: str) -> Optional[Dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: str, value: Dict[str, Any], sync: bool) -> None:
+    """Replace a file whole: temporary name, fsync, rename, fsync of the directory."""
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+    os.rename(path + ".tmp", path)
+    if sync:
+        sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
