@@ -67,7 +67,7 @@ class Phase:
 @register.filter
 def phases(job: Any) -> list[Phase]:
     """The pipeline of a job."""
-    rows = {row["step"]: row for row in job.timeline()}
+    rows = {row.step: row for row in job.timeline()}
     drawn = []
     for letter, boxes in BOXES.items():
         made = [box(title, [rows[name] for name in names if name in rows]) for title, names in boxes.items()]
@@ -80,14 +80,13 @@ def phases(job: Any) -> list[Phase]:
     return drawn
 
 
-def box(title: str, rows: list[dict[str, Any]]) -> Box | None:
+def box(title: str, rows: list[Any]) -> Box | None:
     """Steps that are drawn as one; the state is the one that matters most to an eye."""
     if not rows:
         return None
-    running = next((row["run"] for row in rows if row["state"] == "running"), None)
-    seconds = sum(row.get("seconds") or 0 for row in rows)
-    forecast = sum(middle(row.get("forecast")) for row in rows)
-    return Box(rows[0]["step"], title, together([row["state"] for row in rows]), seconds, forecast, running)
+    running = next((row.run for row in rows if row.state == "running"), None)
+    seconds, forecast = sum(row.seconds or 0 for row in rows), sum(row.forecast or 0 for row in rows)
+    return Box(rows[0].step, title, together([row.state for row in rows]), seconds, forecast, running)
 
 
 def together(found: list[str]) -> str:
@@ -99,11 +98,6 @@ def together(found: list[str]) -> str:
     if len(settled) == len(found):
         return "undone" if "undone" in found else "done" if "done" in found else "skipped"
     return "running" if "done" in settled else "undone" if settled and "undone" in settled else "todo"
-
-
-def middle(seconds: Any) -> float:
-    """The middle of a range, or the figure itself."""
-    return float((seconds[1] if isinstance(seconds, list | tuple) else seconds) or 0)
 
 
 def gate(job: Any) -> tuple[str, str, str]:
@@ -279,7 +273,7 @@ def pretty(value: Any) -> str:
 @register.filter
 def downtime_seen(job: Any) -> float | None:
     """Seconds from the instance seen stopped to its start called, when both happened."""
-    found = {row["step"]: row["run"] for row in job.timeline() if row["step"] in ("stop", "start") and row["run"]}
+    found = {row.step: row.run for row in job.timeline() if row.step in ("stop", "start") and row.run}
     if set(found) != {"stop", "start"}:
         return None
     stopped, started = (parsed((found[step].evidence or {}).get(key)) for step, key in (("stop", "stopped_at"), ("start", "started_at")))

@@ -1,0 +1,224 @@
+"""Live pages: one tailer per web process reads what changed in the database and tells every socket that watches it."""
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.layers import get_channel_layer
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
+from django.db.models import Max
+from django.template.loader import render_to_string
+from django.urls import path
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+
+from jobs.models import Approval, Decision, Job, StepRun
+from volmig.accounts.roles import may
+
+log = logging.getLogger(__name__)
+
+POLL = 0.25  # seconds between two looks: qemu-img itself reports no faster than that is worth showing
+RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
+LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
+ENDED = 4403  # close code: do not reconnect, the permission is gone
+LIST = 0  # what a socket watches that follows all jobs and not one; no job has this number
+
+JOB_FIELDS = ("pk", "status", "outcome", "halt_reason", "waiting_for", "version", "rate", "cancel_requested_at", "facts_at")
+RUN_FIELDS = ("pk", "job_id", "result", "bytes_done", "bytes_read", "bytes_written", "rate", "progress_at", "ended_at")
+
+Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves bars)
+
+
+def group(number: int) -> str:
+    """The channel group of those who watch job `number`, or the list."""
+    return f"job-{number}" if number else "jobs"
+
+
+def fragment(job: Job) -> str:
+    """The progress fragment of a job: the same for everybody who may see it."""
+    return render_to_string("jobs/_progress.html", {"job": job})
+
+
+def marks(numbers: Iterable[int] | None) -> Marks:
+    """What is known of the jobs in `numbers` (None: the active ones), in a form that differs when a page would."""
+    jobs = Job.objects.active() if numbers is None else Job.objects.filter(pk__in=numbers)
+    turned = {row[0]: row for row in jobs.values_list(*JOB_FIELDS)}
+    for rows in (Approval.objects.filter(job__in=turned), Decision.objects.filter(approval__job__in=turned)):
+        key = "job" if rows.model is Approval else "approval__job"
+        for number, *newest in rows.order_by().values_list(key).annotate(Max("pk")):
+            turned[number] = (*turned[number], *newest)
+    moved: dict[int, list[Any]] = {number: [] for number in turned}
+    newest_runs = StepRun.objects.filter(job__in=turned).order_by("pk").values_list(*RUN_FIELDS)
+    for row in newest_runs:
+        moved[row[1]].append(row)
+        turned[row[1]] = (*turned[row[1]], row[0], row[2])
+    return {number: (turned[number], tuple(moved[number][-1:])) for number in turned}
+
+
+def look(numbers: set[int], before: Marks) -> tuple[Marks, dict[int, str]]:
+    """The present marks of the watched jobs and the fragment of each that differs from `before`."""
+    now = marks(numbers)
+    changed = [number for number in now if now[number] != before.get(number)]
+    return now, {job.pk: fragment(job) for job in Job.objects.filter(pk__in=changed)}
+
+
+class Tailer:
+    """Follows the watched jobs for all sockets of one event loop; runs only while there is one."""
+
+    def __init__(self) -> None:
+        self.sockets: set[JobConsumer] = set()
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, socket: "JobConsumer") -> None:
+        """Start to follow what `socket` watches."""
+        self.sockets.add(socket)
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self.run())
+
+    def drop(self, socket: "JobConsumer") -> None:
+        """Forget a socket; the last one ends the task at its next turn."""
+        self.sockets.discard(socket)
+
+    async def run(self) -> None:
+        """Look, tell, sleep, until nobody watches; an error costs one turn and is logged."""
+        jobs: Marks = {}
+        everything: Marks = {}
+        told_list = checked = 0.0
+        while self.sockets:
+            now = asyncio.get_running_loop().time()
+            try:
+                jobs = await self.follow_jobs(jobs)
+                if self.watched()[LIST]:
+                    everything, told_list = await self.follow_list(everything, told_list, now)
+                if now - checked >= RECHECK:
+                    checked = now
+                    await self.close_ended()
+            except Exception:
+                log.exception("live pages: a look at the database failed; the next follows")
+            await asyncio.sleep(POLL)
+
+    def watched(self) -> Counter[int]:
+        """How many sockets watch each job."""
+        return Counter(socket.number for socket in self.sockets)
+
+    async def follow_jobs(self, before: Marks) -> Marks:
+        """Send the new fragment of every watched job that moved, and `changed` when more than its bars did."""
+        numbers = set(self.watched()) - {LIST}
+        if not numbers:
+            return {}
+        now, fragments = await database_sync_to_async(look)(numbers, before)
+        for number, html in fragments.items():
+            await send(number, html)
+            if number in before and before[number][0] != now[number][0]:
+                await send(number, changed(number))
+        return now
+
+    async def follow_list(self, before: Marks, told: float, at: float) -> tuple[Marks, float]:
+        """Nudge the lists: at once when a job turned, every two seconds when bars moved."""
+        now = await database_sync_to_async(marks)(None)
+        turned = {n: mark[0] for n, mark in now.items()} != {n: mark[0] for n, mark in before.items()}
+        if now == before or not (turned or at - told >= LIST_EVERY):
+            return (before if not turned else now), told
+        if before or turned:
+            await send(LIST, changed(LIST))
+        return now, at
+
+    async def close_ended(self) -> None:
+        """Close the sockets whose person may no longer see what they show."""
+        sockets = list(self.sockets)
+        allowed = await database_sync_to_async(still_allowed)({(s.session_key, s.user_id) for s in sockets})
+        for socket in sockets:
+            if (socket.session_key, socket.user_id) not in allowed:
+                await socket.close(code=ENDED)
+
+
+def still_allowed(pairs: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those (session key, user id) whose session is alive, of an active person with the right to look."""
+    keys, ids = {key for key, _ in pairs}, {user for _, user in pairs}
+    sessions = {s.session_key: s.get_decoded() for s in Session.objects.filter(pk__in=keys, expire_date__gt=timezone.now())}
+    users = {user.pk: user for user in get_user_model().objects.filter(pk__in=ids, is_active=True) if may(user, "view")}
+    return {
+        (key, user)
+        for key, user in pairs
+        if key in sessions
+        and user in users
+        # The hash moves with the password: a changed password ends the sockets of older logins too.
+        and constant_time_compare(sessions[key].get("_auth_user_hash", ""), users[user].get_session_auth_hash())
+    }
+
+
+def changed(number: int) -> str:
+    """The second kind of message: fetch again whatever depends on who looks."""
+    return json.dumps({"changed": number})
+
+
+async def send(number: int, text: str) -> None:
+    """Give a message to all who watch job `number`."""
+    layer = get_channel_layer()
+    if layer is None:
+        raise RuntimeError("no channel layer is configured")
+    await layer.group_send(group(number), {"type": "told", "text": text})
+
+
+tailers: dict[int, Tailer] = {}
+
+
+def tailer() -> Tailer:
+    """The tailer of the running event loop (tests have many loops in one process, a server has one)."""
+    return tailers.setdefault(id(asyncio.get_running_loop()), Tailer())
+
+
+class JobConsumer(AsyncWebsocketConsumer):
+    """One open page: of a job, or of a list when no number is in its address."""
+
+    number: int
+    user_id: int
+    session_key: str
+
+    async def connect(self) -> None:
+        """Accept those who may see the job, send them its present fragment and follow it."""
+        user = self.scope["user"]
+        self.number = self.scope["url_route"]["kwargs"].get("number", LIST)
+        found, html = await database_sync_to_async(first_look)(user, self.number)
+        if not found:
+            await self.accept()
+            await self.close(code=ENDED)
+            return
+        self.user_id, self.session_key = user.pk, self.scope["session"].session_key
+        await self.channel_layer.group_add(group(self.number), self.channel_name)
+        await self.accept()
+        if html:
+            await self.send(html)
+        await self.send(changed(self.number))
+        tailer().add(self)
+
+    async def disconnect(self, code: int) -> None:
+        """Stop following."""
+        tailer().drop(self)
+        await self.channel_layer.group_discard(group(self.number), self.channel_name)
+
+    async def told(self, message: dict[str, str]) -> None:
+        """Pass on what the tailer said."""
+        await self.send(message["text"])
+
+
+def first_look(user: Any, number: int) -> tuple[bool, str]:
+    """Whether `user` may watch `number`, and the fragment to begin with."""
+    if not (user.is_authenticated and may(user, "view")):
+        return False, ""
+    if number == LIST:
+        return True, ""
+    job = Job.objects.visible_to(user).filter(pk=number).first()
+    return job is not None, fragment(job) if job else ""
+
+
+routes = [
+    path("live/migrations/<int:number>/", JobConsumer.as_asgi()),
+    path("live/migrations/", JobConsumer.as_asgi()),
+]

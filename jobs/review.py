@@ -1,0 +1,158 @@
+"""What an approver is shown before a yes: before and after, the proof, what will run, what differs since it was asked."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.utils import timezone
+from django.utils.html import format_html
+
+from jobs.models import Approval
+from volmig.templatetags.units import size, spoken
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of before and after."""
+
+    name: str
+    before: Any
+    after: Any
+    mono: bool = False
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was measured; `exact` is the figure itself."""
+
+    holds: bool
+    sentence: str
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line on what differs since the request was made."""
+
+    same: bool
+    sentence: str
+
+
+WORDS = {
+    "swap": (
+        "Replace {disk} of {name}?",
+        "when the facts were read once more, at once after the last yes that is needed",
+        "renamed back by itself until the guest first runs; after that only with a new approval",
+    ),
+    "rollback": (
+        "Put the old {disk} of {name} back?",
+        "at once after the yes",
+        "what the instance wrote since the swap is given up; the new disk is kept aside until its purge",
+    ),
+    "purge": ("Delete the disk of {name} that is not used any more?", "at once after the yes", "there is no way back: what is deleted is gone"),
+}
+DOWN = {"rollback": "its shutdown and a start", "purge": "not at all"}
+
+
+class Review:
+    """A reading of one approval for people; everything comes from what is bound and from the job's own evidence."""
+
+    def __init__(self, asked: Approval) -> None:
+        self.asked, self.job, self.bound = asked, asked.job, asked.bound
+        question, self.when, self.if_wrong = WORDS[asked.kind]
+        self.question = question.format(disk=self.job.disk, name=self.job.instance_name)
+        self.downtime = (self.job.plan or {}).get("downtime") if asked.kind == "swap" else None
+        self.downtime_words = DOWN.get(asked.kind, "not known")
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that are bound, as text."""
+        return [line["text"] if isinstance(line, dict) else str(line) for line in self.bound.get("commands", [])]
+
+    @cached_property
+    def evidence(self) -> dict[str, dict[str, Any]]:
+        """The evidence of the last good run of each step."""
+        runs = self.job.runs.filter(direction="do", result="done").order_by("pk")
+        return {run.step: run.evidence for run in runs}
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """How long the last good run of each step took."""
+        return {run.step: run.seconds for run in self.job.runs.filter(direction="do", result="done").order_by("pk")}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The live disk beside the staged image."""
+        if self.asked.kind != "swap":
+            return []
+        facts = self.job.facts or {}
+        destination, source = facts.get("destination") or {}, facts.get("source") or {}
+        disk, live, stage = destination.get("disk") or {}, self.bound.get("live", {}), self.bound.get("stage", {})
+        owner = f"{disk.get('uid')}:{disk.get('gid')} {disk.get('mode') or 0:04o} {disk.get('label') or 'no label'}"
+        return [
+            Row("Virtual size", size(live.get("virtual_size")), size(self.job.source_size)),
+            Row("Format, on the share", format_html("{}, {}", live.get("format"), size(disk.get("allocated"))), format_html("qcow2, {}", size(stage.get("file_size")))),
+            Row("Contents", summary(destination), summary(source)),
+            Row("Owner, mode, label", owner, "the same, given before the rename", mono=False),
+            Row("Backing chain", ", ".join(live.get("backing") or []) or "none", "none"),
+            Row("Inode", live.get("inode"), stage.get("inode"), mono=True),
+            Row("Path", live.get("path"), "renamed onto the same path", mono=True),
+        ]
+
+    @property
+    def proofs(self) -> list[Proof]:
+        """What proves that the staged image is the source volume."""
+        if self.asked.kind != "swap":
+            return [Proof(True, f"{key.replace('_', ' ').capitalize()}: {self.bound[key]}") for key in ("gives up", "stays") if key in self.bound]
+        return [self.compared(), self.hashed(), self.quiet()]
+
+    def compared(self) -> Proof:
+        """qemu-img compare of the volume with the copy."""
+        compare = self.evidence.get("compare")
+        if not compare:
+            return Proof(False, "No comparison with the source volume is on record.")
+        took = spoken(self.seconds["compare"])
+        return Proof(True, f"Block by block equal to {self.job.source_vg}/{self.job.source_lv}: {self.job.source_size:,} bytes compared in {took}.")
+
+    def hashed(self) -> Proof:
+        """The hash on the relay and the one read back from the filer."""
+        made, read = self.evidence.get("stage", {}).get("sha256"), self.evidence.get("stage_verify", {}).get("sha256")
+        if not made or made != read:
+            return Proof(False, "The hash of the staged image was not read back from the share.")
+        return Proof(True, "Same hash when written by the relay and when read back on the destination:", f"sha256 {made}")
+
+    def quiet(self) -> Proof:
+        """Write counters at the fence and after the comparison."""
+        fence, compare = self.evidence.get("source_fence"), self.evidence.get("compare", {})
+        if not fence or "writes" not in compare:
+            return Proof(False, "No count of writes to the source volume is on record.")
+        if fence.get("writes") != compare["writes"]:
+            return Proof(False, "The source volume was written to during the copy.")
+        return Proof(True, "Source quiet throughout: closed, fenced read-only, 0 writes counted between fence and comparison.")
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """Checks that do not hold and do not block."""
+        return [check for check in self.job.checks or [] if not check.get("ok") and check.get("severity") == "warns"]
+
+    @property
+    def since(self) -> list[Line]:
+        """What differs between what was asked and what is."""
+        changes = [Line(False, str(change)) for change in self.asked.void_changes or []]
+        if self.asked.voided_at:
+            return changes or [Line(False, self.asked.void_reason)]
+        read = f"{spoken_ago(self.job.facts_at)} ago" if self.job.facts_at else "not since"
+        return [
+            Line(self.asked.version == self.job.version, "The plan is the one that was asked for." if self.asked.version == self.job.version else "The plan was edited since: this request no longer fits it."),
+            Line(True, f"Facts read {read}; they are read again before anything is done, and a difference voids the consent."),
+        ]
+
+
+def spoken_ago(at: Any) -> str:
+    """How long ago, in words."""
+    return spoken((timezone.now() - at).total_seconds())
+
+
+def summary(side: dict[str, Any]) -> str:
+    """What a disk holds, in words."""
+    return (side.get("contents") or {}).get("summary") or "not recognised"

@@ -1,0 +1,19 @@
+"""Addresses of the migrations and their approvals."""
+
+from django.urls import include, path
+
+from jobs import views
+
+jobs = (
+    [
+        path("migrations/", views.history, name="list"),
+        path("migrations/new", views.new, name="new"),
+        path("migrations/<int:number>/", views.job, name="job"),
+        path("migrations/<int:number>/plan", views.plan, name="plan"),
+        path("migrations/<int:number>/<slug:verb>", views.verb, name="verb"),
+        path("approvals/", views.approvals, name="approvals"),
+        path("approvals/<int:pk>/", views.approval, name="approval"),
+    ],
+    "jobs",
+)
+urlpatterns = [path("", views.overview, name="overview"), path("", include(jobs))]

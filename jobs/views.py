@@ -1,0 +1,325 @@
+"""Pages of migrations and approvals: find and authorise first, call the model's verb, show the answer."""
+
+import datetime as dt
+import time
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Q, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from hosts.models import Hypervisor, Share, VolumeGroup
+from jobs.engine import states
+from jobs.forms import Choices, DecisionForm, MigrationForm, RateForm, SearchForm, held_in_groups, held_on_shares
+from jobs.models import Approval, Job, Refused
+from jobs.review import Review
+from volmig.accounts.roles import may, needs, refusal, roles_of
+from volmig.record.models import Event
+
+FRESH = 300  # seconds for which a password that was typed counts for a decision
+PAGE = 50
+TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
+ASKS = {"ask-rollback": "rollback", "ask-purge": "purge"}
+
+
+def chrome(request: HttpRequest) -> dict[str, Any]:
+    """What every page's frame shows: who looks, what waits for them, the colours that they chose."""
+    theme = request.COOKIES.get("theme", "")
+    colours = {"theme": theme if theme in ("light", "dark") else ""}
+    user = getattr(request, "user", None)
+    if user is None or not user.is_authenticated:
+        return colours
+    waiting = inbox(user).count() if may(user, "approve") else 0
+    words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
+    return colours | {
+        "waiting_approvals": waiting,
+        "role_words": words,
+        **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
+    }
+
+
+def inbox(user: Any) -> QuerySet[Approval]:
+    """Open approvals that this person may decide and has not decided yet."""
+    return undecided().exclude(Q(requester=user) | Q(last_editor=user)).exclude(decisions__person=user)
+
+
+def undecided() -> QuerySet[Approval]:
+    """Approvals that still want a yes."""
+    yes = Count("decisions", filter=Q(decisions__verdict="approve"))
+    rows = Approval.objects.open().filter(expires_at__gt=timezone.now()).annotate(yes=yes)
+    return rows.filter(yes__lt=Approval.needed())
+
+
+@require_GET
+@needs("view")
+def overview(request: HttpRequest) -> HttpResponse:
+    """Is anything wrong, and must I act?"""
+    jobs = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
+    active = list(jobs.active().order_by("-pk"))
+    halted = [job for job in active if job.halt_reason]
+    mine = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
+    return show(request, "jobs/overview.html", "jobs/_overview.html", {
+        "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
+        "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
+        "halted": halted,
+        "inbox": mine.select_related("job", "requester").order_by("created_at"),
+        "failed": jobs.filter(outcome__in=["failed", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)).order_by("-ended_at")[:8],
+        "groups": relay_groups(),
+        "shares": shares(),
+        "hypervisors": Hypervisor.objects.active().count(),
+        "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
+        "any_job": bool(active) or jobs.exists(),
+    })
+
+
+WAITING = {"planned", "awaiting_approval", "on_trial"}
+
+
+def relay_groups() -> list[VolumeGroup]:
+    """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
+    rows = VolumeGroup.objects.filter(hypervisor__retired_at=None, hypervisor__mounts__isnull=False).distinct()
+    groups, held = list(rows.select_related("hypervisor").order_by("hypervisor__name", "name")), held_in_groups()
+    for group in groups:
+        group.held = held.get((group.hypervisor_id, group.name), 0)  # type: ignore[attr-defined]
+    return groups
+
+
+def shares() -> list[Share]:
+    """Shares with what jobs hold of them."""
+    rows, held = list(Share.objects.all()), held_on_shares()
+    for share in rows:
+        share.held = held.get(share.pk, 0)  # type: ignore[attr-defined]
+    return rows
+
+
+def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> HttpResponse:
+    """The whole page, or for htmx only the part that it fetches again."""
+    partial = request.headers.get("HX-Request") == "true"
+    response = render(request, part if partial else page, values)
+    response["Vary"] = "HX-Request"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+@require_http_methods(["GET", "POST"])
+@needs("submit")
+def new(request: HttpRequest) -> HttpResponse:
+    """Choose source, destination and relay; GET narrows the choices, POST submits."""
+    if request.method == "POST":
+        form = MigrationForm(request.POST)
+        if form.is_valid() and (job := submit(request, form)):
+            return redirect("jobs:job", job.pk)
+    else:
+        form = MigrationForm(initial=request.GET.dict())
+    choices = Choices.of(request.POST if request.method == "POST" else request.GET)
+    response = show(request, "jobs/new.html", "jobs/_choices.html", {"form": form, "choices": choices})
+    response.status_code = 422 if form.errors else 200
+    return response
+
+
+def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
+    """Hand the form to the model; its refusals come back as errors of the form."""
+    try:
+        return Job.objects.submit(request.user, **form.wanted(), start="start" in request.POST)
+    except Refused as refused:
+        for sentence in refused.sentences:
+            form.add_error(None, sentence)
+    return None
+
+
+def found(request: HttpRequest, number: int) -> Job:
+    """The job, or 404 for those who may not know that it exists."""
+    rows = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
+    return get_object_or_404(rows, pk=number)
+
+
+@require_GET
+@needs("view")
+def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
+    """One migration; htmx fetches its parts again with ?part=actions or ?part=tab."""
+    job = found(request, number)
+    tab = tab or request.GET.get("tab", "plan")
+    if tab not in TABS:
+        raise Http404
+    values = {"job": job, "tab": tab, "tabs": TABS, "actions": job.actions(request.user), "may_set_rate": may(request.user, "submit")}
+    values |= PARTS[tab](job)
+    part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
+    values["rate_form"] = RateForm(initial={"rate": round(job.rate / 1024**2, 1) if job.rate else None})
+    return show(request, "jobs/job.html", part, values)
+
+
+def plan(request: HttpRequest, number: int) -> HttpResponse:
+    """The plan under an address of its own."""
+    return job(request, number, tab="plan")
+
+
+PARTS = {
+    "plan": lambda job: {},
+    "log": lambda job: {"log": job.log()},
+    "evidence": lambda job: {"runs": job.runs.order_by("pk"), "footprints": job.footprints.order_by("pk")},
+    "approvals": lambda job: {"approvals": job.approvals.prefetch_related("decisions__person").order_by("-pk")},
+    "events": lambda job: {"events": Event.objects.of_job(job.pk).select_related("actor")[:500]},
+}
+
+
+@require_POST
+@needs("submit")
+def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
+    """One of the things that can be done to a job."""
+    job = found(request, number)
+    if verb not in VERBS:
+        raise Http404
+    try:
+        VERBS[verb](request, job)
+    except Refused as refused:
+        for sentence in refused.sentences:
+            messages.error(request, sentence)
+    return redirect("jobs:job", number)
+
+
+def start(request: HttpRequest, job: Job) -> None:
+    job.start(request.user)
+
+
+def cancel(request: HttpRequest, job: Job) -> None:
+    job.cancel(request.user)
+
+
+def resume(request: HttpRequest, job: Job) -> None:
+    job.resume(request.user)
+
+
+def confirm(request: HttpRequest, job: Job) -> None:
+    job.confirm(request.user)
+
+
+def rate(request: HttpRequest, job: Job) -> None:
+    form = RateForm(request.POST)
+    if not form.is_valid():
+        raise Refused([f"The limit stays as it was: {' '.join(form.errors['rate'])}"])
+    job.set_rate(request.user, form.rate_in_bytes())
+
+
+def ask(request: HttpRequest, job: Job, kind: str) -> None:
+    job.ask(kind, request.user)
+
+
+VERBS = {
+    "start": start,
+    "cancel": cancel,
+    "resume": resume,
+    "confirm": confirm,
+    "rate": rate,
+    "ask-rollback": lambda request, job: ask(request, job, "rollback"),
+    "ask-purge": lambda request, job: ask(request, job, "purge"),
+}
+
+
+@require_GET
+@needs("view")
+def history(request: HttpRequest) -> HttpResponse:
+    """All migrations, newest first; filters live in the address and pages go on from a number, so they do not shift."""
+    form = SearchForm(request.GET)
+    rows = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester").order_by("-pk")
+    rows = narrowed(rows, form.cleaned_data) if form.is_valid() else rows.none()
+    after = request.GET.get("after", "")
+    if after.isdecimal():
+        rows = rows.filter(pk__lt=int(after))
+    page = list(rows[: PAGE + 1])
+    query = request.GET.copy()
+    query.pop("after", None)
+    older = query.copy()
+    if len(page) > PAGE:
+        older["after"] = str(page[PAGE - 1].pk)
+    return show(request, "jobs/history.html", "jobs/_history.html", {
+        "form": form, "jobs": page[:PAGE], "after": after, "newest": query.urlencode(), "filtered": any(query.values()),
+        "older": older.urlencode() if len(page) > PAGE else "",
+    })
+
+
+def narrowed(rows: QuerySet[Job], wanted: dict[str, Any]) -> QuerySet[Job]:
+    """Apply the filters of a search."""
+    if text := wanted["q"].strip():
+        columns = ("instance_name", "instance_id", "source_lv", "source_vg", "lv_uuid", "ticket")
+        match = Q(pk=int(text)) if text.isdecimal() and len(text) < 19 else Q()
+        for column in columns:
+            match |= Q(**{f"{column}__icontains": text})
+        rows = rows.filter(match)
+    if host := wanted["host"]:
+        rows = rows.filter(Q(source=host) | Q(relay=host) | Q(destination=host))
+    if person := wanted["person"]:
+        rows = rows.filter(Q(requester__username__iexact=person) | Q(approvals__decisions__person__username__iexact=person)).distinct()
+    if wanted["since"]:
+        rows = rows.filter(created_at__date__gte=wanted["since"])
+    if wanted["until"]:
+        rows = rows.filter(created_at__date__lte=wanted["until"])
+    return in_state(rows, wanted["status"])
+
+
+def in_state(rows: QuerySet[Job], status: str) -> QuerySet[Job]:
+    """Apply the filter of the state, which knows a few words more than the statuses."""
+    if status == "active":
+        return rows.filter(status__in=states.ACTIVE)
+    if status == "halted":
+        return rows.exclude(halt_reason="")
+    if status == "failed":
+        return rows.filter(outcome="failed")
+    return rows.filter(status=status) if status else rows
+
+
+@require_GET
+@needs("view")
+def approvals(request: HttpRequest) -> HttpResponse:
+    """What waits for this person, what waits for others, and what was decided lately."""
+    rows = Approval.objects.filter(job__in=Job.objects.visible_to(request.user)).select_related("job", "requester")
+    waiting = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
+    mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
+    others = rows.filter(pk__in=undecided().values("pk")).exclude(pk__in=waiting.values("pk")).order_by("created_at")
+    closed = rows.exclude(pk__in=undecided().values("pk")).prefetch_related("decisions__person").order_by("-pk")[:PAGE]
+    return show(request, "jobs/approvals.html", "jobs/_approvals.html", {"mine": mine, "others": others, "closed": closed})
+
+
+@require_http_methods(["GET", "POST"])
+@needs("view")
+def approval(request: HttpRequest, pk: int) -> HttpResponse:
+    """Everything a yes stands on, and the form to say it."""
+    rows = Approval.objects.filter(job__in=Job.objects.visible_to(request.user))
+    asked = get_object_or_404(rows.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor"), pk=pk)
+    verdict = request.POST.get("verdict", "")
+    if request.method == "POST" and not may(request.user, "approve"):
+        raise PermissionDenied(refusal("approve"))
+    form = DecisionForm(
+        request.POST or None, initial={"digest": asked.digest}, user=request.user, instance_id=asked.job.instance_id,
+        fresh=time.time() - typed_at(request) < FRESH, approving=verdict == "approve",
+    )
+    if request.method == "POST" and form.is_valid() and decide(request, asked, verdict, form):
+        return redirect("jobs:job", asked.job_id)
+    values = {"asked": asked, "job": asked.job, "form": form, "why_not": asked.why_not(request.user), "review": Review(asked)}
+    values["typed_at"] = dt.datetime.fromtimestamp(typed_at(request), dt.UTC) if typed_at(request) else None
+    return render(request, "jobs/approval.html", values, status=422 if form.errors else 200)
+
+
+def typed_at(request: HttpRequest) -> float:
+    """When this session's person last typed their password, in seconds since the epoch; 0 when not known."""
+    return float(request.session.get("password_at", 0))
+
+
+def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionForm) -> bool:
+    """Say yes or no; refusals come back as errors of the form."""
+    request.session["password_at"] = time.time() if "password" in form.fields else typed_at(request)
+    try:
+        if verdict == "approve":
+            asked.approve(request.user, form.cleaned_data["digest"], form.cleaned_data["reason"])
+        elif verdict == "reject":
+            asked.reject(request.user, form.cleaned_data["reason"])
+        else:
+            raise Refused(["Say whether you approve or reject."])
+    except Refused as refused:
+        for sentence in refused.sentences:
+            form.add_error(None, sentence)
+        return False
+    return True
