@@ -126,14 +126,14 @@ def time_left(job: Job) -> tuple[float, float, float] | None:
         return None
     done = {run.step for run in job.runs.all() if run.direction == "do" and run.result == "done"}
     left = [step for step in job.plan["steps"] if step["phase"] == phase and step["name"] not in done]
-    sums = [sum(_left(job, step)[which] for step in left) for which in range(3)]
-    return sums[0], sums[1], sums[2]
+    run = job.running()
+    ranges = [_left(step, run) for step in left]
+    return sum(row[0] for row in ranges), sum(row[1] for row in ranges), sum(row[2] for row in ranges)
 
 
-def _left(job: Job, step: dict[str, Any]) -> tuple[float, float, float]:
+def _left(step: dict[str, Any], run: StepRun | None) -> tuple[float, float, float]:
     """What remains of a step: by its measured rate while it runs, by forecast before."""
     low, middle, high = step["seconds"]
-    run = job.running()
     if run is None or run.step != step["name"] or run.seconds_left is None:
         return low, middle, high
     left = run.seconds_left
