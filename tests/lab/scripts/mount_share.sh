@@ -1,0 +1,8 @@
+# (Re)mount the share with $options, now and on later boots. A fresh mount also forgets every cached name.
+set -e
+echo "$source /var/lib/nova/instances nfs $options,_netdev,nofail,x-systemd.mount-timeout=60 0 0" >/etc/fstab
+systemctl -q daemon-reload
+if mountpoint -q /var/lib/nova/instances; then
+  umount /var/lib/nova/instances 2>/dev/null || umount -f -l /var/lib/nova/instances
+fi
+mount /var/lib/nova/instances
