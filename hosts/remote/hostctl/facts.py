@@ -68,7 +68,7 @@ def _version(work: Work, words: Tuple[str, ...]) -> str:
     if not find(words[0]):
         return ""
     output = work.ask(*words, good=None)
-    found = re.search(r"\d+(?:\.\d+)*", output.out or output.err)
+    found = re.search(r"\b\d+(?:\.\d+)*", output.out or output.err)
     return found.group() if found else "?"
 
 
