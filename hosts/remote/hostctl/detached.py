@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from . import lvm, mounts, nfs, store
 from .act import Act, Args, Refused, command, syscall
 from .filesystem import export_format
+from .owner import as_root
 from .tools import Work, find
 
 BEAT = 2.0
@@ -65,18 +66,11 @@ def reporter(job: store.Store, key: str) -> Callable[[Dict[str, int]], None]:
     step, direction, attempt = key.split("-")
 
     def report(figures: Dict[str, int]) -> None:
-        job.progress(
-            key,
-            dict(
-                figures,
-                job=job.job,
-                step=step,
-                direction=direction,
-                attempt=int(attempt),
-                unit=unit_name(job.job, key),
-                at=time.time(),
-            ),
+        whole = dict(
+            figures, job=job.job, step=step, direction=direction, attempt=int(attempt), unit=unit_name(job.job, key), at=time.time()
         )
+        with as_root():
+            job.progress(key, whole)
 
     return report
 

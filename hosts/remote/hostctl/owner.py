@@ -29,3 +29,20 @@ def as_owner(directory: str) -> Iterator[None]:
     found = os.stat(directory)
     with as_user(found.st_uid, found.st_gid):
         yield
+
+
+@contextlib.contextmanager
+def as_root() -> Iterator[None]:
+    """Be root again inside the block, whoever this process is for the moment (its own files are root's)."""
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    if uid == 0 or os.getuid() != 0:
+        yield
+        return
+    os.seteuid(0)
+    os.setegid(0)
+    try:
+        yield
+    finally:
+        os.setgroups(groups)
+        os.setegid(gid)
+        os.seteuid(uid)
