@@ -227,8 +227,8 @@ def _volume_is_plain(case: Case, volume: Volume) -> Finding:
     return None
 
 
-@rule("address of the relay", BLOCKS, "Source and relay share a data network.", "source")
-def _relay_has_an_address(case: Case, source: Source) -> Finding:
+@rule("address of the relay", BLOCKS, "Source and relay share a data network.")
+def _relay_has_an_address(case: Case) -> Finding:
     if not case.migration.relay_address:
         return (f"{case.migration.source} and {case.migration.relay} have no data network in common; "
                 "NFS never uses the management network."), None
@@ -246,9 +246,8 @@ def _source_reaches_the_relay(case: Case, source: Source) -> Finding:
 
 @rule("relay can serve NFS", BLOCKS, "The relay has an NFS server.", "relay")
 def _relay_can_serve(case: Case, relay: Relay) -> Finding:
-    missing = [unit for unit, state in relay.nfs_server.items() if state == "missing"]
-    if missing:
-        return f"The relay {case.migration.relay} lacks {', '.join(missing)}; install its NFS server.", missing
+    if relay.nfs_server.get("nfs-server", "missing") == "missing":
+        return f"The relay {case.migration.relay} has no NFS server; install it.", dict(relay.nfs_server)
     return None
 
 

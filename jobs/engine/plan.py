@@ -88,7 +88,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Planned:
-    """One step of a plan; `seconds` is its forecast, `not_before` the seconds after the swap that it waits."""
+    """One step of a plan: its forecast, the seconds after the swap that it waits, the name of what it leaves."""
 
     step: Step
     hypervisor: str
@@ -96,6 +96,7 @@ class Planned:
     bytes: int = 0
     seconds: Range = QUICK
     not_before: int = 0
+    leaves: str = ""
 
     def filled(self, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments with every Ref resolved; raise Unready when one cannot be."""
@@ -149,7 +150,7 @@ class Plan:
             "hypervisor": each.hypervisor,
             "args": _refs(each.args, _packed),
             "commands": each.commands(self.job),
-            "bytes": each.bytes, "seconds": list(each.seconds), "not_before": each.not_before,
+            "bytes": each.bytes, "seconds": list(each.seconds), "not_before": each.not_before, "leaves": each.leaves,
         }
 
     @classmethod
@@ -237,7 +238,8 @@ def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], spee
     limit = migration.rate if step.work in ("convert", "stage") else 0
     seconds = _forecast(size, speeds[step.work], limit) if step.work else SECONDS.get(step.name, QUICK)
     args = _given(step.args, values)
-    return Planned(step, migration.host(step.on), args, size, seconds, values["settle"] if step.settles else 0)
+    settle, name = values["settle"] if step.settles else 0, values[step.named] if step.named else ""
+    return Planned(step, migration.host(step.on), args, size, seconds, settle, name)
 
 
 def _forecast(size: int, speed: Range, limit: int) -> Range:
@@ -277,5 +279,5 @@ def _unpacked(value: Any) -> Any:
 def _planned(row: Mapping[str, Any]) -> Planned:
     low, middle, high = row["seconds"]
     return Planned(NAMED[row["name"]], row["hypervisor"], _unpacked(row["args"]), row["bytes"], (low, middle, high),
-                   row["not_before"])
+                   row["not_before"], row["leaves"])
 

@@ -22,6 +22,8 @@ class Run(Protocol):
     @property
     def attempt(self) -> int: ...
     @property
+    def args(self) -> dict[str, Any]: ...
+    @property
     def result(self) -> str: ...
     @property
     def evidence(self) -> dict[str, Any]: ...
@@ -36,21 +38,27 @@ class Run(Protocol):
 
 
 class Journal(Protocol):
-    """What was begun and how it ended; every write is its own transaction and raises when the fence has moved on."""
+    """What was begun and how it ended; every write is its own transaction and raises when the fence has moved on.
+
+    The runs that are handed back to `record` and `silent` are the journal's own.
+    """
 
     def runs(self, step: str, direction: str) -> Sequence[Run]: ...
-    def begin(self, planned: Planned, direction: str, attempt: int) -> Run: ...
-    def record(self, run: Run, answer: Answer) -> None: ...
-    def silent(self, run: Run) -> None: ...
+    def begin(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any]) -> Run: ...
+    def record(self, run: Any, answer: Answer) -> None: ...
+    def silent(self, run: Any) -> None: ...
+    def evidence(self) -> Mapping[str, Mapping[str, Any]]: ...
     def boot_id(self, hypervisor: str) -> str: ...
+    def touched(self, hypervisor: str) -> bool: ...
 
 
 class Hands(Protocol):
     """What acts: a way to the host of each step, the request's envelope, and what is allowed just now."""
 
     def host(self, on: str) -> Host: ...
-    def request(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any], stops: str) -> Request: ...
+    def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request: ...
     def limits(self) -> Mapping[str, Any]: ...
+    def tired(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ Extra = Mapping[str, Mapping[str, Any]]
 
 def advance(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
     """Do what is not done yet, in order, until something has to wait or all is done."""
-    work = _Work(steps, journal, hands, clock)
+    work = _Work(journal, hands, clock)
     while (planned := _first_open(steps, journal)) is not None:
         outcome = work.perform(planned, "do")
         if outcome is not None:
@@ -106,7 +114,7 @@ def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extr
 
     `extra` are further arguments of undoing verbs, by the name of the step.
     """
-    work = _Work(steps, journal, hands, clock, extra or {})
+    work = _Work(journal, hands, clock, extra or {})
     errors: list[Failed] = []
     for planned in reversed(steps):
         outcome = work.take_back(planned)
@@ -117,19 +125,26 @@ def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extr
     return _still_there(errors) if errors else Finished()
 
 
+def sweep(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
+    """Have every hypervisor that was touched forget the job at its end, and halt when something is left there."""
+    work = _Work(journal, hands, clock)
+    for planned in steps:
+        while journal.touched(planned.hypervisor) and not is_done(planned.step.name, "undo", journal):
+            outcome = work.perform(planned, "undo")
+            if outcome is not None:
+                return outcome
+    left = [thing for planned in steps for run in journal.runs(planned.step.name, "undo")
+            for thing in run.evidence.get("left", ())]
+    return Halt("forget", f"Still there: {', '.join(left)}.", {"found": left}) if left else Finished()
+
+
 def begun(step: str, journal: Journal) -> bool:
     """Whether a step may have changed anything; a refused attempt has not."""
     return any(run.result != "refused" for run in journal.runs(step, "do"))
 
 
 def is_done(step: str, direction: str, journal: Journal) -> bool:
-    return any(run.result == "done" for run in journal.runs(step, direction))
-
-
-def evidence(steps: Steps, journal: Journal) -> dict[str, dict[str, Any]]:
-    """What each finished step measured, by the step's name."""
-    found = {planned.step.name: _last(journal.runs(planned.step.name, "do")) for planned in steps}
-    return {name: run.evidence for name, run in found.items() if run is not None and run.result == "done"}
+    return bool(_done(journal.runs(step, direction)))
 
 
 def sentence_of(planned: Planned, error: Mapping[str, Any] | None) -> str:
@@ -141,9 +156,8 @@ def sentence_of(planned: Planned, error: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """One look at a job: its plan, its journal and what it may act with."""
+    """What an outcome needs: the journal, what acts, and the time; `extra` are arguments of undoing verbs."""
 
-    steps: Steps
     journal: Journal
     hands: Hands
     clock: Clock
@@ -151,16 +165,16 @@ class _Work:
 
     def perform(self, planned: Planned, direction: str) -> Outcome | None:
         """Ask for one step once; None when it is done, or is to be tried again at once."""
-        early = _too_early(planned, self.journal, self.clock())
+        now = self.clock()
+        early = Wait("It goes on at once.", now) if self.hands.tired() else _too_early(planned, self.journal, now)
         if early is not None:
             return early
         try:
-            args = self._arguments(planned, direction)
+            run = self._intent(planned, direction)
         except Unready as error:
             return Halt(planned.step.name, str(error))
-        run = _intent(planned, direction, self.journal)
         stops = _stops(planned, direction, self.journal)
-        return self._ask(planned, run, self.hands.request(planned, direction, run.attempt, args, stops))
+        return self._ask(planned, run, self.hands.request(planned, direction, run, stops))
 
     def take_back(self, planned: Planned) -> Outcome | None:
         """Undo one step as often as it may be tried; None when nothing of it is left."""
@@ -170,8 +184,16 @@ class _Work:
                 return outcome
         return None
 
+    def _intent(self, planned: Planned, direction: str) -> Run:
+        """The attempt that is open, to be asked again with the same arguments, or a new one."""
+        run = _last(self.journal.runs(planned.step.name, direction))
+        if run is not None and run.result not in OVER:
+            return run
+        args = self._arguments(planned, direction)
+        return self.journal.begin(planned, direction, run.attempt + 1 if run else 1, args)
+
     def _arguments(self, planned: Planned, direction: str) -> dict[str, Any]:
-        known = evidence(self.steps, self.journal)
+        known = self.journal.evidence()
         args = planned.filled({**known, "limits": self.hands.limits()})
         if direction == "do":
             return args
@@ -237,14 +259,6 @@ def _to_undo(planned: Planned, journal: Journal) -> bool:
     return not (step.torn_by and is_done(step.torn_by, "do", journal))
 
 
-def _intent(planned: Planned, direction: str, journal: Journal) -> Run:
-    """The attempt that is open, or a new one: asking again for an open attempt only returns its stored result."""
-    run = _last(journal.runs(planned.step.name, direction))
-    if run is not None and run.result not in OVER:
-        return run
-    return journal.begin(planned, direction, run.attempt + 1 if run else 1)
-
-
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:
     """The unit of running work that an undo has to stop first."""
     run = _last(journal.runs(planned.step.name, "do"))
@@ -253,8 +267,8 @@ def _stops(planned: Planned, direction: str, journal: Journal) -> str:
 
 def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None:
     """Other NFS clients may open the old file by name for a while after a rename; until then the lock stays."""
-    renames = [run for direction in ("do", "undo") for run in journal.runs("swap", direction)]
-    ended = [run.ended_at for run in renames if run.result == "done" and run.ended_at]
+    renames = _done([*journal.runs("swap", "do"), *journal.runs("swap", "undo")])
+    ended = [run.ended_at for run in renames if run.ended_at]
     if not planned.not_before or not ended:
         return None
     until = max(ended) + timedelta(seconds=planned.not_before)
@@ -279,3 +293,7 @@ def _still_there(errors: Iterable[Failed]) -> Halt:
 
 def _last(runs: Sequence[Run]) -> Run | None:
     return runs[-1] if runs else None
+
+
+def _done(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.result == "done"]

@@ -31,7 +31,8 @@ class Step:
     `torn_by` is the later step that takes away what this one made: after it nothing is left to undo.
     `volatile` things are gone when their hypervisor reboots and have to be made again.
     `settles` steps wait until directory caches of other NFS clients can no longer name the disk before the swap.
-    `leaves` is the kind of footprint, `where` says whether it lies on a hypervisor or on the share.
+    `leaves` is the kind of footprint, `named` the planned value that is its name; `where` says whether it lies on the
+    step's hypervisor or on the share.
     """
 
     name: str
@@ -92,7 +93,7 @@ TABLE: Final[tuple[Step, ...]] = (
          {"address": "relay_address", "export": "relay_mount", **_COPY},
          undo="nfs_unmount", torn_by="source_unmount", volatile=True, leaves="mount", named="source_mount"),
     Step("source_fence", "A", SOURCE, "lv_fence", "Fence writers out of the source volume", _SOURCE_LV,
-         undo="lv_unfence", torn_by="source_release", leaves="fence", named="source_path"),
+         undo="lv_unfence", torn_by="source_release", volatile=True, leaves="fence", named="source_path"),
     Step("convert", "A", SOURCE, "convert", "Convert the volume to qcow2", {**_SOURCE_LV, **_COPY, "rate": _RATE},
          undo="discard_copy", torn_by="relay_erase", work="convert"),
     Step("compare", "A", SOURCE, "compare", "Compare the copy with the volume, byte for byte",
@@ -133,11 +134,12 @@ TABLE: Final[tuple[Step, ...]] = (
                                        like="holder_unit")}}),
     Step("unlock", "C", INSTANCE, "instance_unlock", "Unlock the instance",
          {"instance": "instance_id", "reason": "reason"}, settles=True),
-    Step("forget_source", "C", SOURCE, "forget", "Leave nothing behind on the source"),
-    Step("forget_relay", "C", RELAY, "forget", "Leave nothing behind on the relay"),
-    Step("forget_destination", "C", DESTINATION, "forget", "Leave nothing behind on the destination"),
+    Step("forget_source", "C", SOURCE, "forget", "Leave nothing behind on the source", undo="forget"),
+    Step("forget_relay", "C", RELAY, "forget", "Leave nothing behind on the relay", undo="forget"),
+    Step("forget_destination", "C", DESTINATION, "forget", "Leave nothing behind on the destination", undo="forget"),
     Step("purge", "D", DESTINATION, "purge", "Delete the disk that is not used any more",
          {**_LIVE, "backup_inode": Made("swap", "backup_inode", "inode of the old disk"),
           "live_inode": Made("swap", "live_inode", "inode of the new disk")}, repeatable=False),
+    Step("forget_purge", "D", DESTINATION, "forget", "Leave nothing behind of the purge"),
 )
 NAMED: Final[Mapping[str, Step]] = {step.name: step for step in TABLE}

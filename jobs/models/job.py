@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from hosts.models import DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
+from hosts.remote.hostctl import source_hash
 from jobs.engine import consent, states
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
@@ -310,7 +311,7 @@ class Job(models.Model):
         """What an approval of this kind is bound to, from fresh `facts` where it depends on any."""
         migration, made, evidence = self.migration(), self.planned(), self.evidence()
         if kind == "swap":
-            return consent.swap(migration, facts or self.seen(), made, evidence, self.destination.hostctl_hash)
+            return consent.swap(migration, facts or self.seen(), made, evidence, source_hash())
         if kind == "rollback":
             return consent.rollback(migration, made, evidence)
         return consent.purge(migration, self.purging_plan(), evidence, self.kept_words)

@@ -30,6 +30,7 @@ class StepRun(models.Model):
     attempt = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, related_name="+")
+    args = models.JSONField(default=dict, blank=True)
     unit = models.CharField(max_length=200, blank=True)
     boot_id = models.CharField(max_length=40, blank=True)
     started_at = models.DateTimeField(default=timezone.now)

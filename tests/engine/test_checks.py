@@ -34,7 +34,7 @@ def test_a_sound_case_passes_every_check():
     ("volume is readable", "lost a physical volume", {"volume__attributes": "-wi-a---p-"}),
     ("volume is plain", "dm-crypt", {"volume__crypt": True}),
     ("source reaches the relay", "2049 (filtered)", {"source__reach": (Probe("10.20.0.2", 2049, "filtered"),)}),
-    ("relay can serve NFS", "lacks nfs-server", {"relay__nfs_server": {"nfs-server": "missing"}}),
+    ("relay can serve NFS", "no NFS server", {"relay__nfs_server": {"nfs-server": "missing"}}),
     ("relay has the volume group", "no volume group vg_nova0", {"relay__vg": None}),
     ("relay has space", "needs", {"group__free": 512 * MIB}),
     ("nothing of ours is left on the relay", "already has volmig_3f", {"relay__leftovers": ("volmig_3f",)}),

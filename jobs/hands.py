@@ -1,0 +1,104 @@
+"""Hands: what a tick acts with: one connection to each hypervisor, and the envelope of each request."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from hosts.models import Hypervisor
+from hosts.remote.host import Address, Answer, Host, HostError, Request
+from hosts.tasks import note
+from jobs.engine.plan import Planned
+from jobs.engine.runner import Run
+from jobs.journal import host_of
+from jobs.models import Job
+
+TICK_SECONDS = 20.0
+FACTS_SECONDS = 20.0
+Connect = Callable[[Address], Host]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one hypervisor said, or why it said nothing; `skew` is how many seconds its clock is off, 0 if unknown."""
+
+    answer: Answer | None = None
+    error: HostError | None = None
+    skew: float = 0.0
+
+
+class Hands:
+    """For one tick of one job; `connect` is how a hypervisor is entered."""
+
+    def __init__(self, job: Job, connect: Connect) -> None:
+        self.job, self.connect = job, connect
+        self.hosts: dict[int, Host] = {}
+        self.until = time.monotonic() + TICK_SECONDS
+
+    def host(self, on: str) -> Host:
+        """The way to where a step runs. `instance` is the control adapter of its cloud; with libvirt that is hostctl
+        on the instance's own hypervisor, and Nova will be another Host here."""
+        hypervisor = host_of(self.job, on)
+        if hypervisor.pk not in self.hosts:
+            try:
+                self.hosts[hypervisor.pk] = self.connect(hypervisor.remote())
+            except HostError as error:
+                note(hypervisor, error)
+                raise
+        return self.hosts[hypervisor.pk]
+
+    def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
+        step = planned.step
+        return Request(
+            step.undo if direction == "undo" else step.verb, run.args, job=str(self.job.uuid), number=self.job.pk,
+            step=step.name, direction=direction, attempt=run.attempt, fence=self.job.fence, stops=stops,
+        )
+
+    def limits(self) -> Mapping[str, Any]:
+        return {"rate": self.job.rate_allowed()}
+
+    def tired(self) -> bool:
+        """A tick is short: what is left is for the next one."""
+        return time.monotonic() > self.until
+
+    def ask(self, requests: Mapping[str, Request]) -> dict[str, Heard]:
+        """Ask several hypervisors at once, each by its role; the database is not used in the threads."""
+        ways = {on: self._way(host_of(self.job, on)) for on in requests}
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            heard = {on: pool.submit(way, requests[on]) for on, way in ways.items()}
+            answers = {on: future.result() for on, future in heard.items()}
+        for on, each in answers.items():
+            if each.error is not None:
+                note(host_of(self.job, on), each.error)
+        return answers
+
+    def _way(self, hypervisor: Hypervisor) -> Callable[[Request], Heard]:
+        try:
+            address = hypervisor.remote()
+        except HostError as error:
+            said = error
+            return lambda request: Heard(error=said)
+
+        def call(request: Request) -> Heard:
+            try:
+                if hypervisor.pk not in self.hosts:
+                    self.hosts[hypervisor.pk] = self.connect(address)
+                began = time.time()
+                answer = self.hosts[hypervisor.pk].call(request, FACTS_SECONDS)
+            except HostError as error:
+                return Heard(error=error)
+            return Heard(answer, skew=skew(answer.evidence.get("time"), began, time.time()))
+
+        return call
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            host.close()
+
+
+def skew(said: Any, began: float, ended: float) -> float:
+    """How far a clock is from any moment of the call, in seconds."""
+    if not isinstance(said, int | float):
+        return 0.0
+    return min(said - began, 0.0) + max(said - ended, 0.0)

@@ -1,0 +1,140 @@
+"""The journal that the engine writes, on StepRun rows: with each step go its footprint, its event and the lease."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from hosts.models import Share
+from hosts.remote.host import Answer
+from jobs.engine.plan import Planned
+from jobs.engine.steps import NAMED, TABLE, Step
+from jobs.models import Footprint, Job, Moved, StepRun
+from volmig.record.models import Event
+
+IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
+RESERVATIONS = {"relay_lv": "hypervisor", "stage": "share"}
+
+
+class Journal:
+    """One job's journal in the hands of one owner of its lease; a write under a stale fence raises Moved."""
+
+    def __init__(self, job: Job, planned: Sequence[Planned]) -> None:
+        self.job = job
+        self.planned = {each.step.name: each for each in planned}
+        self.rows = list(job.runs.select_related("hypervisor"))
+
+    def runs(self, step: str, direction: str) -> list[StepRun]:
+        return [run for run in self.rows if (run.step, run.direction) == (step, direction)]
+
+    def evidence(self) -> dict[str, dict[str, Any]]:
+        """What the last good attempt at each step measured."""
+        return {run.step: run.evidence for run in self.rows if (run.direction, run.result) == ("do", "done")}
+
+    def boot_id(self, hypervisor: str) -> str:
+        """The boot of the hypervisor that answered last."""
+        here = [run for run in self.rows if run.boot_id and run.hypervisor and run.hypervisor.name == hypervisor]
+        return max(here, key=lambda run: run.ended_at or run.started_at).boot_id if here else ""
+
+    def touched(self, hypervisor: str) -> bool:
+        return any(run.hypervisor and run.hypervisor.name == hypervisor for run in self.rows)
+
+    def begin(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any]) -> StepRun:
+        with transaction.atomic():
+            self._hold()
+            run = StepRun.objects.create(
+                job=self.job, step=planned.step.name, direction=direction, attempt=attempt, fence=self.job.fence,
+                hypervisor=host_of(self.job, planned.step.on), args=args, bytes_total=planned.bytes,
+            )
+            if direction == "do":
+                self._expect(planned)
+        self.rows.append(run)
+        return run
+
+    def record(self, run: StepRun, answer: Answer) -> None:
+        run.silent_since = None
+        run.unit, run.boot_id = answer.unit or run.unit, answer.boot_id or run.boot_id
+        if answer.state == "running":
+            run.result = "running"
+        elif answer.state != "busy":
+            self._end(run, answer)
+        with transaction.atomic():
+            self._hold()
+            run.save(update_fields=["silent_since", "unit", "boot_id", "result", "ended_at", "evidence", "commands",
+                                    "error"])
+            if run.ended_at:
+                self._settle(run)
+
+    def silent(self, run: StepRun) -> None:
+        if run.silent_since is None:
+            run.silent_since = timezone.now()
+        with transaction.atomic():
+            self._hold()
+            run.save(update_fields=["silent_since"])
+
+    def _end(self, run: StepRun, answer: Answer) -> None:
+        run.result, run.ended_at = answer.state, timezone.now()
+        run.evidence, run.commands, run.error = answer.evidence, answer.commands, answer.error
+
+    def _settle(self, run: StepRun) -> None:
+        """What an ended step means for the ledger and the record."""
+        if run.result == "done":
+            step = NAMED[run.step]
+            self._took_away(step, run) if run.direction == "undo" else self._made(step, run)
+        Event.append(f"step.{run.result}", job=self.job.pk, object=run.step, data={
+            "direction": run.direction, "attempt": run.attempt, "hypervisor": run.hypervisor and run.hypervisor.name,
+            "evidence": run.evidence, "error": run.error, "commands": [each.get("text") for each in run.commands],
+        })
+
+    def _expect(self, planned: Planned) -> None:
+        """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""
+        if planned.step.leaves:
+            place = {"share": share(self.job)} if planned.step.where == "share" else {
+                "hypervisor": host_of(self.job, planned.step.on)}
+            Footprint.objects.get_or_create(job=self.job, kind=planned.step.leaves, name=planned.leaves, defaults=place)
+
+    def _made(self, step: Step, run: StepRun) -> None:
+        ledger = self.job.footprints
+        if step.leaves:
+            identity = next((str(run.evidence[key]) for key in IDENTITIES if key in run.evidence), "")
+            ledger.filter(name=self.planned[step.name].leaves).mark(step.leaves, "present", identity=identity)
+        if step.name in RESERVATIONS:
+            ledger.filter(**{f"{RESERVATIONS[step.name]}__isnull": False}).mark("space", "gone")
+        if step.name == "swap":
+            ledger.mark("stage", "gone")
+        if step.name == "purge":
+            ledger.mark("backup", "gone")
+        for other in TABLE:
+            if other.torn_by == step.name and other.leaves:
+                ledger.filter(name=self.planned[other.name].leaves).mark(other.leaves, "gone")
+
+    def _took_away(self, step: Step, run: StepRun) -> None:
+        if not step.leaves:
+            return
+        rows = self.job.footprints.filter(name=self.planned[step.name].leaves)
+        rejected = run.evidence.get("rejected_inode")
+        if step.name == "swap" and rejected:
+            # Swapping back deletes nothing: the new disk now lies where the old one did, under another name.
+            kept = self.planned[step.name].leaves.replace("disk.old", "disk.rejected")
+            rows.mark(step.leaves, "present", identity=str(rejected), name=kept)
+        else:
+            rows.mark(step.leaves, "gone")
+
+    def _hold(self) -> None:
+        """Still the owner? Then for a while longer."""
+        until = Now() + dt.timedelta(seconds=settings.LEASE_SECONDS)
+        if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until):
+            raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+
+
+def host_of(job: Job, on: str) -> Any:
+    """The hypervisor that a step's `on` means; an instance is handled on its destination."""
+    return {"source": job.source, "relay": job.relay}.get(on, job.destination)
+
+
+def share(job: Job) -> Share:
+    return Share.objects.get(source=job.share_source)

@@ -1,0 +1,363 @@
+"""What a tick does in each status of a job: look, decide by the engine, act through it, move on by the table."""
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from hosts.models import Hypervisor, Share
+from hosts.remote.host import Request
+from jobs.engine import checks, consent, plan, runner
+from jobs.engine.facts import Destination, Facts, Relay, Source, read
+from jobs.engine.plan import MIB, Planned
+from jobs.engine.steps import TABLE
+from jobs.hands import Hands, Heard
+from jobs.journal import Journal
+from jobs.models import Approval, Footprint, Job, StepRun
+from jobs.queue import wake
+from volmig.notify import announce
+
+STALE = dt.timedelta(minutes=10)
+SLOT = dt.timedelta(seconds=10)
+PARTS: dict[str, type[Source] | type[Relay] | type[Destination]] = {
+    "source": Source, "relay": Relay, "destination": Destination}
+
+
+class Unheard(Exception):  # noqa: N818 - the word that callers read
+    """A hypervisor whose facts are needed gave none; it is asked again later."""
+
+
+class Work:
+    """One job in the hands of one tick."""
+
+    def __init__(self, job: Job, hands: Hands) -> None:
+        self.job, self.hands = job, hands
+
+    def go_on(self) -> None:
+        """Work through statuses until one has to wait."""
+        while not self.job.halt_reason and (handler := self.handlers.get(self.job.status)):
+            before = self.job.status
+            try:
+                handler(self)
+            except Unheard as error:
+                self._wait(str(error), timezone.now() + SLOT)
+            if self.job.status == before:
+                return
+
+    # Before anything is made
+
+    def _check(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            return self._cancel()
+        heard = self._ask(*PARTS)
+        case = checks.Case(job.migration(), self._facts(heard), self._around(heard))
+        found = checks.look(case)
+        job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])
+        blocking = checks.blocking(found)
+        if blocking:
+            reason = " ".join(each.sentence for each in blocking)
+            return job.go("blocked", outcome="blocked", outcome_reason=reason)
+        job.keep_plan(plan.make(case.migration, case.facts, measured(job)))
+        start = timezone.now() if job.start_when_checked else None
+        return job.go("passed", start_requested_at=start, start_when_checked=False)
+
+    def _planned(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            self._cancel()
+        elif job.start_requested_at and job.facts_at and timezone.now() - job.facts_at > STALE:
+            job.go("stale", start_requested_at=None, start_when_checked=True)
+        elif job.start_requested_at:
+            job.go("started")
+
+    # Phase A
+
+    def _prepare(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            return self._cancel()
+        why_not = reserve(job)
+        if why_not:
+            return self._wait(why_not, timezone.now() + SLOT)
+        outcome = self._advance("A")
+        if isinstance(outcome, runner.Finished):
+            return self._ask_for_swap("staged")
+        if isinstance(outcome, runner.Failed):
+            return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
+        return self._rest(outcome)
+
+    def _ask_for_swap(self, event: str = "", voided: str = "", changes: list[str] | None = None) -> None:
+        """Bind what is true now, ask people, and move on; one transaction, so that nobody sees half of it."""
+        bound = self.job.bound("swap", self._fresh())
+        with transaction.atomic():
+            for old in self.job.approvals.open().filter(kind="swap"):
+                old.void(voided, changes)
+            approval = self.job.make_approval("swap", bound, self.job.requester)
+            if event:
+                self.job.go(event)
+        wake(self.job.pk, approval.expires_at)
+
+    # The gate
+
+    def _await_approval(self) -> None:
+        if self.job.cancel_requested_at:
+            return self._cancel()
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is None or approval.state == "expired":
+            return self._ask_for_swap(voided="It expired.")
+        if approval.state == "approved":
+            return self.job.go("approved")
+        return wake(self.job.pk, approval.expires_at)
+
+    def _approved(self) -> None:
+        if self.job.cancel_requested_at:
+            return self._cancel()
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is None or approval.state != "approved":
+            why = "It expired." if approval and approval.state == "expired" else "Whoever consented may not any more."
+            return self._ask_for_swap("expired", why)
+        seen = self.job.bound("swap", self._fresh())
+        if consent.digest(seen) != approval.digest:
+            changes = consent.difference(approval.bound, seen)
+            return self._ask_for_swap("void", "What was approved is not so any more.", changes)
+        return self._use(approval, "consumed")
+
+    def _use(self, approval: Approval, event: str, **values: Any) -> None:
+        """Use the consent up in the very transaction that moves the job."""
+        with transaction.atomic():
+            if Approval.objects.consume(approval):
+                self.job.go(event, **values)
+
+    # Phase B and after
+
+    def _swap(self) -> None:
+        job = self.job
+        if job.cancel_requested_at and not runner.begun("start", self._journal()):
+            return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
+        outcome = self._advance("B")
+        if isinstance(outcome, runner.Finished):
+            job.go("seen_running")
+            return announce("swap_done", subject=f"Migration {job.pk}: {job.instance_name} runs on its new disk",
+                            text=job.sentence(), url_path=job.get_absolute_url())
+        if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
+            return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
+        return self._rest(outcome)
+
+    def _try_out(self) -> None:
+        job = self.job
+        rollback = job.approvals.open().filter(kind="rollback").first()
+        if rollback is not None and rollback.state == "approved":
+            return self._use(rollback, "rollback_approved", outcome="rolled back",
+                             outcome_reason=f"A rollback was approved: {rollback.decisions.last().reason}")
+        outcome = self._advance("C")
+        if not isinstance(outcome, runner.Finished):
+            return self._rest(outcome)
+        if job.confirmed_at:
+            return job.go("confirmed", outcome="done")
+        return job.put(waiting_for="A person has to look at the instance and confirm that its data is there.")
+
+    def _roll_back(self) -> None:
+        job, journal = self.job, self._journal()
+        steps = job.planned().phase("A", "B")
+        if runner.begun("swap", journal):
+            # Nothing is deleted by going back: the new disk lies aside until its purge is approved.
+            steps = tuple(each for each in steps if each.step.name != "stage")
+        untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
+        if self._take_back(steps, {"swap": {"untouched": untouched}}):
+            job.go("rolled_back")
+            announce("rolled_back", subject=f"Migration {job.pk}: {job.instance_name} has its old disk again",
+                     text=job.sentence(), url_path=job.get_absolute_url())
+
+    def _undo(self) -> None:
+        if self._take_back(self.job.planned().phase("A"), {}):
+            self.job.go("undone")
+
+    def _take_back(self, steps: tuple[Planned, ...], extra: dict[str, dict[str, Any]]) -> bool:
+        """Undo these steps and have everybody forget the job; true when nothing is left."""
+        for old in self.job.approvals.open():
+            old.void("What was asked for is not going to happen.")
+        outcome = runner.undo(steps, self._journal(), self.hands, timezone.now, extra)
+        if isinstance(outcome, runner.Finished):
+            outcome = runner.sweep(self._forgets(), self._journal(), self.hands, timezone.now)
+        if not isinstance(outcome, runner.Finished):
+            self._rest(outcome)
+            return False
+        self.job.footprints.filter(state="reserved").update(state="gone", since=timezone.now())
+        return True
+
+    def _forgets(self) -> tuple[Planned, ...]:
+        return tuple(each for each in self.job.planned().phase("C") if each.step.verb == "forget")
+
+    def _ended(self) -> None:
+        """After the end only a purge can still come, by its own approval."""
+        purge = self.job.approvals.open().filter(kind="purge").first()
+        if purge is not None and purge.state == "approved":
+            self._use(purge, "purge_approved")
+
+    def _purge(self) -> None:
+        steps = self.job.purging_plan().phase("D")
+        outcome = runner.advance(steps, self._journal(), self.hands, timezone.now)
+        if isinstance(outcome, runner.Finished):
+            return self.job.go("purged")
+        return self._rest(outcome)
+
+    handlers: dict[str, Callable[["Work"], None]] = {
+        "checking": _check, "planned": _planned, "preparing": _prepare, "awaiting_approval": _await_approval,
+        "approved": _approved, "swapping": _swap, "on_trial": _try_out, "rolling_back": _roll_back, "undoing": _undo,
+        "done": _ended, "rolled_back": _ended, "purging": _purge,
+    }
+
+    # What all of them use
+
+    def _cancel(self) -> None:
+        self.job.go("cancelled", outcome="cancelled", outcome_reason="It was cancelled.")
+
+    def _journal(self) -> Journal:
+        return Journal(self.job, self.job.planned().steps)
+
+    def _advance(self, phase: str) -> runner.Outcome:
+        return runner.advance(self.job.planned().phase(phase), self._journal(), self.hands, timezone.now)
+
+    def _rest(self, outcome: runner.Outcome) -> None:
+        """Wait, or halt: what fails where the table knows no way on is for a person."""
+        if isinstance(outcome, runner.Wait):
+            self._wait(outcome.sentence, outcome.until)
+        elif isinstance(outcome, runner.Failed | runner.Halt):
+            data = dict(outcome.data if isinstance(outcome, runner.Halt) else outcome.error)
+            self.job.halt(outcome.sentence, {"step": outcome.step, **data})
+
+    def _wait(self, sentence: str, until: dt.datetime) -> None:
+        self.job.put(waiting_for=sentence)
+        wake(self.job.pk, until)
+
+    def _ask(self, *roles: str) -> dict[str, Heard]:
+        requests = fact_requests(self.job)
+        return self.hands.ask({role: requests[role] for role in roles if role in requests})
+
+    def _facts(self, heard: dict[str, Heard]) -> Facts:
+        return Facts(**{role: read(PARTS[role], each.answer.evidence) for role, each in heard.items()
+                        if each.answer is not None and each.answer.state == "done"})  # type: ignore[arg-type]
+
+    def _fresh(self) -> Facts:
+        """Source and destination as they are now; raise Unheard when one does not say."""
+        heard = self._ask("source", "destination")
+        silent = {role: said for role, each in heard.items() if (said := trouble(each))}
+        if silent:
+            raise Unheard("The facts have to be read again: " + " ".join(each.sentence for each in silent.values()))
+        return self._facts(heard)
+
+    def _around(self, heard: dict[str, Heard]) -> checks.Around:
+        job, others = self.job, Job.objects.active().exclude(pk=self.job.pk)
+        return checks.Around(
+            reserved_on_relay=reserved(job, hypervisor=job.relay, name=job.relay_vg),
+            reserved_on_share=reserved(job, share__source=job.share_source),
+            job_with_volume=others.filter(lv_uuid=job.lv_uuid).values_list("pk", flat=True).first(),
+            job_with_instance=others.filter(instance_id=job.instance_id).values_list("pk", flat=True).first(),
+            skew={role: each.skew for role, each in heard.items()},
+            trouble={role: said for role, each in heard.items() if (said := trouble(each))},
+        )
+
+
+def fact_requests(job: Job) -> dict[str, Request]:
+    """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way."""
+    migration, share = job.migration(), {"share_source": job.share_source}
+    asked: dict[str, tuple[str, dict[str, Any]]] = {
+        "source": ("source_facts",
+                   {"vg": job.source_vg, "lv": job.source_lv, "relay_address": migration.relay_address}),
+        "relay": ("relay_facts", {"vg": job.relay_vg, "relay_lv": migration.relay_lv, **share}),
+        "destination": ("destination_facts", {"instance": job.instance_id, "disk": job.disk, **share}),
+    }
+    if not migration.relay_address:
+        del asked["source"]
+    return {role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
+            for role, (verb, args) in asked.items()}
+
+
+def trouble(heard: Heard) -> checks.Trouble | None:
+    """Why there are no facts, in words; None when there are."""
+    if heard.error is not None:
+        return checks.Trouble(type(heard.error).__name__, str(heard.error))
+    if heard.answer is not None and heard.answer.state == "done":
+        return None
+    error = (heard.answer.error if heard.answer else None) or {}
+    return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it did not say why')}")
+
+
+def safe_to_go_back(failed: runner.Failed) -> bool:
+    """Whether the old disk may be put back without asking: surely nothing was written to the new one.
+
+    Before the start nothing can have been; at the start only hostctl knows whether the guest ever ran.
+    """
+    said = failed.error.get("evidence") or {}
+    if failed.step == "start":
+        return said.get("ever_ran") is False or failed.error.get("touched") is False
+    return failed.step in ("lock", "stop") or failed.error.get("touched") is False
+
+
+def reserved(job: Job, **where: Any) -> int:
+    """Bytes that other jobs keep free there."""
+    return Footprint.objects.exclude(job=job).filter(kind="space").reserved_bytes(**where)
+
+
+@transaction.atomic
+def reserve(job: Job) -> str:
+    """Take a slot on source and relay and keep space free on relay and share; why that has to wait, or nothing.
+
+    The rows of hypervisors and share are locked, so that two jobs never count the same bytes or the same slot.
+    """
+    hosts = sorted({job.source_id, job.relay_id})
+    list(Hypervisor.objects.select_for_update().filter(pk__in=hosts).order_by("pk"))
+    share = Share.objects.select_for_update().get(source=job.share_source)
+    if job.footprints.filter(kind="space").exists():
+        return ""
+    why_not = no_slot(job) or no_space(job)
+    if not why_not:
+        relay, stage = job.plan["footprint"]["relay"], job.plan["footprint"]["share"]
+        job.footprints.create(kind="space", hypervisor=job.relay, name=job.relay_vg, bytes=relay)
+        job.footprints.create(kind="space", share=share, name=share.source, bytes=stage)
+    return why_not
+
+
+def no_slot(job: Job) -> str:
+    """One conversion at a time reads from a source, and two pass through a relay, unless the settings say otherwise."""
+    at_work = Job.objects.filter(status="preparing", footprints__kind="space").exclude(pk=job.pk).distinct()
+    on_source = at_work.filter(source=job.source).values_list("pk", flat=True)
+    on_relay = at_work.filter(relay=job.relay).values_list("pk", flat=True)
+    if len(on_source) >= getattr(settings, "CONVERSIONS_PER_SOURCE", 1):
+        return f"It waits for migration {on_source[0]}, which reads from {job.source.name}."
+    if len(on_relay) >= getattr(settings, "CONVERSIONS_PER_RELAY", 2):
+        return f"It waits for a place on the relay {job.relay.name}, where migrations {listed(on_relay)} are at work."
+    return ""
+
+
+def no_space(job: Job) -> str:
+    """What was free when it was looked at, less what others have reserved since."""
+    seen, sizes = job.seen(), job.plan["footprint"]
+    group, share = (seen.relay.vg, seen.relay.share) if seen.relay else (None, None)
+    if group and sizes["relay"] > group.free - reserved(job, hypervisor=job.relay, name=job.relay_vg):
+        return f"It waits for {sizes['relay'] // MIB} MiB in {job.relay_vg} on {job.relay.name}."
+    if share and sizes["share"] > share.free - reserved(job, share__source=job.share_source):
+        return f"It waits for {sizes['share'] // MIB} MiB on {job.share_source}."
+    return ""
+
+
+def listed(numbers: Any) -> str:
+    return " and ".join(str(number) for number in numbers)
+
+
+def measured(job: Job) -> dict[str, plan.Range]:
+    """Bytes per second (slow, usual, fast) of the passes of earlier jobs between the same machines."""
+    between = Q(job__source=job.source, job__relay=job.relay, job__destination=job.destination)
+    rates = {}
+    for each in TABLE:
+        if each.work:
+            runs = StepRun.objects.filter(between, step=each.name, direction="do", result="done", bytes_total__gt=0)
+            speeds = sorted(run.bytes_total / max(run.seconds, 0.5) for run in runs.order_by("-pk")[:20])
+            if len(speeds) >= 3:
+                rates[each.work] = (speeds[0], speeds[len(speeds) // 2], speeds[-1])
+    return rates
