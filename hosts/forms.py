@@ -16,7 +16,7 @@ def look_of(widget: forms.Widget) -> str:
     return "form-select" if isinstance(widget, forms.Select) else "form-control"
 
 
-class RegisterForm(forms.ModelForm[Hypervisor]):
+class RegisterForm(forms.ModelForm):
     """What volmig has to be told; everything else it finds out."""
 
     limit_mib = forms.IntegerField(

@@ -1,23 +1,12 @@
-"""Fixtures for every test: a data directory of its own, people with roles, and a queue that is drained by hand."""
+"""Fixtures for every test: tables that can be emptied, people with roles, and a queue that is drained by hand."""
 
 import os
-import tempfile
 from importlib.util import find_spec
-
-# Before the settings are imported: tests never touch the data of a volmig that runs from this clone.
-os.environ["VOLMIG_DATA"] = os.environ.get("VOLMIG_TEST_DATA") or tempfile.mkdtemp(prefix="volmig-test-")
-os.environ.setdefault("VOLMIG_ALLOWED_HOSTS", "127.0.0.1,localhost,testserver")
-os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
 
 import pytest
 
+os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
 pytest_plugins = ["tests.lab.fixtures"] if find_spec("tests.lab") and find_spec("tests.lab.fixtures") else []
-
-
-def pytest_configure():
-    from django.conf import settings
-
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a second saved for each person
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,121 @@
+"""Hypervisors: trust, quarantine and what was last seen."""
+
+import pytest
+from django.core.exceptions import ValidationError
+
+from hosts.models import Hypervisor, Instance, LogicalVolume, Share
+from hosts.remote.host import HostKeyChanged, HostKeyUnknown
+from tests.hosts.conftest import INSTANCE, KEY
+from volmig.models import Notice
+from volmig.record.models import Event
+
+pytestmark = pytest.mark.django_db
+
+
+def test_an_inventory_becomes_rows_with_the_time_at_which_it_was_seen(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    volume = LogicalVolume.objects.get()
+    assert (volume.path, volume.size, volume.is_open) == (f"vg_nova0/{INSTANCE}_disk.local", 2 * 1024**3, False)
+    assert volume.seen_at == src.seen_at == volume.volume_group.seen_at
+    assert src.facts["tools"]["qemu_img"] == "7.2.0"
+    assert "logical_volumes" not in src.facts
+    assert [str(address) for address in src.data_addresses.all()] == ["10.77.1.11/24"]
+
+
+def test_only_disks_under_a_mounted_share_belong_to_an_instance(hypervisor, inventory):
+    hypervisor().record_inventory(inventory)
+    path = f"/var/lib/nova/instances/{INSTANCE}/disk.local"
+    assert Instance.objects.get().disks == [{"name": "disk.local", "path": path, "format": "qcow2"}]
+
+
+def test_what_is_gone_is_deleted_and_what_stays_keeps_its_key(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    group = src.volume_groups.get()
+    inventory["logical_volumes"], inventory["domains"], inventory["mounts"] = [], [], []
+    src.record_inventory(inventory)
+    assert not LogicalVolume.objects.exists()
+    assert not src.instances.exists()
+    assert not src.mounts.exists()
+    assert src.volume_groups.get().pk == group.pk
+
+
+def test_two_hypervisors_see_one_share(hypervisor, inventory):
+    hypervisor("a").record_inventory(inventory)
+    hypervisor("b").record_inventory(inventory)
+    assert Share.objects.get().mounts.count() == 2
+
+
+def test_an_inventory_that_fails_half_way_changes_nothing(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    before = src.seen_at
+    del inventory["logical_volumes"][0]["size"]
+    with pytest.raises(KeyError):
+        src.record_inventory(inventory)
+    src.refresh_from_db()
+    assert src.seen_at == before
+    assert LogicalVolume.objects.count() == 1
+
+
+def test_without_a_pinned_key_there_is_no_way_in(hypervisor):
+    with pytest.raises(HostKeyUnknown):
+        hypervisor(host_key="").remote()
+
+
+def test_in_quarantine_there_is_no_way_in_until_a_key_is_pinned_again(hypervisor, person):
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    with pytest.raises(HostKeyChanged, match="another key"):
+        src.remote()
+    assert src not in Hypervisor.objects.reachable()
+    src.pin(person("ann", "administrator"), KEY)
+    assert src.remote().host_key == KEY
+    assert [event.action for event in Event.objects.order_by("seq")] == ["hypervisor.quarantine", "hypervisor.pin"]
+
+
+def test_a_quarantine_is_told_once(hypervisor):
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    src.quarantine("it offered another key")
+    assert [notice.kind for notice in Notice.objects.all()] == ["quarantined"]
+
+
+def test_a_hypervisor_behind_a_quarantined_bastion_is_not_entered(hypervisor):
+    bastion = hypervisor("bastion")
+    src = hypervisor("src", bastion=bastion)
+    assert src.remote().bastion.port == bastion.port
+    bastion.quarantine("it offered another key")
+    with pytest.raises(HostKeyChanged) as caught:
+        src.remote()
+    assert caught.value.address is None
+
+
+@pytest.mark.parametrize(("user", "shipped"), [("root", False), ("volmig", True)])
+def test_hostctl_is_shipped_to_root_logins_and_to_no_others(hypervisor, user, shipped):
+    with pytest.raises(ValidationError, match="root logins only"):
+        hypervisor(user=user, shipped=shipped).full_clean()
+
+
+def test_a_bastion_cannot_be_reached_through_itself(hypervisor):
+    first = hypervisor("first")
+    second = hypervisor("second", bastion=first)
+    first.bastion = second
+    with pytest.raises(ValidationError, match="through itself"):
+        first.full_clean()
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "a\n", "ü"])
+def test_names_that_could_mean_something_else_are_refused(hypervisor, name):
+    with pytest.raises(ValidationError):
+        hypervisor(name).full_clean()
+
+
+def test_roles_are_hinted_by_what_was_seen(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    assert src.role_hints == ["source", "relay", "destination"]
+    inventory["domains"], inventory["mounts"] = [], []
+    src.record_inventory(inventory)
+    assert src.role_hints == ["source"]

@@ -1,0 +1,138 @@
+"""Discovery: what is asked of a hypervisor, and what becomes of an error."""
+
+import datetime as dt
+
+import pytest
+from django.utils import timezone
+
+from hosts import tasks
+from hosts.models import NFS_PORTS, Hypervisor
+from hosts.remote import hostctl, ssh
+from hosts.remote.host import Answer, HostctlDiffers, HostKeyChanged, Unreachable
+
+pytestmark = pytest.mark.django_db
+
+
+class Fake:
+    """A host that answers as told and remembers what it was asked."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def call(self, request, timeout=20):
+        self.asked.append((request.verb, request.args))
+        answer = self.answers[request.verb]
+        return answer if isinstance(answer, Answer) else Answer("done", answer)
+
+
+@pytest.fixture
+def fake(monkeypatch, inventory):
+    host = Fake({"hello": {}, "inventory": inventory, "reach": {"results": []}})
+    monkeypatch.setattr(ssh, "connect", lambda address: host)
+    return host
+
+
+def fails(monkeypatch, error):
+    def connect(address):
+        raise error
+
+    monkeypatch.setattr(ssh, "connect", connect)
+
+
+def test_a_refresh_takes_over_the_inventory(hypervisor, fake):
+    src = hypervisor(last_error="old")
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert [verb for verb, _ in fake.asked] == ["hello", "inventory"]
+    assert src.volume_groups.count() == 1
+    assert (src.hostctl_hash, src.last_error) == (hostctl.source_hash(), "")
+
+
+def test_reach_is_tried_to_the_data_addresses_of_the_others(hypervisor, fake, inventory):
+    src, jump = hypervisor("src"), hypervisor("jump")
+    jump.record_inventory(inventory)
+    results = [{"address": "10.77.1.11", "port": port, "state": "open", "ms": 1} for port in NFS_PORTS]
+    fake.answers["reach"] = {"results": results}
+    tasks.refresh(src.pk)
+    assert fake.asked[-1][1] == {"targets": [{"address": "10.77.1.11", "port": port} for port in NFS_PORTS]}
+    assert src.reaches.open().count() == 3
+
+
+def test_an_error_is_kept_and_the_figures_stay(hypervisor, fake, monkeypatch):
+    src = hypervisor()
+    tasks.refresh(src.pk)
+    fails(monkeypatch, Unreachable("log in to src", "connection refused"))
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert "connection refused" in src.last_error
+    assert src.volume_groups.count() == 1
+    assert src.quarantined_at is None
+
+
+def test_a_changed_key_quarantines_the_machine_that_offered_it(hypervisor, monkeypatch):
+    bastion = hypervisor("bastion")
+    src = hypervisor("src", bastion=bastion)
+    error = HostKeyChanged("log in", "it offered another key")
+    error.address = bastion.remote()
+    fails(monkeypatch, error)
+    tasks.refresh(src.pk)
+    assert set(Hypervisor.objects.exclude(quarantined_at=None)) == {bastion}
+
+
+def test_a_quarantined_hypervisor_is_not_asked(hypervisor, fake):
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    tasks.refresh(src.pk)
+    assert fake.asked == []
+
+
+def test_another_hostctl_is_forgotten_and_said(hypervisor, fake, monkeypatch):
+    src = hypervisor(hostctl_hash="old")
+    fails(monkeypatch, HostctlDiffers("call hello", "the host's hostctl is another"))
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert (src.hostctl_hash, "another" in src.last_error) == ("", True)
+
+
+def test_an_inventory_that_lacks_something_is_an_error_not_a_crash(hypervisor, fake):
+    src = hypervisor()
+    del fake.answers["inventory"]["domains"]
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert "inventory" in src.last_error
+    assert not src.volume_groups.exists()
+
+
+def test_a_refusal_is_said_in_hostctls_words(hypervisor, fake):
+    error = {"code": "no-lvm", "tried": "vgs", "found": "no lvm here", "touched": False, "next": "Install lvm2."}
+    fake.answers["inventory"] = Answer("refused", error=error)
+    src = hypervisor()
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert "no lvm here. Install lvm2." in src.last_error
+
+
+def test_only_stale_hypervisors_are_queued(hypervisor, drain, fake, settings):
+    now = timezone.now()
+    hypervisor("never")
+    hypervisor("old", tried_at=now - dt.timedelta(seconds=settings.REFRESH_SECONDS + 1))
+    hypervisor("fresh", tried_at=now)
+    hypervisor("retired", retired_at=now)
+    hypervisor("unpinned", host_key="")
+    tasks.refresh_stale()
+    assert drain() == ["hosts.tasks.refresh"] * 2
+    assert Hypervisor.objects.filter(seen_at__gte=now).count() == 2
+
+
+def test_the_offered_key_is_kept_but_not_trusted(hypervisor, monkeypatch):
+    src = hypervisor(host_key="")
+    monkeypatch.setattr(ssh, "offered_key", lambda *_: "ssh-ed25519 BBBB")
+    tasks.offer_key(src.pk)
+    src.refresh_from_db()
+    assert (src.offered_key, src.host_key) == ("ssh-ed25519 BBBB", "")

@@ -1,0 +1,202 @@
+"""The hypervisor pages."""
+
+import datetime as dt
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from hosts.remote import hostctl
+from hosts.remote.host import fingerprint
+from tests.hosts.conftest import KEY
+from volmig.record.models import Event
+
+pytestmark = pytest.mark.django_db
+OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"
+
+
+@pytest.fixture
+def browser(client, person):
+    """Logs in as somebody with these roles."""
+
+    def enter(*roles):
+        client.force_login(person("-".join(roles) or "nobody", *roles))
+        return client
+
+    return enter
+
+
+def page(client, name, *args):
+    return client.get(reverse(f"hosts:{name}", args=args)).content.decode()
+
+
+FORM = {"name": "src", "address": "10.77.0.11", "port": 22, "user": "volmig", "limit_mib": "100"}
+
+
+def test_registering_asks_for_the_key_and_trusts_nothing(browser, drain, monkeypatch):
+    monkeypatch.setattr("hosts.remote.ssh.offered_key", lambda *_: KEY)
+    answer = browser("administrator").post(reverse("hosts:register"), FORM)
+    src = Hypervisor.objects.get()
+    assert answer.url == reverse("hosts:pin", args=[src.pk])
+    assert drain() == ["hosts.tasks.offer_key"]
+    src.refresh_from_db()
+    assert (src.offered_key, src.host_key, src.rate_limit) == (KEY, "", 100 * 1024**2)
+    assert Event.objects.get().action == "hypervisor.register"
+
+
+def test_a_form_that_is_wrong_keeps_what_was_typed_and_makes_nothing(browser):
+    html = browser("administrator").post(reverse("hosts:register"), FORM | {"user": "root"}).content.decode()
+    assert "root logins only" in html
+    assert 'value="10.77.0.11"' in html
+    assert not Hypervisor.objects.exists()
+
+
+def test_the_install_commands_have_volmigs_own_key_and_no_argument(browser):
+    html = page(browser("administrator"), "register")
+    assert "restrict,command=&quot;sudo -n /usr/local/libexec/volmig-hostctl&quot; ssh-ed25519 AAAA" in html.replace(
+        '"', "&quot;"
+    )
+    assert 'NOPASSWD: /usr/local/libexec/volmig-hostctl ""' in html
+    assert "!use_pty" in html
+
+
+def pin(client, src, shown, typed):
+    return client.post(reverse("hosts:pin", args=[src.pk]), {"shown": shown, "typed": typed})
+
+
+def test_the_key_is_pinned_by_typing_the_end_of_its_fingerprint(browser, hypervisor):
+    src = hypervisor(host_key="", offered_key=KEY)
+    client, shown = browser("administrator"), fingerprint(KEY)
+    assert shown in page(client, "pin", src.pk)
+    pin(client, src, shown, shown[-8:])
+    src.refresh_from_db()
+    assert (src.host_key, src.pinned_by.username) == (KEY, "administrator")
+
+
+@pytest.mark.parametrize(
+    ("shown", "typed"), [(fingerprint(KEY), "wrong123"), (fingerprint(OTHER), fingerprint(OTHER)[-8:])]
+)
+def test_a_wrong_end_or_a_key_that_changed_meanwhile_is_not_pinned(browser, hypervisor, shown, typed):
+    src = hypervisor(host_key="", offered_key=KEY)
+    pin(browser("administrator"), src, shown, typed)
+    src.refresh_from_db()
+    assert src.host_key == ""
+
+
+def test_quarantine_is_plain_and_has_no_button_that_accepts(browser, hypervisor):
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    html = page(browser("administrator"), "hypervisor", src.pk)
+    assert "In quarantine since" in html
+    assert "Accept" not in html
+    assert "Look again now" not in html
+    assert "compare and pin a new one" not in page(browser("approver"), "hypervisor", src.pk)
+
+
+def test_a_new_key_after_a_quarantine_is_shown_beside_the_old_one(browser, hypervisor, drain, monkeypatch):
+    monkeypatch.setattr("hosts.remote.ssh.offered_key", lambda *_: OTHER)
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    client = browser("administrator")
+    client.post(reverse("hosts:offer", args=[src.pk]))
+    drain()
+    html = page(client, "pin", src.pk)
+    assert fingerprint(KEY) in html
+    assert fingerprint(OTHER) in html
+    assert "It is another one" in html
+    src.refresh_from_db()
+    assert src.quarantined_at
+
+
+def test_pages_show_what_was_seen_and_how_old_it_is(browser, hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    src.put(seen_at=timezone.now() - dt.timedelta(minutes=3, seconds=12), hostctl_hash=hostctl.source_hash())
+    client = browser("viewer")
+    for html in (page(client, "list"), page(client, "hypervisor", src.pk)):
+        assert "vg_nova0" in html
+        assert "3 min 12 s ago" in html
+        assert "Ready" in html
+    assert "_disk.local" in page(client, "hypervisor", src.pk)
+
+
+def test_volumes_are_sorted_as_asked_and_by_name_otherwise(browser, hypervisor, inventory):
+    src = hypervisor()
+    volume = inventory["logical_volumes"][0]
+    inventory["logical_volumes"] += [volume | {"name": "a", "uuid": "lv-2", "size": 1 << 20}]
+    src.record_inventory(inventory)
+    client, address = browser("viewer"), reverse("hosts:hypervisor", args=[src.pk])
+    names = lambda sort: [row.name for row in client.get(address, {"sort": sort}).context["volumes"]]  # noqa: E731
+    assert names("size")[0] == volume["name"]
+    assert names("name") == names("nonsense'--") == sorted(names("name"))
+
+
+def test_the_name_of_a_volume_is_text_and_nothing_else(browser, hypervisor, inventory):
+    src = hypervisor()
+    inventory["logical_volumes"][0]["name"] = "<img src=x onerror=alert(1)>"
+    src.record_inventory(inventory)
+    html = page(browser("viewer"), "hypervisor", src.pk)
+    assert "<img src=x" not in html
+    assert "&lt;img src=x" in html
+
+
+def test_the_matrix_says_which_ports_answer(browser, hypervisor, inventory):
+    src, jump = hypervisor("src"), hypervisor("jump")
+    jump.record_inventory(inventory)
+    src.reaches.create(address="10.77.1.11", port=2049, state="open", seen_at=timezone.now())
+    html = page(browser("viewer"), "list")
+    assert "2049 open" in html
+    assert html.count("not tried") == 2
+
+
+def test_an_empty_list_says_what_to_do_first(browser):
+    assert "Register the first one" in page(browser("administrator"), "list")
+    assert "An administrator registers them" in page(browser("viewer"), "list")
+
+
+def test_retiring_needs_the_name_typed(browser, hypervisor):
+    src, client = hypervisor(), browser("administrator")
+    client.post(reverse("hosts:retire", args=[src.pk]), {"name": "sr"})
+    assert Hypervisor.objects.active().count() == 1
+    client.post(reverse("hosts:retire", args=[src.pk]), {"name": "src"})
+    assert Hypervisor.objects.active().count() == 0
+    assert "Retired" in page(client, "hypervisor", src.pk)
+
+
+def test_hostctl_can_be_downloaded(browser):
+    answer = browser("viewer").get(reverse("hosts:bundle"))
+    assert answer.content == hostctl.bundle()
+    assert answer.headers["X-Hostctl-Hash"] == hostctl.source_hash()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("get", "register"), ("post", "register"), ("get", "pin"), ("post", "pin"), ("post", "offer"), ("post", "retire")],
+)
+@pytest.mark.parametrize("role", ["viewer", "operator", "approver", "auditor"])
+def test_only_an_administrator_changes_hypervisors(browser, hypervisor, role, method, name):
+    src = hypervisor(offered_key=KEY)
+    address = reverse(f"hosts:{name}", args=[] if name == "register" else [src.pk])
+    answer = getattr(browser(role), method)(address, {"name": "src"})
+    assert answer.status_code == 403
+    assert "you need the role administrator" in answer.content.decode()
+    assert Hypervisor.objects.active().count() == 1
+
+
+@pytest.mark.parametrize("name", ["list", "register", "bundle", "hypervisor", "pin"])
+def test_nobody_sees_anything_without_logging_in(client, hypervisor, name):
+    src = hypervisor()
+    address = reverse(f"hosts:{name}", args=[src.pk] if name in {"hypervisor", "pin"} else [])
+    assert client.get(address).url.startswith("/login/")
+
+
+def test_somebody_without_a_role_is_told_what_is_missing(browser):
+    answer = browser().get(reverse("hosts:list"))
+    assert answer.status_code == 403
+    assert "role administrator or approver or auditor or operator or viewer" in answer.content.decode()
+
+
+@pytest.mark.parametrize("name", ["offer", "refresh", "retire"])
+def test_what_changes_something_is_only_posted(browser, hypervisor, name):
+    assert browser("administrator").get(reverse(f"hosts:{name}", args=[hypervisor().pk])).status_code == 405

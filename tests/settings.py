@@ -1,0 +1,18 @@
+"""The settings under test, in a data directory of their own."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before the settings are read: tests never touch the data of a volmig that runs from this clone, nor each other's.
+directory = tempfile.mkdtemp(prefix="volmig-test-")
+atexit.register(shutil.rmtree, directory, ignore_errors=True)
+os.environ["VOLMIG_DATA"] = directory
+os.environ.setdefault("VOLMIG_ALLOWED_HOSTS", "127.0.0.1,localhost,testserver")
+os.environ["DJANGO_SETTINGS_MODULE"] = "volmig.settings"  # for programs that tests start: they run as users run them
+
+from volmig.settings import *  # noqa: E402, F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a second saved for each person
+STATIC_ROOT.mkdir(exist_ok=True)  # noqa: F405 - or WhiteNoise warns of its absence

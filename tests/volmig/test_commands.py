@@ -1,0 +1,69 @@
+"""Server commands: first administrator, hostctl, verify_audit."""
+
+import subprocess
+import sys
+
+import pytest
+from django.contrib.auth import authenticate, get_user_model
+from django.core.management import CommandError, call_command
+
+from hosts.remote import hostctl
+from volmig.accounts.people import first_administrator
+from volmig.accounts.roles import may
+from volmig.record.apps import drop_triggers, make_triggers
+from volmig.record.models import Event
+
+pytestmark = pytest.mark.django_db
+PASSWORD = "battery staple horse"
+
+
+def test_the_first_administrator_comes_from_the_environment_once(monkeypatch):
+    monkeypatch.setenv("VOLMIG_ADMIN_USER", "ann")
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", PASSWORD)
+    assert first_administrator() == ""
+    monkeypatch.setenv("VOLMIG_ADMIN_USER", "bob")
+    assert first_administrator() == ""
+    assert [user.username for user in get_user_model().objects.all()] == ["ann"]
+    assert may(authenticate(username="ann", password=PASSWORD), "administer")
+
+
+def test_without_a_terminal_it_says_what_is_still_to_do(monkeypatch):
+    monkeypatch.delenv("VOLMIG_ADMIN_USER", raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    assert "manage.py admin" in first_administrator()
+
+
+def test_admin_makes_people_with_roles(monkeypatch, capsys):
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", PASSWORD)
+    call_command("admin", "ann", role=["operator", "viewer"])
+    ann = authenticate(username="ann", password=PASSWORD)
+    assert (may(ann, "submit"), may(ann, "approve"), ann.is_superuser) == (True, False, False)
+    call_command("admin", "ann", role=["approver"])
+    assert not may(get_user_model().objects.get(), "submit")
+
+
+def test_admin_refuses_a_password_that_anybody_would_try(monkeypatch):
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", "password123")
+    with pytest.raises(CommandError, match="too common"):
+        call_command("admin", "ann")
+    assert not get_user_model().objects.exists()
+
+
+def test_hostctl_is_written_as_one_program_that_runs(tmp_path, capsys):
+    call_command("hostctl", output=tmp_path / "hostctl")
+    assert hostctl.source_hash() in capsys.readouterr().out
+    assert (tmp_path / "hostctl").stat().st_mode & 0o777 == 0o755
+    answer = subprocess.run([sys.executable, "-I", str(tmp_path / "hostctl")], input=b"{}", capture_output=True)
+    assert b"Traceback" not in answer.stderr
+
+
+def test_verify_audit_says_whole_or_names_the_first_fault(capsys):
+    Event.append("a")
+    Event.append("b")
+    call_command("verify_audit")
+    assert "whole: 2 events" in capsys.readouterr().out
+    drop_triggers()
+    Event.objects.filter(seq=1).update(action="c")
+    make_triggers()
+    with pytest.raises(CommandError, match="Event 1 was changed"):
+        call_command("verify_audit")
