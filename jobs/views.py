@@ -142,7 +142,7 @@ def found(request: HttpRequest, number: int) -> Job:
 def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
     """One migration; htmx fetches its parts again with ?part=actions or ?part=tab."""
     job = found(request, number)
-    tab = tab or request.GET.get("tab", "plan")
+    tab = tab or request.GET.get("tab") or ("log" if job.runs.exists() else "plan")
     if tab not in TABS:
         raise Http404
     values = {"job": job, "tab": tab, "tabs": TABS, "actions": job.actions(request.user), "may_set_rate": may(request.user, "submit")}

@@ -232,10 +232,16 @@ def brief_seconds(seconds: float | None) -> str:
 
 
 @register.filter
-def worst_first(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Checks that do not hold first, the blocking ones before the others."""
+def failing(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that do not hold, the blocking ones first."""
     order = {"blocks": 0, "warns": 1, "informs": 2}
-    return sorted(checks, key=lambda check: (bool(check.get("ok")), order.get(str(check.get("severity")), 3)))
+    return sorted((check for check in checks if not check.get("ok")), key=lambda check: order.get(str(check.get("severity")), 3))
+
+
+@register.filter
+def holding(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that hold."""
+    return [check for check in checks if check.get("ok")]
 
 
 @register.filter
