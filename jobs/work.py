@@ -153,7 +153,7 @@ class Work:
         rollback = job.approvals.open().filter(kind="rollback").first()
         if rollback is not None and rollback.state == "approved":
             return self._use(rollback, "rollback_approved", outcome="rolled back",
-                             outcome_reason=f"A rollback was approved: {rollback.decisions.last().reason}")
+                             outcome_reason=f"A rollback was approved: {rollback.reasons()}")
         outcome = self._advance("C")
         if not isinstance(outcome, runner.Finished):
             return self._rest(outcome)

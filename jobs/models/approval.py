@@ -79,6 +79,10 @@ class Approval(models.Model):
         people = [each.person for each in self.decisions.filter(verdict="approve").select_related("person")]
         return sum(may(person, "approve") for person in people) >= self.needed()
 
+    def reasons(self) -> str:
+        """What those who consented gave as reasons."""
+        return "; ".join(self.decisions.filter(verdict="approve").values_list("reason", flat=True))
+
     def why_not(self, by: Any) -> list[str]:
         """Why this person may not decide, whoever they are; empty when they may."""
         sentences = [] if may(by, "approve") else [refusal("approve")]

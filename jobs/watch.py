@@ -1,0 +1,231 @@
+"""The watcher: a channel to each hypervisor with work under way, one writer of progress, a sweep of what is due."""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.db import DatabaseError, close_old_connections, transaction
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from hosts.remote import ssh
+from hosts.remote.host import Address, Host, HostError
+from hosts.tasks import note
+from jobs.models import Job, Lease, StepRun
+from jobs.queue import wake
+from volmig.queue import later
+
+log = logging.getLogger(__name__)
+WRITE_EVERY = 0.25
+FOLLOW_EVERY = 1.0
+SWEEP_EVERY = 5.0
+LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
+LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
+RATE_OVER = 30.0
+LONGEST_PAUSE = 15.0
+Key = tuple[str, str, str, int]
+COLUMNS = ["bytes_done", "bytes_total", "bytes_read", "bytes_written", "rate", "progress_at"]
+
+
+def main() -> None:
+    """Follow and sweep until SIGTERM or Ctrl-C; of several watchers one works and the others stand by."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Watcher().run(stop)
+
+
+def sweep() -> None:
+    """Task and the watcher's own: queue a tick for every job that is due or whose owner went away."""
+    for pk in Job.objects.due().values_list("pk", flat=True):
+        later("jobs.tick.run", pk)
+
+
+class Follower(threading.Thread):
+    """Streams one hypervisor's lines into the watcher's queue; it never touches the database."""
+
+    def __init__(self, hypervisor: int, address: Address, connect: Callable[[Address], Host],
+                 lines: "queue.Queue[tuple[int, Any]]") -> None:
+        super().__init__(name=f"follow {address}", daemon=True)
+        self.hypervisor, self.address, self.connect, self.lines = hypervisor, address, connect, lines
+        self.over = threading.Event()
+        self.host: Host | None = None
+
+    def run(self) -> None:
+        pause = 1.0
+        while not self.over.is_set():
+            began = time.monotonic()
+            try:
+                self._stream()
+            except HostError as error:
+                self.lines.put((self.hypervisor, error))
+            pause = 1.0 if time.monotonic() - began > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
+            self.over.wait(pause)
+
+    def _stream(self) -> None:
+        with contextlib.closing(self.connect(self.address)) as self.host:
+            # What ended while nobody listened is not told again: have every job there look for itself.
+            self.lines.put((self.hypervisor, {"joined": True}))
+            for line in self.host.watch():
+                if self.over.is_set():
+                    return
+                self.lines.put((self.hypervisor, line))
+
+    def end(self) -> None:
+        self.over.set()
+        if self.host is not None:
+            self.host.close()
+
+
+class Watcher:
+    """Reads what followers hear, and writes it for all jobs at once."""
+
+    def __init__(self, connect: Callable[[Address], Host] | None = None) -> None:
+        self.connect = connect or ssh.connect
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.lines: queue.Queue[tuple[int, Any]] = queue.Queue()
+        self.followers: dict[int, Follower] = {}
+        self.needed_at: dict[int, float] = {}
+        self.speeds: dict[int, Speed] = {}
+        self.due: dict[str, float] = {}
+        self.mine = False
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.wait(WRITE_EVERY):
+            try:
+                self.turn()
+            except DatabaseError:
+                log.exception("the watcher could not write; it goes on")
+                close_old_connections()
+        self.let_go()
+        Lease.objects.give_back("watcher", self.owner)
+
+    def turn(self) -> None:
+        """One quarter of a second's work; nothing when another watcher has the lease."""
+        if self._is_due("lease", LEASE_EVERY):
+            self.mine = Lease.objects.take("watcher", self.owner, LEASE_SECONDS)
+        if self.mine:
+            self._work()
+        else:
+            self.let_go()
+
+    def _work(self) -> None:
+        self.write()
+        if self._is_due("follow", FOLLOW_EVERY):
+            self.follow()
+        if self._is_due("sweep", SWEEP_EVERY):
+            sweep()
+
+    def follow(self) -> None:
+        """Have a follower on each hypervisor with work under way, and none where there has been none for a while."""
+        now = time.monotonic()
+        for pk in StepRun.objects.open().filter(job__halt_reason="").values_list("hypervisor", flat=True).distinct():
+            self.needed_at[pk] = now
+        for pk in [pk for pk, at in self.needed_at.items() if now - at > LINGER]:
+            del self.needed_at[pk]
+            if follower := self.followers.pop(pk, None):
+                follower.end()
+        for hypervisor in Hypervisor.objects.filter(pk__in=self.needed_at.keys() - self.followers.keys()):
+            self._join(hypervisor)
+
+    def _join(self, hypervisor: Hypervisor) -> None:
+        try:
+            address = hypervisor.remote()
+        except HostError:
+            return  # not to be entered; the job's own tick says so
+        self.followers[hypervisor.pk] = Follower(hypervisor.pk, address, self.connect, self.lines)
+        self.followers[hypervisor.pk].start()
+
+    def write(self) -> None:
+        """Put down everything that was heard since the last time: the newest progress of each run, and what ended."""
+        progress: dict[Key, dict[str, Any]] = {}
+        ended: set[Key] = set()
+        for hypervisor, line in self._heard():
+            if isinstance(line, HostError):
+                self._lost(hypervisor, line)
+            elif "progress" in line:
+                progress[key_of(line["progress"])] = line["progress"]
+            elif "ended" in line:
+                ended.add(key_of(line["ended"]))
+            elif "joined" in line:
+                self._wake(StepRun.objects.running().filter(hypervisor=hypervisor))
+        if progress or ended:
+            self._write(progress, ended)
+
+    def _write(self, progress: dict[Key, dict[str, Any]], ended: set[Key]) -> None:
+        runs = {run_key(run): run for run in StepRun.objects.open().select_related("job").only(
+            "job__uuid", "job_id", "step", "direction", "attempt", *COLUMNS)}
+        moved = [self._measure(runs[key], figures) for key, figures in progress.items() if key in runs]
+        with transaction.atomic():
+            StepRun.objects.bulk_update(moved, COLUMNS)
+            self._wake(runs[key] for key in ended if key in runs)
+
+    def _measure(self, run: StepRun, figures: dict[str, Any]) -> StepRun:
+        run.bytes_done, run.bytes_total = int(figures["done"]), int(figures["total"])
+        run.bytes_read, run.bytes_written = int(figures.get("read", 0)), int(figures.get("written", 0))
+        speed = self.speeds.setdefault(run.pk, Speed())
+        run.rate = speed.add(float(figures["at"]), run.bytes_done)
+        run.progress_at = timezone.now()
+        return run
+
+    def _wake(self, runs: Iterable[StepRun]) -> None:
+        for run in runs:
+            self.speeds.pop(run.pk, None)
+            wake(run.job_id)
+
+    def _lost(self, pk: int, error: HostError) -> None:
+        log.info("watching %s: %s", pk, error)
+        hypervisor = Hypervisor.objects.get(pk=pk)
+        note(hypervisor, error)
+        if hypervisor.quarantined_at and (follower := self.followers.pop(pk, None)):
+            follower.end()
+
+    def _heard(self) -> Iterable[tuple[int, Any]]:
+        while True:
+            try:
+                yield self.lines.get_nowait()
+            except queue.Empty:
+                return
+
+    def let_go(self) -> None:
+        for follower in self.followers.values():
+            follower.end()
+        self.followers.clear()
+        self.needed_at.clear()
+
+    def _is_due(self, what: str, every: float) -> bool:
+        now = time.monotonic()
+        if now < self.due.get(what, 0):
+            return False
+        self.due[what] = now + every
+        return True
+
+
+class Speed:
+    """Bytes per second over the last half minute, by the hypervisor's own clock."""
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[float, int]] = deque()
+
+    def add(self, at: float, done: int) -> int:
+        self.samples.append((at, done))
+        while at - self.samples[0][0] > RATE_OVER:
+            self.samples.popleft()
+        began, first = self.samples[0]
+        return int((done - first) / (at - began)) if at > began and done > first else 0
+
+
+def key_of(line: dict[str, Any]) -> Key:
+    return str(line["job"]), str(line["step"]), str(line["direction"]), int(line["attempt"])
+
+
+def run_key(run: StepRun) -> Key:
+    return str(run.job.uuid), run.step, run.direction, run.attempt
