@@ -13,6 +13,8 @@ from .owner import as_root
 from .tools import Work, find
 
 BEAT = 2.0
+GRACE = 5.0
+NEVER = -1.0
 
 
 def forget_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -45,7 +47,7 @@ class Units:
 
     def _start(self, unit: str, properties: List[str], argv: List[str]) -> Any:
         options = [word for one in properties for word in ("-p", one)]
-        act = command("systemd-run", "--quiet", "--unit=" + unit, "--description=volmig", *options, "--", *argv)
+        act = command("systemd-run", "--unit=" + unit, "--description=volmig", *options, "--", *argv)
         return self.work.do(act, recovery=True)
 
     def stop(self, unit: str) -> None:
@@ -67,7 +69,13 @@ def reporter(job: store.Store, key: str) -> Callable[[Dict[str, int]], None]:
 
     def report(figures: Dict[str, int]) -> None:
         whole = dict(
-            figures, job=job.job, step=step, direction=direction, attempt=int(attempt), unit=unit_name(job.job, key), at=time.time()
+            figures,
+            job=job.job,
+            step=step,
+            direction=direction,
+            attempt=int(attempt),
+            unit=unit_name(job.job, key),
+            at=time.time(),
         )
         with as_root():
             job.progress(key, whole)
@@ -81,35 +89,41 @@ def reporter(job: store.Store, key: str) -> Callable[[Dict[str, int]], None]:
 class Watch:
     """What changed since the last look, as lines for `watch`."""
 
-    def __init__(self, state: str = store.STATE, run: str = store.RUN) -> None:
-        self.state, self.run = state, run
-        self.seen: Dict[str, float] = {}
-        self.open: Dict[Tuple[str, str], bool] = {}
+    def __init__(
+        self, state: str = store.STATE, run: str = store.RUN, alive: Optional[Callable[[str], bool]] = None
+    ) -> None:
+        self.state, self.run, self.alive = state, run, alive or _running
+        self.reported: Dict[str, float] = {}
+        self.seen: Dict[Tuple[str, str], float] = {}  # when it was last seen alive; NEVER once its end was told
+        self.first = True
 
     def changes(self) -> Iterator[Dict[str, Any]]:
         for name in _listed(self.state):
             job = store.Store(name, self.state, self.run)
             for key in job.started():
                 yield from self._follow(job, key)
+        self.first = False
 
     def _follow(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
-        place = (job.job, key)
-        if self.open.get(place) is False:
+        place, now = (job.job, key), time.monotonic()
+        if self.seen.get(place) == NEVER:
             return
-        result = job.result(key)
-        if result is None and _running(unit_name(job.job, key)):
-            self.open[place] = True
+        if job.result(key) is not None:
+            told = self.first and place not in self.seen  # it had ended before this watch began
+            self.seen[place] = NEVER
+            if not told:
+                yield {"ended": _ended(job, key)}
+        elif self.alive(unit_name(job.job, key)):
+            self.seen[place] = now
             yield from self._progress(job, key)
-        elif place in self.open or result is None:
-            self.open[place] = False
-            yield {"ended": _ended(job, key, job.result(key))}
-        else:  # it had ended before this watch began
-            self.open[place] = False
+        elif now - self.seen.setdefault(place, now) > GRACE:  # a request is stored before its unit starts
+            self.seen[place] = NEVER
+            yield {"ended": _ended(job, key)}
 
     def _progress(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
         figures = store.read_json(os.path.join(job.run, key + ".json"))
-        if figures and self.seen.get(job.job + key) != figures["at"]:
-            self.seen[job.job + key] = figures["at"]
+        if figures and self.reported.get(job.job + key) != figures["at"]:
+            self.reported[job.job + key] = figures["at"]
             yield {"progress": figures}
 
 
@@ -120,7 +134,8 @@ def _listed(directory: str) -> List[str]:
         return []
 
 
-def _ended(job: store.Store, key: str, result: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+def _ended(job: store.Store, key: str) -> Dict[str, Any]:
+    result = job.result(key)
     step, direction, attempt = key.split("-")
     return {
         "job": job.job,
@@ -194,6 +209,8 @@ def forget(work: Work, job: store.Store, units: Units) -> Dict[str, Any]:
         )
     reset, remove = forget_acts(work.args, work.job)
     still = left(work)
+    if still:  # what is remembered is needed to remove it
+        return {"left": still}
     work.do(reset)
     work.must(remove, job.remove)
     return {"left": still}

@@ -470,7 +470,7 @@ def fence(work: Work) -> Dict[str, Any]:
         return dict(work.memory.recall("fence"), **_fenced(found, job), already=True)
     _check_not_foreign(found, job)
     _check_closed(found)
-    was = work.memory.recall("fence").get("was") or found.permission
+    was = work.memory.recall("fence").get("was") or ("writeable" if found.permission == "writeable" else "read-only")
     work.memory.remember("fence", was=was, lv_uuid=found.uuid)
     work.must(tag, timeout=60)
     work.must(read_only, timeout=60)
@@ -576,7 +576,8 @@ def unfence(work: Work) -> Dict[str, Any]:
         raise Failed(
             "not-released",
             "release %s" % name(args),
-            "it is not %s and free of our tags" % wanted,
+            "it is %s with tags %s, not %s and free of our tags"
+            % (after and after.permission, after and " ".join(after.tags), wanted),
             "Read LVM's message, then resume.",
         )
     return {"permission": after.permission}

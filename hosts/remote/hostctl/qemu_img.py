@@ -70,7 +70,7 @@ def sandbox(args: Args) -> List[str]:
         "DeviceAllow=%s r" % lvm.device(args),
         "ProtectSystem=strict",
         "NoNewPrivileges=yes",
-        "ReadWritePaths=%s /var/lib/volmig /run/volmig" % args["mountpoint"],
+        "ReadWritePaths=-%s /var/lib/volmig /run/volmig" % args["mountpoint"],
         "IOSchedulingClass=idle",
         "Nice=10",
         "MemoryMax=2G",

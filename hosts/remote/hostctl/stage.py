@@ -92,7 +92,8 @@ class Place:
 
     def look(self, name: str) -> Optional[os.stat_result]:
         """lstat of a name in the directory after asking the server, or None."""
-        return look(name, self.fd)
+        with self.mine():
+            return look(name, self.fd)
 
     def close(self) -> None:
         for fd in (self.fd, self.root):

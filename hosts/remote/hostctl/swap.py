@@ -86,7 +86,8 @@ class Field:
             raise
 
     def live(self) -> Optional[os.stat_result]:
-        return look(self.args["disk"], self.home)
+        with self.place.mine():
+            return look(self.args["disk"], self.home)
 
     def state(self, names: Names, old: int, new: int) -> str:
         with self.place.mine():
