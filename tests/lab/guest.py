@@ -65,7 +65,7 @@ class Guest:
             raise CommandError(f"{self.name}: status {done.returncode} from: {text}\n{said[-2000:]}")
         return done.stdout.decode(errors="replace")
 
-    def script(self, name: str, *, check: bool = True, timeout: float = 120, **variables: str) -> str:
+    def script(self, name: str, /, *, check: bool = True, timeout: float = 120, **variables: str) -> str:
         """Run tests/lab/scripts/<name>.sh in the guest with the given variables set."""
         heading = "".join(f"{key}={shlex.quote(value)}\n" for key, value in variables.items())
         body = (SCRIPTS / f"{name}.sh").read_text()

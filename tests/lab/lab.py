@@ -90,7 +90,7 @@ class Lab:
         """Boot the lab unless it is up; what a killed lab left behind is cleared first. Takes about half a minute."""
         image = ensure()
         with self._lock():
-            if self.is_up():
+            if self.is_up() and self._state()["image"] == str(image.folder):
                 return
             self._clear()
             self._prepare(image)
