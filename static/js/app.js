@@ -63,7 +63,7 @@
   function options(width) {
     return {
       width, height: 170, legend: { show: false }, cursor: { show: false },
-      axes: [axis({ size: 24 }), axis({ size: 46, values: (_, ticks) => ticks.map((tick) => +tick.toFixed(1)) })],
+      axes: [axis({ size: 24, space: 90, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toISOString().slice(11, 19)) }), axis({ size: 46, values: (_, ticks) => ticks.map((tick) => +tick.toFixed(1)) })],
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
       series: [{}, { stroke: colour("--run-bar"), width: 2, points: { show: false } }, { stroke: colour("--good-bar"), width: 2, dash: [6, 4], points: { show: false } }],
     };

@@ -42,7 +42,7 @@ def group(free, size=20_000 * GIB):
 
 
 def volume(name, size=SIZE, is_open=False, **more):
-    row = {"vg": "vg_nova0", "name": name, "uuid": f"lv-{name[:20]}", "size": size, "attributes": "-wi-a-----", "open": is_open, "tags": []}
+    row = {"vg": "vg_nova0", "name": name, "uuid": f"lv-{name[6:36]}", "size": size, "attributes": "-wi-a-----", "open": is_open, "tags": []}
     return {**row, "major": 253, "minor": 1, **more}
 
 
@@ -177,8 +177,8 @@ def running(made, name, done=0.624):
 
 def approval(made, kind="swap", **changed):
     """A request for consent, bound to what the job's plan and evidence say."""
-    commands = [each["text"] for step in made.plan["steps"] if step["phase"] == ("D" if kind == "purge" else "B") for each in step["commands"]]
-    disk = made.facts["destination"]["disk"]
+    commands = [each["text"] for step in made.plan.get("steps", []) if step["phase"] == ("D" if kind == "purge" else "B") for each in step["commands"]]
+    disk = (made.facts or facts_of(made).to_json())["destination"]["disk"]
     bound = {
         "job": str(made.uuid), "commands": commands, "hostctl": "abcdef0123456789", "instance": {"id": made.instance_id, "host": made.destination.name},
         "live": {key: disk[key] for key in ("path", "inode", "format", "virtual_size", "backing")},

@@ -1,0 +1,181 @@
+"""A new migration and the verbs of a job: what is offered, what is refused and why, and that nothing typed is lost."""
+
+import pytest
+
+from hosts.models import Instance, LogicalVolume, VolumeGroup
+from jobs.models import Job
+from tests.pages import scenes
+
+
+def text(response):
+    return response.content.decode()
+
+
+@pytest.fixture
+def picked(hosts):
+    """What a complete form sends."""
+    volume = LogicalVolume.objects.get(name=f"{scenes.OLD}_disk.local")
+    relay = VolumeGroup.objects.get(hypervisor=hosts["jump-02"])
+    instance = Instance.objects.get(name="db-new")
+    return {
+        "source": hosts["cmp-lvm-07"].pk, "volume": volume.pk, "destination": hosts["cmp-nfs-03"].pk,
+        "disk": f"{instance.pk}/disk.local", "relay": relay.pk, "ticket": "OPS-1", "rate": "40",
+    }
+
+
+def test_choosing_everything_makes_a_job_that_is_only_checked(picked, dana, browser_of):
+    response = browser_of(dana).post("/migrations/new", picked)
+    job = Job.objects.get()
+    assert response.headers["Location"] == f"/migrations/{job.pk}/"
+    assert (job.requester, job.ticket, job.rate, job.start_when_checked) == (dana, "OPS-1", 40 << 20, False)
+    assert (job.source.name, job.relay.name, job.destination.name) == ("cmp-lvm-07", "jump-02", "cmp-nfs-03")
+
+
+def test_the_other_button_starts_it_as_soon_as_the_checks_hold(picked, dana, browser_of):
+    browser_of(dana).post("/migrations/new", {**picked, "start": "1", "rate": ""})
+    job = Job.objects.get()
+    assert job.start_when_checked
+    assert job.rate is None
+
+
+@pytest.mark.parametrize("missing", ["volume", "disk", "relay"])
+def test_a_form_that_lacks_a_choice_keeps_the_rest_and_makes_nothing(missing, picked, dana, browser_of):
+    response = browser_of(dana).post("/migrations/new", {**picked, missing: "", "ticket": "KEEP-ME"})
+    assert response.status_code == 422
+    assert "KEEP-ME" in text(response)
+    assert "Nothing was created" in text(response)
+    assert "checked" in text(response)
+    assert not Job.objects.exists()
+
+
+def test_a_volume_that_went_away_since_the_page_was_loaded_is_refused_in_words(picked, dana, browser_of):
+    LogicalVolume.objects.all().delete()
+    response = browser_of(dana).post("/migrations/new", picked)
+    assert "The volume is gone" in text(response)
+    assert not Job.objects.exists()
+
+
+def test_a_disk_that_went_away_is_refused_in_words(picked, dana, browser_of):
+    Instance.objects.all().delete()
+    assert "The disk is gone" in text(browser_of(dana).post("/migrations/new", picked))
+
+
+@pytest.mark.parametrize("rate", ["-4", "fast", "0.01", "1e999"])
+def test_a_limit_that_is_no_limit_is_refused_and_kept(rate, picked, dana, browser_of):
+    response = browser_of(dana).post("/migrations/new", {**picked, "rate": rate})
+    assert response.status_code == 422
+    assert f'value="{rate}"' in text(response)
+    assert not Job.objects.exists()
+
+
+def test_a_volume_that_was_opened_meanwhile_is_refused_by_the_verb_and_the_form_is_kept(picked, dana, browser_of):
+    LogicalVolume.objects.update(is_open=True)
+    response = browser_of(dana).post("/migrations/new", picked)
+    assert response.status_code == 422
+    assert "is in use on cmp-lvm-07" in text(response)
+    assert "OPS-1" in text(response)
+
+
+def options(page, name):
+    """The radio buttons of one name with their text, from a page."""
+    found = {}
+    for piece in page.split(f'<input type="radio" name="{name}"')[1:]:
+        value = piece.split('value="')[1].split('"')[0]
+        found[value] = piece.split("</label>")[0]
+    return found
+
+
+def test_what_cannot_be_chosen_is_shown_with_the_reason(picked, dana, browser_of, hosts):
+    other = scenes.job(dana, "preparing", lv_uuid=LogicalVolume.objects.get(pk=picked["volume"]).uuid)
+    page = text(browser_of(dana).get("/migrations/new", picked))
+    volumes = options(page, "volume")
+    busy = volumes[str(picked["volume"])]
+    assert "disabled" in busy
+    assert f"already in migration {other.pk}" in busy
+    assert any("something uses it" in volume for volume in volumes.values())
+    assert any("raw, not qcow2" in disk for disk in options(page, "disk").values())
+    assert "cmp-lvm-08: cmp-lvm-08 is quarantined" in page
+
+
+def test_relays_are_narrowed_by_source_share_and_room(picked, dana, browser_of, hosts):
+    big = LogicalVolume.objects.get(size=9000 * scenes.GIB)
+    relays = options(text(browser_of(dana).get("/migrations/new", {**picked, "volume": big.pk})), "relay")
+    jump = relays[str(picked["relay"])]
+    assert "too little room" in jump
+    source = next(relay for value, relay in relays.items() if value != str(picked["relay"]))
+    assert "it is the source itself" in source
+    assert f"does not mount {scenes.SHARE}" in source
+
+
+def test_room_that_other_jobs_hold_is_not_offered_twice(picked, dana, browser_of, hosts):
+    jump = hosts["jump-02"].volume_groups.get()
+    held = scenes.job(dana, "preparing")
+    scenes.reservation(held)
+    held.footprints.filter(kind="space", hypervisor=jump.hypervisor).update(bytes=jump.free - scenes.GIB)
+    assert "too little room" in options(text(browser_of(dana).get("/migrations/new", picked)), "relay")[str(jump.pk)]
+
+
+def test_htmx_gets_only_the_choices(picked, dana, browser_of):
+    response = browser_of(dana).get("/migrations/new", picked, headers={"HX-Request": "true"})
+    assert "<html" not in text(response)
+    assert "HX-Request" in response.headers["Vary"]
+    assert f'value="{picked["volume"]}" checked' in text(response)
+
+
+@pytest.mark.parametrize("nonsense", [{"source": "x"}, {"volume": "9" * 30}, {"disk": "a/b/c"}, {"relay": "-1"}, {"destination": "9999"}])
+def test_values_that_no_form_sends_do_no_harm(nonsense, picked, dana, browser_of):
+    assert browser_of(dana).get("/migrations/new", {**picked, **nonsense}).status_code == 200
+
+
+def test_only_operators_ask(picked, kim, browser_of):
+    assert browser_of(kim).get("/migrations/new").status_code == 403
+    assert browser_of(kim).post("/migrations/new", picked).status_code == 403
+    assert not Job.objects.exists()
+
+
+def test_starting_and_cancelling_are_asked_of_the_job(dana, browser_of, hosts):
+    job, browser = scenes.job(dana, "planned"), browser_of(dana)
+    assert browser.post(f"/migrations/{job.pk}/start").status_code == 302
+    assert browser.post(f"/migrations/{job.pk}/cancel").status_code == 302
+    job.refresh_from_db()
+    assert job.start_requested_at
+    assert job.cancel_requested_at
+
+
+def test_a_verb_that_is_refused_says_why_on_the_next_page(dana, browser_of, hosts):
+    job = scenes.job(dana, "done")
+    page = text(browser_of(dana).post(f"/migrations/{job.pk}/cancel", follow=True))
+    assert "cannot be cancelled" in page
+
+
+@pytest.mark.parametrize("verb", ["start", "cancel", "resume", "confirm", "rate", "ask-rollback", "ask-purge"])
+def test_every_verb_needs_a_post_and_the_role(verb, dana, kim, browser_of, hosts):
+    job = scenes.job(dana, "planned")
+    assert browser_of(dana).get(f"/migrations/{job.pk}/{verb}").status_code == 405
+    assert browser_of(kim).post(f"/migrations/{job.pk}/{verb}").status_code == 403
+    assert browser_of(dana).post(f"/migrations/{job.pk}/{verb}", {"rate": "5"}).status_code == 302
+
+
+def test_verbs_that_there_are_not_are_not_found(dana, browser_of, hosts):
+    assert browser_of(dana).post(f"/migrations/{scenes.job(dana).pk}/explode").status_code == 404
+
+
+def test_a_limit_is_set_in_mib_and_a_bad_one_changes_nothing(dana, browser_of, hosts):
+    job, browser = scenes.job(dana, "preparing"), browser_of(dana)
+    browser.post(f"/migrations/{job.pk}/rate", {"rate": "25"})
+    job.refresh_from_db()
+    assert job.rate == 25 << 20
+    page = text(browser.post(f"/migrations/{job.pk}/rate", {"rate": "-1"}, follow=True))
+    assert "stays as it was" in page
+    job.refresh_from_db()
+    assert job.rate == 25 << 20
+
+
+def test_verbs_refuse_without_the_token_of_the_form(dana, hosts):
+    from django.test import Client
+
+    job, browser = scenes.job(dana, "planned"), Client(enforce_csrf_checks=True)
+    browser.force_login(dana)
+    assert browser.post(f"/migrations/{job.pk}/start").status_code == 403
+    job.refresh_from_db()
+    assert job.start_requested_at is None

@@ -1,0 +1,123 @@
+"""Approvals: who may decide, what they must give, what a refusal keeps, and what it is bound to."""
+
+import time
+
+import pytest
+
+from jobs.models import Decision
+from tests.pages import scenes
+
+EASY = "correct horse battery"
+
+
+@pytest.fixture
+def asked(dana, hosts):
+    return scenes.approval(scenes.job(dana, "awaiting_approval"))
+
+
+def say(asked, verdict="approve", **changed):
+    values = {"reason": "Agreed with the tenant.", "tail": asked.job.instance_id[-6:], "password": EASY, "digest": asked.digest}
+    return {**values, "verdict": verdict, **changed}
+
+
+def text(response):
+    return response.content.decode()
+
+
+def test_another_person_approves_exactly_what_was_shown(asked, kim, browser_of):
+    response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked))
+    assert response.headers["Location"] == f"/migrations/{asked.job_id}/"
+    assert Decision.objects.get().person == kim
+    asked.job.refresh_from_db()
+    assert asked.job.status == "approved"
+
+
+def test_a_rejection_needs_a_reason_and_not_the_instance(asked, kim, browser_of):
+    assert browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, "reject", reason="")).status_code == 422
+    assert browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, "reject", tail="")).status_code == 302
+    assert Decision.objects.get().verdict == "reject"
+
+
+def test_a_yes_without_a_reason_is_refused(asked, kim, browser_of):
+    response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, reason="  "))
+    assert response.status_code == 422
+    assert not Decision.objects.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"tail": "000000"}, {"tail": ""}, {"password": "guess"}, {"password": ""}])
+def test_a_yes_with_the_wrong_instance_or_password_is_refused_and_keeps_the_reason(wrong, asked, kim, browser_of):
+    response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, reason="Typed at length.", **wrong))
+    assert response.status_code == 422
+    assert "Typed at length." in text(response)
+    assert EASY not in text(response)
+    assert not Decision.objects.exists()
+
+
+def test_what_was_looked_at_before_it_changed_is_refused(asked, kim, browser_of):
+    response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, digest="0" * 64, reason="Long reason."))
+    assert response.status_code == 422
+    assert "look at it again" in text(response)
+    assert "Long reason." in text(response)
+    assert not Decision.objects.exists()
+
+
+def test_the_requester_sees_why_they_cannot_and_is_refused(asked, dana, person, browser_of):
+    dana.is_superuser = True
+    dana.save()
+    browser = browser_of(dana)
+    page = text(browser.get(f"/approvals/{asked.pk}/"))
+    assert "somebody else has to decide" in page
+    assert "Approve exactly this" not in page
+    assert browser.post(f"/approvals/{asked.pk}/", say(asked)).status_code == 422
+    assert not Decision.objects.exists()
+
+
+def test_an_operator_without_the_role_is_refused_by_the_server(asked, person, browser_of):
+    browser = browser_of(person("olga", "operator"))
+    assert "you need the role approver" in text(browser.get(f"/approvals/{asked.pk}/"))
+    assert browser.post(f"/approvals/{asked.pk}/", say(asked)).status_code == 403
+    assert not Decision.objects.exists()
+
+
+def test_a_password_typed_a_moment_ago_is_not_asked_for_again(asked, kim, browser_of):
+    browser = browser_of(kim)
+    assert 'name="password"' in text(browser.get(f"/approvals/{asked.pk}/"))
+    session = browser.session
+    session["password_at"] = time.time() - 60
+    session.save()
+    assert 'name="password"' not in text(browser.get(f"/approvals/{asked.pk}/"))
+    session["password_at"] = time.time() - 400
+    session.save()
+    assert 'name="password"' in text(browser.get(f"/approvals/{asked.pk}/"))
+
+
+def test_the_review_shows_downtime_before_and_after_proof_and_commands(asked, kim, browser_of):
+    page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
+    for words in ("Instance is down for", "Live disk now", "Block by block equal", "0 writes counted", "virsh", asked.bound["stage"]["sha256"]):
+        assert words in page
+
+
+def test_missing_proof_is_said_and_not_painted_over(asked, kim, browser_of):
+    asked.job.runs.filter(step__in=["compare", "stage_verify"]).delete()
+    page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
+    assert "No comparison with the source volume is on record" in page
+    assert "not read back" in page
+
+
+@pytest.mark.parametrize(("kind", "status", "says"), [("rollback", "on_trial", "Put the old"), ("purge", "done", "no way back")])
+def test_rollback_and_purge_have_reviews_of_their_own(kind, status, says, dana, kim, browser_of, hosts):
+    asked = scenes.approval(scenes.job(dana, status), kind)
+    assert says in text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
+
+
+def test_a_void_request_says_what_changed_and_offers_no_form(asked, kim, browser_of):
+    asked.void("The source volume changed.", ["source writes: was 40, is 41"])
+    page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
+    assert "source writes: was 40, is 41" in page
+    assert "Approve exactly this" not in page
+
+
+def test_the_inbox_lists_what_waits_for_this_person_and_what_waits_for_others(asked, dana, kim, browser_of):
+    link = f'href="/approvals/{asked.pk}/">Review'
+    assert link in text(browser_of(kim).get("/approvals/"))
+    assert link not in text(browser_of(dana).get("/approvals/"))

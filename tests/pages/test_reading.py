@@ -1,0 +1,201 @@
+"""Every page in every status: it answers, says where the job is, escapes what people typed, and asks little of the database."""
+
+import re
+
+import pytest
+from django.contrib.auth.models import Group
+from django.urls import reverse
+
+from jobs.views import TABS
+from tests.pages import scenes
+
+
+
+def text(response):
+    return response.content.decode()
+
+
+@pytest.mark.parametrize("status", scenes.REACHED)
+def test_the_job_page_answers_in_every_status_and_in_every_tab(status, dana, browser_of, hosts):
+    job = scenes.job(dana, status)
+    if status == "awaiting_approval":
+        scenes.approval(job)
+    for tab in TABS:
+        response = browser_of(dana).get(reverse("jobs:job", args=[job.pk]), {"tab": tab})
+        assert response.status_code == 200
+        assert str(job.sentence()) in text(response)
+        for part in ("actions", "tab"):
+            fetched = browser_of(dana).get(response.request["PATH_INFO"], {"tab": tab, "part": part}, headers={"HX-Request": "true"})
+            assert fetched.status_code == 200
+            assert "<html" not in text(fetched)
+
+
+def test_a_job_that_nobody_planned_yet_says_so(dana, browser_of, hosts):
+    job = scenes.job(dana, "checking")
+    assert "No plan yet" in text(browser_of(dana).get(reverse("jobs:plan", args=[job.pk])))
+
+
+def test_the_running_step_shows_its_percentage_where_a_machine_can_read_it(dana, browser_of, hosts):
+    job = scenes.job(dana, "preparing")
+    page = text(browser_of(dana).get(reverse("jobs:job", args=[job.pk])))
+    assert 'data-percent="62.4"' in page
+    assert re.search(r"<progress max=\"644245094400\" value=\"\d+\"", page)
+
+
+def test_the_plan_shows_every_command_of_every_step(dana, browser_of, hosts):
+    job = scenes.job(dana, "planned")
+    page = text(browser_of(dana).get(reverse("jobs:plan", args=[job.pk])))
+    for step in job.plan["steps"]:
+        assert step["title"] in page
+    assert "qemu-img convert" in page
+    assert "lvchange -pr" in page
+
+
+def test_a_halted_job_says_what_was_expected_what_was_found_and_the_ways_on(dana, browser_of, hosts):
+    page = text(browser_of(dana).get(reverse("jobs:job", args=[scenes.halted(dana).pk])))
+    for words in ("make the temporary volume", "an LV of this name without", "nothing was changed by this step", "then resume", "Resume"):
+        assert words in page
+
+
+@pytest.mark.parametrize("name", ["overview", "jobs:list", "jobs:approvals", "jobs:new"])
+def test_pages_stand_on_an_empty_database_and_say_what_to_do_first(name, dana, browser_of):
+    assert browser_of(dana).get(reverse(name)).status_code == 200
+
+
+def test_the_first_overview_says_who_registers_hypervisors(dana, person, browser_of):
+    assert "An administrator can register them" in text(browser_of(dana).get("/"))
+    assert "Register the first hypervisor" in text(browser_of(person("ada", "administrator")).get("/"))
+
+
+def test_the_overview_tells_what_runs_what_is_stuck_and_what_waits_for_whom(dana, kim, browser_of, hosts):
+    running, stuck = scenes.job(dana, "preparing", instance_name="runs-1"), scenes.halted(dana)
+    scenes.approval(scenes.job(dana, "awaiting_approval", instance_name="asks-1"))
+    scenes.reservation(running)
+    page = text(browser_of(kim).get("/"))
+    assert "runs-1" in page
+    assert stuck.halt_reason in page
+    assert "cmp-lvm-08" in page  # in quarantine
+    assert "Waits for you" in page
+    assert "632.0 GiB" in page
+    assert "Waits for you" not in text(browser_of(dana).get("/"))
+
+
+def test_a_badge_counts_the_approvals_that_wait_for_this_person(dana, kim, browser_of, hosts):
+    asked = scenes.approval(scenes.job(dana, "awaiting_approval"))
+    badge = '<span class="count">1'
+    assert badge in text(browser_of(kim).get("/"))
+    assert badge not in text(browser_of(dana).get("/"))
+    scenes.decision(asked, kim)
+    assert badge not in text(browser_of(kim).get("/"))
+
+
+@pytest.mark.parametrize("status", ["checking", "planned", "preparing", "awaiting_approval", "on_trial", "done"])
+def test_what_people_typed_is_never_markup(status, dana, kim, browser_of, hosts):
+    evil = scenes.HOSTILE
+    job = scenes.job(dana, status, instance_name=evil, ticket=evil, halt_reason=evil if status == "preparing" else "", waiting_for=evil, outcome_reason=evil)
+    job.checks = [{"name": evil, "severity": "warns", "ok": False, "sentence": evil, "found": {evil: [evil]}}]
+    job.save()
+    for run in job.runs.all():
+        run.evidence, run.commands, run.error = {evil: evil}, [scenes.command(evil, 1, stderr=evil)], {"tried": evil, "found": evil}
+        run.save()
+    asked = scenes.approval(job)
+    scenes.decision(asked, kim, reason=evil)
+    paths = ["/", "/migrations/", "/approvals/", f"/approvals/{asked.pk}/", *(f"/migrations/{job.pk}/?tab={tab}" for tab in TABS)]
+    for path in [*paths, "/migrations/?q=" + evil, "/migrations/?person=" + evil]:
+        page = text(browser_of(kim).get(path))
+        assert "<img" not in page, path
+
+
+def test_somebody_without_a_role_sees_no_job(dana, person, browser_of, hosts):
+    job = scenes.job(dana)
+    nobody = browser_of(person("nobody"))
+    for path in ("/", "/migrations/", f"/migrations/{job.pk}/", "/approvals/"):
+        assert nobody.get(path).status_code == 403
+
+
+def test_strangers_are_sent_to_the_login(client, dana, hosts):
+    job = scenes.job(dana)
+    for path in ("/", "/migrations/", "/migrations/new", f"/migrations/{job.pk}/", "/approvals/"):
+        assert client.get(path).headers["Location"].startswith("/login/")
+
+
+def test_a_job_that_is_not_there_is_not_found(dana, browser_of):
+    assert browser_of(dana).get("/migrations/77/").status_code == 404
+    assert browser_of(dana).post("/migrations/77/start").status_code == 404
+    assert browser_of(dana).get("/approvals/77/").status_code == 404
+
+
+def test_viewers_look_and_are_offered_nothing(dana, person, browser_of, hosts):
+    job = scenes.job(dana, "planned")
+    page = text(browser_of(person("vic", "viewer")).get(f"/migrations/{job.pk}/"))
+    assert "you need the role operator" in page
+    assert "Set limit" not in page
+
+
+def test_every_page_keeps_to_the_content_security_policy(dana, browser_of, hosts):
+    job = scenes.job(dana, "preparing")
+    for path in ("/", "/migrations/", "/migrations/new", f"/migrations/{job.pk}/", "/approvals/"):
+        response = browser_of(dana).get(path)
+        assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+        page = text(response)
+        assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>|\son[a-z]+=|<style|\sstyle=", page), path
+
+
+def test_the_choice_of_colours_is_rendered_by_the_server(dana, browser_of):
+    browser = browser_of(dana)
+    browser.cookies["theme"] = "dark"
+    assert 'data-bs-theme="dark"' in text(browser.get("/"))
+    browser.cookies["theme"] = '"><script>'
+    assert 'data-theme-choice="system"' in text(browser.get("/"))
+
+
+def test_the_history_is_searched_by_what_people_remember(dana, kim, person, browser_of, hosts):
+    wanted = scenes.job(dana, "done", instance_name="billing-db", ticket="OPS-77")
+    other = scenes.job(person("erin", "operator"), "undone", instance_name="cache-1", ticket="X-1")
+    scenes.decision(scenes.approval(wanted), kim)
+    browser = browser_of(dana)
+    for query in ("q=billing", "q=OPS-77", f"q={wanted.instance_id}", f"q={wanted.pk}&status=done", "person=dana", "person=kim", "status=done"):
+        page = text(browser.get(f"/migrations/?{query}"))
+        assert "billing-db" in page, query
+        assert "cache-1" not in page, query
+    assert "cache-1" in text(browser.get("/migrations/?status=failed"))
+    assert "No migration matches" in text(browser.get("/migrations/?since=2030-01-01"))
+    assert "No migration matches" in text(browser.get(f"/migrations/?host={hosts['cmp-lvm-08'].pk}"))
+    assert other.instance_name in text(browser.get(f"/migrations/?host={hosts['jump-02'].pk}"))
+    assert browser.get("/migrations/?since=nonsense&status=never").status_code == 200
+
+
+def test_pages_of_the_history_go_on_below_a_number_and_keep_the_filters(dana, browser_of, hosts):
+    numbers = [scenes.job(dana, "undone", outcome="cancelled").pk for _ in range(53)]
+    browser = browser_of(dana)
+    first = text(browser.get("/migrations/?status=undone"))
+    after = re.search(r"\?status=undone&amp;after=(\d+)", first).group(1)
+    assert int(after) == sorted(numbers)[-50]
+    second = text(browser.get(f"/migrations/?status=undone&after={after}"))
+    assert all(f">{number}</a>" in second for number in sorted(numbers)[:3])
+
+
+@pytest.mark.parametrize("path", ["/", "/migrations/", "/approvals/"])
+def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(path, dana, kim, browser_of, hosts, django_assert_max_num_queries):
+    for number in range(6):
+        scenes.approval(scenes.job(dana, "awaiting_approval", instance_name=f"a{number}"))
+    browser = browser_of(kim)
+    browser.get(path)
+    with django_assert_max_num_queries(40):
+        browser.get(path)
+
+
+def test_a_job_page_asks_the_database_little(dana, browser_of, hosts, django_assert_max_num_queries):
+    job = scenes.job(dana, "preparing")
+    browser = browser_of(dana)
+    with django_assert_max_num_queries(40):
+        browser.get(f"/migrations/{job.pk}/")
+
+
+def test_roles_are_named_beside_the_person(dana, browser_of):
+    dana.groups.add(Group.objects.get(name="auditor"))
+    page = text(browser_of(dana).get("/"))
+    assert "auditor, operator" in page
+    assert "/audit/" in page
+
+
