@@ -16,7 +16,7 @@ def look_of(widget: forms.Widget) -> str:
     return "form-select" if isinstance(widget, forms.Select) else "form-control"
 
 
-class RegisterForm(forms.ModelForm):
+class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own class takes no argument
     """What volmig has to be told; everything else it finds out."""
 
     limit_mib = forms.IntegerField(
@@ -43,7 +43,8 @@ class RegisterForm(forms.ModelForm):
     def save(self, commit: bool = True) -> Hypervisor:
         limit = self.cleaned_data["limit_mib"]
         self.instance.rate_limit = limit * MIB if limit else None
-        return super().save(commit)
+        saved: Hypervisor = super().save(commit)
+        return saved
 
 
 class PinForm(forms.Form):

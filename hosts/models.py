@@ -1,6 +1,7 @@
 """Hypervisors and what was last seen on them; every figure carries the time at which it was seen."""
 
 import datetime as dt
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import ProtectedError, Q
 from django.utils import timezone
 
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
@@ -18,6 +19,7 @@ from volmig.notify import announce
 from volmig.record.models import Event
 
 NFS_PORTS = (111, 2049, 20048)
+OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
@@ -183,10 +185,15 @@ class Hypervisor(models.Model):
     def record_mounts(self, mounts: list[dict[str, Any]], now: dt.datetime) -> None:
         rows = []
         for row in mounts:
+            if row["target"].startswith(OWN_MOUNTS):
+                continue
             figures = {"size": row["size"], "free": row["free"], "seen_at": now}
             share, _ = Share.objects.update_or_create(source=row["source"], defaults=figures)
             rows.append({"share": share, "path": row["target"], "options": row["options"], "seen_at": now})
         keep(self.mounts, ("path",), rows)
+        for share in Share.objects.filter(mounts=None):
+            with suppress(ProtectedError):  # a migration's ledger still names it
+                share.delete()
 
     def record_instances(self, domains: list[dict[str, Any]], now: dt.datetime) -> None:
         paths = [PurePosixPath(path) for path in self.mounts.values_list("path", flat=True)]

@@ -1,9 +1,11 @@
 """Discovery: what the workers ask hypervisors in the background."""
 
 import datetime as dt
+import math
 from typing import Any
 
 from django.conf import settings
+from django.db.models import F
 from django.utils import timezone
 
 from hosts.models import NFS_PORTS, DataAddress, Hypervisor, keep
@@ -15,9 +17,14 @@ INVENTORY_SECONDS = 60
 
 
 def refresh_stale() -> None:
-    """Task, once a minute: queues a refresh of each hypervisor whose figures are older than VOLMIG_REFRESH_SECONDS."""
+    """Task, once a minute: queues a refresh of the hypervisors whose figures are older than VOLMIG_REFRESH_SECONDS.
+
+    Only as many as keep all of them fresh in turn: workers that look around do not move migrations.
+    """
     before = timezone.now() - dt.timedelta(seconds=settings.REFRESH_SECONDS)
-    for pk in Hypervisor.objects.stale(before).values_list("pk", flat=True):
+    share = math.ceil(Hypervisor.objects.reachable().count() * 60 / settings.REFRESH_SECONDS)
+    stale = Hypervisor.objects.stale(before).order_by(F("tried_at").asc(nulls_first=True))
+    for pk in stale.values_list("pk", flat=True)[:share]:
         later("hosts.tasks.refresh", pk)
 
 

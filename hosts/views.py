@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
 from hosts.forms import PinForm, RegisterForm
-from hosts.models import NFS_PORTS, DataAddress, Hypervisor, LogicalVolume, Share, ssh_key_file
+from hosts.models import NFS_PORTS, DataAddress, Hypervisor, LogicalVolume, Share, VolumeGroup, ssh_key_file
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
 from volmig.accounts.roles import may, needs
@@ -25,10 +25,10 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud")
-    prefetched = hypervisors.prefetch_related("volume_groups", "mounts__share", "instances", "reaches")
+    seen = list(hypervisors.prefetch_related("volume_groups", "mounts__share", "instances", "reaches"))
     context = {
-        "hypervisors": list(prefetched),
-        "matrix": matrix(list(prefetched)),
+        "hypervisors": [(host, with_reserved(host)) for host in seen],
+        "matrix": matrix(seen),
         "shares": Share.objects.prefetch_related("mounts__hypervisor"),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
@@ -61,6 +61,7 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
     volumes = LogicalVolume.objects.filter(volume_group__hypervisor=host).select_related("volume_group")
     context = {
         "host": host,
+        "groups": with_reserved(host),
         "volumes": volumes.order_by(SORTS.get(sort, "name"), "name"),
         "sort": sort if sort in SORTS else "name",
         "owners": {row.address: row.hypervisor for row in DataAddress.objects.select_related("hypervisor")},
@@ -71,6 +72,14 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
     }
     part = "hosts/_state.html" if request.GET.get("part") == "state" else "hosts/hypervisor.html"
     return render(request, part, context)
+
+
+def with_reserved(host: Hypervisor) -> list[VolumeGroup]:
+    """The volume groups, with the bytes that migrations keep free in each as `held`."""
+    groups = list(host.volume_groups.all())
+    for group in groups:
+        group.held = host.footprints.filter(kind="space").reserved_bytes(name=group.name)  # type: ignore[attr-defined]
+    return groups
 
 
 def installation(user: str) -> dict[str, str]:

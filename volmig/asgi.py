@@ -10,7 +10,7 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
 pages = get_asgi_application()  # loads the apps, so it comes before what imports models
 
-from volmig.urls import websocket_routes  # noqa: E402
+from jobs.live import routes  # noqa: E402
 
-live = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_routes())))
+live = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(routes)))
 application = ProtocolTypeRouter({"http": pages, "websocket": live})

@@ -1,7 +1,6 @@
 """Settings: safe defaults for one machine, and VOLMIG_ environment variables for everything else."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -74,7 +73,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                *(["jobs.views.chrome"] if find_spec("jobs.views") else []),
+                "jobs.views.chrome",
             ],
         },
     }
@@ -114,8 +113,8 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 Q_CLUSTER = {
     "name": "volmig",
     "orm": "default",
-    "workers": number("WORKERS", 2),
-    "queue_limit": number("WORKERS", 2),
+    "workers": number("WORKERS", 3),
+    "queue_limit": number("WORKERS", 3),
     "bulk": 1,
     "timeout": 120,
     "retry": 900,
@@ -127,7 +126,7 @@ Q_CLUSTER = {
     "poll": 0.3,
     "guard_cycle": 1,
 }
-EVERY_MINUTE = ["hosts.tasks.refresh_stale"]
+EVERY_MINUTE = ["hosts.tasks.refresh_stale", "jobs.watch.sweep"]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [

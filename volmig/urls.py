@@ -1,9 +1,5 @@
 """Every address that volmig answers."""
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
-
 from django.contrib.auth import views as auth
 from django.urls import include, path
 
@@ -15,12 +11,5 @@ urlpatterns = [
     path("audit/", views.audit, name="audit"),
     path("healthz", views.health, name="health"),
     path("hosts/", include("hosts.urls")),
+    path("", include("jobs.urls")),
 ]
-if find_spec("jobs.urls"):
-    urlpatterns.append(path("", include("jobs.urls")))
-
-
-def websocket_routes() -> list[Any]:
-    if not find_spec("jobs.live"):
-        return []
-    return list(import_module("jobs.live").routes)

@@ -47,6 +47,20 @@ def test_two_hypervisors_see_one_share(hypervisor, inventory):
     assert Share.objects.get().mounts.count() == 2
 
 
+def test_a_share_that_nobody_mounts_any_more_is_forgotten(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    inventory["mounts"] = []
+    src.record_inventory(inventory)
+    assert not Share.objects.exists()
+
+
+def test_what_a_migration_mounts_meanwhile_is_no_share(hypervisor, inventory):
+    inventory["mounts"][0]["target"] = "/mnt/volmig/0123"
+    hypervisor().record_inventory(inventory)
+    assert not Share.objects.exists()
+
+
 def test_an_inventory_that_fails_half_way_changes_nothing(hypervisor, inventory):
     src = hypervisor()
     src.record_inventory(inventory)

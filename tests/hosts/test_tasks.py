@@ -125,9 +125,20 @@ def test_only_stale_hypervisors_are_queued(hypervisor, drain, fake, settings):
     hypervisor("fresh", tried_at=now)
     hypervisor("retired", retired_at=now)
     hypervisor("unpinned", host_key="")
+    settings.REFRESH_SECONDS = 60
     tasks.refresh_stale()
     assert drain() == ["hosts.tasks.refresh"] * 2
     assert Hypervisor.objects.filter(seen_at__gte=now).count() == 2
+
+
+def test_many_hypervisors_are_looked_at_in_turn_the_longest_unseen_first(hypervisor, drain, fake, settings):
+    settings.REFRESH_SECONDS = 300
+    now = timezone.now()
+    for number in range(10):
+        hypervisor(f"h{number}", tried_at=now - dt.timedelta(hours=1 + number))
+    tasks.refresh_stale()
+    assert drain() == ["hosts.tasks.refresh"] * 2
+    assert {host.name for host in Hypervisor.objects.filter(tried_at__gte=now)} == {"h8", "h9"}
 
 
 def test_the_offered_key_is_kept_but_not_trusted(hypervisor, monkeypatch):
