@@ -1,0 +1,310 @@
+"""The runner: intent before the act, outcome after it, and what each kind of answer leads to."""
+
+import datetime as dt
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+
+from hosts.remote.host import Answer, HostctlDiffers, Unreachable
+from jobs.engine import runner
+from jobs.engine.plan import make
+
+from .sound import FACTS, MIGRATION
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+PLAN = make(MIGRATION, FACTS)
+MEASURED = {
+    "relay_lv": {"lv_uuid": "xyz"}, "relay_export": {"started": []},
+    "source_fence": {"writes": 1, "sectors_written": 8, "was": "writeable", "holder_unit": "u"},
+    "compare": {"file_size": 9}, "stage": {"sha256": "ab", "file_size": 9},
+    "stage_verify": {"inode": 2, "file_size": 9, "mtime_ns": 3, "sha256": "ab"},
+    "stop": {"live": {"inode": 1, "file_size": 9, "mtime_ns": 3, "uid": 1, "gid": 1, "mode": 1}},
+    "swap": {"live_inode": 2, "backup_inode": 1},
+}
+
+
+@dataclass
+class Run:
+    step: str
+    direction: str
+    attempt: int
+    args: dict[str, Any]
+    result: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    boot_id: str = ""
+    ended_at: dt.datetime | None = None
+    silent_since: dt.datetime | None = None
+    hypervisor: str = ""
+
+
+class Journal:
+    def __init__(self, clock):
+        self.rows, self.clock = [], clock
+
+    def runs(self, step, direction):
+        return [run for run in self.rows if (run.step, run.direction) == (step, direction)]
+
+    def begin(self, planned, direction, attempt, args):
+        self.rows.append(Run(planned.step.name, direction, attempt, args, hypervisor=planned.hypervisor))
+        return self.rows[-1]
+
+    def record(self, run, answer):
+        run.silent_since, run.unit = None, answer.unit
+        run.boot_id = answer.boot_id
+        if answer.state in runner.OVER:
+            run.result, run.evidence, run.ended_at = answer.state, answer.evidence, self.clock()
+        elif answer.state == "running":
+            run.result = "running"
+
+    def silent(self, run):
+        run.silent_since = run.silent_since or self.clock()
+
+    def evidence(self):
+        return {run.step: run.evidence for run in self.rows if (run.direction, run.result) == ("do", "done")}
+
+    def boot_id(self, hypervisor):
+        return next((run.boot_id for run in reversed(self.rows) if run.hypervisor == hypervisor and run.boot_id), "")
+
+    def touched(self, hypervisor):
+        return any(run.hypervisor == hypervisor for run in self.rows)
+
+
+class Envelope(NamedTuple):
+    step: Any
+    direction: str
+    run: Run
+    stops: str
+
+
+class Hands:
+    """Says what it was told to say, else that all is well; notes what had been written when it was asked."""
+
+    def __init__(self, journal):
+        self.journal, self.says, self.calls, self.weary = journal, {}, [], False
+
+    def host(self, on):
+        return self
+
+    def request(self, planned, direction, run, stops):
+        return Envelope(planned.step, direction, run, stops)
+
+    def call(self, request):
+        step, direction, run, stops = request
+        assert run in self.journal.rows, "the act came before its intent"
+        self.calls.append((step.name, direction, stops))
+        said = self.says.get((step.name, direction), [])
+        answer = said.pop(0) if said else Answer("done", dict(MEASURED.get(step.name, {})))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def limits(self):
+        return {"rate": 0}
+
+    def tired(self):
+        return self.weary
+
+
+class Stage:
+    def __init__(self):
+        self.now = START
+        self.journal = Journal(lambda: self.now)
+        self.hands = Hands(self.journal)
+
+    def advance(self, phase="A"):
+        return runner.advance(PLAN.phase(phase), self.journal, self.hands, lambda: self.now)
+
+    def undo(self, *phases, **extra):
+        return runner.undo(PLAN.phase(*phases), self.journal, self.hands, lambda: self.now, extra)
+
+    def says(self, step, *answers, direction="do"):
+        self.hands.says[step, direction] = list(answers)
+
+    def asked(self, direction="do"):
+        return [name for name, way, _ in self.hands.calls if way == direction]
+
+
+@pytest.fixture
+def stage():
+    return Stage()
+
+
+def refusal(code, state="refused"):
+    error = {"code": code, "tried": "make it", "found": "something else", "touched": False, "next": ""}
+    return Answer(state, error=error)
+
+
+def test_all_steps_are_asked_for_in_order_and_once(stage):
+    assert stage.advance() == runner.Finished()
+    assert stage.asked() == [each.step.name for each in PLAN.phase("A")]
+    assert stage.advance() == runner.Finished()
+    assert len(stage.hands.calls) == len(PLAN.phase("A"))
+
+
+def test_running_work_is_waited_for_and_asked_about_again_as_the_same_attempt(stage):
+    stage.says("convert", Answer("running", unit="volmig-x-convert-do-1"))
+    outcome = stage.advance()
+    assert isinstance(outcome, runner.Wait)
+    assert "running on src" in outcome.sentence
+    assert stage.advance() == runner.Finished()
+    assert [run.attempt for run in stage.journal.runs("convert", "do")] == [1]
+
+
+@pytest.mark.parametrize("code", ["foreign-volume", "unknown-state"])
+def test_what_is_not_foreseen_halts(stage, code):
+    stage.says("relay_fs", refusal(code))
+    outcome = stage.advance()
+    assert isinstance(outcome, runner.Halt)
+    assert outcome.data["code"] == code
+    assert stage.asked() == ["relay_lv", "relay_fs"]
+
+
+def test_a_refused_precondition_fails_at_once_with_its_sentence(stage):
+    stage.says("source_fence", refusal("volume-open"))
+    outcome = stage.advance()
+    assert isinstance(outcome, runner.Failed)
+    assert "tried to make it; something else" in outcome.sentence
+    assert len(stage.journal.runs("source_fence", "do")) == 1
+
+
+def test_a_failed_step_is_tried_three_times(stage):
+    stage.says("convert", *[refusal("io-error", "failed")] * 5)
+    assert isinstance(stage.advance(), runner.Failed)
+    assert [run.attempt for run in stage.journal.runs("convert", "do")] == [1, 2, 3]
+
+
+def test_a_step_that_may_not_be_repeated_fails_at_once(stage):
+    stage.advance()
+    stage.says("stop", refusal("stop-deadline", "failed"))
+    assert isinstance(stage.advance("B"), runner.Failed)
+    assert len(stage.journal.runs("stop", "do")) == 1
+
+
+def test_lost_work_is_begun_again_but_not_for_ever(stage):
+    stage.says("convert", refusal("lost", "lost"))
+    assert stage.advance() == runner.Finished()
+    assert [run.result for run in stage.journal.runs("convert", "do")] == ["lost", "done"]
+    other = Stage()
+    other.says("convert", *[refusal("lost", "lost")] * 9)
+    assert isinstance(other.advance(), runner.Failed)
+    assert len(other.journal.runs("convert", "do")) == runner.MAX_LOST
+
+
+def test_a_host_that_does_not_answer_is_waited_for_with_longer_pauses_and_flagged(stage):
+    stage.says("relay_fs", *[Unreachable("reach jump", "connection refused")] * 9)
+    first = stage.advance()
+    assert isinstance(first, runner.Wait)
+    assert not first.flagged
+    stage.now += dt.timedelta(seconds=30)
+    second = stage.advance()
+    assert second.until - stage.now > first.until - START
+    stage.now += dt.timedelta(seconds=61)
+    third = stage.advance()
+    assert third.flagged
+    assert "for 91 s; somebody should look" in third.sentence
+    assert len(stage.journal.runs("relay_fs", "do")) == 1
+
+
+def test_another_hostctl_halts(stage):
+    stage.says("relay_lv", HostctlDiffers("run lv_create", "hostctl is another one"))
+    assert isinstance(stage.advance(), runner.Halt)
+
+
+def test_a_busy_host_is_asked_again_soon(stage):
+    stage.says("relay_fs", Answer("busy"))
+    outcome = stage.advance()
+    assert outcome.until == START + dt.timedelta(seconds=2)
+    assert stage.advance() == runner.Finished()
+
+
+def test_a_tired_tick_begins_nothing_more(stage):
+    stage.hands.weary = True
+    assert isinstance(stage.advance(), runner.Wait)
+    assert stage.hands.calls == []
+
+
+def test_what_a_reboot_took_away_is_made_again_until_it_is_torn_down(stage):
+    booted = [Answer("done", {}, boot_id="first"), Answer("done", {}, boot_id="second")]
+    stage.says("source_mount", *booted)
+    fence = MEASURED["source_fence"]
+    stage.says("source_fence", *[Answer("done", fence, boot_id=boot) for boot in ("first", "second")])
+    stage.says("convert", Answer("lost", boot_id="second"))
+    assert stage.advance() == runner.Finished()
+    assert stage.asked().count("source_mount") == 2
+    assert stage.asked().count("relay_fs") == 1
+
+
+def test_undo_takes_back_in_reverse_what_was_begun(stage):
+    stage.says("source_mount", Unreachable("reach src", "gone"))
+    stage.advance()
+    assert stage.undo("A") == runner.Finished()
+    assert stage.asked("undo") == ["source_mount", "relay_export", "relay_fs", "relay_lv"]
+
+
+def test_undo_stops_the_unit_that_still_runs(stage):
+    stage.says("convert", Answer("running", unit="volmig-x-convert-do-1"))
+    stage.advance()
+    stage.undo("A")
+    assert stage.hands.calls[-6] == ("convert", "undo", "volmig-x-convert-do-1")
+    assert [stops for _, way, stops in stage.hands.calls if way == "undo"][1:] == [""] * 5
+
+
+def test_a_refused_step_has_nothing_to_undo(stage):
+    stage.says("relay_fs", refusal("not-empty"))
+    stage.advance()
+    stage.undo("A")
+    assert stage.asked("undo") == ["relay_lv"]
+
+
+def test_what_was_torn_down_is_not_undone_again(stage):
+    stage.advance()
+    stage.undo("A")
+    assert stage.asked("undo") == ["stage", "source_fence"]
+
+
+def test_one_undo_that_fails_keeps_the_others_going_and_halts_at_the_end(stage):
+    stage.says("convert", refusal("io-error", "failed"), refusal("io-error", "failed"), refusal("io-error", "failed"))
+    stage.advance()
+    stage.says("source_mount", *[refusal("busy-mount", "failed")] * 3, direction="undo")
+    outcome = stage.undo("A")
+    assert isinstance(outcome, runner.Halt)
+    assert [each["step"] for each in outcome.data["errors"]] == ["source_mount"]
+    assert stage.asked("undo")[-3:] == ["relay_export", "relay_fs", "relay_lv"]
+    assert stage.undo("A") == runner.Finished()
+
+
+def test_undoing_is_told_what_was_made_and_what_else_it_has_to_know(stage):
+    stage.advance()
+    stage.advance("B")
+    stage.now += dt.timedelta(hours=1)
+    stage.undo("B", swap={"untouched": True})
+    args = stage.journal.runs("swap", "undo")[0].args
+    assert (args["untouched"], args["made"]) == (True, MEASURED["swap"])
+
+
+def test_the_lock_stays_until_no_cache_can_name_the_old_file(stage):
+    stage.advance()
+    stage.advance("B")
+    outcome = stage.advance("C")
+    assert isinstance(outcome, runner.Wait)
+    assert outcome.until == START + dt.timedelta(seconds=FACTS.destination.acdirmax + MIGRATION.margin)
+    assert "unlock" not in stage.asked()
+    stage.now = outcome.until
+    assert stage.advance("C") == runner.Finished()
+
+
+def test_the_sweep_halts_when_something_of_ours_is_still_there(stage):
+    stage.advance()
+    forgets = [each for each in PLAN.phase("C") if each.step.verb == "forget"]
+    stage.says("forget_relay", Answer("done", {"left": ["mount on /srv/volmig/x"]}), direction="undo")
+    outcome = runner.sweep(forgets, stage.journal, stage.hands, lambda: stage.now)
+    assert isinstance(outcome, runner.Halt)
+    assert "mount on /srv/volmig/x" in outcome.sentence
+
+
+def test_the_sweep_leaves_hypervisors_alone_that_were_never_touched(stage):
+    forgets = [each for each in PLAN.phase("C") if each.step.verb == "forget"]
+    assert runner.sweep(forgets, stage.journal, stage.hands, lambda: stage.now) == runner.Finished()
+    assert stage.hands.calls == []

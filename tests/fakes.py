@@ -1,0 +1,389 @@
+"""A site in memory: three hypervisors that behave, and refuse, as hostctl does; whole jobs run on it without a lab."""
+
+import queue
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from hosts.remote.host import Address, Answer, HostKeyChanged, Request, Unreachable
+from hosts.remote.hostctl import acts
+
+MIB = 1 << 20
+SHARE = "filer:/vol/nova"
+INSTANCES = "/var/lib/nova/instances"
+INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
+LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
+SOURCE_LV = f"{INSTANCE}_disk.local"
+READS = {"hello", "source_facts", "relay_facts", "destination_facts", "instance_state", "status"}
+
+
+class Refusal(Exception):  # noqa: N818 - the word that tests read
+    def __init__(self, code: str, found: str, state: str = "refused", touched: bool | None = False, **evidence: Any):
+        self.answer = Answer(state, {}, [], {"code": code, "tried": "do it", "found": found, "touched": touched,
+                                             "next": "Look at it.", "evidence": evidence})
+        super().__init__(found)
+
+
+@dataclass
+class File:
+    inode: int
+    content: str
+    size: int = 20 * MIB
+
+    def identity(self) -> dict[str, int]:
+        return {"inode": self.inode, "file_size": self.size, "mtime_ns": 1_000 + self.inode, "uid": 64055, "gid": 64055,
+                "mode": 0o644}
+
+
+@dataclass
+class Volume:
+    uuid: str
+    size: int
+    content: str = ""
+    tags: set[str] = field(default_factory=set)
+    holders: list[str] = field(default_factory=list)
+    permission: str = "writeable"
+    writes: int = 40
+    filesystem: str = ""
+
+
+class Site:
+    """Source, relay and destination, and the files of the share that the last two mount."""
+
+    def __init__(self, size: int = 512 * MIB) -> None:
+        self.size = size
+        self.files = {LIVE: File(4711, "old disk")}
+        self.inodes = iter(range(4712, 9999))
+        self.source, self.relay, self.destination = (FakeHost(self, name) for name in ("src", "jump", "dst"))
+        self.source.volumes[SOURCE_LV] = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
+        self.destination.state = "running"
+
+    def connect(self, address: Address) -> "FakeHost":
+        host = next(host for host in (self.source, self.relay, self.destination) if host.name == address.host)
+        if host.another_key:
+            raise HostKeyChanged(f"log in to {host.name}", "it offers another key", "Find out why.")
+        host.check_reachable()
+        return host
+
+    def leftovers(self) -> list[str]:
+        """Everything that looks like ours, on any host or on the share."""
+        found = [f"{host.name} {thing}" for host in (self.source, self.relay, self.destination)
+                 for thing in (*host.mounts, *host.exports, *host.held, *host.marks, *host.kept)]
+        tagged = [f"{host.name} {name}" for host in (self.source, self.relay)
+                  for name, volume in host.volumes.items() if volume.tags]
+        return found + tagged + [path for path in self.files if "/.volmig/" in path]
+
+
+class FakeHost:
+    """One hypervisor. `slow` verbs stay running until `finish`; `faults` are raised instead of the act, once each."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self.site, self.name = site, name
+        self.reachable, self.another_key = True, False
+        self.boot_id = uuid.uuid4().hex
+        self.volumes: dict[str, Volume] = {}
+        self.free = 8 << 30
+        self.share_free = 9 << 30
+        self.mounts: dict[str, str] = {}
+        self.exports: dict[str, str] = {}
+        self.held: set[str] = set()
+        self.marks: dict[str, str] = {}
+        self.state = "shut off"
+        self.kept: dict[str, dict[str, Answer]] = {}
+        self.fences: dict[str, int] = {}
+        self.running: dict[str, Request] = {}
+        self.slow: set[str] = set()
+        self.faults: dict[str, Refusal] = {}
+        self.facts: dict[str, Any] = {}
+        self.requests: list[Request] = []
+        self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    # The Host protocol
+
+    def call(self, request: Request, timeout: float = 20) -> Answer:
+        self.check_reachable()
+        self.requests.append(request)
+        try:
+            if request.verb in READS:
+                return self.answer("done", getattr(self, request.verb)(request.args))
+            return self.submit(request)
+        except Refusal as refusal:
+            return refusal.answer
+
+    def watch(self):
+        while (line := self.lines.get()) is not None:
+            yield line
+        raise Unreachable(f"watch {self.name}", "the stream ended")
+
+    def close(self) -> None:
+        pass
+
+    # What tests do to it
+
+    def check_reachable(self) -> None:
+        if not self.reachable:
+            raise Unreachable(f"reach {self.name}", "connection refused")
+
+    def finish(self) -> None:
+        """Let what runs come to its end."""
+        for key, request in list(self.running.items()):
+            self.running.pop(key)
+            self.kept[request.job][key] = self.act(request)
+
+    def kill(self) -> None:
+        """What runs dies without a result."""
+        for key, request in list(self.running.items()):
+            self.running.pop(key)
+            lost = {"code": "lost", "tried": "run", "found": "it ended without a result", "touched": None, "next": ""}
+            self.kept[request.job][key] = self.answer("lost", error=lost)
+
+    def reboot(self) -> None:
+        self.boot_id = uuid.uuid4().hex
+        self.kill()
+        self.mounts.clear()
+        self.exports.clear()
+        self.held.clear()
+
+    def asked(self, verb: str) -> list[Request]:
+        return [request for request in self.requests if request.verb == verb]
+
+    # Mutating verbs: fence, one stored result for each attempt, then the act
+
+    def submit(self, request: Request) -> Answer:
+        if request.verb == "forget":
+            return self.forget(request)
+        if request.fence < self.fences.get(request.job, 0):
+            raise Refusal("stale-fence", "a newer owner was here")
+        self.fences[request.job] = request.fence
+        results, key = self.kept.setdefault(request.job, {}), f"{request.step}-{request.direction}-{request.attempt}"
+        if key in results:
+            return results[key]
+        unit = f"volmig-{request.job.replace('-', '')}-{key}"
+        if key in self.running:
+            return self.answer("running", unit=unit)
+        if request.stops:
+            self.running.pop(request.stops.split("-", 2)[2], None)
+        if self.running:
+            return self.answer("busy")
+        if request.verb in self.slow:
+            self.running[key] = request
+            return self.answer("running", unit=unit)
+        results[key] = self.act(request)
+        return results[key]
+
+    def act(self, request: Request) -> Answer:
+        try:
+            if request.verb in self.faults:
+                raise self.faults.pop(request.verb)
+            evidence = getattr(self, request.verb)(request.args, request.job)
+        except Refusal as refusal:
+            return refusal.answer
+        return self.answer("done", evidence, executed(request))
+
+    def answer(self, state: str, evidence: dict[str, Any] | None = None, commands: list[dict[str, Any]] | None = None,
+               error: dict[str, Any] | None = None, unit: str = "") -> Answer:
+        return Answer(state, evidence or {}, commands or [], error, unit, self.boot_id)
+
+    def forget(self, request: Request) -> Answer:
+        if self.running:
+            raise Refusal("still-running", ", ".join(self.running))
+        self.kept.pop(request.job, None)
+        self.fences.pop(request.job, None)
+        return self.answer("done", {"left": [*self.mounts, *self.exports, *self.held]}, executed(request))
+
+    # Facts
+
+    def share(self) -> dict[str, Any]:
+        return {"source": SHARE, "target": INSTANCES, "options": "rw,vers=3,hard", "size": 20 << 30,
+                "free": self.share_free, "owner_uid": 64055, "owner_gid": 64055, "squashes_root": True}
+
+    def source_facts(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self.volumes.get(args["lv"])
+        seen = volume and {
+            "vg": args["vg"], "lv": args["lv"], "uuid": volume.uuid, "size": volume.size, "attributes": "-wi-a-----",
+            "active": True, "open": bool(volume.holders), "holders": volume.holders, "tags": sorted(volume.tags),
+            "major": 253, "minor": 0, "permission": volume.permission, "writes": volume.writes,
+            "sectors_written": volume.writes * 8, "crypt": False}
+        reach = [{"address": args["relay_address"], "port": port, "state": "open"} for port in (111, 2049, 20048)]
+        return {"volume": seen, "contents": None, "source_address": "10.20.0.1", "reach": reach,
+                "instance_running": None, "time": time.time()} | self.facts
+
+    def relay_facts(self, args: dict[str, Any]) -> dict[str, Any]:
+        left = [name for name in self.volumes if name == args["relay_lv"]]
+        return {"vg": {"name": args["vg"], "size": 20 << 30, "free": self.free, "extent_size": 4 * MIB},
+                "leftovers": left, "share": self.share(), "nfs_server": {"nfs-server": "inactive", "rpcbind": "active"},
+                "ports": {"111": True, "2049": False, "20048": False}, "time": time.time()} | self.facts
+
+    def destination_facts(self, args: dict[str, Any]) -> dict[str, Any]:
+        live = self.site.files.get(LIVE)
+        disk = live and {"path": LIVE, "device": 1, "format": "qcow2", "virtual_size": self.site.size, "allocated": 1,
+                         "label": None, "nlink": 1, "backing": [], **live.identity()}
+        domain = {"uuid": args["instance"], "name": "db7", "state": self.state, "driver": "qcow2", "source": LIVE,
+                  "max_bytes": None}
+        return {"share": self.share(), "instances": INSTANCES, "disk": disk, "disk_info": {LIVE: "qcow2"},
+                "domain": domain, "contents": None, "leftovers": [], "acdirmax": 0, "time": time.time()} | self.facts
+
+    # Acts on the relay and the source
+
+    def lv_create(self, args, job):
+        if args["lv"] in self.volumes:
+            raise Refusal("foreign-volume", f"{args['lv']} is there already")
+        self.free -= args["size"]
+        self.volumes[args["lv"]] = Volume(f"relay-{job}", args["size"], tags={job})
+        return {"lv_uuid": f"relay-{job}", "size": args["size"], "major": 253, "minor": 9}
+
+    def lv_remove(self, args, job):
+        volume = self.volumes.get(args["lv"])
+        if volume and (job not in volume.tags or any(args["lv"] == at for at in self.mounts.values())):
+            raise Refusal("unknown-volume", f"{args['lv']} is not ours or is mounted")
+        if self.volumes.pop(args["lv"], None):
+            self.free += args["size"]
+        return {"erased_bytes": args["size"]}
+
+    def fs_create(self, args, job):
+        volume = self.volumes.get(args["lv"])
+        if volume is None or volume.uuid != args["lv_uuid"]:
+            raise Refusal("unknown-volume", f"{args['lv']} is not the volume that was made")
+        volume.filesystem = args["fs_uuid"]
+        self.mounts[args["mountpoint"]] = args["lv"]
+        return {"fs_uuid": args["fs_uuid"], "free": args["size"]}
+
+    def fs_remove(self, args, job):
+        if args["mountpoint"] in self.exports:
+            raise Refusal("still-exported", "unexport first")
+        self.mounts.pop(args["mountpoint"], None)
+        return {}
+
+    def export(self, args, job):
+        if args["mountpoint"] not in self.mounts:
+            raise Refusal("not-mounted", "nothing is mounted there")
+        self.exports[args["mountpoint"]] = args["client"]
+        return {"client": args["client"], "options": "rw", "started": args["start"]}
+
+    def unexport(self, args, job):
+        self.exports.pop(args["mountpoint"], None)
+        return {}
+
+    def nfs_mount(self, args, job):
+        if args["export"] not in self.site.relay.exports:
+            raise Refusal("not-exported", "access denied by server")
+        self.mounts[args["mountpoint"]] = args["export"]
+        return {"options": "rw,vers=3,hard"}
+
+    def nfs_unmount(self, args, job):
+        self.mounts.pop(args["mountpoint"], None)
+        return {}
+
+    def lv_fence(self, args, job):
+        volume = self.volumes[args["lv"]]
+        if volume.holders:
+            raise Refusal("volume-open", f"open by {volume.holders[0]}")
+        volume.permission, volume.tags = "read-only", {job}
+        self.held.add(f"holder of {job}")
+        return {"was": "writeable", "writes": volume.writes, "sectors_written": volume.writes * 8,
+                "holder_unit": f"volmig-{job.replace('-', '')}-holder"}
+
+    def lv_unfence(self, args, job):
+        volume = self.volumes[args["lv"]]
+        volume.permission, volume.tags = args["made"].get("was", "writeable"), set()
+        self.held.discard(f"holder of {job}")
+        return {}
+
+    def copy(self) -> Volume:
+        """The relay's temporary volume, through which the copy goes."""
+        return next(volume for name, volume in self.site.relay.volumes.items() if name.startswith("volmig_"))
+
+    def convert(self, args, job):
+        if args["mountpoint"] not in self.mounts or self.volumes[args["lv"]].permission != "read-only":
+            raise Refusal("not-fenced", "the source is not fenced, or nothing is mounted")
+        self.copy().content = self.volumes[args["lv"]].content
+        return {"file_size": 30 * MIB, "bytes_read": args["size"], "bytes_written": 30 * MIB, "seconds": 1.0}
+
+    def compare(self, args, job):
+        source = self.volumes[args["lv"]]
+        if source.writes != args["writes"]:
+            raise Refusal("tripwire", "the source was written to", "failed", None)
+        if self.copy().content != source.content:
+            raise Refusal("differs", "the copy differs", "failed", None)
+        return {"virtual_size": args["size"], "file_size": 30 * MIB, "check": 0, "compare": 0, "writes": source.writes}
+
+    def discard_copy(self, args, job):
+        return {}
+
+    # Acts on the share and the instance
+
+    def stage(self, args, job):
+        new = File(next(self.site.inodes), self.copy().content, 30 * MIB)
+        self.site.files[self.beside(job, "disk.new")] = new
+        return {"sha256": "ab" * 32, "file_size": new.size, "inode": new.inode}
+
+    def unstage(self, args, job):
+        self.site.files.pop(self.beside(job, "disk.new"), None)
+        return {}
+
+    def stage_verify(self, args, job):
+        new = self.site.files[self.beside(job, "disk.new")]
+        seen = new.identity()
+        return {key: seen[key] for key in ("inode", "mtime_ns", "file_size")} | {"sha256": args["sha256"]}
+
+    def instance_lock(self, args, job):
+        self.marks[args["instance"]] = args["reason"]
+        return {}
+
+    def instance_unlock(self, args, job):
+        self.marks.pop(args["instance"], None)
+        return {}
+
+    def instance_stop(self, args, job):
+        was, self.state = self.state, "shut off"
+        return {"was": was, "stopped_at": time.time(), "live": self.site.files[LIVE].identity()}
+
+    def instance_start(self, args, job):
+        if args.get("made", {}).get("was") == "shut off":
+            return {"state": self.state}
+        live = self.site.files[LIVE]
+        if args.get("expect_inode", live.inode) != live.inode:
+            raise Refusal("unknown-inode", f"inode {live.inode}")
+        self.state = "running"
+        return {"started_at": time.time(), "state": "running"}
+
+    def swap(self, args, job):
+        old, new = self.site.files[LIVE], self.site.files.get(self.beside(job, "disk.new"))
+        if self.state != "shut off":
+            raise Refusal("not-shut-off", "the instance runs")
+        if new is None or new.inode != args["stage"]["inode"] or old.inode != args["live"]["inode"]:
+            raise Refusal("unknown-file", "not the files that were recorded")
+        self.site.files |= {self.beside(job, "disk.old"): old, LIVE: new}
+        del self.site.files[self.beside(job, "disk.new")]
+        return {"live_inode": new.inode, "backup_inode": old.inode, "backup_path": self.beside(job, "disk.old"),
+                "swapped_at": time.time()}
+
+    def swap_back(self, args, job):
+        old = self.site.files.pop(self.beside(job, "disk.old"), None)
+        if old is None:
+            return {"live_inode": self.site.files[LIVE].inode, "already": True}
+        if self.state != "shut off":
+            raise Refusal("not-shut-off", "the instance runs")
+        new = self.site.files[LIVE]
+        self.site.files |= {self.beside(job, "disk.rejected"): new, LIVE: old}
+        return {"live_inode": old.inode, "rejected_inode": new.inode}
+
+    def purge(self, args, job):
+        kept = [path for path in self.site.files if f"/.volmig/{job}/" in path]
+        wrong = [path for path in kept if self.site.files[path].inode != args["backup_inode"]]
+        if wrong or self.site.files[LIVE].inode != args["live_inode"]:
+            raise Refusal("unknown-files", "not the recorded backup")
+        for path in kept:
+            del self.site.files[path]
+        return {"purged": kept}
+
+    def beside(self, job: str, name: str) -> str:
+        return f"{INSTANCES}/.volmig/{job}/{name}"
+
+
+def executed(request: Request) -> list[dict[str, Any]]:
+    """The commands of a verb as hostctl reports them when all went well."""
+    return [{"kind": act.kind, "text": act.text, "argv": list(act.argv), "probe": False, "exit": 0, "seconds": 0.01,
+             "at": "2026-01-01T00:00:00+00:00", "stdout": "", "stderr": ""}
+            for act in acts(request.verb, request.args, request.job)]

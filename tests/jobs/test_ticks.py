@@ -1,0 +1,167 @@
+"""Ticks: one owner at a time, nothing lost between them, and limits that several jobs share."""
+
+import datetime as dt
+import threading
+from dataclasses import replace
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from jobs import tick
+from jobs.models import Footprint, Job, Moved
+from jobs.queue import wake
+from jobs.watch import sweep
+from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
+
+
+def test_a_claimed_job_is_left_alone(site):
+    job = a_job()
+    assert Job.objects.claim(job.pk, "somebody", 30)
+    tick.run(job.pk)
+    job.refresh_from_db()
+    assert (job.status, job.lease_owner, job.fence) == ("checking", "somebody", 1)
+
+
+def test_an_owner_that_went_away_is_replaced_and_can_write_nothing_more(site):
+    job = a_job()
+    late = Job.objects.claim(job.pk, "late", -1)
+    tick.run(job.pk)
+    with pytest.raises(Moved):
+        late.go("passed")
+    job.refresh_from_db()
+    assert (job.status, job.fence, job.lease_until) == ("planned", 2, None)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_workers_that_race_one_gets_the_job():
+    job = a_job()
+    claimed, ready = [], threading.Barrier(4)
+
+    def claim(owner):
+        ready.wait()
+        claimed.append(Job.objects.claim(job.pk, owner, 30))
+        connection.close()
+
+    workers = [threading.Thread(target=claim, args=(f"worker {number}",)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    winners = [each for each in claimed if each]
+    job.refresh_from_db()
+    assert [each.lease_owner for each in winners] == [job.lease_owner]
+    assert job.fence == 1
+
+
+def test_waking_sets_the_earlier_alarm_and_queues_what_is_due(site):
+    job = a_job()
+    OrmQ.objects.all().delete()
+    soon, later = (timezone.now() + dt.timedelta(seconds=seconds) for seconds in (60, 120))
+    Job.objects.filter(pk=job.pk).update(wake_at=None)
+    wake(job.pk, later)
+    wake(job.pk, soon)
+    wake(job.pk, later)
+    job.refresh_from_db()
+    assert (job.wake_at, OrmQ.objects.count()) == (soon, 0)
+    wake(job.pk)
+    assert OrmQ.objects.count() == 1
+
+
+def test_what_wakes_a_job_while_it_is_worked_on_is_not_lost(site):
+    job = a_job()
+    owned = Job.objects.claim(job.pk, "worker", 30)
+    wake(job.pk)
+    OrmQ.objects.all().delete()
+    tick.release(owned)
+    assert OrmQ.objects.count() == 1
+
+
+def test_the_sweep_finds_what_is_due_and_what_lost_its_owner(site):
+    job = a_job()
+    OrmQ.objects.all().delete()
+    Job.objects.filter(pk=job.pk).update(wake_at=None)
+    sweep()
+    assert OrmQ.objects.count() == 0
+    Job.objects.claim(job.pk, "worker", -1)
+    sweep()
+    assert OrmQ.objects.count() == 1
+
+
+def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("no such thing")
+    monkeypatch.setattr("jobs.engine.checks.look", broken)
+    job = a_job()
+    tick.run(job.pk)
+    job.refresh_from_db()
+    assert "met a fault: ZeroDivisionError" in job.waiting_for
+    assert job.wake_at > timezone.now()
+    assert job.lease_until is None
+
+
+def second(**changed):
+    """What a second migration between the same machines is asked for with."""
+    values = asked()
+    volume = a_volume(a_volume_group(values["source_volume"].volume_group.hypervisor), "second", uuid="dddddd")
+    instance = an_instance(values["destination"].hypervisor, "99999999-9b1a-4f57-8a36-5d1e7c20b9aa", name="web1")
+    return {**values, "source_volume": volume, "destination": instance, **changed}
+
+
+def test_a_source_reads_for_one_migration_at_a_time(drive, site):
+    site.source.slow = {"convert"}
+    first = drive.submit()
+    other = Job.objects.submit(operator(), **second())
+    other.put(status="preparing", plan=first.plan, facts=first.facts)
+    drive.go(other)
+    assert other.waiting_for == f"It waits for migration {first.pk}, which reads from src."
+    assert not other.runs.exists()
+
+
+def test_a_relay_serves_two_migrations_at_a_time(drive, site, settings):
+    settings.CONVERSIONS_PER_SOURCE, settings.CONVERSIONS_PER_RELAY = 9, 1
+    site.source.slow = {"convert"}
+    first = drive.submit()
+    other = Job.objects.submit(operator(), **second())
+    other.put(status="preparing", plan=first.plan, facts=first.facts)
+    drive.go(other)
+    assert "waits for a place on the relay jump" in other.waiting_for
+
+
+def test_space_that_another_job_has_reserved_is_waited_for(drive, site, settings):
+    settings.CONVERSIONS_PER_SOURCE = 9
+    site.source.slow = {"convert"}
+    first = drive.submit()
+    Footprint.objects.filter(job=first, kind="space").update(state="reserved", bytes=8 << 30)
+    other = Job.objects.submit(operator(), **second())
+    other.put(status="preparing", plan=first.plan, facts=first.facts)
+    drive.go(other)
+    assert "MiB in vg_nova0 on jump" in other.waiting_for
+
+
+def test_the_relays_limit_is_shared_by_those_that_run(drive, site):
+    site.source.slow = {"convert"}
+    first = drive.submit(rate=80)
+    first.relay.put(rate_limit=100)
+    assert first.rate_allowed() == 80
+    other = Job.objects.submit(operator(), **second())
+    other.put(status="preparing")
+    assert first.rate_allowed() == 50
+
+
+def test_asking_again_for_an_open_attempt_asks_for_the_same(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    job.set_rate(operator(), 4096)
+    drive.go(job)
+    asked_for = site.source.asked("convert")
+    assert len(asked_for) > 1
+    assert {(each.attempt, each.args["rate"]) for each in asked_for} == {(1, 0)}
+
+
+def test_a_worker_that_lost_its_lease_cannot_start_anything(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    stale = replace(site.source.asked("convert")[-1], attempt=2, fence=job.fence - 1)
+    assert site.source.call(stale).error["code"] == "stale-fence"

@@ -1,0 +1,104 @@
+"""The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
+
+import pytest
+from django_q.models import OrmQ
+
+from jobs.models import Lease, StepRun
+from jobs.watch import Speed, Watcher
+
+
+@pytest.fixture
+def running(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    OrmQ.objects.all().delete()
+    return job
+
+
+def line(job, **figures):
+    run = job.running()
+    names = ("step", "direction", "attempt", "unit")
+    return {"job": str(job.uuid), **{name: getattr(run, name) for name in names}, **figures}
+
+
+def test_progress_becomes_columns_of_the_running_step(running, site):
+    watcher = Watcher(site.connect)
+    for at, done in ((100.0, 1000), (110.0, 51_000)):
+        watcher.lines.put((1, {"progress": line(running, done=done, total=100_000, read=done, written=7, at=at)}))
+        watcher.write()
+    run = running.running()
+    assert (run.bytes_done, run.bytes_total, run.bytes_read, run.bytes_written) == (51_000, 100_000, 51_000, 7)
+    assert run.rate == 5000
+    assert run.seconds_left == pytest.approx(9.8)
+    assert running.time_left()[1] > 9.8
+
+
+def test_only_the_newest_progress_is_written(running, site, django_assert_max_num_queries):
+    watcher = Watcher(site.connect)
+    for done in range(200):
+        watcher.lines.put((1, {"progress": line(running, done=done, total=200, read=0, written=0, at=done)}))
+    with django_assert_max_num_queries(6):
+        watcher.write()
+    assert running.running().bytes_done == 199
+
+
+def test_an_end_wakes_the_job(running, site):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((1, {"ended": line(running, state="done")}))
+    watcher.write()
+    assert OrmQ.objects.count() == 1
+
+
+def test_whoever_joins_late_has_jobs_look_for_themselves(running, site):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((running.source_id, {"joined": True}))
+    watcher.write()
+    assert OrmQ.objects.count() == 1
+
+
+def test_lines_about_unknown_work_change_nothing(running, site):
+    watcher = Watcher(site.connect)
+    stranger = {**line(running, done=5, total=9, at=1), "job": "11111111-2222-3333-4444-555555555555"}
+    watcher.lines.put((1, {"progress": stranger}))
+    watcher.write()
+    assert running.running().bytes_done == 0
+
+
+def test_one_follower_for_each_hypervisor_with_work(running, site):
+    watcher = Watcher(site.connect)
+    watcher.follow()
+    watcher.follow()
+    follower = watcher.followers[running.source_id]
+    assert list(watcher.followers) == [running.source_id]
+    site.source.lines.put({"progress": line(running, done=3, total=9, read=3, written=3, at=1.0)})
+    heard = [watcher.lines.get(timeout=5)[1] for _ in range(2)]
+    assert [next(iter(each)) for each in heard] == ["joined", "progress"]
+    watcher.let_go()
+    site.source.lines.put(None)
+    follower.join(timeout=5)
+    assert not follower.is_alive()
+
+
+def test_a_second_watcher_stands_by(running, site):
+    first, second = Watcher(site.connect), Watcher(site.connect)
+    first.owner, second.owner = "first", "second"
+    for watcher in (first, second):
+        watcher.follow = lambda: None
+        watcher.turn()
+    assert (first.mine, second.mine) == (True, False)
+    Lease.objects.give_back("watcher", "first")
+    second.due.clear()
+    second.turn()
+    assert second.mine
+
+
+def test_the_rate_is_of_the_last_half_minute():
+    speed = Speed()
+    speed.add(0, 0)
+    assert speed.add(10, 1000) == 100
+    assert speed.add(45, 1000) == 0
+    assert speed.add(50, 2000) == 200
+
+
+def test_a_run_without_a_rate_has_no_time_left():
+    assert StepRun(bytes_total=100).seconds_left is None
