@@ -199,10 +199,12 @@ def _settings(tree: Path) -> None:
         f"useradd -m -s /bin/bash -p '*' volmig && useradd -m -u {NOVA_UID} -s /usr/sbin/nologin nova &&"
         " chown root:root /etc/ssh/sshd_config.d/lab.conf &&"
         " rm -f /etc/ssh/ssh_host_* && truncate -s 0 /etc/machine-id && rm -rf /var/lib/apt/lists/* &&"
-        " mkdir -p /var/lib/nova/instances /vol/nova && chmod 755 /root/. &&"
+        " mkdir -p /var/lib/nova/instances /vol/nova &&"
         f" systemctl -q enable lab-setup ssh && systemctl -q disable {DISABLED} && systemctl -q mask {MASKED}",
     )
     (tree / "etc/fstab").write_text("")
+    for folder in ("etc", "var"):
+        (tree / folder / ".updated").touch()  # spares the first boot what systemd does after an update of /usr
 
 
 def _filesystem(tree: Path, part: Path) -> None:
