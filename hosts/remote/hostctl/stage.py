@@ -214,14 +214,14 @@ def write_card(place: Place, facts: Dict[str, Any]) -> None:
 
 
 def read_card(place: Place) -> Dict[str, Any]:
+    """What the card says, or {} where there is none."""
     try:
-        fd = os.open("card.json", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=place.fd)
+        with place.mine():
+            fd = os.open("card.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
     except FileNotFoundError:
         return {}
-    try:
-        value = json.loads(os.read(fd, 65536).decode())
-    finally:
-        os.close(fd)
+    with os.fdopen(fd, "rb") as file:
+        value = json.loads(file.read(65536).decode())
     return value if isinstance(value, dict) else {}
 
 
