@@ -1,0 +1,89 @@
+"""`make demo`: boots the storage lab and volmig on it, and shows the destination instance's console until Ctrl-C."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from tests.lab.image import say
+from tests.lab.lab import Instance, Lab
+from tests.site import PASSWORD, Site
+
+DATA = Path(__file__).resolve().parent.parent / ".cache/demo"
+OLD, NEW = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "c8d1a0b2-1111-4222-8333-944445555666"
+PORT = 8000
+
+WELCOME = """
+volmig runs on {url}
+
+  operator   olga    {password}
+  approver   pavel   {password}     (a second browser, or a private window)
+
+1. As olga: New migration. Source src, volume vg_nova0/{old}_disk.local;
+   destination db-new, disk.local; relay jump. Check, plan and start.
+2. Watch it. When the image is staged and verified, the job waits for consent.
+3. As pavel: Approvals. Read what will happen, approve.
+4. db-new is shut down, gets the disk, and starts. Its console below then shows the volume's own data:
+
+   VOLMIG-DATA sha256 {digest}
+
+Ctrl-C stops everything.
+"""
+
+
+def main() -> None:
+    if os.geteuid() != 0 or sys.platform != "linux":
+        sys.exit("The demo boots a storage lab: it needs Linux and root.")
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop(over))
+    lab = Lab()
+    site = Site(lab, DATA, PORT)
+    try:
+        digest, instance = _furnish(lab)
+        say("starting volmig")
+        site.wipe()
+        site.prepare()
+        site.start()
+        print(WELCOME.format(url=site.url, password=PASSWORD, old=OLD, digest=digest), flush=True)
+        _follow(lab, instance, over)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        say("stopping")
+        site.stop()
+        lab.down()
+        site.wipe()
+
+
+def _stop(over: threading.Event) -> None:
+    if over.is_set():
+        return  # already stopping: a second Ctrl-C must not leave guests behind
+    over.set()
+    raise KeyboardInterrupt
+
+
+def _furnish(lab: Lab) -> tuple[str, Instance]:
+    """A volume that somebody's instance left behind on src, and a new instance on dst that shall have its data."""
+    lab.up()
+    say("making a 512 MiB volume on src and the instance db-new on dst")
+    digest = lab.volume(lab.src, f"{OLD}_disk.local", 512 << 20, data_mb=4, bulk_mb=300)
+    instance = lab.instance(NEW, "db-new", disk_bytes=512 << 20)
+    lab.start(instance)
+    return digest, instance
+
+
+def _follow(lab: Lab, instance: Instance, over: threading.Event) -> None:
+    """Prints what the instance says on its serial console as it says it."""
+    shown = 0
+    while not over.wait(1):
+        said = lab.console(instance)
+        for line in said[shown:].splitlines():
+            if line.strip():
+                print(f"db-new console | {line}", flush=True)
+        shown = len(said)
+
+
+if __name__ == "__main__":
+    main()

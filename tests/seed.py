@@ -1,0 +1,53 @@
+"""Fills a fresh volmig with people and hypervisors, as an administrator would: `python -m tests.seed <what.json`.
+
+The document: {"people": {"name": [roles…]}, "password": "…",
+"hypervisors": [{"name", "address", "port", "user", "shipped"}…]}. Keys are pinned as offered: the lab made them itself.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
+
+
+def main() -> None:
+    django.setup()
+    wanted = json.load(sys.stdin)
+    for name, roles in wanted["people"].items():
+        person(name, roles, wanted["password"])
+    for row in wanted["hypervisors"]:
+        hypervisor(row)
+
+
+def person(name: str, roles: list[str], password: str) -> None:
+    from django.contrib.auth.models import Group, User
+
+    user, _ = User.objects.get_or_create(username=name)
+    user.set_password(password)
+    user.save()
+    user.groups.set(Group.objects.filter(name__in=roles))
+
+
+def hypervisor(row: dict[str, Any]) -> None:
+    """Registers, pins and reads one hypervisor; again is harmless."""
+    from django.contrib.auth.models import User
+
+    from hosts import tasks
+    from hosts.models import Cloud, Hypervisor
+
+    administrator = User.objects.filter(groups__name="administrator").first()
+    cloud, _ = Cloud.objects.get_or_create(name="lab")
+    known, _ = Hypervisor.objects.update_or_create(name=row["name"], defaults={**row, "cloud": cloud})
+    tasks.offer_key(known.pk)
+    known.refresh_from_db()
+    if known.offered_key:
+        known.pin(administrator, known.offered_key)
+    tasks.refresh(known.pk)
+
+
+if __name__ == "__main__":
+    main()

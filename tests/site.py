@@ -1,0 +1,100 @@
+"""volmig as its real processes over the lab: what the demo, the benchmarks and the browser tests run against."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tests.lab.lab import Lab
+
+ROOT = Path(__file__).resolve().parent.parent
+PEOPLE = {"olga": ["operator"], "pavel": ["approver"], "ada": ["administrator", "operator", "approver", "auditor"]}
+PASSWORD = "correct horse battery"
+HYPERVISORS = ("src", "jump", "dst")
+
+
+class Site:
+    """One volmig with a data directory and a port of its own; `shipped` says how hostctl reaches the hypervisors."""
+
+    def __init__(self, lab: Lab, data: Path, port: int, shipped: bool = False) -> None:
+        self.lab, self.data, self.port, self.shipped = lab, data, port, shipped
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # The lab's share forgets directory entries at once, so the lock after a swap need not wait a minute.
+        ours = {"VOLMIG_DATA": str(self.data), "VOLMIG_LEASE_SECONDS": "10", "VOLMIG_LOCK_MARGIN": "1"}
+        return {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", **ours}
+
+    def manage(self, *words: str) -> None:
+        subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, env=self.environment, check=True)
+
+    def prepare(self) -> None:
+        """Makes the database, lets this volmig into the lab's hosts, and registers them."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.manage("migrate", "--verbosity", "0")
+        self.admit()
+        wanted = {"people": PEOPLE, "password": PASSWORD, "hypervisors": [self._row(name) for name in HYPERVISORS]}
+        seed = [sys.executable, "-m", "tests.seed"]
+        subprocess.run(seed, cwd=ROOT, env=self.environment, input=json.dumps(wanted), text=True, check=True)
+
+    def admit(self) -> None:
+        """Installs hostctl as its documentation says, or lets root in where it is shipped."""
+        from hosts.remote.hostctl import bundle
+
+        script = "from volmig import data; print(data.ssh_public_key(data.ssh_key()))"
+        public = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=self.environment, text=True)
+        for name in HYPERVISORS:
+            if self.shipped:
+                self.lab.guests[name].run("cat >> /root/.ssh/authorized_keys", stdin=public + "\n")
+            else:
+                self.lab.guests[name].install_hostctl(bundle(), public)
+
+    def _row(self, name: str) -> dict[str, object]:
+        user = "root" if self.shipped else "volmig"
+        address = {"address": "127.0.0.1", "port": self.lab.guests[name].port}
+        return {"name": name, "user": user, "shipped": self.shipped, **address}
+
+    def start(self, quiet: bool = True) -> None:
+        """Starts web, workers and watcher, and returns when pages are served."""
+        output = (self.data / "volmig.log").open("a") if quiet else None
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "up", "all", "--bind", f"127.0.0.1:{self.port}"],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        while not self.answers():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"volmig did not start; see {self.data}/volmig.log")
+            time.sleep(0.1)
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/healthz", timeout=1)  # noqa: S310 - our own loopback address
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=30)
+
+    def wipe(self) -> None:
+        shutil.rmtree(self.data, ignore_errors=True)
