@@ -18,6 +18,7 @@ from volmig.data import ssh_public_key
 from volmig.queue import later
 from volmig.record.models import Event
 
+PARTS = {"state": "hosts/_state.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
 
 
@@ -45,7 +46,8 @@ def matrix(hypervisors: list[Hypervisor]) -> dict[str, Any]:
         seen = {(reach.address, reach.port): reach for reach in hypervisor.reaches.all()}
         cells = [[seen.get((column.address, port)) for port in NFS_PORTS] for column in columns]
         own = [column.hypervisor_id == hypervisor.pk for column in columns]
-        rows.append({"hypervisor": hypervisor, "cells": list(zip(own, cells, strict=True))})
+        at = max((reach.seen_at for reach in seen.values()), default=None)
+        rows.append({"hypervisor": hypervisor, "at": at, "cells": list(zip(own, cells, strict=True))})
     return {"columns": columns, "rows": rows, "ports": NFS_PORTS}
 
 
@@ -70,8 +72,7 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
         "may_administer": may(request.user, "administer"),
         **installation(host.user),
     }
-    part = "hosts/_state.html" if request.GET.get("part") == "state" else "hosts/hypervisor.html"
-    return render(request, part, context)
+    return render(request, PARTS.get(request.GET.get("part", ""), "hosts/hypervisor.html"), context)
 
 
 def with_reserved(host: Hypervisor) -> list[VolumeGroup]:

@@ -15,4 +15,3 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "volmig.settings"  # for programs that te
 from volmig.settings import *  # noqa: E402, F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a second saved for each person
-STATIC_ROOT.mkdir(exist_ok=True)  # noqa: F405 - or WhiteNoise warns of its absence

@@ -31,7 +31,9 @@ PATIENCE_SECONDS = 30
 def commands(bind: str) -> dict[str, list[str]]:
     host, _, port = bind.rpartition(":")
     manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
-    serve = ["-m", "uvicorn", "volmig.asgi:application", "--host", host.strip("[]"), "--port", port]
+    # WhiteNoise reads files in one piece, which is right for files as small as ours.
+    quiet = ["-W", "ignore:StreamingHttpResponse must consume"]
+    serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", "--host", host.strip("[]"), "--port", port]
     manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "off", "--no-access-log", "--log-level", "warning"]
     watch = "import django; django.setup(); from jobs.watch import main; main()"
     return {
