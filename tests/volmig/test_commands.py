@@ -8,8 +8,8 @@ from django.contrib.auth import authenticate, get_user_model
 from django.core.management import CommandError, call_command
 
 from hosts.remote import hostctl
-from volmig.accounts.people import first_administrator
 from volmig.accounts.roles import may
+from volmig.people import first_administrator
 from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.models import Event
 

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from volmig.accounts.people import first_administrator
+from volmig.people import first_administrator
 from volmig.queue import every_minute
 
 PARTS = ("web", "workers", "watcher")
