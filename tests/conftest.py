@@ -1,12 +1,11 @@
 """Fixtures for every test: tables that can be emptied, people with roles, and a queue that is drained by hand."""
 
 import os
-from importlib.util import find_spec
 
 import pytest
 
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
-pytest_plugins = ["tests.lab.fixtures"] if find_spec("tests.lab") and find_spec("tests.lab.fixtures") else []
+pytest_plugins = ["tests.chromium", "tests.lab.fixtures"]
 
 
 @pytest.fixture(scope="session", autouse=True)
