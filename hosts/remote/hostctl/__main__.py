@@ -6,7 +6,7 @@ import sys
 from typing import Any, Dict, List, Optional
 
 from . import byhand, detached
-from .request import INPUT_CAP, Desk, check_field, parse
+from .request import INPUT_CAP, Desk, is_field, parse
 
 USAGE = "hostctl reads one JSON request from standard input. By hand: hostctl status JOB | hostctl rollback JOB\n"
 
@@ -15,11 +15,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
     os.chdir("/")
+    if len(words) > 1 and not is_field("job", words[1]):
+        sys.stderr.write("hostctl: %r is not the UUID of a job\n" % words[1])
+        return 2
     if words[:1] == ["run"] and len(words) == 3:
-        check_field("job", words[1])
         return Desk().run_unit(words[1], words[2])
     if words[:1] in (["status"], ["rollback"]) and len(words) == 2:
-        check_field("job", words[1])
         return byhand.main(words[0], words[1])
     if words in ([], ["hostctl"]):
         return _request(sys.stdin.buffer.read(INPUT_CAP + 1))

@@ -97,7 +97,7 @@ def _is_mounted(work: Work, volume: lvm.Volume) -> bool:
 
 
 def _has_filesystem(work: Work) -> bool:
-    """False only when blkid proves the volume blank and nobody has it open; True when the filesystem is ours already."""
+    """False only when blkid proves the volume blank and closed; True when the filesystem is ours already."""
     probe = work.ask("blkid", "-p", "-o", "export", "--", lvm.device(work.args), good=(0, 2))
     if probe.exit == 0:
         facts = export_format(probe.out)

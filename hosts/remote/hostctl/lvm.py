@@ -234,7 +234,7 @@ def holders(found: Volume) -> List[str]:
 
 
 class Source:
-    """The fenced source as the kernel knows it, opened read-only: works inside the sandbox, where LVM's tools cannot."""
+    """The fenced source as the kernel knows it, read-only: works in the sandbox, where LVM's tools cannot."""
 
     def __init__(self, args: Args, job: str) -> None:
         self.args, self.job, self.path = args, job, device(args)

@@ -28,7 +28,8 @@ def export_options(args: Args) -> str:
 def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
     mountpoint = args["mountpoint"]
     starts = tuple(command("systemctl", "start", "--", unit) for unit in ordered(args["start"]))
-    return starts + (
+    return (
+        *starts,
         syscall("chown %s:%s %s (mode 0700)" % (args["uid"], args["gid"], mountpoint)),
         command("exportfs", "-o", export_options(args), "%s:%s" % (args["client"], mountpoint)),
     )
@@ -38,7 +39,7 @@ def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
     where = "%s:%s" % (args["client"], args["mountpoint"])
     started = args.get("made", {}).get("started", ())
     stops = tuple(command("systemctl", "stop", "--", unit) for unit in reversed(ordered(started)))
-    return (command("exportfs", "-u", where), command("exportfs", "-f")) + stops
+    return (command("exportfs", "-u", where), command("exportfs", "-f"), *stops)
 
 
 def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -224,9 +225,9 @@ def _is_mounted(work: Work) -> bool:
     if not found:
         return False
     row = found[0]
-    if len(found) == 1 and row.source == "%s:%s" % (args["address"], args["export"]) and row.fstype == "nfs":
-        if mounts.option(row, "vers") == "3" and mounts.option(row, "hard"):
-            return True
+    planned = len(found) == 1 and row.source == "%s:%s" % (args["address"], args["export"]) and row.fstype == "nfs"
+    if planned and mounts.option(row, "vers") == "3" and mounts.option(row, "hard"):
+        return True
     raise Refused(
         "foreign-mount",
         "mount on %s" % args["mountpoint"],

@@ -182,11 +182,12 @@ def _known(name: str) -> bool:
 
 def check_field(name: str, found: Any) -> None:
     """Refuse a value that is not on the allow-list of its field, and a field that has none."""
-    if not _fits(name, found):
+    if not is_field(name, found):
         raise _bad(name, found)
 
 
-def _fits(name: str, found: Any) -> bool:
+def is_field(name: str, found: Any) -> bool:
+    """Whether a value is on the allow-list of its field."""
     if name in PATTERNS:
         return isinstance(found, str) and re.match(r"(?:%s)\Z" % PATTERNS[name], found) is not None
     if name in COUNTS:
@@ -214,8 +215,8 @@ def _is_target(target: Any) -> bool:
     return (
         isinstance(target, dict)
         and set(target) == {"address", "port"}
-        and _fits("address", target["address"])
-        and _fits("port", target["port"])
+        and is_field("address", target["address"])
+        and is_field("port", target["port"])
         and 0 < target["port"] < 65536
     )
 
@@ -420,7 +421,7 @@ class Desk:
     def _start(self, kept: Store, request: Request) -> None:
         kept.write(request.key + ".request", dict(request._asdict(), boot_id=detached.boot_id(), at=time.time()))
         unit, properties = detached.unit_name(kept.job, request.key), verbs.VERBS[request.verb].sandbox(request.args)
-        trouble = self.units.start(unit, properties, detached.program() + ["run", request.job, request.key])
+        trouble = self.units.start(unit, properties, [*detached.program(), "run", request.job, request.key])
         if trouble:
             stop = Refused(
                 "cannot-start", "start the unit %s" % unit, trouble, "Read systemd's message, repair, then resume."

@@ -192,7 +192,7 @@ def _clear(place: Place, there: Optional[os.stat_result]) -> None:
 
 CARD = """This directory belongs to a volmig migration. Do not delete anything here by hand while the job is open.
 disk.new: the converted image, not yet in use. disk.old: the instance's former disk (after the swap).
-disk.rejected: the new disk after a rollback. To look or to roll back while volmig is down, on the instance's hypervisor:
+disk.rejected: the new disk after a rollback. To look or to roll back without volmig, on the instance's hypervisor:
   hostctl status JOB      hostctl rollback JOB
 """
 
@@ -259,7 +259,7 @@ ZEROS = bytes(COPY_BLOCK)
 
 
 def copy(source: int, target: int, rate: int, report: Callable[[int, int], None]) -> str:
-    """Copy a whole file into an empty one; blocks of zeros become holes. Returns the SHA-256. `rate`: bytes/s, 0 = no limit."""
+    """Copy a whole file into an empty one; zeros become holes. Returns the SHA-256. `rate`: bytes/s, 0 = no limit."""
     digest, done, written, begun = hashlib.sha256(), 0, 0, time.monotonic()
     while True:
         block = os.pread(source, COPY_BLOCK, done)
@@ -318,7 +318,7 @@ def remove_place(place: Place, job: str, names: Iterable[str]) -> None:
 
 
 def verify(work: Work) -> Dict[str, Any]:
-    """On the destination: the stage's bytes, read past the cache, are those that were hashed; qemu calls it plain qcow2."""
+    """On the destination: the stage's bytes, read past the cache, are those hashed; qemu calls it plain qcow2."""
     args = work.args
     reading, info = verify_acts(args, work.job)
     check_share(args)
@@ -340,7 +340,7 @@ def verify(work: Work) -> Dict[str, Any]:
 
 
 def _visible(args: Args, job: str, seconds: float = 90) -> Place:
-    """The place, as soon as this client sees it: another client made it, and names may be cached as absent for a minute."""
+    """The place, as soon as this client sees it: another client made it, and absence may be cached for a minute."""
     deadline = time.monotonic() + seconds
     while True:
         try:

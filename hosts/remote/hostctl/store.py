@@ -1,4 +1,4 @@
-"""What a host keeps of a job: highest fence, requests, results and remembered facts, each written whole or not at all."""
+"""What a host keeps of a job: highest fence, requests, results, remembered facts; each written whole or not at all."""
 
 import contextlib
 import fcntl

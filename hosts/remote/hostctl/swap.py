@@ -35,7 +35,7 @@ def _exchange_acts(args: Args, job: str, incoming: str, aside: str) -> Tuple[Act
 
 
 def swap_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (_dress_act(args, job),) + _exchange_acts(args, job, "disk.new", "disk.old")
+    return (_dress_act(args, job), *_exchange_acts(args, job, "disk.new", "disk.old"))
 
 
 def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -59,7 +59,7 @@ BACK = Names("disk.old", "disk.rejected")
 
 
 def state_of(live: Optional[int], incoming: Optional[int], aside: Optional[int], old: int, new: int) -> str:
-    """Where an exchange stands, from inode numbers alone (None = no such file): the only judge, never an exit status."""
+    """Where an exchange stands, from inode numbers alone (None = no such file): never from an exit status."""
     table: Dict[Tuple[Optional[int], Optional[int], Optional[int]], str] = {
         (old, new, None): "not started",
         (old, new, old): "linked",
@@ -258,25 +258,18 @@ def _opened(name: str, dir_fd: int, flags: int = os.O_RDONLY) -> Iterator[int]:
 def _as_owner_of(live: Optional[os.stat_result], field: Field) -> Any:
     """The share's owner; root only where the live disk belongs to somebody else (then root was not squashed)."""
     owner = field.place.owner
-    return (
-        as_user(owner.st_uid, owner.st_gid)
-        if live is not None and live.st_uid == owner.st_uid
-        else contextlib.suppress()
-    )
+    return as_user(owner.st_uid, owner.st_gid) if live is not None and live.st_uid == owner.st_uid else as_user(0, 0)
 
 
 def _dress(field: Field) -> None:
-    """Owner, mode and label of the live disk for the stage, before it is live; refuse when they cannot be made equal."""
+    """Owner, mode and label of the live disk for the stage, before it is live; refused when they cannot be equal."""
     live = field.live()
     if live is None:
         raise Refused(
             "unknown-state", "read the live disk", "it is absent", "Look at the instance's directory by hand."
         )
-    with (
-        _as_owner_of(live, field),
-        _opened("disk.new", field.place.fd) as new,
-        _opened(field.args["disk"], field.home) as old,
-    ):
+    disk, there = field.args["disk"], field.place.fd
+    with _as_owner_of(live, field), _opened("disk.new", there) as new, _opened(disk, field.home) as old:
         with contextlib.suppress(PermissionError):
             _imitate(new, live, label(old))
         os.fsync(new)
@@ -304,7 +297,7 @@ def _dress(field: Field) -> None:
                 live.st_gid,
                 stat.S_IMODE(live.st_mode),
             ),
-            "The filer turns root away and the live disk belongs to somebody else: give it to the share's owner, or undo.",
+            "The filer turns root away and the live disk is somebody else's: give it to the share's owner, or undo.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The only place that starts programs: fixed directories, clean environment, time limits, capped output, a full record."""
+"""The only place that starts programs: fixed directories, clean environment, time limits, capped output, a record."""
 
 import os
 import selectors
@@ -145,7 +145,7 @@ class Work:
         return output
 
     def do(self, act: Act, function: Optional[Callable[[], Any]] = None, recovery: bool = False, **how: Any) -> Output:
-        """Do one announced act; whether it worked is for a probe to say. Only recovery may do what was not announced."""
+        """Do one announced act; whether it worked, a probe says. Only recovery may do what was not announced."""
         if not recovery:
             self._tick_off(act)
         self.touched = self.touched or None

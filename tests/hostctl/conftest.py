@@ -1,0 +1,56 @@
+"""A host in a temporary directory: store, units that run in this process, and small qcow2 images."""
+
+import struct
+import uuid
+from pathlib import Path
+
+import pytest
+
+from hosts.remote.hostctl import detached
+from hosts.remote.hostctl.request import Desk
+
+
+class FakeUnits(detached.Units):
+    """Units that the test starts, ends or loses at will; `run_now` runs the work before start returns."""
+
+    def __init__(self) -> None:
+        self.live: set[str] = set()
+        self.started: list[tuple[str, list[str], list[str]]] = []
+        self.desk: Desk | None = None
+        self.run_now = True
+        self.trouble = ""
+
+    def alive(self, unit):
+        return unit in self.live
+
+    def start(self, unit, properties, argv):
+        self.started.append((unit, properties, argv))
+        if self.trouble:
+            return self.trouble
+        self.live.add(unit)
+        if self.run_now:
+            self.desk.run_unit(*argv[-2:])
+            self.live.discard(unit)
+        return ""
+
+    def stop(self, unit):
+        self.live.discard(unit)
+
+
+@pytest.fixture
+def job() -> str:
+    return str(uuid.uuid4())
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    units = FakeUnits()
+    units.desk = Desk(units, str(tmp_path / "state"), str(tmp_path / "run"), patience=0.2)
+    return units.desk
+
+
+def qcow2(size: int, version: int = 3, backing: int = 0, crypt: int = 0, incompatible: int = 0, extensions: bytes = b"") -> bytes:
+    """A qcow2 header as its specification describes it."""
+    head = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, backing, 0, 16, size, crypt, 1, 0x30000, 0x10000, 1, 0, 0)
+    tail = struct.pack(">QQQII", incompatible, 0, 0, 4, 104) if version >= 3 else b""
+    return (head + tail + extensions).ljust(65536, b"\0")

@@ -1,0 +1,182 @@
+"""Requests: hostile ones are refused, each step runs once, stale owners are kept out."""
+
+import json
+
+import pytest
+
+from hosts.remote.hostctl import source_hash, verbs
+from hosts.remote.hostctl.act import Failed, Refused, syscall
+from hosts.remote.hostctl.request import check_field
+
+UUID = "aBcdef-0000-1111-2222-3333-4444-zzzzzz"
+
+
+def send(desk, verb, args=None, **more):
+    return desk.handle(json.dumps(dict({"verb": verb, "args": args or {}}, **more)).encode())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A mutating verb that counts its runs, and does as the test says."""
+    runs = []
+
+    def run(work):
+        runs.append(work.args)
+        if "rate" in work.args:
+            {1: lambda: None, 2: _refuse, 3: _touch_and_refuse, 4: _fail, 5: lambda work: 1 / 0}[work.args["rate"]](work)
+        return {"free": len(runs)}
+
+    monkeypatch.setitem(verbs.VERBS, "lv_create", verbs.VERBS["lv_create"]._replace(
+        needs=(), run=run, acts=lambda args, job: (syscall("touch"),)))
+    return runs
+
+
+def _refuse(work):
+    raise Refused("no-space", "try", "full", "free some")
+
+
+def _touch_and_refuse(work):
+    work.do(syscall("touch"))
+    raise Refused("volume-open", "try", "open", "close it")
+
+
+def _fail(work):
+    work.do(syscall("touch"))
+    raise Failed("act-failed", "try", "broken", "mend it")
+
+
+HOSTILE = ["-rf", "--", "a\nb", "a\0b", "..", ".", "../x", "a/../b", "/etc/passwd", "json:{}", "nbd:host:1", "a b", "a;b", "$(x)", "«x»",
+           "é", "", "a" * 500, "a\n", "%s", "'", '"', 5, None, [], {}, True]
+
+
+@pytest.mark.parametrize("field", ["vg", "lv", "lv_uuid", "instance", "fs_uuid", "mountpoint", "export", "instances", "share_source",
+                                   "disk", "sha256", "client", "address", "start", "size", "live", "stops", "step", "job"])
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_hostile_values_are_refused_in_every_field(field, value):
+    if (field, value) in (("instances", "/etc/passwd"), ("size", 5)) or (field == "start" and value == []) or (field == "live" and value == {}):
+        return
+    with pytest.raises(Refused) as refused:
+        check_field(field, value)
+    assert refused.value.code == "bad-request"
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("vg", "vg_nova0"), ("lv", "3f8df945-7cbd-46e0-8ad1-d51013cf706b_disk.local"), ("lv_uuid", UUID), ("instances", "/var/lib/nova/instances"),
+    ("share_source", "10.77.2.13:/vol/nova"), ("share_source", "[fd00::1]:/vol/nova"), ("disk", "disk.local"), ("disk", "disk.eph0"),
+    ("client", "10.0.0.1"), ("client", "fd00::1"), ("start", ["nfs-server", "rpcbind.socket"]), ("size", 0)])
+def test_ordinary_values_are_accepted(field, value):
+    check_field(field, value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b'{"verb": NaN}', b"[" * 100000, b'{"a":' * 5000, b"\xff\xfe", b" " * (1 << 20) + b"{}",
+                                  b'{"verb":"hello","extra":1}', b'{"verb":"no_such"}', b'{"verb":"hello","args":[]}', b'{"verb":"hello","fence":true}',
+                                  b'{"verb":"hello","args":{"made":' + b'{"made":' * 30 + b"1" + b"}" * 32])
+def test_garbage_is_refused_as_json_and_never_a_traceback(desk, data):
+    answer = desk.handle(data)
+    assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "bad-request", False)
+
+
+def test_a_mount_point_of_another_job_is_refused(desk, job):
+    args = {"mountpoint": "/srv/volmig/" + "0" * 32}
+    assert send(desk, "fs_remove", args, job=job, step="relay_fs")["error"]["code"] == "bad-request"
+
+
+def test_another_hash_is_refused(desk):
+    assert send(desk, "status", job="", hash="0" * 16)["error"]["code"] == "hostctl-differs"
+    assert send(desk, "hello", hash=source_hash())["state"] == "done"
+
+
+def test_a_step_runs_once_and_its_result_is_repeated(desk, job, counted):
+    answers = [send(desk, "lv_create", job=job, step="relay_lv", fence=1) for _ in range(3)]
+    assert [answer["state"] for answer in answers] == ["done"] * 3
+    assert answers[0] == answers[1] == answers[2]
+    assert len(counted) == 1
+
+
+def test_the_next_attempt_runs_again(desk, job, counted):
+    send(desk, "lv_create", job=job, step="relay_lv")
+    assert send(desk, "lv_create", job=job, step="relay_lv", attempt=2)["evidence"] == {"free": 2}
+
+
+def test_the_same_attempt_with_other_arguments_is_refused(desk, job, counted):
+    send(desk, "lv_create", job=job, step="relay_lv")
+    assert send(desk, "lv_create", {"size": 5}, job=job, step="relay_lv")["error"]["code"] == "unknown-request"
+    assert len(counted) == 1
+
+
+def test_a_lower_fence_is_refused_and_an_equal_or_higher_one_is_not(desk, job, counted):
+    send(desk, "lv_create", job=job, step="a", fence=7)
+    assert send(desk, "lv_create", job=job, step="b", fence=6)["error"]["code"] == "stale-fence"
+    assert send(desk, "lv_create", job=job, step="b", fence=7)["state"] == "done"
+    assert send(desk, "lv_create", job=job, step="c", fence=8)["state"] == "done"
+    assert send(desk, "status", job=job)["evidence"]["fence"] == 8
+    assert len(counted) == 3
+
+
+def test_a_fence_raised_before_the_unit_begins_stops_it(desk, job, counted):
+    desk.units.run_now = False
+    send(desk, "lv_create", job=job, step="a", fence=1)
+    desk.store(job).raise_fence(2)
+    desk.run_unit(job, "a-do-1")
+    assert send(desk, "lv_create", job=job, step="a", fence=2)["error"]["code"] == "stale-fence"
+    assert counted == []
+
+
+def test_a_second_step_of_the_job_is_busy_while_one_runs(desk, job, counted):
+    desk.units.run_now = False
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "running"
+    assert send(desk, "lv_create", job=job, step="b")["state"] == "busy"
+    assert len(desk.units.started) == 1
+
+
+def test_a_unit_that_ended_without_result_is_lost_for_good(desk, job, counted):
+    desk.units.run_now = False
+    send(desk, "lv_create", job=job, step="a")
+    desk.units.live.clear()
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "lost"
+    desk.run_unit(job, "a-do-1")
+    assert counted == []
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "lost"
+
+
+def test_undo_stops_the_running_unit_first(desk, job, counted):
+    desk.units.run_now = False
+    unit = send(desk, "lv_create", job=job, step="a")["unit"]
+    desk.units.run_now = True
+    assert send(desk, "lv_create", job=job, step="a", direction="undo", stops=unit)["state"] == "done"
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "lost"
+
+
+def test_a_unit_of_another_job_is_never_stopped(desk, job, counted):
+    other = "volmig-%s-a-do-1" % ("0" * 32)
+    desk.units.live.add(other)
+    assert send(desk, "lv_create", job=job, step="a", stops=other)["error"]["code"] == "bad-request"
+    assert other in desk.units.live
+
+
+def test_a_unit_that_systemd_does_not_start_is_refused_untouched(desk, job, counted):
+    desk.units.trouble = "Failed to start"
+    answer = send(desk, "lv_create", job=job, step="a")
+    assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "cannot-start", False)
+
+
+@pytest.mark.parametrize(("how", "state", "touched"), [(2, "refused", False), (3, "failed", True), (4, "failed", True), (5, "failed", None)])
+def test_refusals_and_failures_say_whether_anything_was_touched(desk, job, counted, how, state, touched):
+    answer = send(desk, "lv_create", {"rate": how}, job=job, step="a")
+    assert (answer["state"], answer["error"]["touched"]) == (state, touched)
+    assert all(answer["error"][part] for part in ("code", "tried", "found", "next"))
+
+
+def test_a_held_lock_keeps_a_unit_from_acting(desk, job, counted, monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.request.LOCK_WITHIN", 0.1)
+    kept = desk.store(job)
+    kept.open()
+    with kept.locked("lock", 0):
+        answer = send(desk, "lv_create", job=job, step="a")
+    assert answer["error"]["code"] == "locked"
+    assert counted == []
+
+
+def test_a_verb_that_changes_something_needs_job_and_step(desk, counted):
+    assert send(desk, "lv_create")["error"]["code"] == "bad-request"
+    assert counted == []

@@ -1,0 +1,286 @@
+"""The swap with real links and renames: every state judged, every crash resumed, the live disk never absent or torn."""
+
+import itertools
+import os
+import stat
+from types import SimpleNamespace
+
+import pytest
+
+from hosts.remote.hostctl import swap, virsh
+from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.swap import state_of
+from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.verbs import VERBS
+
+from .conftest import qcow2
+
+INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
+SIZE = 1 << 20
+
+
+class Crash(BaseException):
+    """The process is killed here."""
+
+
+class Fragile(Work):
+    """Dies before or after the nth act, or reports failure of an act that was done."""
+
+    def __init__(self, *args, at=None, how="before", **more):
+        super().__init__(*args, **more)
+        self.at, self.how, self.count = at, how, -1
+
+    def do(self, act, function=None, **how):
+        self.count += 1
+        if self.count == self.at and self.how == "before":
+            raise Crash
+        output = super().do(act, function, **how)
+        if self.count == self.at and self.how == "after":
+            raise Crash
+        return output._replace(exit=5) if self.count == self.at and self.how == "lies" else output
+
+
+@pytest.fixture
+def share(tmp_path, job, monkeypatch):
+    """instances/ with a live disk and a stage; libvirt says what `share.state` says."""
+    home, place = tmp_path / INSTANCE, tmp_path / ".volmig" / job
+    home.mkdir()
+    place.mkdir(parents=True)
+    live, new = home / "disk.local", place / "disk.new"
+    live.write_bytes(b"old" * 1000)
+    live.chmod(0o640)
+    new.write_bytes(qcow2(SIZE))
+    share = SimpleNamespace(home=home, place=place, live=live, new=new, old=place / "disk.old", rejected=place / "disk.rejected",
+                            state="shut off", job=job)
+    share.args = {"instances": str(tmp_path), "instance": INSTANCE, "disk": "disk.local", "share_source": "filer:/vol", "virtual_size": SIZE,
+                  "live": virsh.identity(live.stat()), "stage": virsh.identity(new.stat())}
+    share.inodes = (live.stat().st_ino, new.stat().st_ino)
+    monkeypatch.setattr(swap, "check_share", lambda args: None)
+    monkeypatch.setattr(virsh, "state", lambda work, instance: share.state)
+    return share
+
+
+def work(share, verb="swap", made=None, at=None, how="before", **more):
+    args = dict(share.args, **more, **({"made": made} if made else {}))
+    return Fragile(args, share.job, VERBS[verb].acts, at=at, how=how)
+
+
+def back(share, **more):
+    old, new = share.inodes
+    return swap.swap_back(work(share, "swap_back", made={"live_inode": new, "backup_inode": old}, **more))
+
+
+def inode(path):
+    return path.stat().st_ino if path.exists() else None
+
+
+def layout(share):
+    return tuple(inode(path) for path in (share.live, share.new, share.old, share.rejected))
+
+
+def test_swap_makes_the_stage_live_and_keeps_the_former_disk(share):
+    old, new = share.inodes
+    evidence = swap.swap(work(share))
+    assert layout(share) == (new, None, old, None)
+    assert (evidence["live_inode"], evidence["backup_inode"]) == (new, old)
+    assert stat.S_IMODE(share.live.stat().st_mode) == 0o640
+    assert share.old.read_bytes() == b"old" * 1000
+
+
+def test_what_ran_is_what_was_announced(share):
+    doing = work(share)
+    swap.swap(doing)
+    assert [entry["text"] for entry in doing.commands if not entry["probe"]] == [act.text for act in swap.swap_acts(share.args, share.job)]
+
+
+def test_swap_again_changes_nothing(share):
+    swap.swap(work(share))
+    before, doing = layout(share), work(share)
+    assert swap.swap(doing)["already"]
+    assert layout(share) == before
+    assert doing.touched is False
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("at", range(5))
+def test_killed_at_any_act_the_live_disk_is_whole_and_the_next_call_finishes(share, at, how):
+    old, new = share.inodes
+    with pytest.raises(Crash):
+        swap.swap(work(share, at=at, how=how))
+    assert inode(share.live) in share.inodes
+    assert old in (inode(share.live), inode(share.old))
+    swap.swap(work(share))
+    assert layout(share) == (new, None, old, None)
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("at", range(5))
+def test_killed_at_any_act_the_swap_can_be_taken_back(share, at, how):
+    old, new = share.inodes
+    with pytest.raises(Crash):
+        swap.swap(work(share, at=at, how=how))
+    back(share)
+    assert inode(share.live) == old
+    assert new in (inode(share.new), inode(share.rejected))
+    assert share.live.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("at", range(4))
+def test_a_rollback_killed_at_any_act_is_finished_by_the_next(share, at, how):
+    swap.swap(work(share))
+    old, new = share.inodes
+    with pytest.raises(Crash):
+        back(share, at=at, how=how)
+    assert inode(share.live) in share.inodes
+    back(share)
+    assert layout(share) == (old, None, None, new)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_act_that_was_done_but_reported_as_failed_counts_as_done(share, at):
+    old, new = share.inodes
+    swap.swap(work(share, at=at, how="lies"))
+    assert layout(share) == (new, None, old, None)
+
+
+@pytest.mark.parametrize("call", ["link", "rename"])
+def test_an_act_that_really_failed_leaves_the_old_disk_live(share, call, monkeypatch):
+    def broken(*args, **more):
+        raise OSError(5, "Input/output error")
+    monkeypatch.setattr(os, call, broken) if call == "link" else monkeypatch.setattr(
+        os, call, lambda *args, real=os.rename, **more: real(*args, **more) if ".tmp" in str(args[0]) else broken())
+    with pytest.raises(Failed):
+        swap.swap(work(share))
+    assert inode(share.live) == share.inodes[0]
+
+
+def test_rollback_keeps_both_disks_and_repeats(share):
+    swap.swap(work(share))
+    back(share, untouched=True)
+    old, new = share.inodes
+    assert layout(share) == (old, None, None, new)
+    assert back(share)["already"]
+
+
+def test_rollback_of_nothing_does_nothing(share):
+    before = layout(share)
+    assert back(share)["already"]
+    assert layout(share) == before
+
+
+def test_rollback_without_consent_refuses_a_disk_that_was_written(share):
+    swap.swap(work(share))
+    os.utime(share.live, ns=(1, 1))
+    with pytest.raises(Refused) as refused:
+        back(share, untouched=True)
+    assert refused.value.code == "changed"
+    back(share)
+    assert inode(share.live) == share.inodes[0]
+
+
+STATES = [None, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("live", "new", "old"), itertools.product(STATES, repeat=3))
+def test_the_table_of_states_allows_an_act_only_where_it_is_safe(live, new, old):
+    expected = {(1, 2, None): "not started", (1, 2, 1): "linked", (2, None, 1): "done"}
+    if live == 1 and new != 2:
+        assert state_of(live, new, old, 1, 2) == "stage lost"
+    else:
+        assert state_of(live, new, old, 1, 2) == expected.get((live, new, old), "unknown")
+
+
+def spoil(share, how):
+    stranger = share.home / "stranger"
+    stranger.write_bytes(qcow2(SIZE))
+    {
+        "running": lambda: setattr(share, "state", "running"),
+        "gone": lambda: setattr(share, "state", ""),
+        "live replaced": lambda: stranger.rename(share.live),
+        "live changed": lambda: share.live.write_bytes(b"x"),
+        "live touched": lambda: os.utime(share.live, ns=(1, 1)),
+        "live has another name": lambda: os.link(share.live, share.home / "again"),
+        "live is a link": lambda: (share.live.rename(share.home / "real"), share.live.symlink_to("real")),
+        "live mode changed": lambda: share.live.chmod(0o666),
+        "stage replaced": lambda: stranger.rename(share.new),
+        "stage changed": lambda: share.new.write_bytes(b"x" * 65536),
+        "stage touched": lambda: os.utime(share.new, ns=(1, 1)),
+        "stage has another name": lambda: os.link(share.new, share.place / "again"),
+        "stage gone": share.new.unlink,
+        "backup foreign": lambda: stranger.rename(share.old),
+        "size": lambda: share.args.update(virtual_size=5),
+    }[how]()
+
+
+@pytest.mark.parametrize("how", [
+    "running", "gone", "live replaced", "live changed", "live touched", "live has another name", "live is a link", "live mode changed",
+    "stage replaced", "stage changed", "stage touched", "stage has another name", "stage gone", "backup foreign", "size"])
+def test_swap_refuses_and_touches_nothing_when_anything_is_not_as_recorded(share, how):
+    spoil(share, how)
+    before, doing = layout(share), work(share)
+    with pytest.raises(Refused):
+        swap.swap(doing)
+    assert layout(share) == before
+    assert doing.touched is False
+
+
+def test_swap_refuses_where_there_is_no_libvirt(share, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(swap, "check_share", lambda args: None)
+    monkeypatch.setattr(virsh, "installed", lambda: False)
+    with pytest.raises(Refused) as refused:
+        swap.swap(work(share))
+    assert refused.value.code == "no-libvirt"
+
+
+@pytest.mark.parametrize("start", swap.QEMU_LOCKS)
+def test_swap_refuses_a_disk_whose_lock_bytes_somebody_holds(share, start):
+    import fcntl
+    import subprocess
+    import sys
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl,sys; f=open(sys.argv[1],'r+b'); fcntl.lockf(f, fcntl.LOCK_SH, 1, %d); print(flush=True); sys.stdin.read()"
+         % (start + 3), str(share.live)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(Refused) as refused:
+            swap.swap(work(share))
+    finally:
+        holder.communicate()
+    assert refused.value.code == "disk-in-use"
+    assert fcntl is not None
+
+
+def test_another_share_than_planned_is_refused(share, monkeypatch):
+    from hosts.remote.hostctl.stage import check_share
+    with pytest.raises(Refused) as refused:
+        check_share(share.args)
+    assert refused.value.code == "unknown-share"
+
+
+def purge(share, **more):
+    return swap.purge(work(share, "purge", backup_inode=more.pop("backup", share.inodes[0]), live_inode=more.pop("now", share.inodes[1])))
+
+
+def test_purge_removes_exactly_the_recorded_backup(share):
+    swap.swap(work(share))
+    purge(share)
+    assert layout(share)[:3] == (share.inodes[1], None, None)
+    assert not share.place.exists()
+    assert purge(share)["already"]
+
+
+@pytest.mark.parametrize("wrong", ["backup", "now"])
+def test_purge_refuses_any_other_inode(share, wrong):
+    swap.swap(work(share))
+    before = layout(share)
+    with pytest.raises(Refused):
+        purge(share, **{wrong: 5})
+    assert layout(share) == before
+
+
+def test_purge_refuses_before_the_swap(share):
+    with pytest.raises(Refused):
+        purge(share)
+    assert share.new.exists()
