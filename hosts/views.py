@@ -148,6 +148,9 @@ def retire(request: HttpRequest, pk: int) -> HttpResponse:
     if request.POST.get("name") != host.name:
         messages.error(request, f"Type {host.name} to retire it. Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)
+    if host.footprints.left().exists():  # the ledger of migrations, which stand above
+        messages.error(request, f"Migrations still hold something on {host.name}. Nothing was changed.")
+        return redirect("hosts:hypervisor", host.pk)
     host.retire(request.user)
     messages.success(request, f"{host.name} is retired. Its history stays.")
     return redirect("hosts:list")

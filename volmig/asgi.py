@@ -2,9 +2,9 @@
 
 import os
 
-from channels.auth import AuthMiddlewareStack  # type: ignore[import-untyped]
-from channels.routing import ProtocolTypeRouter, URLRouter  # type: ignore[import-untyped]
-from channels.security.websocket import AllowedHostsOriginValidator  # type: ignore[import-untyped]
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")

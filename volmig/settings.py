@@ -210,5 +210,6 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": text("LOG_LEVEL", "INFO")},
-    "loggers": {"paramiko": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
+    # paramiko prints a traceback for each machine that is down; hosts.remote.ssh says it in a sentence.
+    "loggers": {"paramiko": {"level": "CRITICAL"}, "django-q": {"level": "WARNING"}},
 }

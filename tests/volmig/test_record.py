@@ -1,5 +1,7 @@
 """The record is append-only, chained, and shows what was changed behind its back."""
 
+import threading
+
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
@@ -82,3 +84,21 @@ def test_triggers_come_back_with_every_migrate(three):
     call_command("migrate", verbosity=0)
     with pytest.raises(DatabaseError, match="append-only"):
         Event.objects.update(action="other")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_events_appended_at_once_still_form_one_chain():
+    def append(number):
+        try:
+            for _ in range(10):
+                Event.append("step", job=number)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Event.objects.count() == 40
+    assert verify() == []
