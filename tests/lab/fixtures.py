@@ -12,11 +12,14 @@ from tests.lab.lab import Lab
 def lab() -> Iterator[Lab]:
     """The checkout's lab, booted when it is not up; ended afterwards if we booted it, unless VOLMIG_LAB_KEEP=1."""
     lab = Lab()
-    keep = lab.is_up() or os.environ.get("VOLMIG_LAB_KEEP") == "1"
-    lab.up()
-    yield lab
-    if not keep:
-        lab.down()
+    with lab.held():
+        keep = lab.is_up() or os.environ.get("VOLMIG_LAB_KEEP") == "1"
+        try:
+            lab.up()
+            yield lab
+        finally:
+            if not keep:
+                lab.down()
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ In a test:              def test_…(clean_lab): clean_lab.src.run("lvs") (fixtu
     lab.power_cut(lab.src); lab.boot(lab.src)
     assert lab.leftovers() == []
 
+`with lab.held():` keeps other sessions of the checkout away (the fixtures do); attach with Lab() to look at a lab that
+is up. A lab that was booted from an older recipe of the image is booted anew by up().
+
 Every guest listens on 127.0.0.1:<guest.port> for SSH, as root and as volmig, with the key `lab.key`; its host key is
 `guest.host_key`. Names and ports come from the checkout's path, so two checkouts do not collide. All state lies in
 .cache/lab of the checkout and in /run/<name>; the image in /var/cache/volmig-lab (VOLMIG_LAB_CACHE).
@@ -107,6 +110,18 @@ class Lab:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._clear()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the lab to oneself for a session or a demo; waits, saying so, while another process holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "held").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another session of this checkout holds the lab; waiting for it to end")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def is_up(self) -> bool:
         """Whether the lab was booted completely and all four guests run."""
@@ -253,7 +268,7 @@ class Lab:
         self.network.delete()
         shutil.rmtree(self.sockets, ignore_errors=True)
         for path in self.folder.iterdir():
-            if path.name != "lock":
+            if path.name not in ("lock", "held"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _prepare(self, image: Image) -> None:

@@ -1,0 +1,160 @@
+"""The whole promise, in a browser on real hosts: two people carry a disk across, and the guest mounts it."""
+
+import re
+import socket
+
+import pytest
+
+from tests.site import PASSWORD, Site
+
+pytestmark = [pytest.mark.lab, pytest.mark.browser]
+
+OLD, NEW = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "c8d1a0b2-1111-4222-8333-944445555666"
+SIZE = 512 << 20
+DEVICE = f"/dev/vg_nova0/{OLD}_disk.local"
+# Every percentage that the page shows for the conversion, as the page itself shows it.
+RECORD_PERCENTAGES = """() => {
+  window.percentages = new Set()
+  const look = () => {
+    const step = document.querySelector('#step-convert[aria-current=step]')
+    const shown = document.querySelector('#running [data-percent]')
+    if (step && shown) window.percentages.add(shown.dataset.percent)
+  }
+  new MutationObserver(look).observe(document.body, {subtree: true, childList: true, attributes: true})
+}"""
+
+
+@pytest.fixture
+def site(clean_lab, tmp_path):
+    """Starts a volmig over the lab; hands back a maker so that a test can say how hostctl gets there."""
+    started = []
+
+    def start(shipped):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        site = Site(clean_lab, tmp_path / "volmig", port, shipped)
+        started.append(site)
+        site.prepare()
+        site.start()
+        return site
+
+    yield start
+    for site in started:
+        site.stop()
+
+
+@pytest.fixture
+def sign_in(chromium):
+    """A browser of a person's own: sign_in(site, "olga")."""
+    contexts = []
+
+    def enter(site, name):
+        context = chromium.new_context(base_url=site.url, viewport={"width": 1280, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto("/login/")
+        page.fill("[name=username]", name)
+        page.fill("[name=password]", PASSWORD)
+        page.click("main button")
+        page.wait_for_url(f"{site.url}/")
+        return page
+
+    yield enter
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(
+    ("shipped", "squash", "runs"),
+    [
+        pytest.param(False, False, True, id="installed for a user, root not squashed, instance running"),
+        pytest.param(True, True, False, id="shipped to root, root squashed, instance shut off before the swap"),
+    ],
+)
+def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
+    clean_lab, site, sign_in, shipped, squash, runs
+):
+    lab = clean_lab
+    lab.squash(squash)
+    lab.mount_share(acdirmax=3)
+    digest = lab.volume(lab.src, f"{OLD}_disk.local", SIZE, data_mb=4, bulk_mb=200)
+    source_before = lab.sha256(lab.src, DEVICE)
+    instance = lab.instance(NEW, "db-new", disk_bytes=SIZE)
+    lab.start(instance)
+    lab.wait_console(instance, f"VOLMIG-DATA sha256 {instance.sha256}")
+    volmig = site(shipped)
+    olga, pavel = sign_in(volmig, "olga"), sign_in(volmig, "pavel")
+
+    ask(olga, limit="48")
+    olga.evaluate(RECORD_PERCENTAGES)
+    olga.wait_for_selector("#where:has-text('another person has to approve')", timeout=240_000)
+    percentages = olga.evaluate("[...window.percentages]")
+    assert len(percentages) >= 5, percentages
+
+    if not runs:
+        lab.dst.run("virsh -q shutdown db-new")
+        lab.dst.wait("virsh domstate db-new | grep -q 'shut off'")
+    backup_expected = None if runs else lab.sha256(lab.dst, instance.disk)
+    approve(pavel)
+    lab.wait_console(instance, f"VOLMIG-DATA sha256 {digest}", timeout=180)
+
+    olga.click("#verb-confirm button:enabled", timeout=180_000)
+    olga.wait_for_selector("#where:has-text('its data is confirmed')", timeout=60_000)
+    planned, logged = planned_and_logged(olga)
+    assert len(planned) == len(logged), (planned, logged)
+    assert [line for line, shape in zip(logged, planned, strict=True) if not fits(shape, line)] == []
+
+    job = re.search(r"filer: share ([0-9a-f-]{36})/", "\n".join(lab.leftovers()))[1]
+    backup = f"/var/lib/nova/instances/.volmig/{job}/disk.old"
+    assert sorted(lab.leftovers()) == [f"filer: share {job}/{name}" for name in ("README", "card.json", "disk.old")]
+    assert lab.sha256(lab.src, DEVICE) == source_before
+    if backup_expected:
+        assert lab.sha256(lab.dst, backup) == backup_expected
+    assert lab.jump.run("systemctl is-active nfs-server", check=False).strip() == "inactive"
+
+
+def ask(page, limit):
+    """Fill in a new migration as an operator does, and start it."""
+    page.goto("/migrations/new")
+    page.select_option("#id_source", label="src")
+    page.check(f"#from label:has-text('{OLD}') input")
+    page.select_option("#id_destination", label="dst")
+    page.check("#to label:has-text('db-new') input")
+    page.check("#through label:has-text('jump') input")
+    page.fill("#id_rate", limit)
+    page.click("text=Check, plan and start")
+    page.wait_for_url(re.compile(r"/migrations/\d+/$"))
+    page.wait_for_selector("[data-live][data-state=live]")
+
+
+def approve(page):
+    page.goto("/approvals/")
+    page.click("main a[href^='/approvals/']")
+    page.fill("#id_reason", "Agreed with the tenant.")
+    page.fill("#id_tail", NEW[-6:])
+    page.click("text=Approve exactly this")
+    page.wait_for_selector("text=approved")
+
+
+def planned_and_logged(page):
+    """The commands of phases A to C as planned, and those that ran and changed something, in order."""
+    address = page.url.split("?")[0]
+    page.goto(f"{address}?tab=plan")
+    steps = page.locator("#details .plan-step:has(h3)").all()
+    planned = [
+        line
+        for step in steps
+        if not step.locator("h3").inner_text().startswith("D ·")
+        for line in step.locator(".commands li").all_inner_texts()
+    ]
+    page.goto(f"{address}?tab=log")
+    logged = page.locator("#details tr:not(.probe) td.text").all_inner_texts()
+    return planned, logged
+
+
+def fits(shape, line):
+    """Whether a logged command is the planned one with its «…» filled in."""
+    pattern = "(.+)".join(re.escape(part) for part in re.split("«[^»]*»", shape))
+    return re.fullmatch(pattern, line) is not None
