@@ -81,6 +81,14 @@ class Field:
         try:
             with self.place.mine():
                 self.home = open_directory(args["instance"], self.place.root)
+        except FileNotFoundError:
+            self.place.close()
+            raise Refused(
+                "unknown-instance",
+                "open %s" % live_path(args),
+                "there is no such directory",
+                "Check where the instance is.",
+            )
         except BaseException:
             self.place.close()
             raise
@@ -108,12 +116,20 @@ class Field:
         self.close()
 
 
+def _field(work: Work) -> Field:
+    try:
+        return Field(work)
+    except FileNotFoundError:
+        tried, found = "swap %s" % live_path(work.args), "there is no %s" % directory(work.args, work.job)
+        raise Refused("stage-lost", tried, found, "Nothing was touched. Run the step stage again.")
+
+
 def swap(work: Work) -> Dict[str, Any]:
     """Make the stage the live disk. Every line is a condition, an act, or the proof of the line before."""
     args, names = work.args, FORWARD
     old, new = args["live"]["inode"], args["stage"]["inode"]
     check_share(args)
-    with Field(work) as field:
+    with _field(work) as field:
         state = field.state(names, old, new)
         if state == "done":
             return dict(_swapped(field, old, new), already=True)
@@ -228,18 +244,30 @@ QEMU_LOCKS = (100, 200)  # permissions in use, permissions denied to others: eig
 
 def _demand_unlocked(home: int, disk: str) -> None:
     """Take and release QEMU's lock bytes; a refusal means that some client on the share has the disk open."""
-    with _opened(disk, home, os.O_RDWR) as fd:
-        for start in QEMU_LOCKS:
-            try:
-                fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_WRLCK, start))
-            except OSError as error:
-                raise Refused(
-                    "disk-in-use",
-                    "lock bytes %d to %d of %s" % (start, start + 7, disk),
-                    error.strerror or str(error),
-                    "A QEMU on some client has the disk open. Find it and stop it.",
-                )
-            fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_UNLCK, start))
+    try:
+        with _opened(disk, home, os.O_RDWR) as fd:
+            for start in QEMU_LOCKS:
+                _take_and_release(fd, start, disk)
+    except PermissionError as error:
+        raise Refused(
+            "not-ours-to-lock",
+            "open %s for its lock bytes" % disk,
+            error.strerror or str(error),
+            "The filer turns root away and the disk is somebody else's: give it to the share's owner, or undo.",
+        )
+
+
+def _take_and_release(fd: int, start: int, disk: str) -> None:
+    try:
+        fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_WRLCK, start))
+    except OSError as error:
+        raise Refused(
+            "disk-in-use",
+            "lock bytes %d to %d of %s" % (start, start + 7, disk),
+            error.strerror or str(error),
+            "A QEMU on some client has the disk open. Find it and stop it.",
+        )
+    fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_UNLCK, start))
 
 
 def _lock(kind: int, start: int) -> bytes:
@@ -339,7 +367,11 @@ def swap_back(work: Work) -> Dict[str, Any]:
     """Make the backup live again; the new disk is kept as disk.rejected. Nothing swapped means nothing to do."""
     args, names = work.args, BACK
     check_share(args)
-    with Field(work) as field:
+    try:
+        field = Field(work)
+    except FileNotFoundError:
+        return _nothing_swapped(work)
+    with field:
         new, old = _both(work, field)
         if field.state(FORWARD, old, new) in ("not started", "linked"):
             return dict(_unlink_aside(work, field, old), already=True)
@@ -360,6 +392,19 @@ def swap_back(work: Work) -> Dict[str, Any]:
         _demand_recorded("the backup", field.place.look("disk.old"), {"inode": old}, 1)
         _exchange(work, field, names, new, old)
         return {"live_inode": old, "rejected_inode": new, "untouched": bool(recorded)}
+
+
+def _nothing_swapped(work: Work) -> Dict[str, Any]:
+    """Without the job's directory there is no backup: good only if the live disk is the former one."""
+    found = virsh.live(work.args["instances"], live_path(work.args))["inode"]
+    if found != work.args.get("live", {}).get("inode", found):
+        raise Refused(
+            "unknown-inode",
+            "swap back %s" % live_path(work.args),
+            "the job's directory is gone and the live disk has inode %d" % found,
+            "Look at both directories by hand.",
+        )
+    return {"live_inode": found, "already": True}
 
 
 def _both(work: Work, field: Field) -> Tuple[int, int]:

@@ -267,7 +267,7 @@ def start(work: Work) -> Dict[str, Any]:
             "Bring the instance to running or shut off.",
         )
     if was == "shut off":
-        if work.made.get("was") == "shut off":  # undo of a stop that found it stopped
+        if "made" in args and _was(work) != "running":  # undo of a stop that stopped nothing
             return {"state": was, "already": True}
         _check_path(work)
         _check_inode(work)
@@ -284,6 +284,11 @@ def start(work: Work) -> Dict[str, Any]:
     _check_path(work)
     _check_inode(work)
     return {"started_at": time.time(), "state": "running", "already": was == "running"}
+
+
+def _was(work: Work) -> str:
+    """What our own stop found, from its evidence or from this host's memory."""
+    return str(work.made.get("was") or work.memory.recall("stop").get("was", ""))
 
 
 def _check_inode(work: Work) -> None:
