@@ -49,9 +49,10 @@ def start(
 
 def kill_guest(lab: str, guest: str) -> None:
     """Cut a guest's power: its whole process group dies at once, and is gone when this returns."""
-    mains = [pid for pid in processes(lab) if f"umid={lab}-{guest}" in _arguments(pid) and os.getpgid(pid) == pid]
+    mains = [pid for pid in processes(lab) if f"umid={lab}-{guest}" in _arguments(pid) and _group(pid) == pid]
     for main in mains:
-        os.killpg(main, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(main, signal.SIGKILL)
     _wait_gone(lambda: [pid for pid in _all() if _group(pid) in mains])
 
 
