@@ -177,7 +177,10 @@ def relays(
 def held_in_groups() -> dict[tuple[int, str], int]:
     """Bytes that jobs hold reserved and have not taken yet, by hypervisor and volume group."""
     rows = Footprint.objects.filter(kind="space", state="reserved", hypervisor__isnull=False)
-    return {(row["hypervisor"], row["name"]): row["held"] for row in rows.values("hypervisor", "name").annotate(held=Sum("bytes"))}
+    return {
+        (row["hypervisor"], row["name"]): row["held"]
+        for row in rows.values("hypervisor", "name").annotate(held=Sum("bytes"))
+    }
 
 
 def held_on_shares() -> dict[int, int]:
@@ -201,7 +204,9 @@ def cut_off(source: Hypervisor | None) -> set[int]:
 class RateForm(forms.Form):
     """A bandwidth limit in MiB/s; empty for none."""
 
-    rate = forms.DecimalField(label="Limit in MiB/s", required=False, min_value=Decimal("0.1"), max_value=Decimal(100_000), decimal_places=1)
+    rate = forms.DecimalField(
+        label="Limit in MiB/s", required=False, min_value=Decimal("0.1"), max_value=Decimal(100_000), decimal_places=1
+    )
     rate.widget.attrs.update({"class": "form-control", "inputmode": "decimal", "placeholder": "none"})
 
     def rate_in_bytes(self) -> int | None:
@@ -259,7 +264,11 @@ class DecisionForm(forms.Form):
 
     reason = forms.CharField(label="Reason", widget=forms.Textarea(attrs={"rows": 3, "class": "form-control"}))
     tail = forms.CharField(label="Last six characters of the instance id", required=False, max_length=40)
-    password = forms.CharField(label="Your password", required=False, widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}))
+    password = forms.CharField(
+        label="Your password",
+        required=False,
+        widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}),
+    )
     digest = forms.CharField(widget=forms.HiddenInput)
 
     tail.widget.attrs.update({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"})
@@ -272,14 +281,14 @@ class DecisionForm(forms.Form):
 
     def clean_tail(self) -> str:
         """Only a yes needs it: a no takes nothing away from anybody."""
-        tail = self.cleaned_data["tail"].strip().lower()
+        tail = str(self.cleaned_data["tail"]).strip().lower()
         if self.approving and tail != self.instance_id[-6:].lower():
             raise forms.ValidationError("These are not the last six characters of the instance id shown here.")
         return tail
 
     def clean_password(self) -> str:
         """Whoever sits at a screen that was left open is not asked for consent."""
-        password = self.cleaned_data["password"]
+        password = str(self.cleaned_data["password"])
         if not self.user.check_password(password):
             raise forms.ValidationError("This is not your password.")
         return password
@@ -289,7 +298,9 @@ class SearchForm(forms.Form):
     """Filters of the history; all of them live in the address."""
 
     q = forms.CharField(label="Instance, volume, ticket or number", required=False, max_length=200)
-    host = forms.ModelChoiceField(Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any")
+    host = forms.ModelChoiceField(
+        Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any"
+    )
     person = forms.CharField(label="Person", required=False, max_length=150)
     status = forms.ChoiceField(
         label="State",

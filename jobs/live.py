@@ -29,8 +29,29 @@ LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its 
 ENDED = 4403  # close code: do not reconnect, the permission is gone
 LIST = 0  # what a socket watches that follows all jobs and not one; no job has this number
 
-JOB_FIELDS = ("pk", "status", "outcome", "halt_reason", "waiting_for", "version", "rate", "cancel_requested_at", "facts_at")
-RUN_FIELDS = ("pk", "job_id", "result", "bytes_done", "bytes_read", "bytes_written", "rate", "progress_at", "ended_at")
+JOB_FIELDS = (
+    "pk",
+    "status",
+    "outcome",
+    "halt_reason",
+    "waiting_for",
+    "version",
+    "rate",
+    "cancel_requested_at",
+    "facts_at",
+)
+RUN_FIELDS = (
+    "pk",
+    "job_id",
+    "result",
+    "bytes_done",
+    "bytes_read",
+    "bytes_written",
+    "rate",
+    "progress_at",
+    "silent_since",
+    "ended_at",
+)
 
 Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves bars)
 
@@ -112,6 +133,7 @@ class Tailer:
         numbers = set(self.watched()) - {LIST}
         if not numbers:
             return {}
+        now: Marks
         now, fragments = await database_sync_to_async(look)(numbers, before)
         for number, html in fragments.items():
             await send(number, html)
@@ -141,7 +163,9 @@ class Tailer:
 def still_allowed(pairs: set[tuple[str, int]]) -> set[tuple[str, int]]:
     """Those (session key, user id) whose session is alive, of an active person with the right to look."""
     keys, ids = {key for key, _ in pairs}, {user for _, user in pairs}
-    sessions = {s.session_key: s.get_decoded() for s in Session.objects.filter(pk__in=keys, expire_date__gt=timezone.now())}
+    sessions = {
+        s.session_key: s.get_decoded() for s in Session.objects.filter(pk__in=keys, expire_date__gt=timezone.now())
+    }
     users = {user.pk: user for user in get_user_model().objects.filter(pk__in=ids, is_active=True) if may(user, "view")}
     return {
         (key, user)
@@ -174,7 +198,7 @@ def tailer() -> Tailer:
     return tailers.setdefault(id(asyncio.get_running_loop()), Tailer())
 
 
-class JobConsumer(AsyncWebsocketConsumer):
+class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """One open page: of a job, or of a list when no number is in its address."""
 
     number: int

@@ -1,4 +1,4 @@
-"""What an approver is shown before a yes: before and after, the proof, what will run, what differs since it was asked."""
+"""What an approver is shown before a yes: before and after, the proof, what will run, what differs since."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +49,11 @@ WORDS = {
         "at once after the yes",
         "what the instance wrote since the swap is given up; the new disk is kept aside until its purge",
     ),
-    "purge": ("Delete the disk of {name} that is not used any more?", "at once after the yes", "there is no way back: what is deleted is gone"),
+    "purge": (
+        "Delete the disk of {name} that is not used any more?",
+        "at once after the yes",
+        "there is no way back: what is deleted is gone",
+    ),
 }
 DOWN = {"rollback": "its shutdown and a start", "purge": "not at all"}
 
@@ -91,7 +95,11 @@ class Review:
         owner = f"{disk.get('uid')}:{disk.get('gid')} {disk.get('mode') or 0:04o} {disk.get('label') or 'no label'}"
         return [
             Row("Virtual size", size(live.get("virtual_size")), size(self.job.source_size)),
-            Row("Format, on the share", format_html("{}, {}", live.get("format"), size(disk.get("allocated"))), format_html("qcow2, {}", size(stage.get("file_size")))),
+            Row(
+                "Format, on the share",
+                format_html("{}, {}", live.get("format"), size(disk.get("allocated"))),
+                format_html("qcow2, {}", size(stage.get("file_size"))),
+            ),
             Row("Contents", summary(destination), summary(source)),
             Row("Owner, mode, label", owner, "the same, given before the rename", mono=False),
             Row("Backing chain", ", ".join(live.get("backing") or []) or "none", "none"),
@@ -103,7 +111,11 @@ class Review:
     def proofs(self) -> list[Proof]:
         """What proves that the staged image is the source volume."""
         if self.asked.kind != "swap":
-            return [Proof(True, f"{key.replace('_', ' ').capitalize()}: {self.bound[key]}") for key in ("gives up", "stays") if key in self.bound]
+            return [
+                Proof(True, f"{key.replace('_', ' ').capitalize()}: {self.bound[key]}")
+                for key in ("gives up", "stays")
+                if key in self.bound
+            ]
         return [self.compared(), self.hashed(), self.quiet()]
 
     def compared(self) -> Proof:
@@ -112,14 +124,17 @@ class Review:
         if not compare:
             return Proof(False, "No comparison with the source volume is on record.")
         took = spoken(self.seconds["compare"])
-        return Proof(True, f"Block by block equal to {self.job.source_vg}/{self.job.source_lv}: {self.job.source_size:,} bytes compared in {took}.")
+        volume, whole = f"{self.job.source_vg}/{self.job.source_lv}", f"{self.job.source_size:,}".replace(",", "\u202f")
+        return Proof(True, f"Block by block equal to {volume}: {whole} bytes compared in {took}.")
 
     def hashed(self) -> Proof:
         """The hash on the relay and the one read back from the filer."""
         made, read = self.evidence.get("stage", {}).get("sha256"), self.evidence.get("stage_verify", {}).get("sha256")
         if not made or made != read:
             return Proof(False, "The hash of the staged image was not read back from the share.")
-        return Proof(True, "Same hash when written by the relay and when read back on the destination:", f"sha256 {made}")
+        return Proof(
+            True, "Same hash when written by the relay and when read back on the destination:", f"sha256 {made}"
+        )
 
     def quiet(self) -> Proof:
         """Write counters at the fence and after the comparison."""
@@ -128,7 +143,9 @@ class Review:
             return Proof(False, "No count of writes to the source volume is on record.")
         if fence.get("writes") != compare["writes"]:
             return Proof(False, "The source volume was written to during the copy.")
-        return Proof(True, "Source quiet throughout: closed, fenced read-only, 0 writes counted between fence and comparison.")
+        return Proof(
+            True, "Source quiet throughout: closed, fenced read-only, 0 writes counted between fence and comparison."
+        )
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
@@ -143,8 +160,16 @@ class Review:
             return changes or [Line(False, self.asked.void_reason)]
         read = f"{spoken_ago(self.job.facts_at)} ago" if self.job.facts_at else "not since"
         return [
-            Line(self.asked.version == self.job.version, "The plan is the one that was asked for." if self.asked.version == self.job.version else "The plan was edited since: this request no longer fits it."),
-            Line(True, f"Facts read {read}; they are read again before anything is done, and a difference voids the consent."),
+            Line(
+                self.asked.version == self.job.version,
+                "The plan is the one that was asked for."
+                if self.asked.version == self.job.version
+                else "The plan was edited since: this request no longer fits it.",
+            ),
+            Line(
+                True,
+                f"Facts read {read}; they are read again before anything is done, and a difference voids the consent.",
+            ),
         ]
 
 

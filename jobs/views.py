@@ -2,6 +2,7 @@
 
 import datetime as dt
 import time
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
@@ -23,7 +24,7 @@ from volmig.record.models import Event
 FRESH = 300  # seconds for which a password that was typed counts for a decision
 PAGE = 50
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
-ASKS = {"ask-rollback": "rollback", "ask-purge": "purge"}
+WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
 
 
 def chrome(request: HttpRequest) -> dict[str, Any]:
@@ -62,21 +63,25 @@ def overview(request: HttpRequest) -> HttpResponse:
     active = list(jobs.active().order_by("-pk"))
     halted = [job for job in active if job.halt_reason]
     mine = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
-    return show(request, "jobs/overview.html", "jobs/_overview.html", {
-        "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
-        "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
-        "halted": halted,
-        "inbox": mine.select_related("job", "requester").order_by("created_at"),
-        "failed": jobs.filter(outcome__in=["failed", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)).order_by("-ended_at")[:8],
-        "groups": relay_groups(),
-        "shares": shares(),
-        "hypervisors": Hypervisor.objects.active().count(),
-        "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
-        "any_job": bool(active) or jobs.exists(),
-    })
-
-
-WAITING = {"planned", "awaiting_approval", "on_trial"}
+    return show(
+        request,
+        "jobs/overview.html",
+        "jobs/_overview.html",
+        {
+            "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
+            "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
+            "halted": halted,
+            "inbox": mine.select_related("job", "requester").order_by("created_at"),
+            "failed": jobs.filter(
+                outcome__in=["failed", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)
+            ).order_by("-ended_at")[:8],
+            "groups": relay_groups(),
+            "shares": shares(),
+            "hypervisors": Hypervisor.objects.active().count(),
+            "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
+            "any_job": bool(active) or jobs.exists(),
+        },
+    )
 
 
 def relay_groups() -> list[VolumeGroup]:
@@ -145,7 +150,13 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
     tab = tab or request.GET.get("tab") or ("log" if job.runs.exists() else "plan")
     if tab not in TABS:
         raise Http404
-    values = {"job": job, "tab": tab, "tabs": TABS, "actions": job.actions(request.user), "may_set_rate": may(request.user, "submit")}
+    values = {
+        "job": job,
+        "tab": tab,
+        "tabs": TABS,
+        "actions": job.actions(request.user),
+        "may_set_rate": may(request.user, "submit"),
+    }
     values |= PARTS[tab](job)
     part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
     values["rate_form"] = RateForm(initial={"rate": round(job.rate / 1024**2, 1) if job.rate else None})
@@ -157,7 +168,7 @@ def plan(request: HttpRequest, number: int) -> HttpResponse:
     return job(request, number, tab="plan")
 
 
-PARTS = {
+PARTS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "plan": lambda job: {},
     "log": lambda job: {"log": job.log()},
     "evidence": lambda job: {"runs": job.runs.order_by("pk"), "footprints": job.footprints.order_by("pk")},
@@ -200,7 +211,7 @@ def confirm(request: HttpRequest, job: Job) -> None:
 def rate(request: HttpRequest, job: Job) -> None:
     form = RateForm(request.POST)
     if not form.is_valid():
-        raise Refused([f"The limit stays as it was: {' '.join(form.errors['rate'])}"])
+        raise Refused([f"The limit stays as it was: {' '.join(map(str, form.errors['rate']))}"])
     job.set_rate(request.user, form.rate_in_bytes())
 
 
@@ -208,7 +219,7 @@ def ask(request: HttpRequest, job: Job, kind: str) -> None:
     job.ask(kind, request.user)
 
 
-VERBS = {
+VERBS: dict[str, Callable[[HttpRequest, Job], None]] = {
     "start": start,
     "cancel": cancel,
     "resume": resume,
@@ -224,8 +235,8 @@ VERBS = {
 def history(request: HttpRequest) -> HttpResponse:
     """All migrations, newest first; filters live in the address and pages go on from a number, so they do not shift."""
     form = SearchForm(request.GET)
-    rows = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester").order_by("-pk")
-    rows = narrowed(rows, form.cleaned_data) if form.is_valid() else rows.none()
+    known = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
+    rows = narrowed(known.order_by("-pk"), form.cleaned_data) if form.is_valid() else known.none()
     after = request.GET.get("after", "")
     if after.isdecimal():
         rows = rows.filter(pk__lt=int(after))
@@ -235,10 +246,19 @@ def history(request: HttpRequest) -> HttpResponse:
     older = query.copy()
     if len(page) > PAGE:
         older["after"] = str(page[PAGE - 1].pk)
-    return show(request, "jobs/history.html", "jobs/_history.html", {
-        "form": form, "jobs": page[:PAGE], "after": after, "newest": query.urlencode(), "filtered": any(query.values()),
-        "older": older.urlencode() if len(page) > PAGE else "",
-    })
+    return show(
+        request,
+        "jobs/history.html",
+        "jobs/_history.html",
+        {
+            "form": form,
+            "jobs": page[:PAGE],
+            "after": after,
+            "newest": query.urlencode(),
+            "filtered": any(query.values()),
+            "older": older.urlencode() if len(page) > PAGE else "",
+        },
+    )
 
 
 def narrowed(rows: QuerySet[Job], wanted: dict[str, Any]) -> QuerySet[Job]:
@@ -252,7 +272,9 @@ def narrowed(rows: QuerySet[Job], wanted: dict[str, Any]) -> QuerySet[Job]:
     if host := wanted["host"]:
         rows = rows.filter(Q(source=host) | Q(relay=host) | Q(destination=host))
     if person := wanted["person"]:
-        rows = rows.filter(Q(requester__username__iexact=person) | Q(approvals__decisions__person__username__iexact=person)).distinct()
+        rows = rows.filter(
+            Q(requester__username__iexact=person) | Q(approvals__decisions__person__username__iexact=person)
+        ).distinct()
     if wanted["since"]:
         rows = rows.filter(created_at__date__gte=wanted["since"])
     if wanted["until"]:
@@ -280,7 +302,9 @@ def approvals(request: HttpRequest) -> HttpResponse:
     mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
     others = rows.filter(pk__in=undecided().values("pk")).exclude(pk__in=waiting.values("pk")).order_by("created_at")
     closed = rows.exclude(pk__in=undecided().values("pk")).prefetch_related("decisions__person").order_by("-pk")[:PAGE]
-    return show(request, "jobs/approvals.html", "jobs/_approvals.html", {"mine": mine, "others": others, "closed": closed})
+    return show(
+        request, "jobs/approvals.html", "jobs/_approvals.html", {"mine": mine, "others": others, "closed": closed}
+    )
 
 
 @require_http_methods(["GET", "POST"])
@@ -288,17 +312,29 @@ def approvals(request: HttpRequest) -> HttpResponse:
 def approval(request: HttpRequest, pk: int) -> HttpResponse:
     """Everything a yes stands on, and the form to say it."""
     rows = Approval.objects.filter(job__in=Job.objects.visible_to(request.user))
-    asked = get_object_or_404(rows.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor"), pk=pk)
+    asked = get_object_or_404(
+        rows.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor"), pk=pk
+    )
     verdict = request.POST.get("verdict", "")
     if request.method == "POST" and not may(request.user, "approve"):
         raise PermissionDenied(refusal("approve"))
     form = DecisionForm(
-        request.POST or None, initial={"digest": asked.digest}, user=request.user, instance_id=asked.job.instance_id,
-        fresh=time.time() - typed_at(request) < FRESH, approving=verdict == "approve",
+        request.POST or None,
+        initial={"digest": asked.digest},
+        user=request.user,
+        instance_id=asked.job.instance_id,
+        fresh=time.time() - typed_at(request) < FRESH,
+        approving=verdict == "approve",
     )
     if request.method == "POST" and form.is_valid() and decide(request, asked, verdict, form):
         return redirect("jobs:job", asked.job_id)
-    values = {"asked": asked, "job": asked.job, "form": form, "why_not": asked.why_not(request.user), "review": Review(asked)}
+    values = {
+        "asked": asked,
+        "job": asked.job,
+        "form": form,
+        "why_not": asked.why_not(request.user),
+        "review": Review(asked),
+    }
     values["typed_at"] = dt.datetime.fromtimestamp(typed_at(request), dt.UTC) if typed_at(request) else None
     return render(request, "jobs/approval.html", values, status=422 if form.errors else 200)
 

@@ -38,7 +38,11 @@ STEP_STATES = {
     "skipped": ("skipped", "ban"),
     "undone": ("undone", "undo-2"),
 }
-SEVERITIES = {"blocks": ("Blocks", "circle-x", "bad"), "warns": ("Warns", "triangle-alert", "warn"), "informs": ("Informs", "info", "flat")}
+SEVERITIES = {
+    "blocks": ("Blocks", "circle-x", "bad"),
+    "warns": ("Warns", "triangle-alert", "warn"),
+    "informs": ("Informs", "info", "flat"),
+}
 MESSAGE_ICONS = {"success": "circle-check", "warning": "triangle-alert", "error": "circle-x", "danger": "circle-x"}
 
 
@@ -97,7 +101,11 @@ def nav_item(context: dict[str, Any], there: str, label: str, count: int = 0, ex
     here = context["request"].path
     current = here == there if exact else here.startswith(there)
     mark = SafeString(' aria-current="page"') if current else ""
-    told = format_html(' <span class="count">{}<span class="visually-hidden"> waiting</span></span>', count) if count else ""
+    told = (
+        format_html(' <span class="count">{}<span class="visually-hidden"> waiting</span></span>', count)
+        if count
+        else ""
+    )
     return format_html('<li><a href="{}"{}>{}{}</a></li>', there, mark, label, told)
 
 
@@ -107,7 +115,10 @@ def meter(place: Any) -> SafeString:
     whole = place.size or 1
     used, held = 100 * (place.size - place.free) / whole, 100 * min(getattr(place, "held", 0), place.free) / whole
     return format_html(
-        '<svg class="meter" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"><rect class="free" width="100" height="4"/>'
+        '<svg class="meter" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="free" width="100" height="4"/>'
         '<rect class="used" width="{}" height="4"/><rect class="held" x="{}" width="{}" height="4"/></svg>',
-        f"{used:.2f}", f"{used:.2f}", f"{held:.2f}",
+        f"{used:.2f}",
+        f"{used:.2f}",
+        f"{held:.2f}",
     )

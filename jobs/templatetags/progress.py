@@ -18,7 +18,7 @@ from volmig.templatetags.units import spoken
 register = template.Library()
 
 # The table has more steps than an eye takes in: the pipeline draws these boxes; plan and log show every step.
-BOXES = {
+BOXES: dict[str, dict[str, tuple[str, ...]]] = {
     "A": {
         "Relay volume": ("relay_lv",),
         "Export, mount": ("relay_fs", "relay_export", "source_mount"),
@@ -130,7 +130,7 @@ def fraction(run: Any) -> float | None:
     """Bytes done of bytes in all, between 0 and 1."""
     if not run or not run.bytes_total:
         return None
-    return min(1.0, (run.bytes_done or 0) / run.bytes_total)
+    return min(1.0, float(run.bytes_done or 0) / float(run.bytes_total))
 
 
 @register.simple_tag
@@ -167,7 +167,10 @@ def commands_of(job: Any, run: Any) -> list[str]:
 def holes(text: str) -> SafeString:
     """A command with its «values that do not exist yet» marked."""
     parts = re.split(r"(«[^»]*»)", text)
-    kinds = ((SafeString('<span class="hole">{}</span>') if part.startswith("«") else SafeString("{}"), part) for part in parts)
+    kinds = (
+        (SafeString('<span class="hole">{}</span>') if part.startswith("«") else SafeString("{}"), part)
+        for part in parts
+    )
     return SafeString("".join(format_html(kind, part) for kind, part in kinds))
 
 
@@ -201,13 +204,13 @@ def parsed(at: Any) -> dt.datetime | None:
     """A time from the database or from a hypervisor's answer."""
     if isinstance(at, int | float):
         return dt.datetime.fromtimestamp(at, dt.UTC)
-    if isinstance(at, str):
-        try:
-            at = dt.datetime.fromisoformat(at)
-        except ValueError:
-            return None
-        return at if at.tzinfo else at.replace(tzinfo=dt.UTC)
-    return at if isinstance(at, dt.datetime) else None
+    if isinstance(at, dt.datetime):
+        return at
+    try:
+        read = dt.datetime.fromisoformat(str(at))
+    except ValueError:
+        return None
+    return read if read.tzinfo else read.replace(tzinfo=dt.UTC)
 
 
 @register.filter
@@ -222,7 +225,12 @@ def clock(at: Any) -> SafeString | str:
     if not (known := parsed(at)):
         return "–"
     local = timezone.localtime(known)
-    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), f"{local:%-d %b %Y %H:%M:%S %Z}", f"{local:%H:%M:%S}")
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        local.isoformat(),
+        f"{local:%-d %b %Y %H:%M:%S %Z}",
+        f"{local:%H:%M:%S}",
+    )
 
 
 @register.filter
@@ -235,7 +243,9 @@ def brief_seconds(seconds: float | None) -> str:
 def failing(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Checks that do not hold, the blocking ones first."""
     order = {"blocks": 0, "warns": 1, "informs": 2}
-    return sorted((check for check in checks if not check.get("ok")), key=lambda check: order.get(str(check.get("severity")), 3))
+    return sorted(
+        (check for check in checks if not check.get("ok")), key=lambda check: order.get(str(check.get("severity")), 3)
+    )
 
 
 @register.filter
@@ -282,5 +292,7 @@ def downtime_seen(job: Any) -> float | None:
     found = {row.step: row.run for row in job.timeline() if row.step in ("stop", "start") and row.run}
     if set(found) != {"stop", "start"}:
         return None
-    stopped, started = (parsed((found[step].evidence or {}).get(key)) for step, key in (("stop", "stopped_at"), ("start", "started_at")))
+    stopped, started = (
+        parsed((found[step].evidence or {}).get(key)) for step, key in (("stop", "stopped_at"), ("start", "started_at"))
+    )
     return (started - stopped).total_seconds() if stopped and started else None

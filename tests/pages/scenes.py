@@ -21,19 +21,39 @@ INSTANCES = "/var/lib/nova/instances"
 HOSTILE = "<img src=x onerror=alert(1)>"
 # How far the steps are in each status: the last step that is done, and the one that runs.
 REACHED = {
-    "checking": ("", ""), "planned": ("", ""), "preparing": ("source_fence", "convert"),
-    "awaiting_approval": ("relay_erase", ""), "approved": ("relay_erase", ""), "swapping": ("stop", "swap"),
-    "on_trial": ("start", ""), "done": ("forget_destination", ""), "rolling_back": ("start", ""), "rolled_back": ("forget_destination", ""),
-    "undoing": ("source_fence", ""), "undone": ("", ""), "purging": ("forget_destination", "purge"), "purged": ("purge", ""),
+    "checking": ("", ""),
+    "planned": ("", ""),
+    "preparing": ("source_fence", "convert"),
+    "awaiting_approval": ("relay_erase", ""),
+    "approved": ("relay_erase", ""),
+    "swapping": ("stop", "swap"),
+    "on_trial": ("start", ""),
+    "done": ("forget_destination", ""),
+    "rolling_back": ("start", ""),
+    "rolled_back": ("forget_destination", ""),
+    "undoing": ("source_fence", ""),
+    "undone": ("", ""),
+    "purging": ("forget_destination", "purge"),
+    "purged": ("purge", ""),
 }
 
 
 def inventory(groups=(), volumes=(), mounts=(), domains=(), address="10.20.0.1"):
     """An answer of the inventory verb."""
     return {
-        "hostname": "host", "python": "3.11", "user": "volmig", "boot_id": "b", "time": 0, "tools": {}, "features": {},
-        "volume_groups": list(groups), "logical_volumes": list(volumes), "mounts": list(mounts), "domains": list(domains),
-        "addresses": [{"interface": "eth1", "address": address, "prefix": 24}], "nfs_server": {},
+        "hostname": "host",
+        "python": "3.11",
+        "user": "volmig",
+        "boot_id": "b",
+        "time": 0,
+        "tools": {},
+        "features": {},
+        "volume_groups": list(groups),
+        "logical_volumes": list(volumes),
+        "mounts": list(mounts),
+        "domains": list(domains),
+        "addresses": [{"interface": "eth1", "address": address, "prefix": 24}],
+        "nfs_server": {},
     }
 
 
@@ -42,16 +62,36 @@ def group(free, size=20_000 * GIB):
 
 
 def volume(name, size=SIZE, is_open=False, **more):
-    row = {"vg": "vg_nova0", "name": name, "uuid": f"lv-{name[6:36]}", "size": size, "attributes": "-wi-a-----", "open": is_open, "tags": []}
+    row = {
+        "vg": "vg_nova0",
+        "name": name,
+        "uuid": f"lv-{name[6:36]}",
+        "size": size,
+        "attributes": "-wi-a-----",
+        "open": is_open,
+        "tags": [],
+    }
     return {**row, "major": 253, "minor": 1, **more}
 
 
 def domain(name, key, disk="disk.local", kind="qcow2"):
     source = f"{INSTANCES}/{key}/{disk}"
-    return {"uuid": key, "name": name, "state": "running", "disks": [{"target": "vdb", "source": source, "format": kind}]}
+    return {
+        "uuid": key,
+        "name": name,
+        "state": "running",
+        "disks": [{"target": "vdb", "source": source, "format": kind}],
+    }
 
 
-MOUNT = {"source": SHARE, "target": INSTANCES, "fstype": "nfs", "options": "rw,vers=3,hard", "size": 40_000 * GIB, "free": 4300 * GIB}
+MOUNT = {
+    "source": SHARE,
+    "target": INSTANCES,
+    "fstype": "nfs",
+    "options": "rw,vers=3,hard",
+    "size": 40_000 * GIB,
+    "free": 4300 * GIB,
+}
 OLD, NEW = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "c8d1a0b2-11aa-4c0e-9d5f-0a1b2c3d4e5f"
 
 
@@ -59,13 +99,22 @@ def hypervisors():
     """Three that can carry a disk between them, and one in quarantine."""
     made = {}
     for number, name in enumerate(("cmp-lvm-07", "jump-02", "cmp-nfs-03", "cmp-lvm-08")):
-        row = {"name": name, "address": f"192.0.2.{number + 10}", "host_key": "ssh-ed25519 AAAA", "pinned_at": timezone.now()}
+        row = {
+            "name": name,
+            "address": f"192.0.2.{number + 10}",
+            "host_key": "ssh-ed25519 AAAA",
+            "pinned_at": timezone.now(),
+        }
         made[name] = Hypervisor.objects.create(**row)
     names = [f"{OLD}_disk.local", f"{uuid.UUID(int=7)}_disk.local", f"{uuid.UUID(int=8)}_disk.local"]
     volumes = [volume(names[0]), volume(names[1], 40 * GIB, is_open=True), volume(names[2], 9000 * GIB)]
     made["cmp-lvm-07"].record_inventory(inventory([group(9000 * GIB)], volumes))
     made["jump-02"].record_inventory(inventory([group(5000 * GIB)], mounts=[MOUNT], address="10.20.0.2"))
-    guests = [domain("db-new", NEW), domain("web-3", str(uuid.UUID(int=9)), kind="raw"), domain("queue-1", str(uuid.UUID(int=10)))]
+    guests = [
+        domain("db-new", NEW),
+        domain("web-3", str(uuid.UUID(int=9)), kind="raw"),
+        domain("queue-1", str(uuid.UUID(int=10))),
+    ]
     made["cmp-nfs-03"].record_inventory(inventory(mounts=[MOUNT], domains=guests, address="10.30.0.3"))
     made["cmp-lvm-08"].quarantine("the host key changed from SHA256:aaa to SHA256:bbb")
     return made
@@ -75,10 +124,24 @@ def job(by, status="planned", **changed):
     """A job in this status, with the journal that such a job has."""
     hosts = {each.name: each for each in Hypervisor.objects.all()} or hypervisors()
     values = {
-        "uuid": uuid.uuid4(), "requester": by, "last_editor": by, "ticket": "OPS-5519", "source": hosts["cmp-lvm-07"],
-        "relay": hosts["jump-02"], "destination": hosts["cmp-nfs-03"], "source_vg": "vg_nova0", "source_lv": f"{OLD}_disk.local",
-        "lv_uuid": f"lv-{uuid.uuid4()}", "source_size": SIZE, "relay_vg": "vg_nova0", "share_source": SHARE,
-        "instance_id": str(uuid.uuid4()), "instance_name": "db-new", "disk": "disk.local", "status": status, **changed,
+        "uuid": uuid.uuid4(),
+        "requester": by,
+        "last_editor": by,
+        "ticket": "OPS-5519",
+        "source": hosts["cmp-lvm-07"],
+        "relay": hosts["jump-02"],
+        "destination": hosts["cmp-nfs-03"],
+        "source_vg": "vg_nova0",
+        "source_lv": f"{OLD}_disk.local",
+        "lv_uuid": f"lv-{uuid.uuid4()}",
+        "source_size": SIZE,
+        "relay_vg": "vg_nova0",
+        "share_source": SHARE,
+        "instance_id": str(uuid.uuid4()),
+        "instance_name": "db-new",
+        "disk": "disk.local",
+        "status": status,
+        **changed,
     }
     if status in ("undone", "done", "rolled_back", "purged"):
         values.setdefault("ended_at", timezone.now())
@@ -96,23 +159,54 @@ def facts_of(made):
     guest = replace(sound.DESTINATION.domain, uuid=made.instance_id, name=made.instance_name, source=live)
     contents = replace(sound.CONTENTS, summary="ext4 “data”")
     return sound.facts(
-        volume__uuid=made.lv_uuid, volume__size=made.source_size, volume__lv=made.source_lv, disk__path=live, disk__allocated=GIB,
-        disk__virtual_size=made.source_size, group__free=5000 * GIB, share__free=4300 * GIB, destination__domain=guest,
-        source__contents=contents, destination__disk_info={live: "qcow2"},
+        volume__uuid=made.lv_uuid,
+        volume__size=made.source_size,
+        volume__lv=made.source_lv,
+        disk__path=live,
+        disk__allocated=GIB,
+        disk__virtual_size=made.source_size,
+        group__free=5000 * GIB,
+        share__free=4300 * GIB,
+        destination__domain=guest,
+        source__contents=contents,
+        destination__disk_info={live: "qcow2"},
     )
 
 
 def plan_for(made):
     facts = facts_of(made)
-    names = ("source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id", "instance_name", "disk")
+    names = (
+        "source_vg",
+        "source_lv",
+        "lv_uuid",
+        "source_size",
+        "relay_vg",
+        "share_source",
+        "instance_id",
+        "instance_name",
+        "disk",
+    )
     asked = replace(
-        sound.MIGRATION, job=str(made.uuid), number=made.pk, source=made.source.name, relay=made.relay.name,
-        destination=made.destination.name, **{name: getattr(made, name) for name in names},
+        sound.MIGRATION,
+        job=str(made.uuid),
+        number=made.pk,
+        source=made.source.name,
+        relay=made.relay.name,
+        destination=made.destination.name,
+        **{name: getattr(made, name) for name in names},
     )
     plan = planning.make(asked, facts)
     made.plan, made.facts, made.facts_at = plan.to_json(), facts.to_json(), timezone.now()
     made.checks = [check.to_json() for check in look(Case(asked, facts, Around()))]
-    made.checks.append({"name": "fstab", "severity": "warns", "ok": False, "sentence": "The guest’s fstab may name UUID 71c2, which the new disk does not carry.", "found": "71c2"})
+    made.checks.append(
+        {
+            "name": "fstab",
+            "severity": "warns",
+            "ok": False,
+            "sentence": "The guest’s fstab may name UUID 71c2, which the new disk does not carry.",
+            "found": "71c2",
+        }
+    )
     made.digest = consent.digest({"plan": made.plan})
     made.save()
 
@@ -121,11 +215,22 @@ EVIDENCE = {
     "relay_lv": {"lv_uuid": "re1ayy", "size": 632 * GIB, "major": 253, "minor": 9},
     "source_fence": {"was": "writeable", "writes": 40, "sectors_written": 320, "holder_unit": "volmig-x-holder"},
     "convert": {"file_size": 480 * GIB, "bytes_read": SIZE, "bytes_written": 480 * GIB, "seconds": 6400},
-    "compare": {"virtual_size": SIZE, "file_size": 480 * GIB, "check": "no errors", "compare": "Images are identical.", "writes": 40},
+    "compare": {
+        "virtual_size": SIZE,
+        "file_size": 480 * GIB,
+        "check": "no errors",
+        "compare": "Images are identical.",
+        "writes": 40,
+    },
     "stage": {"sha256": "b28f3a19" * 8, "file_size": 480 * GIB, "inode": 88123},
     "stage_verify": {"sha256": "b28f3a19" * 8, "file_size": 480 * GIB, "inode": 88123, "mtime_ns": 1},
     "stop": {"was": "running", "stopped_at": "2026-11-22T02:00:05+00:00", "live": {"inode": 4711}},
-    "swap": {"live_inode": 88123, "backup_inode": 4711, "backup_path": f"{INSTANCES}/.volmig/x/disk.old", "swapped_at": "2026-11-22T02:00:06+00:00"},
+    "swap": {
+        "live_inode": 88123,
+        "backup_inode": 4711,
+        "backup_path": f"{INSTANCES}/.volmig/x/disk.old",
+        "swapped_at": "2026-11-22T02:00:06+00:00",
+    },
     "start": {"started_at": "2026-11-22T02:00:14+00:00", "state": "running"},
 }
 
@@ -140,7 +245,9 @@ def journal(made):
     if runs:
         running(made, runs)
     if last:
-        Footprint.objects.create(job=made, kind="fence", hypervisor=made.source, name=made.source_lv, identity=made.lv_uuid, state="present")
+        Footprint.objects.create(
+            job=made, kind="fence", hypervisor=made.source, name=made.source_lv, identity=made.lv_uuid, state="present"
+        )
 
 
 def before(last):
@@ -153,53 +260,122 @@ def host_of(made, name):
 
 
 def command(text, code=0, **more):
-    return {"kind": "command", "text": text, "argv": text.split(), "probe": False, "exit": code, "seconds": 0.4, "at": timezone.now().isoformat(), "stdout": "", "stderr": "", **more}
+    return {
+        "kind": "command",
+        "text": text,
+        "argv": text.split(),
+        "probe": False,
+        "exit": code,
+        "seconds": 0.4,
+        "at": timezone.now().isoformat(),
+        "stdout": "",
+        "stderr": "",
+        **more,
+    }
 
 
 def ran(made, name, at, result="done", **more):
     texts = [each["text"] for step in made.plan["steps"] if step["name"] == name for each in step["commands"]]
-    row = {"evidence": EVIDENCE.get(name, {}), "commands": [command("lvs --reportformat json", probe=True), *map(command, texts)], **more}
+    row = {
+        "evidence": EVIDENCE.get(name, {}),
+        "commands": [command("lvs --reportformat json", probe=True), *map(command, texts)],
+        **more,
+    }
     times = {"started_at": at, "ended_at": at + dt.timedelta(minutes=3)}
-    return StepRun.objects.create(job=made, step=name, hypervisor=host_of(made, name), result=result, unit=f"volmig-{made.pk}-{name}-do-1", **times, **row)
+    return StepRun.objects.create(
+        job=made,
+        step=name,
+        hypervisor=host_of(made, name),
+        result=result,
+        unit=f"volmig-{made.pk}-{name}-do-1",
+        **times,
+        **row,
+    )
 
 
 def running(made, name, done=0.624):
     """A step under way, with figures as the watcher writes them."""
     total = made.source_size if name == "convert" else 0
-    figures = {"bytes_total": total, "bytes_done": int(total * done), "bytes_read": int(total * done), "bytes_written": int(total * done * 0.77)}
+    figures = {
+        "bytes_total": total,
+        "bytes_done": int(total * done),
+        "bytes_read": int(total * done),
+        "bytes_written": int(total * done * 0.77),
+    }
     if not total:
         figures = {}
     return StepRun.objects.create(
-        job=made, step=name, hypervisor=host_of(made, name), result="running", unit=f"volmig-{made.uuid.hex}-{name}-do-1",
-        started_at=timezone.now() - dt.timedelta(minutes=68), progress_at=timezone.now(), rate=94 << 20, **figures,
+        job=made,
+        step=name,
+        hypervisor=host_of(made, name),
+        result="running",
+        unit=f"volmig-{made.uuid.hex}-{name}-do-1",
+        started_at=timezone.now() - dt.timedelta(minutes=68),
+        progress_at=timezone.now(),
+        rate=94 << 20,
+        **figures,
     )
 
 
 def approval(made, kind="swap", **changed):
     """A request for consent, bound to what the job's plan and evidence say."""
-    commands = [each["text"] for step in made.plan.get("steps", []) if step["phase"] == ("D" if kind == "purge" else "B") for each in step["commands"]]
+    commands = [
+        each["text"]
+        for step in made.plan.get("steps", [])
+        if step["phase"] == ("D" if kind == "purge" else "B")
+        for each in step["commands"]
+    ]
     disk = (made.facts or facts_of(made).to_json())["destination"]["disk"]
     bound = {
-        "job": str(made.uuid), "commands": commands, "hostctl": "abcdef0123456789", "instance": {"id": made.instance_id, "host": made.destination.name},
+        "job": str(made.uuid),
+        "commands": commands,
+        "hostctl": "abcdef0123456789",
+        "instance": {"id": made.instance_id, "host": made.destination.name},
         "live": {key: disk[key] for key in ("path", "inode", "format", "virtual_size", "backing")},
         "stage": {key: EVIDENCE["stage_verify"][key] for key in ("sha256", "inode", "file_size")},
     }
-    values = {"version": made.version, "digest": consent.digest(bound), "bound": bound, "requester": made.requester, "last_editor": made.last_editor}
-    return Approval.objects.create(job=made, kind=kind, expires_at=timezone.now() + dt.timedelta(hours=20), **{**values, **changed})
+    values = {
+        "version": made.version,
+        "digest": consent.digest(bound),
+        "bound": bound,
+        "requester": made.requester,
+        "last_editor": made.last_editor,
+    }
+    return Approval.objects.create(
+        job=made, kind=kind, expires_at=timezone.now() + dt.timedelta(hours=20), **{**values, **changed}
+    )
 
 
 def decision(asked, by, verdict="approve", reason="Checked with the tenant."):
-    return Decision.objects.create(approval=asked, person=by, verdict=verdict, reason=reason, requester=asked.requester, last_editor=asked.last_editor)
+    return Decision.objects.create(
+        approval=asked,
+        person=by,
+        verdict=verdict,
+        reason=reason,
+        requester=asked.requester,
+        last_editor=asked.last_editor,
+    )
 
 
 def halted(by):
     """A job that saw what nobody foresaw."""
-    data = {"tried": "make the temporary volume", "found": "an LV of this name without volmig's tag", "touched": False, "next": "Look at it on jump-02; remove or rename it, then resume."}
-    made = job(by, "preparing", halt_reason="A foreign logical volume has the name that was to be used.", halt_data=data)
+    data = {
+        "tried": "make the temporary volume",
+        "found": "an LV of this name without volmig's tag",
+        "touched": False,
+        "next": "Look at it on jump-02; remove or rename it, then resume.",
+    }
+    made = job(
+        by, "preparing", halt_reason="A foreign logical volume has the name that was to be used.", halt_data=data
+    )
     made.runs.filter(result="running").update(result="refused", ended_at=timezone.now(), error=data)
     return made
 
 
 def reservation(made):
-    Footprint.objects.create(job=made, kind="space", hypervisor=made.relay, name=made.relay_vg, bytes=632 * GIB, state="reserved")
-    Footprint.objects.create(job=made, kind="space", share=Share.objects.get(source=SHARE), name="stage", bytes=600 * GIB, state="reserved")
+    Footprint.objects.create(
+        job=made, kind="space", hypervisor=made.relay, name=made.relay_vg, bytes=632 * GIB, state="reserved"
+    )
+    Footprint.objects.create(
+        job=made, kind="space", share=Share.objects.get(source=SHARE), name="stage", bytes=600 * GIB, state="reserved"
+    )

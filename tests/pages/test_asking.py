@@ -18,8 +18,13 @@ def picked(hosts):
     relay = VolumeGroup.objects.get(hypervisor=hosts["jump-02"])
     instance = Instance.objects.get(name="db-new")
     return {
-        "source": hosts["cmp-lvm-07"].pk, "volume": volume.pk, "destination": hosts["cmp-nfs-03"].pk,
-        "disk": f"{instance.pk}/disk.local", "relay": relay.pk, "ticket": "OPS-1", "rate": "40",
+        "source": hosts["cmp-lvm-07"].pk,
+        "volume": volume.pk,
+        "destination": hosts["cmp-nfs-03"].pk,
+        "disk": f"{instance.pk}/disk.local",
+        "relay": relay.pk,
+        "ticket": "OPS-1",
+        "rate": "40",
     }
 
 
@@ -122,7 +127,9 @@ def test_htmx_gets_only_the_choices(picked, dana, browser_of):
     assert f'value="{picked["volume"]}" checked' in text(response)
 
 
-@pytest.mark.parametrize("nonsense", [{"source": "x"}, {"volume": "9" * 30}, {"disk": "a/b/c"}, {"relay": "-1"}, {"destination": "9999"}])
+@pytest.mark.parametrize(
+    "nonsense", [{"source": "x"}, {"volume": "9" * 30}, {"disk": "a/b/c"}, {"relay": "-1"}, {"destination": "9999"}]
+)
 def test_values_that_no_form_sends_do_no_harm(nonsense, picked, dana, browser_of):
     assert browser_of(dana).get("/migrations/new", {**picked, **nonsense}).status_code == 200
 

@@ -16,7 +16,12 @@ def asked(dana, hosts):
 
 
 def say(asked, verdict="approve", **changed):
-    values = {"reason": "Agreed with the tenant.", "tail": asked.job.instance_id[-6:], "password": EASY, "digest": asked.digest}
+    values = {
+        "reason": "Agreed with the tenant.",
+        "tail": asked.job.instance_id[-6:],
+        "password": EASY,
+        "digest": asked.digest,
+    }
     return {**values, "verdict": verdict, **changed}
 
 
@@ -93,7 +98,14 @@ def test_a_password_typed_a_moment_ago_is_not_asked_for_again(asked, kim, browse
 
 def test_the_review_shows_downtime_before_and_after_proof_and_commands(asked, kim, browser_of):
     page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
-    for words in ("Instance is down for", "Live disk now", "Block by block equal", "0 writes counted", "virsh", asked.bound["stage"]["sha256"]):
+    for words in (
+        "Instance is down for",
+        "Live disk now",
+        "Block by block equal",
+        "0 writes counted",
+        "virsh",
+        asked.bound["stage"]["sha256"],
+    ):
         assert words in page
 
 
@@ -104,7 +116,9 @@ def test_missing_proof_is_said_and_not_painted_over(asked, kim, browser_of):
     assert "not read back" in page
 
 
-@pytest.mark.parametrize(("kind", "status", "says"), [("rollback", "on_trial", "Put the old"), ("purge", "done", "no way back")])
+@pytest.mark.parametrize(
+    ("kind", "status", "says"), [("rollback", "on_trial", "Put the old"), ("purge", "done", "no way back")]
+)
 def test_rollback_and_purge_have_reviews_of_their_own(kind, status, says, dana, kim, browser_of, hosts):
     asked = scenes.approval(scenes.job(dana, status), kind)
     assert says in text(browser_of(kim).get(f"/approvals/{asked.pk}/"))

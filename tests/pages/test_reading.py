@@ -1,4 +1,4 @@
-"""Every page in every status: it answers, says where the job is, escapes what people typed, and asks little of the database."""
+"""Every page in every status: it answers, escapes what people typed, and asks little of the database."""
 
 import re
 
@@ -8,7 +8,6 @@ from django.urls import reverse
 
 from jobs.views import TABS
 from tests.pages import scenes
-
 
 
 def text(response):
@@ -25,7 +24,9 @@ def test_the_job_page_answers_in_every_status_and_in_every_tab(status, dana, bro
         assert response.status_code == 200
         assert str(job.sentence()) in text(response)
         for part in ("actions", "tab"):
-            fetched = browser_of(dana).get(response.request["PATH_INFO"], {"tab": tab, "part": part}, headers={"HX-Request": "true"})
+            fetched = browser_of(dana).get(
+                response.request["PATH_INFO"], {"tab": tab, "part": part}, headers={"HX-Request": "true"}
+            )
             assert fetched.status_code == 200
             assert "<html" not in text(fetched)
 
@@ -53,7 +54,13 @@ def test_the_plan_shows_every_command_of_every_step(dana, browser_of, hosts):
 
 def test_a_halted_job_says_what_was_expected_what_was_found_and_the_ways_on(dana, browser_of, hosts):
     page = text(browser_of(dana).get(reverse("jobs:job", args=[scenes.halted(dana).pk])))
-    for words in ("make the temporary volume", "an LV of this name without", "nothing was changed by this step", "then resume", "Resume"):
+    for words in (
+        "make the temporary volume",
+        "an LV of this name without",
+        "nothing was changed by this step",
+        "then resume",
+        "Resume",
+    ):
         assert words in page
 
 
@@ -92,15 +99,33 @@ def test_a_badge_counts_the_approvals_that_wait_for_this_person(dana, kim, brows
 @pytest.mark.parametrize("status", ["checking", "planned", "preparing", "awaiting_approval", "on_trial", "done"])
 def test_what_people_typed_is_never_markup(status, dana, kim, browser_of, hosts):
     evil = scenes.HOSTILE
-    job = scenes.job(dana, status, instance_name=evil, ticket=evil, halt_reason=evil if status == "preparing" else "", waiting_for=evil, outcome_reason=evil)
+    job = scenes.job(
+        dana,
+        status,
+        instance_name=evil,
+        ticket=evil,
+        halt_reason=evil if status == "preparing" else "",
+        waiting_for=evil,
+        outcome_reason=evil,
+    )
     job.checks = [{"name": evil, "severity": "warns", "ok": False, "sentence": evil, "found": {evil: [evil]}}]
     job.save()
     for run in job.runs.all():
-        run.evidence, run.commands, run.error = {evil: evil}, [scenes.command(evil, 1, stderr=evil)], {"tried": evil, "found": evil}
+        run.evidence, run.commands, run.error = (
+            {evil: evil},
+            [scenes.command(evil, 1, stderr=evil)],
+            {"tried": evil, "found": evil},
+        )
         run.save()
     asked = scenes.approval(job)
     scenes.decision(asked, kim, reason=evil)
-    paths = ["/", "/migrations/", "/approvals/", f"/approvals/{asked.pk}/", *(f"/migrations/{job.pk}/?tab={tab}" for tab in TABS)]
+    paths = [
+        "/",
+        "/migrations/",
+        "/approvals/",
+        f"/approvals/{asked.pk}/",
+        *(f"/migrations/{job.pk}/?tab={tab}" for tab in TABS),
+    ]
     for path in [*paths, "/migrations/?q=" + evil, "/migrations/?person=" + evil]:
         page = text(browser_of(kim).get(path))
         assert "<img" not in page, path
@@ -154,7 +179,15 @@ def test_the_history_is_searched_by_what_people_remember(dana, kim, person, brow
     other = scenes.job(person("erin", "operator"), "undone", instance_name="cache-1", ticket="X-1")
     scenes.decision(scenes.approval(wanted), kim)
     browser = browser_of(dana)
-    for query in ("q=billing", "q=OPS-77", f"q={wanted.instance_id}", f"q={wanted.pk}&status=done", "person=dana", "person=kim", "status=done"):
+    for query in (
+        "q=billing",
+        "q=OPS-77",
+        f"q={wanted.instance_id}",
+        f"q={wanted.pk}&status=done",
+        "person=dana",
+        "person=kim",
+        "status=done",
+    ):
         page = text(browser.get(f"/migrations/?{query}"))
         assert "billing-db" in page, query
         assert "cache-1" not in page, query
@@ -176,7 +209,9 @@ def test_pages_of_the_history_go_on_below_a_number_and_keep_the_filters(dana, br
 
 
 @pytest.mark.parametrize("path", ["/", "/migrations/", "/approvals/"])
-def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(path, dana, kim, browser_of, hosts, django_assert_max_num_queries):
+def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(
+    path, dana, kim, browser_of, hosts, django_assert_max_num_queries
+):
     for number in range(6):
         scenes.approval(scenes.job(dana, "awaiting_approval", instance_name=f"a{number}"))
     browser = browser_of(kim)
@@ -197,5 +232,3 @@ def test_roles_are_named_beside_the_person(dana, browser_of):
     page = text(browser_of(dana).get("/"))
     assert "auditor, operator" in page
     assert "/audit/" in page
-
-

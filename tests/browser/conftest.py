@@ -1,0 +1,98 @@
+"""volmig as a real web server over the tests' database, and a headless Chromium that looks at it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.models import Group, User
+from django.db import connection
+from django.test import Client
+
+from tests.pages import scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.browser)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, django_db_setup, django_db_blocker):
+    """The address of a uvicorn whose database is the file that the tests write to."""
+    data, ours = tmp_path_factory.mktemp("site"), Path(settings.DATA)
+    with django_db_blocker.unblock():
+        (data / "db.sqlite3").symlink_to(Path(connection.settings_dict["NAME"]).absolute())
+    for name in ("secret_key", "audit_key"):
+        (data / name).symlink_to(ours / name)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "volmig.asgi:application", "--port", str(port), "--lifespan", "off"]
+    environment = {**os.environ, "VOLMIG_DATA": str(data), "DJANGO_SETTINGS_MODULE": "volmig.settings"}
+    with (data / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--log-level", "warning"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+    try:
+        answering(f"http://127.0.0.1:{port}", data / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def answering(address, log):
+    """Wait until the server answers."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"{address}/healthz", timeout=2)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise AssertionError(f"no answer from {address}: {log.read_text()}")
+
+
+@pytest.fixture
+def logged_in(chromium, site, transactional_db, person):
+    """A page of a person: logged_in("dana", "operator", color_scheme="dark")."""
+    contexts, troubles = [], []
+
+    def open_page(name, *roles, **options):
+        user = User.objects.filter(username=name).first() or person(name, *roles)
+        user.groups.set(Group.objects.filter(name__in=roles))
+        client = Client()
+        client.force_login(user)
+        context = chromium.new_context(base_url=site, viewport={"width": 1280, "height": 900}, **options)
+        context.set_default_timeout(20_000)
+        cookie = client.cookies[settings.SESSION_COOKIE_NAME]
+        context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": site}])
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == [], "the browser complained"
+
+
+@pytest.fixture
+def hosts(transactional_db):
+    return scenes.hypervisors()
