@@ -45,7 +45,7 @@ class Journal:
 
     def begin(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any]) -> StepRun:
         with transaction.atomic():
-            self._hold()
+            self._hold(waiting_for="")
             run = StepRun.objects.create(
                 job=self.job, step=planned.step.name, direction=direction, attempt=attempt, fence=self.job.fence,
                 hypervisor=host_of(self.job, planned.step.on), args=args, bytes_total=planned.bytes,
@@ -124,10 +124,10 @@ class Journal:
         else:
             rows.mark(step.leaves, "gone")
 
-    def _hold(self) -> None:
+    def _hold(self, **also: Any) -> None:
         """Still the owner? Then for a while longer."""
         until = Now() + dt.timedelta(seconds=settings.LEASE_SECONDS)
-        if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until):
+        if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until, **also):
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
 
 

@@ -166,7 +166,7 @@ class _Work:
     def perform(self, planned: Planned, direction: str) -> Outcome | None:
         """Ask for one step once; None when it is done, or is to be tried again at once."""
         now = self.clock()
-        early = Wait("It goes on at once.", now) if self.hands.tired() else _too_early(planned, self.journal, now)
+        early = Wait("", now) if self.hands.tired() else _too_early(planned, self.journal, now)
         if early is not None:
             return early
         try:
@@ -217,7 +217,8 @@ def _judge(planned: Planned, direction: str, answer: Answer, journal: Journal, n
     if answer.state == "done":
         return None
     if answer.state == "running":
-        return Wait(f"{planned.step.title} is running on {planned.hypervisor}.", now + LOOK_AGAIN)
+        undoing = "Undo: " if direction == "undo" else ""
+        return Wait(f"{undoing}{planned.step.title} is running on {planned.hypervisor}.", now + LOOK_AGAIN)
     if answer.state == "busy":
         return Wait(f"{planned.hypervisor} is still busy with another step of this job.", now + timedelta(seconds=2))
     error = dict(answer.error or {})

@@ -112,7 +112,9 @@ def _row(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun |
 
 def _state(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun | None) -> str:
     if undone is not None:
-        return "undone" if undone.result == "done" else "failed" if undone.ended_at else "running"
+        # Forgetting is the same act at every end; there is nothing about it to take back.
+        good = "done" if step["verb"] == "forget" else "undone"
+        return good if undone.result == "done" else "failed" if undone.ended_at else "running"
     if done is not None:
         return "done" if done.result == "done" else "failed" if done.ended_at else "running"
     over = job.status in states.ENDED or job.status in ("undoing", "rolling_back")
