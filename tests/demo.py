@@ -39,7 +39,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(over))
     lab = Lab()
-    site = Site(lab, DATA, PORT)
+    with lab.held():
+        _show(lab, Site(lab, DATA, PORT), over)
+
+
+def _show(lab: Lab, site: Site, over: threading.Event) -> None:
+    """Everything up until Ctrl-C, then everything down, however far it had come."""
     try:
         digest, instance = _furnish(lab)
         say("starting volmig")
@@ -66,7 +71,10 @@ def _stop(over: threading.Event) -> None:
 
 def _furnish(lab: Lab) -> tuple[str, Instance]:
     """A volume that somebody's instance left behind on src, and a new instance on dst that shall have its data."""
+    was_up = lab.is_up()
     lab.up()
+    if was_up:
+        lab.reset()
     say("making a 512 MiB volume on src and the instance db-new on dst")
     digest = lab.volume(lab.src, f"{OLD}_disk.local", 512 << 20, data_mb=4, bulk_mb=300)
     instance = lab.instance(NEW, "db-new", disk_bytes=512 << 20)

@@ -135,7 +135,7 @@ def approve(page):
     page.fill("#id_reason", "Agreed with the tenant.")
     page.fill("#id_tail", NEW[-6:])
     page.click("text=Approve exactly this")
-    page.wait_for_selector("text=approved")
+    page.wait_for_url(re.compile(r"/migrations/\d+/$"))
 
 
 def planned_and_logged(page):
