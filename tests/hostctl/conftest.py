@@ -49,8 +49,12 @@ def desk(tmp_path: Path) -> Desk:
     return units.desk
 
 
-def qcow2(size: int, version: int = 3, backing: int = 0, crypt: int = 0, incompatible: int = 0, extensions: bytes = b"") -> bytes:
+def qcow2(
+    size: int, version: int = 3, backing: int = 0, crypt: int = 0, incompatible: int = 0, extensions: bytes = b""
+) -> bytes:
     """A qcow2 header as its specification describes it."""
-    head = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, backing, 0, 16, size, crypt, 1, 0x30000, 0x10000, 1, 0, 0)
+    head = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", version, backing, 0, 16, size, crypt, 1, 0x30000, 0x10000, 1, 0, 0
+    )
     tail = struct.pack(">QQQII", incompatible, 0, 0, 4, 104) if version >= 3 else b""
     return (head + tail + extensions).ljust(65536, b"\0")

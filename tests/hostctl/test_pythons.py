@@ -9,7 +9,11 @@ import pytest
 
 from hosts.remote import hostctl
 
-FOUND = {Path(path).resolve() for path in (shutil.which("python3.%d" % minor) for minor in range(6, 15)) if path and "shims" not in path}
+FOUND = {
+    Path(path).resolve()
+    for path in (shutil.which(f"python3.{minor}") for minor in range(6, 15))
+    if path and "shims" not in path
+}
 FOUND |= {path.resolve() for path in Path.home().glob(".pyenv/versions/3.*/bin/python3")}
 
 
@@ -41,6 +45,12 @@ def test_the_bundle_is_the_same_every_time():
 
 
 def test_by_hand_a_bad_job_name_is_told_and_not_a_traceback(bundle):
-    done = subprocess.run([str(sorted(FOUND)[0]), "-I", str(bundle), "status", "../x"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [str(sorted(FOUND)[0]), "-I", str(bundle), "status", "../x"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

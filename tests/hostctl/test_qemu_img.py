@@ -17,11 +17,21 @@ def test_a_plain_image_has_nothing_against_it(version):
     assert Header(qcow2(SIZE, version)).objections(SIZE) == []
 
 
-@pytest.mark.parametrize(("image", "word"), [
-    (qcow2(SIZE, backing=512), "backing"), (qcow2(SIZE, crypt=2), "encrypted"), (qcow2(SIZE, incompatible=4), "incompatible"),
-    (qcow2(SIZE, extensions=struct.pack(">II8s", 0x44415441, 5, b"/etc/")), "data file"), (qcow2(SIZE + 512), "virtual size"),
-    (qcow2(SIZE, version=4), "version"), (b"\0" * 65536, "no qcow2"), (qcow2(SIZE)[:50], "no qcow2"), (b"", "no qcow2"),
-    (qcow2(SIZE, extensions=struct.pack(">II", 0xE2792ACA, 0xFFFFFFFF))[:200], "")])
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (qcow2(SIZE, backing=512), "backing"),
+        (qcow2(SIZE, crypt=2), "encrypted"),
+        (qcow2(SIZE, incompatible=4), "incompatible"),
+        (qcow2(SIZE, extensions=struct.pack(">II8s", 0x44415441, 5, b"/etc/")), "data file"),
+        (qcow2(SIZE + 512), "virtual size"),
+        (qcow2(SIZE, version=4), "version"),
+        (b"\0" * 65536, "no qcow2"),
+        (qcow2(SIZE)[:50], "no qcow2"),
+        (b"", "no qcow2"),
+        (qcow2(SIZE, extensions=struct.pack(">II", 0xE2792ACA, 0xFFFFFFFF))[:200], ""),
+    ],
+)
 def test_every_other_header_is_objected_to(image, word):
     found = ", ".join(Header(image).objections(SIZE))
     assert word in found
@@ -34,18 +44,36 @@ def test_a_bad_header_is_refused(tmp_path):
         check_header(file.fileno(), "image", SIZE)
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    (b"", None), (b"    (12.5", None), (b"    (12.50/100%)", None), (b"    (12.50/100%)\r", 12.5), (b"    (12.50/100%)\r    (99.0", 12.5),
-    (b"    (1.00/100%)\r    (2.00/100%)\r", 2.0), (b"50/100%)\r    (3.00/100%)\r", 3.0), (b"    (100.00/100%)\r    (100.00/100%)\n", 100.0),
-    (b"garbage\r", None)])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"", None),
+        (b"    (12.5", None),
+        (b"    (12.50/100%)", None),
+        (b"    (12.50/100%)\r", 12.5),
+        (b"    (12.50/100%)\r    (99.0", 12.5),
+        (b"    (1.00/100%)\r    (2.00/100%)\r", 2.0),
+        (b"50/100%)\r    (3.00/100%)\r", 3.0),
+        (b"    (100.00/100%)\r    (100.00/100%)\n", 100.0),
+        (b"garbage\r", None),
+    ],
+)
 def test_only_the_last_whole_record_counts(text, found):
     assert percent(text) == found
 
 
-@pytest.mark.parametrize(("changed", "word"), [
-    ({"virtual-size": 5}, "virtual size"), ({"backing-filename": "/x"}, "backing"), ({"dirty-flag": True}, "dirty"), ({"encrypted": True}, "encryption"),
-    ({"format": "raw"}, "format"), ({"format-specific": {"data": {"data-file": "/x"}}}, "data file"),
-    ({"format-specific": {"data": {"corrupt": True}}}, "corrupt")])
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"virtual-size": 5}, "virtual size"),
+        ({"backing-filename": "/x"}, "backing"),
+        ({"dirty-flag": True}, "dirty"),
+        ({"encrypted": True}, "encryption"),
+        ({"format": "raw"}, "format"),
+        ({"format-specific": {"data": {"data-file": "/x"}}}, "data file"),
+        ({"format-specific": {"data": {"corrupt": True}}}, "corrupt"),
+    ],
+)
 def test_what_qemu_says_of_an_image_is_judged(changed, word):
     plain = {"format": "qcow2", "virtual-size": SIZE, "dirty-flag": False}
     assert info_objections(plain, SIZE) == []

@@ -23,11 +23,16 @@ def counted(monkeypatch):
     def run(work):
         runs.append(work.args)
         if "rate" in work.args:
-            {1: lambda: None, 2: _refuse, 3: _touch_and_refuse, 4: _fail, 5: lambda work: 1 / 0}[work.args["rate"]](work)
+            {1: lambda: None, 2: _refuse, 3: _touch_and_refuse, 4: _fail, 5: lambda work: 1 / 0}[work.args["rate"]](
+                work
+            )
         return {"free": len(runs)}
 
-    monkeypatch.setitem(verbs.VERBS, "lv_create", verbs.VERBS["lv_create"]._replace(
-        needs=(), run=run, acts=lambda args, job: (syscall("touch"),)))
+    monkeypatch.setitem(
+        verbs.VERBS,
+        "lv_create",
+        verbs.VERBS["lv_create"]._replace(needs=(), run=run, acts=lambda args, job: (syscall("touch"),)),
+    )
     return runs
 
 
@@ -45,32 +50,114 @@ def _fail(work):
     raise Failed("act-failed", "try", "broken", "mend it")
 
 
-HOSTILE = ["-rf", "--", "a\nb", "a\0b", "..", ".", "../x", "a/../b", "/etc/passwd", "json:{}", "nbd:host:1", "a b", "a;b", "$(x)", "«x»",
-           "é", "", "a" * 500, "a\n", "%s", "'", '"', 5, None, [], {}, True]
+HOSTILE = [
+    "-rf",
+    "--",
+    "a\nb",
+    "a\0b",
+    "..",
+    ".",
+    "../x",
+    "a/../b",
+    "/etc/passwd",
+    "json:{}",
+    "nbd:host:1",
+    "a b",
+    "a;b",
+    "$(x)",
+    "«x»",
+    "é",
+    "",
+    "a" * 500,
+    "a\n",
+    "%s",
+    "'",
+    '"',
+    5,
+    None,
+    [],
+    {},
+    True,
+]
 
 
-@pytest.mark.parametrize("field", ["vg", "lv", "lv_uuid", "instance", "fs_uuid", "mountpoint", "export", "instances", "share_source",
-                                   "disk", "sha256", "client", "address", "start", "size", "live", "stops", "step", "job"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "vg",
+        "lv",
+        "lv_uuid",
+        "instance",
+        "fs_uuid",
+        "mountpoint",
+        "export",
+        "instances",
+        "share_source",
+        "disk",
+        "sha256",
+        "client",
+        "address",
+        "start",
+        "size",
+        "live",
+        "stops",
+        "step",
+        "job",
+    ],
+)
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 def test_hostile_values_are_refused_in_every_field(field, value):
-    if (field, value) in (("instances", "/etc/passwd"), ("size", 5)) or (field == "start" and value == []) or (field == "live" and value == {}):
+    if (
+        (field, value) in (("instances", "/etc/passwd"), ("size", 5))
+        or (field == "start" and value == [])
+        or (field == "live" and value == {})
+    ):
         return
     with pytest.raises(Refused) as refused:
         check_field(field, value)
     assert refused.value.code == "bad-request"
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("vg", "vg_nova0"), ("lv", "3f8df945-7cbd-46e0-8ad1-d51013cf706b_disk.local"), ("lv_uuid", UUID), ("instances", "/var/lib/nova/instances"),
-    ("share_source", "10.77.2.13:/vol/nova"), ("share_source", "[fd00::1]:/vol/nova"), ("disk", "disk.local"), ("disk", "disk.eph0"),
-    ("client", "10.0.0.1"), ("client", "fd00::1"), ("start", ["nfs-server", "rpcbind.socket"]), ("size", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vg", "vg_nova0"),
+        ("lv", "3f8df945-7cbd-46e0-8ad1-d51013cf706b_disk.local"),
+        ("lv_uuid", UUID),
+        ("instances", "/var/lib/nova/instances"),
+        ("share_source", "10.77.2.13:/vol/nova"),
+        ("share_source", "[fd00::1]:/vol/nova"),
+        ("disk", "disk.local"),
+        ("disk", "disk.eph0"),
+        ("client", "10.0.0.1"),
+        ("client", "fd00::1"),
+        ("start", ["nfs-server", "rpcbind.socket"]),
+        ("size", 0),
+    ],
+)
 def test_ordinary_values_are_accepted(field, value):
     check_field(field, value)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b'{"verb": NaN}', b"[" * 100000, b'{"a":' * 5000, b"\xff\xfe", b" " * (1 << 20) + b"{}",
-                                  b'{"verb":"hello","extra":1}', b'{"verb":"no_such"}', b'{"verb":"hello","args":[]}', b'{"verb":"hello","fence":true}',
-                                  b'{"verb":"hello","args":{"made":' + b'{"made":' * 30 + b"1" + b"}" * 32])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"null",
+        b'{"verb": NaN}',
+        b"[" * 100000,
+        b'{"a":' * 5000,
+        b"\xff\xfe",
+        b" " * (1 << 20) + b"{}",
+        b'{"verb":"hello","extra":1}',
+        b'{"verb":"no_such"}',
+        b'{"verb":"hello","args":[]}',
+        b'{"verb":"hello","fence":true}',
+        b'{"verb":"hello","args":{"made":' + b'{"made":' * 30 + b"1" + b"}" * 32,
+    ],
+)
 def test_garbage_is_refused_as_json_and_never_a_traceback(desk, data):
     answer = desk.handle(data)
     assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "bad-request", False)
@@ -160,7 +247,9 @@ def test_a_unit_that_systemd_does_not_start_is_refused_untouched(desk, job, coun
     assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "cannot-start", False)
 
 
-@pytest.mark.parametrize(("how", "state", "touched"), [(2, "refused", False), (3, "failed", True), (4, "failed", True), (5, "failed", None)])
+@pytest.mark.parametrize(
+    ("how", "state", "touched"), [(2, "refused", False), (3, "failed", True), (4, "failed", True), (5, "failed", None)]
+)
 def test_refusals_and_failures_say_whether_anything_was_touched(desk, job, counted, how, state, touched):
     answer = send(desk, "lv_create", {"rate": how}, job=job, step="a")
     assert (answer["state"], answer["error"]["touched"]) == (state, touched)

@@ -50,10 +50,25 @@ def share(tmp_path, job, monkeypatch):
     live.write_bytes(b"old" * 1000)
     live.chmod(0o640)
     new.write_bytes(qcow2(SIZE))
-    share = SimpleNamespace(home=home, place=place, live=live, new=new, old=place / "disk.old", rejected=place / "disk.rejected",
-                            state="shut off", job=job)
-    share.args = {"instances": str(tmp_path), "instance": INSTANCE, "disk": "disk.local", "share_source": "filer:/vol", "virtual_size": SIZE,
-                  "live": virsh.identity(live.stat()), "stage": virsh.identity(new.stat())}
+    share = SimpleNamespace(
+        home=home,
+        place=place,
+        live=live,
+        new=new,
+        old=place / "disk.old",
+        rejected=place / "disk.rejected",
+        state="shut off",
+        job=job,
+    )
+    share.args = {
+        "instances": str(tmp_path),
+        "instance": INSTANCE,
+        "disk": "disk.local",
+        "share_source": "filer:/vol",
+        "virtual_size": SIZE,
+        "live": virsh.identity(live.stat()),
+        "stage": virsh.identity(new.stat()),
+    }
     share.inodes = (live.stat().st_ino, new.stat().st_ino)
     monkeypatch.setattr(swap, "check_share", lambda args: None)
     monkeypatch.setattr(virsh, "state", lambda work, instance: share.state)
@@ -90,7 +105,9 @@ def test_swap_makes_the_stage_live_and_keeps_the_former_disk(share):
 def test_what_ran_is_what_was_announced(share):
     doing = work(share)
     swap.swap(doing)
-    assert [entry["text"] for entry in doing.commands if not entry["probe"]] == [act.text for act in swap.swap_acts(share.args, share.job)]
+    assert [entry["text"] for entry in doing.commands if not entry["probe"]] == [
+        act.text for act in swap.swap_acts(share.args, share.job)
+    ]
 
 
 def test_swap_again_changes_nothing(share):
@@ -148,8 +165,10 @@ def test_an_act_that_was_done_but_reported_as_failed_counts_as_done(share, at):
 def test_an_act_that_really_failed_leaves_the_old_disk_live(share, call, monkeypatch):
     def broken(*args, **more):
         raise OSError(5, "Input/output error")
+
     monkeypatch.setattr(os, call, broken) if call == "link" else monkeypatch.setattr(
-        os, call, lambda *args, real=os.rename, **more: real(*args, **more) if ".tmp" in str(args[0]) else broken())
+        os, call, lambda *args, real=os.rename, **more: real(*args, **more) if ".tmp" in str(args[0]) else broken()
+    )
     with pytest.raises(Failed):
         swap.swap(work(share))
     assert inode(share.live) == share.inodes[0]
@@ -213,9 +232,26 @@ def spoil(share, how):
     }[how]()
 
 
-@pytest.mark.parametrize("how", [
-    "running", "gone", "live replaced", "live changed", "live touched", "live has another name", "live is a link", "live mode changed",
-    "stage replaced", "stage changed", "stage touched", "stage has another name", "stage gone", "backup foreign", "size"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "running",
+        "gone",
+        "live replaced",
+        "live changed",
+        "live touched",
+        "live has another name",
+        "live is a link",
+        "live mode changed",
+        "stage replaced",
+        "stage changed",
+        "stage touched",
+        "stage has another name",
+        "stage gone",
+        "backup foreign",
+        "size",
+    ],
+)
 def test_swap_refuses_and_touches_nothing_when_anything_is_not_as_recorded(share, how):
     spoil(share, how)
     before, doing = layout(share), work(share)
@@ -236,12 +272,21 @@ def test_swap_refuses_where_there_is_no_libvirt(share, monkeypatch):
 
 @pytest.mark.parametrize("start", swap.QEMU_LOCKS)
 def test_swap_refuses_a_disk_whose_lock_bytes_somebody_holds(share, start):
-    import fcntl
     import subprocess
     import sys
+
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl,sys; f=open(sys.argv[1],'r+b'); fcntl.lockf(f, fcntl.LOCK_SH, 1, %d); print(flush=True); sys.stdin.read()"
-         % (start + 3), str(share.live)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_SH, 1, int(sys.argv[2]));"
+            "print(flush=True); sys.stdin.read()",
+            str(share.live),
+            str(start + 3),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         holder.stdout.readline()
         with pytest.raises(Refused) as refused:
@@ -249,18 +294,25 @@ def test_swap_refuses_a_disk_whose_lock_bytes_somebody_holds(share, start):
     finally:
         holder.communicate()
     assert refused.value.code == "disk-in-use"
-    assert fcntl is not None
 
 
 def test_another_share_than_planned_is_refused(share, monkeypatch):
     from hosts.remote.hostctl.stage import check_share
+
     with pytest.raises(Refused) as refused:
         check_share(share.args)
     assert refused.value.code == "unknown-share"
 
 
 def purge(share, **more):
-    return swap.purge(work(share, "purge", backup_inode=more.pop("backup", share.inodes[0]), live_inode=more.pop("now", share.inodes[1])))
+    return swap.purge(
+        work(
+            share,
+            "purge",
+            backup_inode=more.pop("backup", share.inodes[0]),
+            live_inode=more.pop("now", share.inodes[1]),
+        )
+    )
 
 
 def test_purge_removes_exactly_the_recorded_backup(share):

@@ -109,14 +109,7 @@ def _has_filesystem(work: Work) -> bool:
             "it holds %s" % (facts.get("TYPE") or facts.get("PTTYPE") or "something"),
             "The volume is not blank. Look at it by hand.",
         )
-    found = lvm.volume(work, work.args["vg"], work.args["lv"])
-    if found is None or found.open or lvm.holders(found):
-        raise Refused(
-            "volume-open",
-            "make a filesystem on %s" % lvm.name(work.args),
-            ", ".join(lvm.holders(found)) if found else "it is gone",
-            "Stop what uses the volume, then resume.",
-        )
+    lvm.check_closed(_our_volume(work))
     return False
 
 

@@ -386,7 +386,7 @@ def remove(work: Work) -> Dict[str, Any]:
             "Look at the volume by hand: its tags name the job.",
         )
     check_ours(work, found, args["size"], "volmig.job=%s" % work.job, uuid)
-    _check_closed(found)
+    check_closed(found)
     if not uuid:
         work.learn(lv_uuid=found.uuid)
         erase, deactivate, drop = remove_acts(work.args, work.job)
@@ -406,7 +406,8 @@ def remove(work: Work) -> Dict[str, Any]:
     return {"erased_bytes": found.size, "lv_uuid": found.uuid}
 
 
-def _check_closed(found: Volume) -> None:
+def check_closed(found: Volume) -> None:
+    """Refuse a volume that anything has open, naming what has."""
     if found.open:
         raise Refused(
             "volume-open",
@@ -469,7 +470,7 @@ def fence(work: Work) -> Dict[str, Any]:
     if _is_fenced(work, found):
         return dict(work.memory.recall("fence"), **_fenced(found, job), already=True)
     _check_not_foreign(found, job)
-    _check_closed(found)
+    check_closed(found)
     was = work.memory.recall("fence").get("was") or ("writeable" if found.permission == "writeable" else "read-only")
     work.memory.remember("fence", was=was, lv_uuid=found.uuid)
     work.must(tag, timeout=60)
@@ -477,7 +478,7 @@ def fence(work: Work) -> Dict[str, Any]:
     found = _source(work)
     if found.open or found.permission == "writeable":
         _unfence(work, was)
-        _check_closed(found)
+        check_closed(found)
         raise Failed(
             "not-fenced", read_only.text, "the volume is still writeable", "Read LVM's message in the log, then resume."
         )

@@ -1,0 +1,148 @@
+"""Copying onto the share: sparse, hashed, exclusive, at the rate asked for; unstaging removes only what is ours."""
+
+import hashlib
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from hosts.remote.hostctl import stage
+from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.nfs import read_direct
+from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.verbs import VERBS
+
+from .conftest import qcow2
+
+MIB = 1 << 20
+
+
+def copied(tmp_path, data, rate=0):
+    (tmp_path / "from").write_bytes(data)
+    seen = []
+    with (tmp_path / "from").open("rb") as source, (tmp_path / "to").open("wb") as target:
+        digest = stage.copy(source.fileno(), target.fileno(), rate, lambda done, written: seen.append((done, written)))
+    return digest, tmp_path / "to", seen
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        bytes(3 * MIB),
+        os.urandom(MIB),
+        os.urandom(MIB) + bytes(2 * MIB) + b"end",
+        bytes(5 * MIB) + b"\1",
+        b"\1" + bytes(4 * MIB + 7),
+    ],
+    ids=["empty", "byte", "zeros", "full", "hole inside", "hole before", "odd tail"],
+)
+def test_a_copy_has_the_same_bytes_and_the_hash_of_them(tmp_path, data):
+    digest, target, _seen = copied(tmp_path, data)
+    assert target.read_bytes() == data
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert b"".join(read_direct(str(target))) == data
+
+
+def test_zeros_become_holes(tmp_path):
+    _digest, target, seen = copied(tmp_path, bytes(32 * MIB) + os.urandom(MIB))
+    assert target.stat().st_blocks * 512 < 4 * MIB
+    assert seen[-1] == (33 * MIB, MIB)
+
+
+def test_the_rate_is_kept(tmp_path):
+    begun = time.monotonic()
+    copied(tmp_path, os.urandom(4 * MIB), rate=16 * MIB)
+    assert time.monotonic() - begun >= 0.24
+
+
+@pytest.fixture
+def share(tmp_path, job, monkeypatch):
+    instances, mountpoint = tmp_path / "instances", tmp_path / "relay"
+    instances.mkdir()
+    mountpoint.mkdir()
+    (mountpoint / "disk.qcow2").write_bytes(qcow2(MIB) + os.urandom(100000))
+    monkeypatch.setattr(stage, "check_share", lambda args: None)
+    args = {
+        "mountpoint": str(mountpoint),
+        "instances": str(instances),
+        "share_source": "filer:/vol",
+        "rate": 0,
+        "size": MIB,
+        "virtual_size": MIB,
+    }
+    return SimpleNamespace(
+        args=args, job=job, instances=instances, place=instances / ".volmig" / job, image=mountpoint / "disk.qcow2"
+    )
+
+
+def run(share, verb, **more):
+    work = Work(dict(share.args, **more), share.job, VERBS[verb].acts)
+    return {"stage": stage.stage, "unstage": stage.unstage}[verb](work)
+
+
+def test_a_stage_is_the_image_with_a_card_beside_it(share):
+    evidence = run(share, "stage")
+    data = (share.place / "disk.new").read_bytes()
+    assert data == share.image.read_bytes()
+    assert evidence["sha256"] == hashlib.sha256(data).hexdigest()
+    assert sorted(path.name for path in share.place.iterdir()) == ["README", "card.json", "disk.new"]
+
+
+def test_a_partial_stage_of_an_earlier_attempt_is_replaced(share):
+    run(share, "stage")
+    (share.place / "disk.new").write_bytes(b"part")
+    run(share, "stage")
+    assert (share.place / "disk.new").read_bytes() == share.image.read_bytes()
+
+
+def test_a_stage_with_a_second_name_is_never_replaced_or_removed(share):
+    run(share, "stage")
+    os.link(share.place / "disk.new", share.instances / "live")
+    for verb in ("stage", "unstage"):
+        with pytest.raises(Refused) as refused:
+            run(share, verb)
+        assert refused.value.code == "foreign-file"
+    assert (share.place / "disk.new").exists()
+
+
+@pytest.mark.parametrize("name", ["disk.old", "disk.rejected", "notes"])
+def test_unstage_refuses_where_anything_else_lies(share, name):
+    run(share, "stage")
+    (share.place / name).write_bytes(b"precious")
+    with pytest.raises(Refused):
+        run(share, "unstage")
+    assert (share.place / name).exists()
+    assert (share.place / "disk.new").exists()
+
+
+def test_stage_refuses_once_a_swap_has_begun(share):
+    run(share, "stage")
+    (share.place / "disk.old").write_bytes(b"precious")
+    (share.place / "disk.new").unlink()
+    with pytest.raises(Refused):
+        run(share, "stage")
+
+
+def test_a_link_in_the_way_is_not_followed(share, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (share.instances / ".volmig").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises((Refused, Failed)):
+        run(share, "stage")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_image_that_is_not_plain_is_not_staged(share):
+    share.image.write_bytes(qcow2(MIB, backing=512))
+    with pytest.raises(Refused):
+        run(share, "stage")
+    assert not share.place.exists()
+
+
+def test_unstage_leaves_nothing_and_repeats(share):
+    run(share, "stage")
+    run(share, "unstage")
+    assert list(share.instances.iterdir()) == []
+    assert run(share, "unstage") == {"already": True}
