@@ -59,8 +59,13 @@ class Hands:
         return {"rate": self.job.rate_allowed()}
 
     def tired(self) -> bool:
-        """A tick is short: what is left is for the next one."""
-        return time.monotonic() > self.until
+        """A tick is short, and between two steps somebody may have called the job off: the rest is for the next one."""
+        return time.monotonic() > self.until or self._called_off()
+
+    def _called_off(self) -> bool:
+        if self.job.cancel_requested_at:
+            return False  # this tick knows it already
+        return Job.objects.filter(pk=self.job.pk, cancel_requested_at__isnull=False).exists()
 
     def ask(self, requests: Mapping[str, Request]) -> dict[str, Heard]:
         """Ask several hypervisors at once, each by its role; the database is not used in the threads."""

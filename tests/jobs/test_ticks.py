@@ -165,3 +165,16 @@ def test_a_worker_that_lost_its_lease_cannot_start_anything(drive, site):
     job = drive.submit()
     stale = replace(site.source.asked("convert")[-1], attempt=2, fence=job.fence - 1)
     assert site.source.call(stale).error["code"] == "stale-fence"
+
+
+def test_a_cancel_between_two_steps_begins_no_further_step(drive, site, monkeypatch):
+    fence = site.source.lv_fence
+
+    def cancelled_meanwhile(args, job):
+        Job.objects.get().cancel(operator())
+        return fence(args, job)
+
+    monkeypatch.setattr(site.source, "lv_fence", cancelled_meanwhile)
+    job = drive.submit()
+    assert (job.status, job.outcome, site.leftovers()) == ("undone", "cancelled", [])
+    assert not site.source.asked("convert")
