@@ -4,6 +4,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
@@ -15,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
-from jobs.forms import Choices, DecisionForm, MigrationForm, RateForm, SearchForm, held_in_groups, held_on_shares
+from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, held_in_groups, held_on_shares
 from jobs.models import Approval, Job, Refused
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, refusal, roles_of
@@ -37,6 +38,7 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
     waiting = inbox(user).count() if may(user, "approve") else 0
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
+        "nobody_approves": Approval.needed() == 0,
         "waiting_approvals": waiting,
         "role_words": words,
         **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
@@ -158,14 +160,24 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
         "may_set_rate": may(request.user, "submit"),
     }
     values |= PARTS[tab](job)
+    values["again"] = again(job, request.user)
     part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
-    values["rate_form"] = RateForm(initial={"rate": round(job.rate / 1024**2, 1) if job.rate else None})
+    values["rate_form"] = RateForm(initial={"rate": round(job.rate / MIB, 1) if job.rate else None})
     return show(request, "jobs/job.html", part, values)
 
 
 def plan(request: HttpRequest, number: int) -> HttpResponse:
     """The plan under an address of its own."""
     return job(request, number, tab="plan")
+
+
+def again(job: Job, by: Any) -> str:
+    """The form of a new migration filled in as this one was, for those that came to nothing; empty for others."""
+    if job.status != "undone" or not may(by, "submit"):
+        return ""
+    values = job.again(by)
+    values["rate"] = round(job.rate / MIB, 1) if job.rate else None
+    return urlencode({name: value for name, value in values.items() if value})
 
 
 PARTS: dict[str, Callable[[Job], dict[str, Any]]] = {

@@ -6,7 +6,7 @@ from django.urls import include, path
 from volmig import views
 
 urlpatterns = [
-    path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("login/", views.login, name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     path("audit/", views.audit, name="audit"),
     path("healthz", views.health, name="health"),

@@ -1,10 +1,14 @@
-"""The audit page and the health answer."""
+"""Login, the audit page and the health answer."""
+
+import time
 
 from django import forms
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.views import LoginView
 from django.core.paginator import Paginator
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
@@ -33,6 +37,15 @@ class EventFilter(forms.Form):
         if not self.is_valid():
             return {}
         return {lookup: self.cleaned_data[name] for name, lookup in self.LOOKUPS.items() if self.cleaned_data[name]}
+
+
+@login_not_required
+def login(request: HttpRequest) -> HttpResponseBase:
+    """Logs in, and notes when: consent asks for the password again once it was typed too long ago in this session."""
+    response = LoginView.as_view(redirect_authenticated_user=True)(request)
+    if request.method == "POST" and request.user.is_authenticated:
+        request.session["password_at"] = time.time()
+    return response
 
 
 @require_GET

@@ -70,7 +70,11 @@ def phases(job: Any) -> list[Phase]:
     rows = {row.step: row for row in job.timeline()}
     drawn = []
     for letter, boxes in BOXES.items():
-        made = [box(title, [rows[name] for name in names if name in rows]) for title, names in boxes.items()]
+        last = list(boxes)[-1]
+        # A step that no box names joins the last box of its phase, so that none is ever hidden.
+        more = tuple(name for name, row in rows.items() if row.phase == letter and name not in sum(boxes.values(), ()))
+        named = {title: names + (more if title == last else ()) for title, names in boxes.items()}
+        made = [box(title, [rows[name] for name in names if name in rows]) for title, names in named.items()]
         drawn.append(Phase(letter, PHASES[letter], [each for each in made if each]))
     b, c = drawn[1], drawn[2]
     b.gate, b.gate_state, b.gate_icon = gate(job)

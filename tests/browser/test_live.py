@@ -1,4 +1,4 @@
-"""Live pages in a real browser: progress moves without reload, forms keep what is typed, permission ends what it allowed."""
+"""Live pages in a real browser: progress moves without reload, forms keep what is typed, lost rights end it."""
 
 from django.contrib.auth.models import User
 from django.utils import timezone

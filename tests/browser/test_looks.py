@@ -1,4 +1,4 @@
-"""Every main page in light and dark, wide and narrow: no fault that axe-core finds, and nothing scrolls the page sideways."""
+"""Every main page in light and dark, wide and narrow: no fault that axe-core finds, nothing scrolls sideways."""
 
 import pytest
 from django.contrib.auth.models import User
@@ -28,7 +28,7 @@ def test_axe_finds_no_fault(scheme, pages, logged_in):
         page.goto(path)
         report = Axe().run(page).response["violations"]
         found += [f"{path}: {fault['id']}: {fault['nodes'][0]['html'][:160]}" for fault in report]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_no_page_scrolls_sideways_on_a_telephone(pages, logged_in):

@@ -149,6 +149,17 @@ def test_starting_and_cancelling_are_asked_of_the_job(dana, browser_of, hosts):
     assert job.cancel_requested_at
 
 
+def test_what_came_to_nothing_can_be_asked_for_again_with_the_same_choices(picked, dana, browser_of, hosts):
+    volume, instance = LogicalVolume.objects.get(pk=picked["volume"]), Instance.objects.get(name="db-new")
+    job = scenes.job(dana, "undone", lv_uuid=volume.uuid, instance_id=instance.uuid, rate=40 << 20)
+    page = text(browser_of(dana).get(f"/migrations/{job.pk}/"))
+    link = page.split("/migrations/new?")[1].split('"')[0].replace("&amp;", "&")
+    form = text(browser_of(dana).get(f"/migrations/new?{link}"))
+    for name in ("volume", "disk", "relay"):
+        assert "checked" in options(form, name)[str(picked[name])]
+    assert 'value="40.0"' in form
+
+
 def test_a_verb_that_is_refused_says_why_on_the_next_page(dana, browser_of, hosts):
     job = scenes.job(dana, "done")
     page = text(browser_of(dana).post(f"/migrations/{job.pk}/cancel", follow=True))
