@@ -66,7 +66,8 @@ class Follower(threading.Thread):
             try:
                 self._stream()
             except HostError as error:
-                self.lines.put((self.hypervisor, error))
+                if not self.over.is_set():  # else the stream ended because it was told to
+                    self.lines.put((self.hypervisor, error))
             pause = 1.0 if time.monotonic() - began > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
             self.over.wait(pause)
 

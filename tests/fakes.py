@@ -15,7 +15,7 @@ INSTANCES = "/var/lib/nova/instances"
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
 LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
 SOURCE_LV = f"{INSTANCE}_disk.local"
-READS = {"hello", "source_facts", "relay_facts", "destination_facts", "instance_state", "status"}
+READS = {"hello", "inventory", "source_facts", "relay_facts", "destination_facts"}
 
 
 class Refusal(Exception):  # noqa: N818 - the word that tests read
@@ -193,6 +193,12 @@ class FakeHost:
         return self.answer("done", {"left": [*self.mounts, *self.exports, *self.held]}, executed(request))
 
     # Facts
+
+    def hello(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"hostname": self.name, "boot_id": self.boot_id, "time": time.time(), "tools": {}, "features": {}}
+
+    def inventory(self, args: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal("no-inventory", "rows of this site come from the factories")
 
     def share(self) -> dict[str, Any]:
         return {"source": SHARE, "target": INSTANCES, "options": "rw,vers=3,hard", "size": 20 << 30,

@@ -24,6 +24,7 @@ from jobs.models.refused import Moved, Refused
 from jobs.queue import wake
 from volmig.accounts.roles import may, refusal
 from volmig.notify import announce
+from volmig.queue import later
 from volmig.record.models import Event
 
 User = settings.AUTH_USER_MODEL
@@ -287,8 +288,15 @@ class Job(models.Model):
                 raise Moved(f"Migration {self.pk} is not {old} any more.")
             Event.append("job.status", actor=actor, job=self.pk, object=str(self),
                          data={"from": old, "to": new, "by": event, "why": values.get("outcome_reason", "")})
+            if new in states.ENDED:
+                self._look_again()
         for name, value in values.items():
             setattr(self, name, value)
+
+    def _look_again(self) -> None:
+        """What was last seen of its hypervisors was seen while it held volumes and space there."""
+        for hypervisor in (self.source_id, self.relay_id, self.destination_id):
+            later("hosts.tasks.refresh", hypervisor)
 
     def halt(self, reason: str, data: dict[str, Any]) -> None:
         """Touch nothing more until a person has looked."""

@@ -178,3 +178,10 @@ def test_a_cancel_between_two_steps_begins_no_further_step(drive, site, monkeypa
     job = drive.submit()
     assert (job.status, job.outcome, site.leftovers()) == ("undone", "cancelled", [])
     assert not site.source.asked("convert")
+
+
+def test_after_the_end_its_hypervisors_are_looked_at_again(drive, site):
+    site.source.volumes.clear()
+    drive.submit()
+    queued = [(row.task["func"], *row.task["args"]) for row in OrmQ.objects.all()]
+    assert [each[0] for each in queued].count("hosts.tasks.refresh") == 3
