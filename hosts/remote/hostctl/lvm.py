@@ -474,7 +474,8 @@ def fence(work: Work) -> Dict[str, Any]:
     was = work.memory.recall("fence").get("was") or ("writeable" if found.permission == "writeable" else "read-only")
     work.memory.remember("fence", was=was, lv_uuid=found.uuid)
     work.must(tag, timeout=60)
-    work.must(read_only, timeout=60)
+    # lvchange calls it an error when the volume is read-only already (always so, or fenced before a reboot).
+    (work.must if found.permission == "writeable" else work.do)(read_only, timeout=60)
     found = _source(work)
     if found.open or found.permission == "writeable":
         _unfence(work, was)
