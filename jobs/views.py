@@ -152,12 +152,13 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
     tab = tab or request.GET.get("tab") or ("log" if job.runs.exists() else "plan")
     if tab not in TABS:
         raise Http404
+    offered = job.actions(request.user)
     values = {
         "job": job,
         "tab": tab,
         "tabs": TABS,
-        "actions": job.actions(request.user),
-        "may_set_rate": may(request.user, "submit"),
+        "actions": offered,
+        "may_set_rate": any(each.verb == "rate" and each.allowed for each in offered),
     }
     values |= PARTS[tab](job)
     values["again"] = again(job, request.user)

@@ -118,6 +118,16 @@ def gate(job: Any) -> tuple[str, str, str]:
 
 
 @register.filter
+def stakes(job: Any) -> str:
+    """Whether anything live is touched while a job stands still."""
+    if job.status in ("swapping", "rolling_back"):
+        return "The instance may be down: decide soon. Nothing is done by itself any more."
+    if job.status in ("on_trial", "purging"):
+        return "The instance runs on its present disk. Nothing is done by itself any more."
+    return "The instance runs on its present disk, which is not touched. Nothing is done by itself any more."
+
+
+@register.filter
 def percent(run: Any) -> str:
     """How far a running step is, with one decimal; empty when it does not say."""
     share = fraction(run)
@@ -282,6 +292,12 @@ def readable(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value in (None, "") else value
+
+
+@register.filter
+def besides(value: Mapping[str, Any], names: str) -> dict[str, Any]:
+    """The pairs of a mapping that are not named, as far as they say anything."""
+    return {key: each for key, each in value.items() if key not in names.split() and each not in (None, "", [], {})}
 
 
 @register.filter

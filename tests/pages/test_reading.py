@@ -55,6 +55,7 @@ def test_the_plan_shows_every_command_of_every_step(dana, browser_of, hosts):
 def test_a_halted_job_says_what_was_expected_what_was_found_and_the_ways_on(dana, browser_of, hosts):
     page = text(browser_of(dana).get(reverse("jobs:job", args=[scenes.halted(dana).pk])))
     for words in (
+        "which is not touched",
         "make the temporary volume",
         "an LV of this name without",
         "nothing was changed by this step",
