@@ -1,6 +1,7 @@
 """The pre-checks: what must hold before a disk is moved, each with a sentence for people and what was found."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -354,6 +355,16 @@ def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
     if destination.domain and destination.domain.source != disk.path:
         return f"The instance uses {destination.domain.source or 'no such disk'}, not {disk.path}.", (
             destination.domain.source)
+    return None
+
+
+@rule("same name", BLOCKS, "Volume and disk have the same part in their instances.")
+def _same_name(case: Case) -> Finding:
+    part = re.fullmatch(r"[0-9a-f-]{36}_(disk(?:\.\w+)?)", case.migration.source_lv)
+    if part and part[1] != case.migration.disk:
+        # A data disk on top of a root disk has every size and format right, and a guest that never boots again.
+        return (f"The volume was {part[1]} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
+                "would be replaced. Choose the disk of the same name."), part[1]
     return None
 
 

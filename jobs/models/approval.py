@@ -72,7 +72,7 @@ class Approval(models.Model):
     @staticmethod
     def needed() -> int:
         """How many people have to consent."""
-        return int(getattr(settings, "APPROVERS", 1))
+        return int(settings.APPROVERS)
 
     def is_enough(self) -> bool:
         """Whether enough people consented who may still consent today."""
@@ -172,4 +172,4 @@ class Decision(models.Model):
 
 def expiry() -> dt.datetime:
     """Until when a new request may be used."""
-    return timezone.now() + dt.timedelta(hours=float(getattr(settings, "APPROVAL_HOURS", 24)))
+    return timezone.now() + dt.timedelta(hours=settings.APPROVAL_HOURS)

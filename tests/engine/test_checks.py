@@ -115,3 +115,13 @@ def test_clocks_that_differ_are_a_warning():
     checks = look(case(Around(skew={"source": 2.5, "relay": 0.1})))
     assert "src by 2.5 s" in refused(checks, "clocks agree").sentence
     assert not blocking(checks)
+
+
+def test_a_data_volume_does_not_replace_a_root_disk():
+    check = refused(look(case(migration={"disk": "disk"})), "same name")
+    assert check in blocking(look(case(migration={"disk": "disk"})))
+    assert "The volume was disk.local of its instance" in check.sentence
+
+
+def test_a_volume_that_is_named_otherwise_may_replace_any_disk():
+    assert all(check.ok for check in look(case(migration={"source_lv": "rescued"})) if check.name == "same name")

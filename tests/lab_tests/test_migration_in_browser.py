@@ -121,7 +121,7 @@ def ask(page, limit):
     page.select_option("#id_source", label="src")
     page.check(f"#from label:has-text('{OLD}') input")
     page.select_option("#id_destination", label="dst")
-    page.check("#to label:has-text('db-new') input")
+    page.check("#to input[value$='/disk.local']")
     page.check("#through label:has-text('jump') input")
     page.fill("#id_rate", limit)
     page.click("text=Check, plan and start")
@@ -134,6 +134,8 @@ def approve(page):
     page.click("main a[href^='/approvals/']")
     page.fill("#id_reason", "Agreed with the tenant.")
     page.fill("#id_tail", NEW[-6:])
+    if page.locator("#id_password").count():  # signed in more than five minutes ago
+        page.fill("#id_password", PASSWORD)
     page.click("text=Approve exactly this")
     page.wait_for_url(re.compile(r"/migrations/\d+/$"))
 
