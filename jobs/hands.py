@@ -51,8 +51,15 @@ class Hands:
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
         step = planned.step
         return Request(
-            step.undo if direction == "undo" else step.verb, run.args, job=str(self.job.uuid), number=self.job.pk,
-            step=step.name, direction=direction, attempt=run.attempt, fence=self.job.fence, stops=stops,
+            step.undo if direction == "undo" else step.verb,
+            run.args,
+            job=str(self.job.uuid),
+            number=self.job.pk,
+            step=step.name,
+            direction=direction,
+            attempt=run.attempt,
+            fence=self.job.fence,
+            stops=stops,
         )
 
     def limits(self) -> Mapping[str, Any]:

@@ -47,8 +47,14 @@ class Journal:
         with transaction.atomic():
             self._hold(waiting_for="")
             run = StepRun.objects.create(
-                job=self.job, step=planned.step.name, direction=direction, attempt=attempt, fence=self.job.fence,
-                hypervisor=host_of(self.job, planned.step.on), args=args, bytes_total=planned.bytes,
+                job=self.job,
+                step=planned.step.name,
+                direction=direction,
+                attempt=attempt,
+                fence=self.job.fence,
+                hypervisor=host_of(self.job, planned.step.on),
+                args=args,
+                bytes_total=planned.bytes,
             )
             if direction == "do":
                 self._expect(planned)
@@ -64,8 +70,9 @@ class Journal:
             self._end(run, answer)
         with transaction.atomic():
             self._hold()
-            run.save(update_fields=["silent_since", "unit", "boot_id", "result", "ended_at", "evidence", "commands",
-                                    "error"])
+            run.save(
+                update_fields=["silent_since", "unit", "boot_id", "result", "ended_at", "evidence", "commands", "error"]
+            )
             if run.ended_at:
                 self._settle(run)
 
@@ -85,16 +92,28 @@ class Journal:
         if run.result == "done":
             step = NAMED[run.step]
             self._took_away(step, run) if run.direction == "undo" else self._made(step, run)
-        Event.append(f"step.{run.result}", job=self.job.pk, object=run.step, data={
-            "direction": run.direction, "attempt": run.attempt, "hypervisor": run.hypervisor and run.hypervisor.name,
-            "evidence": run.evidence, "error": run.error, "commands": [each.get("text") for each in run.commands],
-        })
+        Event.append(
+            f"step.{run.result}",
+            job=self.job.pk,
+            object=run.step,
+            data={
+                "direction": run.direction,
+                "attempt": run.attempt,
+                "hypervisor": run.hypervisor and run.hypervisor.name,
+                "evidence": run.evidence,
+                "error": run.error,
+                "commands": [each.get("text") for each in run.commands],
+            },
+        )
 
     def _expect(self, planned: Planned) -> None:
         """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""
         if planned.step.leaves:
-            place = {"share": share(self.job)} if planned.step.where == "share" else {
-                "hypervisor": host_of(self.job, planned.step.on)}
+            place = (
+                {"share": share(self.job)}
+                if planned.step.where == "share"
+                else {"hypervisor": host_of(self.job, planned.step.on)}
+            )
             Footprint.objects.get_or_create(job=self.job, kind=planned.step.leaves, name=planned.leaves, defaults=place)
 
     def _made(self, step: Step, run: StepRun) -> None:

@@ -52,8 +52,13 @@ def sweep() -> None:
 class Follower(threading.Thread):
     """Streams one hypervisor's lines into the watcher's queue; it never touches the database."""
 
-    def __init__(self, hypervisor: int, address: Address, connect: Callable[[Address], Host],
-                 lines: "queue.Queue[tuple[int, Any]]") -> None:
+    def __init__(
+        self,
+        hypervisor: int,
+        address: Address,
+        connect: Callable[[Address], Host],
+        lines: "queue.Queue[tuple[int, Any]]",
+    ) -> None:
         super().__init__(name=f"follow {address}", daemon=True)
         self.hypervisor, self.address, self.connect, self.lines = hypervisor, address, connect, lines
         self.over = threading.Event()
@@ -162,8 +167,12 @@ class Watcher:
             self._write(progress, ended)
 
     def _write(self, progress: dict[Key, dict[str, Any]], ended: set[Key]) -> None:
-        runs = {run_key(run): run for run in StepRun.objects.open().select_related("job").only(
-            "job__uuid", "job_id", "step", "direction", "attempt", *COLUMNS)}
+        runs = {
+            run_key(run): run
+            for run in StepRun.objects.open()
+            .select_related("job")
+            .only("job__uuid", "job_id", "step", "direction", "attempt", *COLUMNS)
+        }
         moved = [self._measure(runs[key], figures) for key, figures in progress.items() if key in runs]
         with transaction.atomic():
             StepRun.objects.bulk_update(moved, COLUMNS)

@@ -24,7 +24,10 @@ from volmig.notify import announce
 STALE = dt.timedelta(minutes=10)
 SLOT = dt.timedelta(seconds=10)
 PARTS: dict[str, type[Source] | type[Relay] | type[Destination]] = {
-    "source": Source, "relay": Relay, "destination": Destination}
+    "source": Source,
+    "relay": Relay,
+    "destination": Destination,
+}
 
 
 class Unheard(Exception):  # noqa: N818 - the word that callers read
@@ -142,8 +145,12 @@ class Work:
         outcome = self._advance("B")
         if isinstance(outcome, runner.Finished):
             job.go("seen_running")
-            return announce("swap_done", subject=f"Migration {job.pk}: {job.instance_name} runs on its new disk",
-                            text=job.sentence(), url_path=job.get_absolute_url())
+            return announce(
+                "swap_done",
+                subject=f"Migration {job.pk}: {job.instance_name} runs on its new disk",
+                text=job.sentence(),
+                url_path=job.get_absolute_url(),
+            )
         if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
@@ -152,8 +159,12 @@ class Work:
         job = self.job
         rollback = job.approvals.open().filter(kind="rollback").first()
         if rollback is not None and rollback.state == "approved":
-            return self._use(rollback, "rollback_approved", outcome="rolled back",
-                             outcome_reason=f"A rollback was approved: {rollback.reasons()}")
+            return self._use(
+                rollback,
+                "rollback_approved",
+                outcome="rolled back",
+                outcome_reason=f"A rollback was approved: {rollback.reasons()}",
+            )
         outcome = self._advance("C")
         if not isinstance(outcome, runner.Finished):
             return self._rest(outcome)
@@ -170,8 +181,12 @@ class Work:
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
         if self._take_back(steps, {"swap": {"untouched": untouched}}):
             job.go("rolled_back")
-            announce("rolled_back", subject=f"Migration {job.pk}: {job.instance_name} has its old disk again",
-                     text=job.sentence(), url_path=job.get_absolute_url())
+            announce(
+                "rolled_back",
+                subject=f"Migration {job.pk}: {job.instance_name} has its old disk again",
+                text=job.sentence(),
+                url_path=job.get_absolute_url(),
+            )
 
     def _undo(self) -> None:
         if self._take_back(self.job.planned().phase("A"), {}):
@@ -207,9 +222,18 @@ class Work:
         return self._rest(outcome)
 
     handlers: dict[str, Callable[["Work"], None]] = {
-        "checking": _check, "planned": _planned, "preparing": _prepare, "awaiting_approval": _await_approval,
-        "approved": _approved, "swapping": _swap, "on_trial": _try_out, "rolling_back": _roll_back, "undoing": _undo,
-        "done": _ended, "rolled_back": _ended, "purging": _purge,
+        "checking": _check,
+        "planned": _planned,
+        "preparing": _prepare,
+        "awaiting_approval": _await_approval,
+        "approved": _approved,
+        "swapping": _swap,
+        "on_trial": _try_out,
+        "rolling_back": _roll_back,
+        "undoing": _undo,
+        "done": _ended,
+        "rolled_back": _ended,
+        "purging": _purge,
     }
 
     # What all of them use
@@ -240,8 +264,13 @@ class Work:
         return self.hands.ask({role: requests[role] for role in roles if role in requests})
 
     def _facts(self, heard: dict[str, Heard]) -> Facts:
-        return Facts(**{role: read(PARTS[role], each.answer.evidence) for role, each in heard.items()
-                        if each.answer is not None and each.answer.state == "done"})  # type: ignore[arg-type]
+        return Facts(
+            **{
+                role: read(PARTS[role], each.answer.evidence)
+                for role, each in heard.items()
+                if each.answer is not None and each.answer.state == "done"
+            }
+        )  # type: ignore[arg-type]
 
     def _fresh(self) -> Facts:
         """Source and destination as they are now; raise Unheard when one does not say."""
@@ -267,15 +296,19 @@ def fact_requests(job: Job) -> dict[str, Request]:
     """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way."""
     migration, share = job.migration(), {"share_source": job.share_source}
     asked: dict[str, tuple[str, dict[str, Any]]] = {
-        "source": ("source_facts",
-                   {"vg": job.source_vg, "lv": job.source_lv, "relay_address": migration.relay_address}),
+        "source": (
+            "source_facts",
+            {"vg": job.source_vg, "lv": job.source_lv, "relay_address": migration.relay_address},
+        ),
         "relay": ("relay_facts", {"vg": job.relay_vg, "relay_lv": migration.relay_lv, **share}),
         "destination": ("destination_facts", {"instance": job.instance_id, "disk": job.disk, **share}),
     }
     if not migration.relay_address:
         del asked["source"]
-    return {role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
-            for role, (verb, args) in asked.items()}
+    return {
+        role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
+        for role, (verb, args) in asked.items()
+    }
 
 
 def trouble(heard: Heard) -> checks.Trouble | None:

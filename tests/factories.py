@@ -41,33 +41,51 @@ def a_hypervisor(name: str, *addresses: str, **fields: Any) -> Hypervisor:
     hypervisor, _ = Hypervisor.objects.get_or_create(name=name, defaults=values)
     for number, address in enumerate(addresses):
         hypervisor.data_addresses.get_or_create(
-            address=address, defaults={"prefix": 24, "interface": f"eth{number}", "seen_at": timezone.now()})
+            address=address, defaults={"prefix": 24, "interface": f"eth{number}", "seen_at": timezone.now()}
+        )
     return hypervisor
 
 
 def a_volume_group(hypervisor: Hypervisor, name: str = "vg_nova0", free: int = 8 << 30) -> VolumeGroup:
-    values = {"uuid": f"vg-{hypervisor.name}", "size": 20 << 30, "free": free, "extent_size": 4 * MIB,
-              "seen_at": timezone.now()}
+    values = {
+        "uuid": f"vg-{hypervisor.name}",
+        "size": 20 << 30,
+        "free": free,
+        "extent_size": 4 * MIB,
+        "seen_at": timezone.now(),
+    }
     return hypervisor.volume_groups.get_or_create(name=name, defaults=values)[0]
 
 
 def a_volume(group: VolumeGroup, name: str = SOURCE_LV, size: int = 512 * MIB, **fields: Any) -> LogicalVolume:
-    values = {"uuid": "aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", "size": size, "attributes": "-wi-a-----",
-              "is_open": False, "seen_at": timezone.now(), **fields}
+    values = {
+        "uuid": "aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc",
+        "size": size,
+        "attributes": "-wi-a-----",
+        "is_open": False,
+        "seen_at": timezone.now(),
+        **fields,
+    }
     return group.logical_volumes.get_or_create(name=name, defaults=values)[0]
 
 
 def mounts(hypervisor: Hypervisor, source: str = SHARE) -> Share:
     share, _ = Share.objects.get_or_create(
-        source=source, defaults={"size": 20 << 30, "free": 9 << 30, "seen_at": timezone.now()})
+        source=source, defaults={"size": 20 << 30, "free": 9 << 30, "seen_at": timezone.now()}
+    )
     hypervisor.mounts.get_or_create(path=INSTANCES, defaults={"share": share, "seen_at": timezone.now()})
     return share
 
 
 def an_instance(hypervisor: Hypervisor, uuid: str = INSTANCE, **fields: Any) -> Any:
     path = LIVE.replace(INSTANCE, uuid)
-    values = {"name": "db7", "state": "running", "seen_at": timezone.now(),
-              "disks": [{"name": "disk.local", "path": path, "format": "qcow2"}], **fields}
+    values = {
+        "name": "db7",
+        "state": "running",
+        "seen_at": timezone.now(),
+        "disks": [{"name": "disk.local", "path": path, "format": "qcow2"}],
+        **fields,
+    }
     return hypervisor.instances.get_or_create(uuid=uuid, defaults=values)[0]
 
 
@@ -79,8 +97,15 @@ def asked() -> dict[str, Any]:
     a_volume_group(relay)
     mounts(relay)
     mounts(destination)
-    return {"source_volume": a_volume(a_volume_group(source)), "destination": an_instance(destination),
-            "disk": "disk.local", "relay": relay, "relay_vg": "vg_nova0", "ticket": "OPS-1", "rate": None}
+    return {
+        "source_volume": a_volume(a_volume_group(source)),
+        "destination": an_instance(destination),
+        "disk": "disk.local",
+        "relay": relay,
+        "relay_vg": "vg_nova0",
+        "ticket": "OPS-1",
+        "rate": None,
+    }
 
 
 def a_job(status: str = "checking", **fields: Any) -> Job:

@@ -20,8 +20,19 @@ READS = {"hello", "inventory", "source_facts", "relay_facts", "destination_facts
 
 class Refusal(Exception):  # noqa: N818 - the word that tests read
     def __init__(self, code: str, found: str, state: str = "refused", touched: bool | None = False, **evidence: Any):
-        self.answer = Answer(state, {}, [], {"code": code, "tried": "do it", "found": found, "touched": touched,
-                                             "next": "Look at it.", "evidence": evidence})
+        self.answer = Answer(
+            state,
+            {},
+            [],
+            {
+                "code": code,
+                "tried": "do it",
+                "found": found,
+                "touched": touched,
+                "next": "Look at it.",
+                "evidence": evidence,
+            },
+        )
         super().__init__(found)
 
 
@@ -32,8 +43,14 @@ class File:
     size: int = 20 * MIB
 
     def identity(self) -> dict[str, int]:
-        return {"inode": self.inode, "file_size": self.size, "mtime_ns": 1_000 + self.inode, "uid": 64055, "gid": 64055,
-                "mode": 0o644}
+        return {
+            "inode": self.inode,
+            "file_size": self.size,
+            "mtime_ns": 1_000 + self.inode,
+            "uid": 64055,
+            "gid": 64055,
+            "mode": 0o644,
+        }
 
 
 @dataclass
@@ -68,10 +85,17 @@ class Site:
 
     def leftovers(self) -> list[str]:
         """Everything that looks like ours, on any host or on the share."""
-        found = [f"{host.name} {thing}" for host in (self.source, self.relay, self.destination)
-                 for thing in (*host.mounts, *host.exports, *host.held, *host.marks, *host.kept)]
-        tagged = [f"{host.name} {name}" for host in (self.source, self.relay)
-                  for name, volume in host.volumes.items() if volume.tags]
+        found = [
+            f"{host.name} {thing}"
+            for host in (self.source, self.relay, self.destination)
+            for thing in (*host.mounts, *host.exports, *host.held, *host.marks, *host.kept)
+        ]
+        tagged = [
+            f"{host.name} {name}"
+            for host in (self.source, self.relay)
+            for name, volume in host.volumes.items()
+            if volume.tags
+        ]
         return found + tagged + [path for path in self.files if "/.volmig/" in path]
 
 
@@ -181,8 +205,14 @@ class FakeHost:
             return refusal.answer
         return self.answer("done", evidence, executed(request))
 
-    def answer(self, state: str, evidence: dict[str, Any] | None = None, commands: list[dict[str, Any]] | None = None,
-               error: dict[str, Any] | None = None, unit: str = "") -> Answer:
+    def answer(
+        self,
+        state: str,
+        evidence: dict[str, Any] | None = None,
+        commands: list[dict[str, Any]] | None = None,
+        error: dict[str, Any] | None = None,
+        unit: str = "",
+    ) -> Answer:
         return Answer(state, evidence or {}, commands or [], error, unit, self.boot_id)
 
     def forget(self, request: Request) -> Answer:
@@ -201,34 +231,89 @@ class FakeHost:
         raise Refusal("no-inventory", "rows of this site come from the factories")
 
     def share(self) -> dict[str, Any]:
-        return {"source": SHARE, "target": INSTANCES, "options": "rw,vers=3,hard", "size": 20 << 30,
-                "free": self.share_free, "owner_uid": 64055, "owner_gid": 64055, "squashes_root": True}
+        return {
+            "source": SHARE,
+            "target": INSTANCES,
+            "options": "rw,vers=3,hard",
+            "size": 20 << 30,
+            "free": self.share_free,
+            "owner_uid": 64055,
+            "owner_gid": 64055,
+            "squashes_root": True,
+        }
 
     def source_facts(self, args: dict[str, Any]) -> dict[str, Any]:
         volume = self.volumes.get(args["lv"])
         seen = volume and {
-            "vg": args["vg"], "lv": args["lv"], "uuid": volume.uuid, "size": volume.size, "attributes": "-wi-a-----",
-            "active": True, "open": bool(volume.holders), "holders": volume.holders, "tags": sorted(volume.tags),
-            "major": 253, "minor": 0, "permission": volume.permission, "writes": volume.writes,
-            "sectors_written": volume.writes * 8, "crypt": False}
+            "vg": args["vg"],
+            "lv": args["lv"],
+            "uuid": volume.uuid,
+            "size": volume.size,
+            "attributes": "-wi-a-----",
+            "active": True,
+            "open": bool(volume.holders),
+            "holders": volume.holders,
+            "tags": sorted(volume.tags),
+            "major": 253,
+            "minor": 0,
+            "permission": volume.permission,
+            "writes": volume.writes,
+            "sectors_written": volume.writes * 8,
+            "crypt": False,
+        }
         reach = [{"address": args["relay_address"], "port": port, "state": "open"} for port in (111, 2049, 20048)]
-        return {"volume": seen, "contents": None, "source_address": "10.20.0.1", "reach": reach,
-                "instance_running": None, "time": time.time()} | self.facts
+        return {
+            "volume": seen,
+            "contents": None,
+            "source_address": "10.20.0.1",
+            "reach": reach,
+            "instance_running": None,
+            "time": time.time(),
+        } | self.facts
 
     def relay_facts(self, args: dict[str, Any]) -> dict[str, Any]:
         left = [name for name in self.volumes if name == args["relay_lv"]]
-        return {"vg": {"name": args["vg"], "size": 20 << 30, "free": self.free, "extent_size": 4 * MIB},
-                "leftovers": left, "share": self.share(), "nfs_server": {"nfs-server": "inactive", "rpcbind": "active"},
-                "ports": {"111": True, "2049": False, "20048": False}, "time": time.time()} | self.facts
+        return {
+            "vg": {"name": args["vg"], "size": 20 << 30, "free": self.free, "extent_size": 4 * MIB},
+            "leftovers": left,
+            "share": self.share(),
+            "nfs_server": {"nfs-server": "inactive", "rpcbind": "active"},
+            "ports": {"111": True, "2049": False, "20048": False},
+            "time": time.time(),
+        } | self.facts
 
     def destination_facts(self, args: dict[str, Any]) -> dict[str, Any]:
         live = self.site.files.get(LIVE)
-        disk = live and {"path": LIVE, "device": 1, "format": "qcow2", "virtual_size": self.site.size, "allocated": 1,
-                         "label": None, "nlink": 1, "backing": [], **live.identity()}
-        domain = {"uuid": args["instance"], "name": "db7", "state": self.state, "driver": "qcow2", "source": LIVE,
-                  "max_bytes": None}
-        return {"share": self.share(), "instances": INSTANCES, "disk": disk, "disk_info": {LIVE: "qcow2"},
-                "domain": domain, "contents": None, "leftovers": [], "acdirmax": 0, "time": time.time()} | self.facts
+        disk = live and {
+            "path": LIVE,
+            "device": 1,
+            "format": "qcow2",
+            "virtual_size": self.site.size,
+            "allocated": 1,
+            "label": None,
+            "nlink": 1,
+            "backing": [],
+            **live.identity(),
+        }
+        domain = {
+            "uuid": args["instance"],
+            "name": "db7",
+            "state": self.state,
+            "driver": "qcow2",
+            "source": LIVE,
+            "max_bytes": None,
+        }
+        return {
+            "share": self.share(),
+            "instances": INSTANCES,
+            "disk": disk,
+            "disk_info": {LIVE: "qcow2"},
+            "domain": domain,
+            "contents": None,
+            "leftovers": [],
+            "acdirmax": 0,
+            "time": time.time(),
+        } | self.facts
 
     # Acts on the relay and the source
 
@@ -287,8 +372,12 @@ class FakeHost:
             raise Refusal("volume-open", f"open by {volume.holders[0]}")
         volume.permission, volume.tags = "read-only", {job}
         self.held.add(f"holder of {job}")
-        return {"was": "writeable", "writes": volume.writes, "sectors_written": volume.writes * 8,
-                "holder_unit": f"volmig-{job.replace('-', '')}-holder"}
+        return {
+            "was": "writeable",
+            "writes": volume.writes,
+            "sectors_written": volume.writes * 8,
+            "holder_unit": f"volmig-{job.replace('-', '')}-holder",
+        }
 
     def lv_unfence(self, args, job):
         volume = self.volumes[args["lv"]]
@@ -362,8 +451,12 @@ class FakeHost:
             raise Refusal("unknown-file", "not the files that were recorded")
         self.site.files |= {self.beside(job, "disk.old"): old, LIVE: new}
         del self.site.files[self.beside(job, "disk.new")]
-        return {"live_inode": new.inode, "backup_inode": old.inode, "backup_path": self.beside(job, "disk.old"),
-                "swapped_at": time.time()}
+        return {
+            "live_inode": new.inode,
+            "backup_inode": old.inode,
+            "backup_path": self.beside(job, "disk.old"),
+            "swapped_at": time.time(),
+        }
 
     def swap_back(self, args, job):
         old = self.site.files.pop(self.beside(job, "disk.old"), None)
@@ -390,6 +483,17 @@ class FakeHost:
 
 def executed(request: Request) -> list[dict[str, Any]]:
     """The commands of a verb as hostctl reports them when all went well."""
-    return [{"kind": act.kind, "text": act.text, "argv": list(act.argv), "probe": False, "exit": 0, "seconds": 0.01,
-             "at": "2026-01-01T00:00:00+00:00", "stdout": "", "stderr": ""}
-            for act in acts(request.verb, request.args, request.job)]
+    return [
+        {
+            "kind": act.kind,
+            "text": act.text,
+            "argv": list(act.argv),
+            "probe": False,
+            "exit": 0,
+            "seconds": 0.01,
+            "at": "2026-01-01T00:00:00+00:00",
+            "stdout": "",
+            "stderr": "",
+        }
+        for act in acts(request.verb, request.args, request.job)
+    ]

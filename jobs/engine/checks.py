@@ -1,4 +1,5 @@
 """The pre-checks: what must hold before a disk is moved, each with a sentence for people and what was found."""
+
 from __future__ import annotations
 
 import re
@@ -121,6 +122,7 @@ def rule(name: str, severity: str, holds: str, *needs: str) -> Callable[[Judge],
     def register(judge: Judge) -> Judge:
         RULES.append(Rule(name, severity, holds, judge, needs))
         return judge
+
     return register
 
 
@@ -176,10 +178,12 @@ def _volume_is_there(case: Case, source: Source) -> Finding:
 def _volume_is_the_same(case: Case, volume: Volume) -> Finding:
     if volume.uuid != case.migration.lv_uuid:
         return f"{case.source_path} is another volume now: it was {case.migration.lv_uuid}, it is {volume.uuid}.", (
-            volume.uuid)
+            volume.uuid
+        )
     if volume.size != case.migration.source_size:
         return f"{case.source_path} has another size now: {case.migration.source_size} bytes became {volume.size}.", (
-            volume.size)
+            volume.size
+        )
     return None
 
 
@@ -197,7 +201,8 @@ def _source_instance_is_off(case: Case, source: Source) -> Finding:
     guest = source.instance_running
     if guest and guest.state != "shut off":
         return f"Instance {guest.name} on {case.migration.source} uses {case.source_path} and is {guest.state}.", (
-            guest.uuid)
+            guest.uuid
+        )
     return None
 
 
@@ -211,13 +216,31 @@ def _attribute_problem(attributes: str) -> str:
     """What lvs' attribute characters tell against copying: kind, state and health."""
     padded = attributes.ljust(9, "-")
     kind, state, health = padded[0], padded[4], padded[8]
-    kinds = {"s": "is a snapshot", "S": "is a merging snapshot", "O": "is an origin that merges a snapshot",
-             "t": "is a thin pool", "e": "is a pool's metadata", "v": "is being converted by LVM",
-             "p": "is being moved by pvmove", "V": "is a thin volume; only plain volumes have been proved to copy"}
-    states = {"s": "is suspended", "S": "is suspended", "I": "has an invalid snapshot", "-": "is not active",
-              "i": "has a mapping without tables", "X": "is in an unknown state"}
-    healths = {"p": "has lost a physical volume", "X": "is in unknown health", "D": "lies in a thin pool without space",
-               "F": "lies in a failed thin pool", "M": "lies in a pool that needs repair"}
+    kinds = {
+        "s": "is a snapshot",
+        "S": "is a merging snapshot",
+        "O": "is an origin that merges a snapshot",
+        "t": "is a thin pool",
+        "e": "is a pool's metadata",
+        "v": "is being converted by LVM",
+        "p": "is being moved by pvmove",
+        "V": "is a thin volume; only plain volumes have been proved to copy",
+    }
+    states = {
+        "s": "is suspended",
+        "S": "is suspended",
+        "I": "has an invalid snapshot",
+        "-": "is not active",
+        "i": "has a mapping without tables",
+        "X": "is in an unknown state",
+    }
+    healths = {
+        "p": "has lost a physical volume",
+        "X": "is in unknown health",
+        "D": "lies in a thin pool without space",
+        "F": "lies in a failed thin pool",
+        "M": "lies in a pool that needs repair",
+    }
     return kinds.get(kind) or states.get(state) or healths.get(health) or ""
 
 
@@ -231,8 +254,10 @@ def _volume_is_plain(case: Case, volume: Volume) -> Finding:
 @rule("address of the relay", BLOCKS, "Source and relay share a data network.")
 def _relay_has_an_address(case: Case) -> Finding:
     if not case.migration.relay_address:
-        return (f"{case.migration.source} and {case.migration.relay} have no data network in common; "
-                "NFS never uses the management network."), None
+        return (
+            f"{case.migration.source} and {case.migration.relay} have no data network in common; "
+            "NFS never uses the management network."
+        ), None
     return None
 
 
@@ -265,9 +290,11 @@ def _relay_has_space(case: Case, group: Group) -> Finding:
     left = group.free - case.around.reserved_on_relay
     if need <= left:
         return None
-    sentence = (f"{group.name} on {case.migration.relay} has {mib(left)} left ({mib(group.free)} free, "
-                f"{mib(case.around.reserved_on_relay)} reserved by other jobs); "
-                f"the temporary volume needs {mib(need)}.")
+    sentence = (
+        f"{group.name} on {case.migration.relay} has {mib(left)} left ({mib(group.free)} free, "
+        f"{mib(case.around.reserved_on_relay)} reserved by other jobs); "
+        f"the temporary volume needs {mib(need)}."
+    )
     return sentence, {"need": need, "free": group.free, "reserved": case.around.reserved_on_relay}
 
 
@@ -311,16 +338,20 @@ def _share_has_space(case: Case, share: Share) -> Finding:
     left = share.free - case.around.reserved_on_share
     if need <= left:
         return None
-    sentence = (f"{share.source} has {mib(left)} left ({mib(share.free)} free, "
-                f"{mib(case.around.reserved_on_share)} reserved by other jobs); the staged copy may need {mib(need)}.")
+    sentence = (
+        f"{share.source} has {mib(left)} left ({mib(share.free)} free, "
+        f"{mib(case.around.reserved_on_share)} reserved by other jobs); the staged copy may need {mib(need)}."
+    )
     return sentence, {"need": need, "free": share.free, "reserved": case.around.reserved_on_share}
 
 
 @rule("share can be written", BLOCKS, "The owner of the instances directory can write to the share.", "share")
 def _share_can_be_written(case: Case, share: Share) -> Finding:
     if share.squashes_root and share.owner_uid == 0:
-        return (f"{share.source} squashes root, and its top directory belongs to root: nobody could write there. "
-                "Give it to the user that instances run as."), {"owner": 0, "squashes_root": True}
+        return (
+            f"{share.source} squashes root, and its top directory belongs to root: nobody could write there. "
+            "Give it to the user that instances run as."
+        ), {"owner": 0, "squashes_root": True}
     return None
 
 
@@ -347,14 +378,20 @@ def _disk_is_there(case: Case, destination: Destination) -> Finding:
     return None
 
 
-@rule("disk is the instance's", BLOCKS, "The file is the one that the instance uses, under one name.",
-      "destination", "disk")
+@rule(
+    "disk is the instance's",
+    BLOCKS,
+    "The file is the one that the instance uses, under one name.",
+    "destination",
+    "disk",
+)
 def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
     if disk.nlink != 1:
         return f"{disk.path} has {disk.nlink} names; it cannot be told which of them is used.", disk.nlink
     if destination.domain and destination.domain.source != disk.path:
         return f"The instance uses {destination.domain.source or 'no such disk'}, not {disk.path}.", (
-            destination.domain.source)
+            destination.domain.source
+        )
     return None
 
 
@@ -363,8 +400,10 @@ def _same_name(case: Case) -> Finding:
     part = re.fullmatch(r"[0-9a-f-]{36}_(disk(?:\.\w+)?)", case.migration.source_lv)
     if part and part[1] != case.migration.disk:
         # A data disk on top of a root disk has every size and format right, and a guest that never boots again.
-        return (f"The volume was {part[1]} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
-                "would be replaced. Choose the disk of the same name."), part[1]
+        return (
+            f"The volume was {part[1]} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
+            "would be replaced. Choose the disk of the same name."
+        ), part[1]
     return None
 
 
@@ -381,20 +420,30 @@ def _disk_is_qcow2(case: Case, destination: Destination, disk: Disk) -> Finding:
 def _not_smaller(case: Case, volume: Volume, disk: Disk) -> Finding:
     if volume.size < disk.virtual_size:
         return f"{case.source_path} has {volume.size} bytes, the present disk {disk.virtual_size}: it would shrink.", {
-            "volume": volume.size, "disk": disk.virtual_size}
+            "volume": volume.size,
+            "disk": disk.virtual_size,
+        }
     return None
 
 
-@rule("not larger than allowed", WARNS, "The disk will not be larger than the instance may have.",
-      "volume", "disk", "destination")
+@rule(
+    "not larger than allowed",
+    WARNS,
+    "The disk will not be larger than the instance may have.",
+    "volume",
+    "disk",
+    "destination",
+)
 def _not_larger(case: Case, volume: Volume, disk: Disk, destination: Destination) -> Finding:
     extent = case.group.extent_size if case.group else 4 << 20
     allowed = destination.domain.max_bytes if destination.domain else None
     allowed = disk.virtual_size if allowed is None else allowed
     if volume.size <= allowed + extent:
         return None
-    return (f"The disk grows to {volume.size} bytes; the instance is meant to have {allowed}. "
-            "Whoever approves has to want this."), {"volume": volume.size, "allowed": allowed}
+    return (
+        f"The disk grows to {volume.size} bytes; the instance is meant to have {allowed}. "
+        "Whoever approves has to want this."
+    ), {"volume": volume.size, "allowed": allowed}
 
 
 @rule("same size", INFORMS, "The disk keeps its size.", "volume", "disk")
@@ -407,13 +456,20 @@ def _same_size(case: Case, volume: Volume, disk: Disk) -> Finding:
 @rule("no backing chain", WARNS, "The present disk stands alone.", "disk")
 def _no_backing(case: Case, disk: Disk) -> Finding:
     if disk.backing:
-        return (f"The present disk stands on {', '.join(disk.backing)}; a rollback needs these files, "
-                "and Nova may clean them up."), list(disk.backing)
+        return (
+            f"The present disk stands on {', '.join(disk.backing)}; a rollback needs these files, "
+            "and Nova may clean them up."
+        ), list(disk.backing)
     return None
 
 
-@rule("filesystems keep their names", WARNS, "The guest's fstab cannot name a filesystem that goes away.",
-      "source", "destination")
+@rule(
+    "filesystems keep their names",
+    WARNS,
+    "The guest's fstab cannot name a filesystem that goes away.",
+    "source",
+    "destination",
+)
 def _names_stay(case: Case, source: Source, destination: Destination) -> Finding:
     gone = _names(destination.contents) - _names(source.contents)
     if not gone:
@@ -446,4 +502,3 @@ def _clocks_agree(case: Case) -> Finding:
 
 def mib(size: int) -> str:
     return f"{size / (1 << 20):,.0f} MiB"
-

@@ -1,4 +1,5 @@
 """What an approval binds: a canonical form, its digest, and what changed between two of them in words."""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,12 +25,14 @@ def difference(shown: Mapping[str, Any], seen: Mapping[str, Any]) -> list[str]:
     names = [*before, *(name for name in after if name not in before)]
     return [
         f"{name}: was {before.get(name, 'absent')}, is {after.get(name, 'absent')}"
-        for name in names if before.get(name) != after.get(name)
+        for name in names
+        if before.get(name) != after.get(name)
     ]
 
 
-def swap(migration: Migration, facts: Facts, plan: Plan, evidence: Mapping[str, Mapping[str, Any]],
-         hostctl: str) -> dict[str, Any]:
+def swap(
+    migration: Migration, facts: Facts, plan: Plan, evidence: Mapping[str, Mapping[str, Any]], hostctl: str
+) -> dict[str, Any]:
     """Everything a consent to the swap stands on; all of it holds while the instance still runs."""
     return {
         "job": migration.job,
@@ -68,23 +71,36 @@ def _volume(source: Source | None) -> dict[str, Any]:
     volume = source.volume if source else None
     if volume is None:
         return {"lv_uuid": None}
-    return {"lv_uuid": volume.uuid, "size": volume.size, "writes": volume.writes,
-            "sectors_written": volume.sectors_written}
+    return {
+        "lv_uuid": volume.uuid,
+        "size": volume.size,
+        "writes": volume.writes,
+        "sectors_written": volume.sectors_written,
+    }
 
 
 def _live(facts: Facts) -> dict[str, Any]:
     disk = facts.destination.disk if facts.destination else None
     if disk is None:
         return {"path": None}
-    return {"path": disk.path, "inode": disk.inode, "format": disk.format, "virtual_size": disk.virtual_size,
-            "backing": list(disk.backing)}
+    return {
+        "path": disk.path,
+        "inode": disk.inode,
+        "format": disk.format,
+        "virtual_size": disk.virtual_size,
+        "backing": list(disk.backing),
+    }
 
 
 def _instance(migration: Migration, facts: Facts) -> dict[str, Any]:
     domain = facts.destination.domain if facts.destination else None
     state = domain.state if domain else "absent"
-    return {"id": migration.instance_id, "host": migration.destination, "may be": list(MAY_BE),
-            "is": "as allowed" if state in MAY_BE else state}
+    return {
+        "id": migration.instance_id,
+        "host": migration.destination,
+        "may be": list(MAY_BE),
+        "is": "as allowed" if state in MAY_BE else state,
+    }
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

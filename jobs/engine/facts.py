@@ -1,4 +1,5 @@
 """What was seen on the three hypervisors of a job, as frozen values that travel to and from JSON."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,4 +1,5 @@
 """Which of the relay's addresses the source is to mount from."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,12 @@ def network(address: str, prefix: int) -> Network:
     return str(ip_interface(f"{address}/{prefix}").network)
 
 
-def data_address(source: Iterable[Network], relay: Sequence[tuple[str, Network]], management: Iterable[str],
-                 crowd: Mapping[Network, int]) -> str:
+def data_address(
+    source: Iterable[Network],
+    relay: Sequence[tuple[str, Network]],
+    management: Iterable[str],
+    crowd: Mapping[Network, int],
+) -> str:
     """The relay's address on a network that the source is on too; empty when there is none.
 
     `management` are the addresses by which volmig enters the two; their networks never carry NFS. `crowd` counts the

@@ -1,4 +1,5 @@
 """From what is asked and what was seen to a plan: every step with its arguments, commands, bytes and seconds."""
+
 from __future__ import annotations
 
 import math
@@ -150,7 +151,10 @@ class Plan:
             "hypervisor": each.hypervisor,
             "args": _refs(each.args, _packed),
             "commands": each.commands(self.job),
-            "bytes": each.bytes, "seconds": list(each.seconds), "not_before": each.not_before, "leaves": each.leaves,
+            "bytes": each.bytes,
+            "seconds": list(each.seconds),
+            "not_before": each.not_before,
+            "leaves": each.leaves,
         }
 
     @classmethod
@@ -195,9 +199,23 @@ def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
     settle = destination.acdirmax + migration.margin
     stage = f"{destination.instances}/.volmig/{migration.job}"
     return {
-        **{name: getattr(migration, name) for name in (
-            "source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "relay_lv", "share_source", "instance_id",
-            "disk", "relay_address", "rate", "deadline")},
+        **{
+            name: getattr(migration, name)
+            for name in (
+                "source_vg",
+                "source_lv",
+                "lv_uuid",
+                "source_size",
+                "relay_vg",
+                "relay_lv",
+                "share_source",
+                "instance_id",
+                "disk",
+                "relay_address",
+                "rate",
+                "deadline",
+            )
+        },
         "relay_size": relay_size(migration.source_size, relay.vg.extent_size),
         "stage_size": qcow2_size(migration.source_size),
         "fs_uuid": migration.job,
@@ -206,11 +224,13 @@ def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
         "relay_lv_path": f"{migration.relay_vg}/{migration.relay_lv}",
         "source_path": f"{migration.source_vg}/{migration.source_lv}",
         "source_address": source.source_address,
-        "uid": owner.owner_uid, "gid": owner.owner_gid,
+        "uid": owner.owner_uid,
+        "gid": owner.owner_gid,
         "units_to_start": [unit for unit, state in relay.nfs_server.items() if state == "inactive"],
         "relay_instances": relay.share.target,
         "instances": destination.instances,
-        "stage_path": f"{stage}/disk.new", "backup_path": f"{stage}/disk.old",
+        "stage_path": f"{stage}/disk.new",
+        "backup_path": f"{stage}/disk.old",
         "reason": f"volmig:{migration.job}",
         "permission": source.volume.permission,
         "holder_unit": f"volmig-{migration.hex}-holder",
@@ -220,16 +240,21 @@ def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
 
 def at_rate(plan: Plan, rate: int) -> Plan:
     """The same plan with another bandwidth limit in the passes that have one."""
+
     def changed(ref: Ref) -> Ref:
         return replace(ref, expected=rate) if ref.step == "limits" else ref
+
     steps = tuple(replace(each, args=_refs(each.args, changed)) for each in plan.steps)
     return replace(plan, steps=steps)
 
 
 def purge_of_rejected(planned: Planned) -> Planned:
     """After a rollback it is the new disk that is not used any more."""
-    args = {**planned.args, "backup_inode": Ref("swap", "live_inode", "inode of the rejected disk"),
-            "live_inode": Ref("swap", "backup_inode", "inode of the disk in use")}
+    args = {
+        **planned.args,
+        "backup_inode": Ref("swap", "live_inode", "inode of the rejected disk"),
+        "live_inode": Ref("swap", "backup_inode", "inode of the disk in use"),
+    }
     return replace(planned, args=args)
 
 
@@ -278,6 +303,12 @@ def _unpacked(value: Any) -> Any:
 
 def _planned(row: Mapping[str, Any]) -> Planned:
     low, middle, high = row["seconds"]
-    return Planned(NAMED[row["name"]], row["hypervisor"], _unpacked(row["args"]), row["bytes"], (low, middle, high),
-                   row["not_before"], row["leaves"])
-
+    return Planned(
+        NAMED[row["name"]],
+        row["hypervisor"],
+        _unpacked(row["args"]),
+        row["bytes"],
+        (low, middle, high),
+        row["not_before"],
+        row["leaves"],
+    )

@@ -1,4 +1,5 @@
 """Carries a plan out: asks for one step after another, writes the intent before and the outcome after, and judges."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -133,8 +134,12 @@ def sweep(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome
             outcome = work.perform(planned, "undo")
             if outcome is not None:
                 return outcome
-    left = [thing for planned in steps for run in journal.runs(planned.step.name, "undo")
-            for thing in run.evidence.get("left", ())]
+    left = [
+        thing
+        for planned in steps
+        for run in journal.runs(planned.step.name, "undo")
+        for thing in run.evidence.get("left", ())
+    ]
     return Halt("forget", f"Still there: {', '.join(left)}.", {"found": left}) if left else Finished()
 
 

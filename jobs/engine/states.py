@@ -1,4 +1,5 @@
 """The statuses of a job and the only ways between them."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,10 +9,19 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
     "checking": {"passed": "planned", "blocked": "undone", "cancelled": "undone"},
     "planned": {"started": "preparing", "edited": "checking", "stale": "checking", "cancelled": "undone"},
     "preparing": {"staged": "awaiting_approval", "failed": "undoing", "cancelled": "undoing"},
-    "awaiting_approval": {"approved": "approved", "stage_stale": "preparing", "rejected": "undoing",
-                          "cancelled": "undoing"},
-    "approved": {"consumed": "swapping", "void": "awaiting_approval", "expired": "awaiting_approval",
-                 "withdrawn": "awaiting_approval", "cancelled": "undoing"},
+    "awaiting_approval": {
+        "approved": "approved",
+        "stage_stale": "preparing",
+        "rejected": "undoing",
+        "cancelled": "undoing",
+    },
+    "approved": {
+        "consumed": "swapping",
+        "void": "awaiting_approval",
+        "expired": "awaiting_approval",
+        "withdrawn": "awaiting_approval",
+        "cancelled": "undoing",
+    },
     "swapping": {"seen_running": "on_trial", "failed": "rolling_back", "cancelled": "rolling_back"},
     "on_trial": {"confirmed": "done", "rollback_approved": "rolling_back"},
     "rolling_back": {"rolled_back": "rolled_back"},

@@ -9,208 +9,414 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('hosts', '0001_initial'),
+        ("hosts", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Lease',
+            name="Lease",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=40, unique=True)),
-                ('owner', models.CharField(max_length=100)),
-                ('until', models.DateTimeField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=40, unique=True)),
+                ("owner", models.CharField(max_length=100)),
+                ("until", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='Job',
+            name="Job",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('uuid', models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ('ticket', models.CharField(blank=True, max_length=100)),
-                ('source_vg', models.CharField(max_length=128)),
-                ('source_lv', models.CharField(max_length=128)),
-                ('lv_uuid', models.CharField(max_length=38)),
-                ('source_size', models.BigIntegerField()),
-                ('relay_vg', models.CharField(max_length=128)),
-                ('share_source', models.CharField(max_length=255)),
-                ('instance_id', models.CharField(max_length=36)),
-                ('instance_name', models.CharField(max_length=255)),
-                ('disk', models.CharField(max_length=64)),
-                ('route', models.CharField(default='relay-nfs', max_length=20)),
-                ('rate', models.BigIntegerField(blank=True, null=True)),
-                ('status', models.CharField(choices=[('checking', 'checking'), ('planned', 'planned'), ('preparing', 'preparing'), ('awaiting_approval', 'awaiting_approval'), ('approved', 'approved'), ('swapping', 'swapping'), ('on_trial', 'on_trial'), ('rolling_back', 'rolling_back'), ('undoing', 'undoing'), ('done', 'done'), ('rolled_back', 'rolled_back'), ('purging', 'purging'), ('undone', 'undone'), ('purged', 'purged')], default='checking', max_length=20)),
-                ('outcome', models.CharField(blank=True, max_length=20)),
-                ('outcome_reason', models.TextField(blank=True)),
-                ('halt_reason', models.TextField(blank=True)),
-                ('halt_data', models.JSONField(blank=True, default=dict)),
-                ('waiting_for', models.TextField(blank=True)),
-                ('cancel_requested_at', models.DateTimeField(blank=True, null=True)),
-                ('start_requested_at', models.DateTimeField(blank=True, null=True)),
-                ('start_when_checked', models.BooleanField(default=False)),
-                ('confirmed_at', models.DateTimeField(blank=True, null=True)),
-                ('checks', models.JSONField(blank=True, default=list)),
-                ('facts', models.JSONField(blank=True, default=dict)),
-                ('facts_at', models.DateTimeField(blank=True, null=True)),
-                ('plan', models.JSONField(blank=True, default=dict)),
-                ('digest', models.CharField(blank=True, max_length=64)),
-                ('version', models.PositiveIntegerField(default=1)),
-                ('fence', models.BigIntegerField(default=0)),
-                ('lease_owner', models.CharField(blank=True, max_length=100)),
-                ('lease_until', models.DateTimeField(blank=True, null=True)),
-                ('wake_at', models.DateTimeField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('ended_at', models.DateTimeField(blank=True, null=True)),
-                ('destination', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='jobs_to', to='hosts.hypervisor')),
-                ('last_editor', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('relay', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='jobs_through', to='hosts.hypervisor')),
-                ('requester', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('source', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='jobs_from', to='hosts.hypervisor')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("uuid", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
+                ("ticket", models.CharField(blank=True, max_length=100)),
+                ("source_vg", models.CharField(max_length=128)),
+                ("source_lv", models.CharField(max_length=128)),
+                ("lv_uuid", models.CharField(max_length=38)),
+                ("source_size", models.BigIntegerField()),
+                ("relay_vg", models.CharField(max_length=128)),
+                ("share_source", models.CharField(max_length=255)),
+                ("instance_id", models.CharField(max_length=36)),
+                ("instance_name", models.CharField(max_length=255)),
+                ("disk", models.CharField(max_length=64)),
+                ("route", models.CharField(default="relay-nfs", max_length=20)),
+                ("rate", models.BigIntegerField(blank=True, null=True)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("checking", "checking"),
+                            ("planned", "planned"),
+                            ("preparing", "preparing"),
+                            ("awaiting_approval", "awaiting_approval"),
+                            ("approved", "approved"),
+                            ("swapping", "swapping"),
+                            ("on_trial", "on_trial"),
+                            ("rolling_back", "rolling_back"),
+                            ("undoing", "undoing"),
+                            ("done", "done"),
+                            ("rolled_back", "rolled_back"),
+                            ("purging", "purging"),
+                            ("undone", "undone"),
+                            ("purged", "purged"),
+                        ],
+                        default="checking",
+                        max_length=20,
+                    ),
+                ),
+                ("outcome", models.CharField(blank=True, max_length=20)),
+                ("outcome_reason", models.TextField(blank=True)),
+                ("halt_reason", models.TextField(blank=True)),
+                ("halt_data", models.JSONField(blank=True, default=dict)),
+                ("waiting_for", models.TextField(blank=True)),
+                ("cancel_requested_at", models.DateTimeField(blank=True, null=True)),
+                ("start_requested_at", models.DateTimeField(blank=True, null=True)),
+                ("start_when_checked", models.BooleanField(default=False)),
+                ("confirmed_at", models.DateTimeField(blank=True, null=True)),
+                ("checks", models.JSONField(blank=True, default=list)),
+                ("facts", models.JSONField(blank=True, default=dict)),
+                ("facts_at", models.DateTimeField(blank=True, null=True)),
+                ("plan", models.JSONField(blank=True, default=dict)),
+                ("digest", models.CharField(blank=True, max_length=64)),
+                ("version", models.PositiveIntegerField(default=1)),
+                ("fence", models.BigIntegerField(default=0)),
+                ("lease_owner", models.CharField(blank=True, max_length=100)),
+                ("lease_until", models.DateTimeField(blank=True, null=True)),
+                ("wake_at", models.DateTimeField(blank=True, null=True)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("ended_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "destination",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="jobs_to", to="hosts.hypervisor"
+                    ),
+                ),
+                (
+                    "last_editor",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "relay",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="jobs_through", to="hosts.hypervisor"
+                    ),
+                ),
+                (
+                    "requester",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "source",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="jobs_from", to="hosts.hypervisor"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-pk'],
+                "ordering": ["-pk"],
             },
         ),
         migrations.CreateModel(
-            name='Footprint',
+            name="Footprint",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('space', 'space'), ('lv', 'lv'), ('filesystem', 'filesystem'), ('mount', 'mount'), ('export', 'export'), ('stage', 'stage'), ('backup', 'backup'), ('fence', 'fence'), ('lock', 'lock')], max_length=12)),
-                ('name', models.CharField(max_length=400)),
-                ('identity', models.CharField(blank=True, max_length=100)),
-                ('bytes', models.BigIntegerField(default=0)),
-                ('state', models.CharField(choices=[('reserved', 'reserved'), ('present', 'present'), ('gone', 'gone')], default='reserved', max_length=10)),
-                ('since', models.DateTimeField(default=django.utils.timezone.now)),
-                ('keep_until', models.DateTimeField(blank=True, null=True)),
-                ('hypervisor', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='footprints', to='hosts.hypervisor')),
-                ('share', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='footprints', to='hosts.share')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='footprints', to='jobs.job')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("space", "space"),
+                            ("lv", "lv"),
+                            ("filesystem", "filesystem"),
+                            ("mount", "mount"),
+                            ("export", "export"),
+                            ("stage", "stage"),
+                            ("backup", "backup"),
+                            ("fence", "fence"),
+                            ("lock", "lock"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("name", models.CharField(max_length=400)),
+                ("identity", models.CharField(blank=True, max_length=100)),
+                ("bytes", models.BigIntegerField(default=0)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("reserved", "reserved"), ("present", "present"), ("gone", "gone")],
+                        default="reserved",
+                        max_length=10,
+                    ),
+                ),
+                ("since", models.DateTimeField(default=django.utils.timezone.now)),
+                ("keep_until", models.DateTimeField(blank=True, null=True)),
+                (
+                    "hypervisor",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="footprints",
+                        to="hosts.hypervisor",
+                    ),
+                ),
+                (
+                    "share",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="footprints",
+                        to="hosts.share",
+                    ),
+                ),
+                (
+                    "job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="footprints", to="jobs.job"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['pk'],
+                "ordering": ["pk"],
             },
         ),
         migrations.CreateModel(
-            name='Approval',
+            name="Approval",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('swap', 'swap'), ('rollback', 'rollback'), ('purge', 'purge')], max_length=10)),
-                ('version', models.PositiveIntegerField(default=1)),
-                ('digest', models.CharField(max_length=64)),
-                ('bound', models.JSONField()),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('expires_at', models.DateTimeField()),
-                ('voided_at', models.DateTimeField(blank=True, null=True)),
-                ('void_reason', models.TextField(blank=True)),
-                ('void_changes', models.JSONField(blank=True, default=list)),
-                ('consumed_at', models.DateTimeField(blank=True, null=True)),
-                ('last_editor', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('requester', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='approvals', to='jobs.job')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("swap", "swap"), ("rollback", "rollback"), ("purge", "purge")], max_length=10
+                    ),
+                ),
+                ("version", models.PositiveIntegerField(default=1)),
+                ("digest", models.CharField(max_length=64)),
+                ("bound", models.JSONField()),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("expires_at", models.DateTimeField()),
+                ("voided_at", models.DateTimeField(blank=True, null=True)),
+                ("void_reason", models.TextField(blank=True)),
+                ("void_changes", models.JSONField(blank=True, default=list)),
+                ("consumed_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "last_editor",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "requester",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="approvals", to="jobs.job"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-pk'],
+                "ordering": ["-pk"],
             },
         ),
         migrations.CreateModel(
-            name='StepRun',
+            name="StepRun",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('step', models.CharField(max_length=30)),
-                ('direction', models.CharField(choices=[('do', 'do'), ('undo', 'undo')], default='do', max_length=4)),
-                ('attempt', models.PositiveIntegerField(default=1)),
-                ('fence', models.BigIntegerField(default=0)),
-                ('args', models.JSONField(blank=True, default=dict)),
-                ('unit', models.CharField(blank=True, max_length=200)),
-                ('boot_id', models.CharField(blank=True, max_length=40)),
-                ('started_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('bytes_done', models.BigIntegerField(default=0)),
-                ('bytes_total', models.BigIntegerField(default=0)),
-                ('bytes_read', models.BigIntegerField(default=0)),
-                ('bytes_written', models.BigIntegerField(default=0)),
-                ('rate', models.BigIntegerField(default=0)),
-                ('progress_at', models.DateTimeField(blank=True, null=True)),
-                ('silent_since', models.DateTimeField(blank=True, null=True)),
-                ('ended_at', models.DateTimeField(blank=True, null=True)),
-                ('result', models.CharField(blank=True, choices=[('running', 'running'), ('done', 'done'), ('failed', 'failed'), ('refused', 'refused'), ('lost', 'lost')], max_length=10)),
-                ('evidence', models.JSONField(blank=True, default=dict)),
-                ('commands', models.JSONField(blank=True, default=list)),
-                ('error', models.JSONField(blank=True, null=True)),
-                ('hypervisor', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='hosts.hypervisor')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='runs', to='jobs.job')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("step", models.CharField(max_length=30)),
+                ("direction", models.CharField(choices=[("do", "do"), ("undo", "undo")], default="do", max_length=4)),
+                ("attempt", models.PositiveIntegerField(default=1)),
+                ("fence", models.BigIntegerField(default=0)),
+                ("args", models.JSONField(blank=True, default=dict)),
+                ("unit", models.CharField(blank=True, max_length=200)),
+                ("boot_id", models.CharField(blank=True, max_length=40)),
+                ("started_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("bytes_done", models.BigIntegerField(default=0)),
+                ("bytes_total", models.BigIntegerField(default=0)),
+                ("bytes_read", models.BigIntegerField(default=0)),
+                ("bytes_written", models.BigIntegerField(default=0)),
+                ("rate", models.BigIntegerField(default=0)),
+                ("progress_at", models.DateTimeField(blank=True, null=True)),
+                ("silent_since", models.DateTimeField(blank=True, null=True)),
+                ("ended_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "result",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("running", "running"),
+                            ("done", "done"),
+                            ("failed", "failed"),
+                            ("refused", "refused"),
+                            ("lost", "lost"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                ("evidence", models.JSONField(blank=True, default=dict)),
+                ("commands", models.JSONField(blank=True, default=list)),
+                ("error", models.JSONField(blank=True, null=True)),
+                (
+                    "hypervisor",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.PROTECT, related_name="+", to="hosts.hypervisor"
+                    ),
+                ),
+                (
+                    "job",
+                    models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="runs", to="jobs.job"),
+                ),
             ],
             options={
-                'ordering': ['pk'],
+                "ordering": ["pk"],
             },
         ),
         migrations.CreateModel(
-            name='Decision',
+            name="Decision",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('verdict', models.CharField(choices=[('approve', 'approve'), ('reject', 'reject')], max_length=10)),
-                ('reason', models.TextField()),
-                ('at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('approval', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='decisions', to='jobs.approval')),
-                ('last_editor', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('person', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('requester', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("verdict", models.CharField(choices=[("approve", "approve"), ("reject", "reject")], max_length=10)),
+                ("reason", models.TextField()),
+                ("at", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "approval",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="decisions", to="jobs.approval"
+                    ),
+                ),
+                (
+                    "last_editor",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "person",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "requester",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
             ],
             options={
-                'ordering': ['pk'],
-                'constraints': [models.UniqueConstraint(fields=('approval', 'person'), name='one_decision'), models.CheckConstraint(condition=models.Q(models.Q(('person', models.F('requester')), _negated=True), models.Q(('person', models.F('last_editor')), _negated=True)), name='decided_by_another')],
+                "ordering": ["pk"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("approval", "person"), name="one_decision"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("person", models.F("requester")), _negated=True),
+                            models.Q(("person", models.F("last_editor")), _negated=True),
+                        ),
+                        name="decided_by_another",
+                    ),
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['wake_at'], name='job_wake_at'),
+            model_name="job",
+            index=models.Index(condition=models.Q(("wake_at__isnull", False)), fields=["wake_at"], name="job_wake_at"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(condition=models.Q(('lease_until__isnull', False)), fields=['lease_until'], name='job_lease_until'),
+            model_name="job",
+            index=models.Index(
+                condition=models.Q(("lease_until__isnull", False)), fields=["lease_until"], name="job_lease_until"
+            ),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['status', '-id'], name='job_status'),
+            model_name="job",
+            index=models.Index(fields=["status", "-id"], name="job_status"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['lv_uuid', '-id'], name='job_lv_uuid'),
+            model_name="job",
+            index=models.Index(fields=["lv_uuid", "-id"], name="job_lv_uuid"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['instance_id', '-id'], name='job_instance_id'),
+            model_name="job",
+            index=models.Index(fields=["instance_id", "-id"], name="job_instance_id"),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('status__in', ['approved', 'awaiting_approval', 'checking', 'on_trial', 'planned', 'preparing', 'rolling_back', 'swapping', 'undoing'])), fields=('lv_uuid',), name='one_active_job_per_volume'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(
+                    (
+                        "status__in",
+                        [
+                            "approved",
+                            "awaiting_approval",
+                            "checking",
+                            "on_trial",
+                            "planned",
+                            "preparing",
+                            "rolling_back",
+                            "swapping",
+                            "undoing",
+                        ],
+                    )
+                ),
+                fields=("lv_uuid",),
+                name="one_active_job_per_volume",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('status__in', ['approved', 'awaiting_approval', 'checking', 'on_trial', 'planned', 'preparing', 'rolling_back', 'swapping', 'undoing'])), fields=('instance_id',), name='one_active_job_per_instance'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(
+                    (
+                        "status__in",
+                        [
+                            "approved",
+                            "awaiting_approval",
+                            "checking",
+                            "on_trial",
+                            "planned",
+                            "preparing",
+                            "rolling_back",
+                            "swapping",
+                            "undoing",
+                        ],
+                    )
+                ),
+                fields=("instance_id",),
+                name="one_active_job_per_instance",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='footprint',
-            constraint=models.UniqueConstraint(fields=('job', 'kind', 'name'), name='one_footprint'),
+            model_name="footprint",
+            constraint=models.UniqueConstraint(fields=("job", "kind", "name"), name="one_footprint"),
         ),
         migrations.AddConstraint(
-            model_name='approval',
-            constraint=models.UniqueConstraint(condition=models.Q(('consumed_at', None), ('voided_at', None)), fields=('job', 'kind'), name='one_open_approval'),
+            model_name="approval",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("consumed_at", None), ("voided_at", None)),
+                fields=("job", "kind"),
+                name="one_open_approval",
+            ),
         ),
         migrations.AddIndex(
-            model_name='steprun',
-            index=models.Index(condition=models.Q(('result', 'running')), fields=['hypervisor'], name='run_running'),
+            model_name="steprun",
+            index=models.Index(condition=models.Q(("result", "running")), fields=["hypervisor"], name="run_running"),
         ),
         migrations.AddIndex(
-            model_name='steprun',
-            index=models.Index(fields=['progress_at'], name='run_progress_at'),
+            model_name="steprun",
+            index=models.Index(fields=["progress_at"], name="run_progress_at"),
         ),
         migrations.AddConstraint(
-            model_name='steprun',
-            constraint=models.UniqueConstraint(fields=('job', 'step', 'direction', 'attempt'), name='one_attempt'),
+            model_name="steprun",
+            constraint=models.UniqueConstraint(fields=("job", "step", "direction", "attempt"), name="one_attempt"),
         ),
     ]

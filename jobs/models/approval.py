@@ -123,14 +123,20 @@ class Approval(models.Model):
         """Make it worthless; what was consented to is not what would happen."""
         self.voided_at, self.void_reason, self.void_changes = timezone.now(), reason, changes or []
         self.save(update_fields=["voided_at", "void_reason", "void_changes"])
-        Event.append("approval.void", job=self.job_id, object=str(self),
-                     data={"approval": self.pk, "reason": reason, "changes": self.void_changes})
+        Event.append(
+            "approval.void",
+            job=self.job_id,
+            object=str(self),
+            data={"approval": self.pk, "reason": reason, "changes": self.void_changes},
+        )
 
     def _lock(self) -> None:
         # Lock order: the job first, so that a tick and a person never wait for each other.
         self.job.refresh_from_db(from_queryset=type(self.job)._default_manager.select_for_update())
-        self.refresh_from_db(from_queryset=Approval.objects.select_for_update(), fields=[
-            "digest", "expires_at", "voided_at", "consumed_at"])
+        self.refresh_from_db(
+            from_queryset=Approval.objects.select_for_update(),
+            fields=["digest", "expires_at", "voided_at", "consumed_at"],
+        )
 
     def _refuse(self, by: Any, reason: str) -> None:
         sentences = self.why_not(by)
@@ -140,10 +146,21 @@ class Approval(models.Model):
             raise Refused(sentences)
 
     def _decide(self, by: Any, verdict: str, reason: str) -> None:
-        Decision.objects.create(approval=self, person=by, verdict=verdict, reason=reason.strip(),
-                                requester_id=self.requester_id, last_editor_id=self.last_editor_id)
-        Event.append(f"approval.{verdict}", actor=by, job=self.job_id, object=str(self),
-                     data={"approval": self.pk, "digest": self.digest, "reason": reason.strip()})
+        Decision.objects.create(
+            approval=self,
+            person=by,
+            verdict=verdict,
+            reason=reason.strip(),
+            requester_id=self.requester_id,
+            last_editor_id=self.last_editor_id,
+        )
+        Event.append(
+            f"approval.{verdict}",
+            actor=by,
+            job=self.job_id,
+            object=str(self),
+            data={"approval": self.pk, "digest": self.digest, "reason": reason.strip()},
+        )
 
 
 class Decision(models.Model):

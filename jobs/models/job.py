@@ -60,8 +60,19 @@ class JobQuerySet(models.QuerySet["Job"]):
             return None
         return self.select_related("source", "relay", "destination").get(pk=job_id)
 
-    def submit(self, by: Any, *, source_volume: LogicalVolume, destination: Instance, disk: str, relay: Hypervisor,
-               relay_vg: str, ticket: str = "", rate: int | None = None, start: bool = False) -> "Job":
+    def submit(
+        self,
+        by: Any,
+        *,
+        source_volume: LogicalVolume,
+        destination: Instance,
+        disk: str,
+        relay: Hypervisor,
+        relay_vg: str,
+        ticket: str = "",
+        rate: int | None = None,
+        start: bool = False,
+    ) -> "Job":
         """Ask for a migration and have it checked; raise Refused, with nothing created, when that may not be.
 
         `rate` is bytes per second; `start` begins it as soon as the checks pass.
@@ -73,10 +84,23 @@ class JobQuerySet(models.QuerySet["Job"]):
         if sentences or share is None:
             raise Refused(sentences)
         job = self.model(
-            requester=by, last_editor=by, ticket=ticket, source=source, relay=relay, destination=destination.hypervisor,
-            source_vg=source_volume.volume_group.name, source_lv=source_volume.name, lv_uuid=source_volume.uuid,
-            source_size=source_volume.size, relay_vg=relay_vg, share_source=share.source, instance_id=destination.uuid,
-            instance_name=destination.name, disk=disk, rate=rate, start_when_checked=start,
+            requester=by,
+            last_editor=by,
+            ticket=ticket,
+            source=source,
+            relay=relay,
+            destination=destination.hypervisor,
+            source_vg=source_volume.volume_group.name,
+            source_lv=source_volume.name,
+            lv_uuid=source_volume.uuid,
+            source_size=source_volume.size,
+            relay_vg=relay_vg,
+            share_source=share.source,
+            instance_id=destination.uuid,
+            instance_name=destination.name,
+            disk=disk,
+            rate=rate,
+            start_when_checked=start,
         )
         try:
             with transaction.atomic():
@@ -171,20 +195,45 @@ class Job(models.Model):
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, in names, for the record."""
-        names = ("source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id", "disk",
-                 "rate", "ticket")
+        names = (
+            "source_vg",
+            "source_lv",
+            "lv_uuid",
+            "source_size",
+            "relay_vg",
+            "share_source",
+            "instance_id",
+            "disk",
+            "rate",
+            "ticket",
+        )
         hosts = {role: getattr(self, role).name for role in ("source", "relay", "destination")}
         return {**hosts, **{name: getattr(self, name) for name in names}}
 
     # The engine's view of this row
 
     def migration(self) -> planning.Migration:
-        names = ("source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id",
-                 "instance_name", "disk")
+        names = (
+            "source_vg",
+            "source_lv",
+            "lv_uuid",
+            "source_size",
+            "relay_vg",
+            "share_source",
+            "instance_id",
+            "instance_name",
+            "disk",
+        )
         return planning.Migration(
-            job=str(self.uuid), number=self.pk, source=self.source.name, relay=self.relay.name,
-            destination=self.destination.name, relay_address=self.relay_address(), rate=self.rate_allowed(),
-            deadline=settings.STOP_DEADLINE, margin=settings.LOCK_MARGIN,
+            job=str(self.uuid),
+            number=self.pk,
+            source=self.source.name,
+            relay=self.relay.name,
+            destination=self.destination.name,
+            relay_address=self.relay_address(),
+            rate=self.rate_allowed(),
+            deadline=settings.STOP_DEADLINE,
+            margin=settings.LOCK_MARGIN,
             **{name: getattr(self, name) for name in names},
         )
 
@@ -196,7 +245,8 @@ class Job(models.Model):
         return data_address(
             [net for host, _, net in seen if host == self.source_id],
             [(address, net) for host, address, net in seen if host == self.relay_id],
-            {self.source.address, self.relay.address}, crowd,
+            {self.source.address, self.relay.address},
+            crowd,
         )
 
     def rate_allowed(self) -> int:
@@ -271,9 +321,15 @@ class Job(models.Model):
         volume = LogicalVolume.objects.filter(uuid=self.lv_uuid, volume_group__hypervisor=self.source).first()
         instance = Instance.objects.filter(uuid=self.instance_id, hypervisor=self.destination).first()
         group = self.relay.volume_groups.filter(name=self.relay_vg).first()
-        return {"source": self.source_id, "volume": volume and volume.pk, "destination": self.destination_id,
-                "disk": instance and f"{instance.pk}/{self.disk}", "relay": group and group.pk, "ticket": self.ticket,
-                "rate": self.rate}
+        return {
+            "source": self.source_id,
+            "volume": volume and volume.pk,
+            "destination": self.destination_id,
+            "disk": instance and f"{instance.pk}/{self.disk}",
+            "relay": group and group.pk,
+            "ticket": self.ticket,
+            "rate": self.rate,
+        }
 
     # What ticks and approvals do to a job
 
@@ -286,8 +342,13 @@ class Job(models.Model):
         with transaction.atomic():
             if not Job.objects.filter(pk=self.pk, status=old, fence=self.fence).update(**values):
                 raise Moved(f"Migration {self.pk} is not {old} any more.")
-            Event.append("job.status", actor=actor, job=self.pk, object=str(self),
-                         data={"from": old, "to": new, "by": event, "why": values.get("outcome_reason", "")})
+            Event.append(
+                "job.status",
+                actor=actor,
+                job=self.pk,
+                object=str(self),
+                data={"from": old, "to": new, "by": event, "why": values.get("outcome_reason", "")},
+            )
             if new in states.ENDED:
                 self._look_again()
         for name, value in values.items():
@@ -346,14 +407,28 @@ class Job(models.Model):
     def make_approval(self, kind: str, bound: dict[str, Any], by: Any) -> Approval:
         """Ask people; the request binds exactly what `bound` shows."""
         approval = Approval.objects.create(
-            job=self, kind=kind, version=self.version, digest=consent.digest(bound), bound=bound, requester=by,
-            last_editor=self.last_editor, expires_at=expiry(),
+            job=self,
+            kind=kind,
+            version=self.version,
+            digest=consent.digest(bound),
+            bound=bound,
+            requester=by,
+            last_editor=self.last_editor,
+            expires_at=expiry(),
         )
-        Event.append("approval.ask", actor=by, job=self.pk, object=str(approval),
-                     data={"approval": approval.pk, "digest": approval.digest, "bound": bound})
-        announce("approval_waiting", subject=f"Migration {self.pk}: {kind} waits for approval",
-                 text=f"{self}: {approval.requester} asks for approval of the {kind}.",
-                 url_path=f"/approvals/{approval.pk}/")
+        Event.append(
+            "approval.ask",
+            actor=by,
+            job=self.pk,
+            object=str(approval),
+            data={"approval": approval.pk, "digest": approval.digest, "bound": bound},
+        )
+        announce(
+            "approval_waiting",
+            subject=f"Migration {self.pk}: {kind} waits for approval",
+            text=f"{self}: {approval.requester} asks for approval of the {kind}.",
+            url_path=f"/approvals/{approval.pk}/",
+        )
         return approval
 
     def open_approval(self) -> Approval | None:
@@ -378,8 +453,10 @@ class Job(models.Model):
 
     def _only_when(self, *statuses: str) -> None:
         if self.status not in statuses:
-            raise Refused(f"It is {self.words} now; this is for migrations that are "
-                          f"{' or '.join(each.replace('_', ' ') for each in statuses)}.")
+            raise Refused(
+                f"It is {self.words} now; this is for migrations that are "
+                f"{' or '.join(each.replace('_', ' ') for each in statuses)}."
+            )
 
 
 def share_of(instance: Instance, disk: str) -> Share | None:
@@ -390,13 +467,15 @@ def share_of(instance: Instance, disk: str) -> Share | None:
     return max(under, key=lambda mount: len(mount.path)).share if under else None
 
 
-def refusals(by: Any, volume: LogicalVolume, instance: Instance, disk: str, relay: Hypervisor, relay_vg: str,
-             share: Share | None) -> list[str]:
+def refusals(
+    by: Any, volume: LogicalVolume, instance: Instance, disk: str, relay: Hypervisor, relay_vg: str, share: Share | None
+) -> list[str]:
     """Why this may not even be asked, from what was last seen; the checks look at the hypervisors themselves."""
     source, destination = volume.volume_group.hypervisor, instance.hypervisor
     sentences = [] if may(by, "submit") else [refusal("submit")]
-    sentences += [f"{each.name} cannot be used: {why}." for each in (source, relay, destination)
-                  if (why := unusable(each))]
+    sentences += [
+        f"{each.name} cannot be used: {why}." for each in (source, relay, destination) if (why := unusable(each))
+    ]
     if source == destination:
         sentences.append(f"Source and destination are both {source.name}; there is nothing to carry.")
     if relay in (source, destination):

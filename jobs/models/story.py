@@ -69,12 +69,19 @@ CANCEL = Action("cancel", "Cancel", "Stops at the next safe point and takes back
 RESUME = Action("resume", "Resume", "Looks at the step again, and goes on if it now finds what it expects.")
 CONFIRM = Action("confirm", "Confirm the data", "Ends the trial: you have seen the data in the instance.")
 RATE = Action("rate", "Set limit", "Takes effect when the next pass over the disk begins.")
-ROLLBACK = Action("ask-rollback", "Ask for a rollback",
-                  "Another person has to approve; what was written since the swap is then lost to the instance.")
-PURGE = Action("ask-purge", "Ask for the purge",
-               "Another person has to approve; the disk that is not in use is then deleted for good.")
-REVIEW = Action("review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve",
-                "jobs:approval")
+ROLLBACK = Action(
+    "ask-rollback",
+    "Ask for a rollback",
+    "Another person has to approve; what was written since the swap is then lost to the instance.",
+)
+PURGE = Action(
+    "ask-purge",
+    "Ask for the purge",
+    "Another person has to approve; the disk that is not in use is then deleted for good.",
+)
+REVIEW = Action(
+    "review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve", "jobs:approval"
+)
 
 
 def words(job: Job) -> str:
@@ -100,14 +107,23 @@ def running(job: Job) -> StepRun | None:
 
 def timeline(job: Job) -> list[Row]:
     last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in job.runs.all()}
-    return [_row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
-            for step in job.plan.get("steps", ())]
+    return [
+        _row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
+        for step in job.plan.get("steps", ())
+    ]
 
 
 def _row(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun | None) -> Row:
     run = undone or done
-    return Row(step["name"], step["title"], step["phase"], _state(job, step, done, undone),
-               run.seconds if run else None, run, step["seconds"][1])
+    return Row(
+        step["name"],
+        step["title"],
+        step["phase"],
+        _state(job, step, done, undone),
+        run.seconds if run else None,
+        run,
+        step["seconds"][1],
+    )
 
 
 def _state(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun | None) -> str:
@@ -145,9 +161,17 @@ def _left(step: dict[str, Any], run: StepRun | None) -> tuple[float, float, floa
 def log(job: Job) -> list[dict[str, Any]]:
     """Every command that ran, oldest first, with its hypervisor and step."""
     runs = job.runs.select_related("hypervisor")
-    return [{"hypervisor": run.hypervisor.name if run.hypervisor else "", "step": run.step,
-             "direction": run.direction, "attempt": run.attempt, **command}
-            for run in runs for command in run.commands]
+    return [
+        {
+            "hypervisor": run.hypervisor.name if run.hypervisor else "",
+            "step": run.step,
+            "direction": run.direction,
+            "attempt": run.attempt,
+            **command,
+        }
+        for run in runs
+        for command in run.commands
+    ]
 
 
 def actions(job: Job, user: Any) -> list[Action]:

@@ -19,41 +19,44 @@ def test_a_sound_case_passes_every_check():
     assert [check.sentence for check in look(case()) if not check.ok] == []
 
 
-@pytest.mark.parametrize(("name", "says", "changed"), [
-    ("volume is there", "not on src any more", {"source__volume": None}),
-    ("volume is the same", "another volume", {"volume__uuid": "cccccc"}),
-    ("volume is the same", "another size", {"volume__size": 513 * MIB}),
-    ("volume is free", "in use by qemu (pid 12)", {"volume__holders": ("qemu (pid 12)",), "volume__open": True}),
-    ("volume is free", "does not say who", {"volume__open": True}),
-    ("source instance is off", "is running", {"source__instance_running": Guest("u", "old", "running")}),
-    ("volume is readable", "is not active", {"volume__attributes": "-wi-------", "volume__active": False}),
-    ("volume is readable", "is a snapshot", {"volume__attributes": "swi-a-s---"}),
-    ("volume is readable", "is a thin volume", {"volume__attributes": "Vwi-a-tz--"}),
-    ("volume is readable", "is a thin pool", {"volume__attributes": "twi-aotz--"}),
-    ("volume is readable", "is suspended", {"volume__attributes": "-wi-s-----"}),
-    ("volume is readable", "lost a physical volume", {"volume__attributes": "-wi-a---p-"}),
-    ("volume is plain", "dm-crypt", {"volume__crypt": True}),
-    ("source reaches the relay", "2049 (filtered)", {"source__reach": (Probe("10.20.0.2", 2049, "filtered"),)}),
-    ("relay can serve NFS", "no NFS server", {"relay__nfs_server": {"nfs-server": "missing"}}),
-    ("relay has the volume group", "no volume group vg_nova0", {"relay__vg": None}),
-    ("relay has space", "needs", {"group__free": 512 * MIB}),
-    ("nothing of ours is left on the relay", "already has volmig_3f", {"relay__leftovers": ("volmig_3f",)}),
-    ("nothing of ours is left on the share", "already has", {"destination__leftovers": (".volmig/3f",)}),
-    ("relay mounts the share", "jump does not mount", {"relay__share": None}),
-    ("destination mounts the share", "dst does not mount", {"destination__share": None}),
-    ("relay mounts the share", "read-only", {"share__options": "ro,vers=3"}),
-    ("share has space", "may need", {"share__free": 512 * MIB}),
-    ("share can be written", "squashes root", {"share__owner_uid": 0}),
-    ("instance is there", f"no instance {INSTANCE}", {"destination__domain": None}),
-    ("instance can be swapped", "is paused", {"domain__state": "paused"}),
-    ("disk is there", "not exactly one disk", {"destination__disk": None}),
-    ("disk is the instance's", "2 names", {"disk__nlink": 2}),
-    ("disk is the instance's", "uses /elsewhere", {"domain__source": "/elsewhere"}),
-    ("disk is qcow2", "the file says raw", {"disk__format": "raw"}),
-    ("disk is qcow2", "definition says raw", {"domain__driver": "raw"}),
-    ("disk is qcow2", "disk.info says raw", {"destination__disk_info": {LIVE: "raw"}}),
-    ("not smaller", "would shrink", {"disk__virtual_size": 513 * MIB}),
-])
+@pytest.mark.parametrize(
+    ("name", "says", "changed"),
+    [
+        ("volume is there", "not on src any more", {"source__volume": None}),
+        ("volume is the same", "another volume", {"volume__uuid": "cccccc"}),
+        ("volume is the same", "another size", {"volume__size": 513 * MIB}),
+        ("volume is free", "in use by qemu (pid 12)", {"volume__holders": ("qemu (pid 12)",), "volume__open": True}),
+        ("volume is free", "does not say who", {"volume__open": True}),
+        ("source instance is off", "is running", {"source__instance_running": Guest("u", "old", "running")}),
+        ("volume is readable", "is not active", {"volume__attributes": "-wi-------", "volume__active": False}),
+        ("volume is readable", "is a snapshot", {"volume__attributes": "swi-a-s---"}),
+        ("volume is readable", "is a thin volume", {"volume__attributes": "Vwi-a-tz--"}),
+        ("volume is readable", "is a thin pool", {"volume__attributes": "twi-aotz--"}),
+        ("volume is readable", "is suspended", {"volume__attributes": "-wi-s-----"}),
+        ("volume is readable", "lost a physical volume", {"volume__attributes": "-wi-a---p-"}),
+        ("volume is plain", "dm-crypt", {"volume__crypt": True}),
+        ("source reaches the relay", "2049 (filtered)", {"source__reach": (Probe("10.20.0.2", 2049, "filtered"),)}),
+        ("relay can serve NFS", "no NFS server", {"relay__nfs_server": {"nfs-server": "missing"}}),
+        ("relay has the volume group", "no volume group vg_nova0", {"relay__vg": None}),
+        ("relay has space", "needs", {"group__free": 512 * MIB}),
+        ("nothing of ours is left on the relay", "already has volmig_3f", {"relay__leftovers": ("volmig_3f",)}),
+        ("nothing of ours is left on the share", "already has", {"destination__leftovers": (".volmig/3f",)}),
+        ("relay mounts the share", "jump does not mount", {"relay__share": None}),
+        ("destination mounts the share", "dst does not mount", {"destination__share": None}),
+        ("relay mounts the share", "read-only", {"share__options": "ro,vers=3"}),
+        ("share has space", "may need", {"share__free": 512 * MIB}),
+        ("share can be written", "squashes root", {"share__owner_uid": 0}),
+        ("instance is there", f"no instance {INSTANCE}", {"destination__domain": None}),
+        ("instance can be swapped", "is paused", {"domain__state": "paused"}),
+        ("disk is there", "not exactly one disk", {"destination__disk": None}),
+        ("disk is the instance's", "2 names", {"disk__nlink": 2}),
+        ("disk is the instance's", "uses /elsewhere", {"domain__source": "/elsewhere"}),
+        ("disk is qcow2", "the file says raw", {"disk__format": "raw"}),
+        ("disk is qcow2", "definition says raw", {"domain__driver": "raw"}),
+        ("disk is qcow2", "disk.info says raw", {"destination__disk_info": {LIVE: "raw"}}),
+        ("not smaller", "would shrink", {"disk__virtual_size": 513 * MIB}),
+    ],
+)
 def test_it_blocks(name, says, changed):
     checks = look(case(**changed))
     check = refused(checks, name)
@@ -61,16 +64,25 @@ def test_it_blocks(name, says, changed):
     assert check in blocking(checks)
 
 
-@pytest.mark.parametrize(("name", "says", "changed"), [
-    ("not larger than allowed", "has to want this", {"disk__virtual_size": 256 * MIB}),
-    ("not larger than allowed", "has to want this", {"domain__max_bytes": 500 * MIB}),
-    ("same size", "grows", {"disk__virtual_size": 511 * MIB}),
-    ("no backing chain", "/base", {"disk__backing": ("/base",)}),
-    ("filesystems keep their names", "UUID=2222",
-     {"destination__contents": Contents(filesystems=(Filesystem("whole disk", "ext4", "data", "2222"),))}),
-    ("instance has left the source", "still defined",
-     {"source__instance_running": Guest(INSTANCE, "db7", "shut off")}),
-])
+@pytest.mark.parametrize(
+    ("name", "says", "changed"),
+    [
+        ("not larger than allowed", "has to want this", {"disk__virtual_size": 256 * MIB}),
+        ("not larger than allowed", "has to want this", {"domain__max_bytes": 500 * MIB}),
+        ("same size", "grows", {"disk__virtual_size": 511 * MIB}),
+        ("no backing chain", "/base", {"disk__backing": ("/base",)}),
+        (
+            "filesystems keep their names",
+            "UUID=2222",
+            {"destination__contents": Contents(filesystems=(Filesystem("whole disk", "ext4", "data", "2222"),))},
+        ),
+        (
+            "instance has left the source",
+            "still defined",
+            {"source__instance_running": Guest(INSTANCE, "db7", "shut off")},
+        ),
+    ],
+)
 def test_it_warns_and_does_not_block(name, says, changed):
     checks = look(case(**changed))
     assert says in refused(checks, name).sentence
@@ -100,8 +112,10 @@ def test_volume_and_instance_are_in_one_job_at_a_time():
 
 
 def test_a_source_without_a_way_to_the_relay_is_refused():
-    assert "never uses the management" in refused(
-        look(case(migration={"relay_address": ""})), "address of the relay").sentence
+    assert (
+        "never uses the management"
+        in refused(look(case(migration={"relay_address": ""})), "address of the relay").sentence
+    )
 
 
 def test_a_silent_host_is_named_and_its_checks_are_left_out():

@@ -17,8 +17,12 @@ def plan():
 
 def test_every_step_of_the_table_is_planned_on_its_hypervisor(plan):
     assert [(each.step.name, each.hypervisor) for each in plan.steps][:5] == [
-        ("relay_lv", "jump"), ("relay_fs", "jump"), ("relay_export", "jump"), ("source_mount", "src"),
-        ("source_fence", "src")]
+        ("relay_lv", "jump"),
+        ("relay_fs", "jump"),
+        ("relay_export", "jump"),
+        ("source_mount", "src"),
+        ("source_fence", "src"),
+    ]
     assert len(plan.steps) == len(TABLE)
 
 

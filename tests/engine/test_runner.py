@@ -15,9 +15,11 @@ from .sound import FACTS, MIGRATION
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 PLAN = make(MIGRATION, FACTS)
 MEASURED = {
-    "relay_lv": {"lv_uuid": "xyz"}, "relay_export": {"started": []},
+    "relay_lv": {"lv_uuid": "xyz"},
+    "relay_export": {"started": []},
     "source_fence": {"writes": 1, "sectors_written": 8, "was": "writeable", "holder_unit": "u"},
-    "compare": {"file_size": 9}, "stage": {"sha256": "ab", "file_size": 9},
+    "compare": {"file_size": 9},
+    "stage": {"sha256": "ab", "file_size": 9},
     "stage_verify": {"inode": 2, "file_size": 9, "mtime_ns": 3, "sha256": "ab"},
     "stop": {"live": {"inode": 1, "file_size": 9, "mtime_ns": 3, "uid": 1, "gid": 1, "mode": 1}},
     "swap": {"live_inode": 2, "backup_inode": 1},

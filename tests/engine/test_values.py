@@ -40,21 +40,24 @@ def test_the_digest_does_not_depend_on_order():
     assert consent.digest({"a": 1}) != consent.digest({"a": 2})
 
 
-@pytest.mark.parametrize(("says", "changed"), [
-    ("source lv_uuid", {"volume__uuid": "zzzzzz"}),
-    ("source size", {"volume__size": 1}),
-    ("source writes", {"volume__writes": 41}),
-    ("source sectors_written", {"volume__sectors_written": 321}),
-    ("live path", {"disk__path": "/elsewhere"}),
-    ("live inode", {"disk__inode": 4713}),
-    ("live format", {"disk__format": "raw"}),
-    ("live virtual_size", {"disk__virtual_size": 1}),
-    ("live backing 1", {"disk__backing": ("/base",)}),
-    ("instance is", {"domain__state": "paused"}),
-    ("source lv_uuid", {"source__volume": None}),
-    ("live path", {"destination__disk": None}),
-    ("instance is", {"destination__domain": None}),
-])
+@pytest.mark.parametrize(
+    ("says", "changed"),
+    [
+        ("source lv_uuid", {"volume__uuid": "zzzzzz"}),
+        ("source size", {"volume__size": 1}),
+        ("source writes", {"volume__writes": 41}),
+        ("source sectors_written", {"volume__sectors_written": 321}),
+        ("live path", {"disk__path": "/elsewhere"}),
+        ("live inode", {"disk__inode": 4713}),
+        ("live format", {"disk__format": "raw"}),
+        ("live virtual_size", {"disk__virtual_size": 1}),
+        ("live backing 1", {"disk__backing": ("/base",)}),
+        ("instance is", {"domain__state": "paused"}),
+        ("source lv_uuid", {"source__volume": None}),
+        ("live path", {"destination__disk": None}),
+        ("instance is", {"destination__domain": None}),
+    ],
+)
 def test_a_fact_that_changed_is_named(says, changed):
     shown, seen = bound(), bound(facts(**changed))
     assert consent.digest(shown) != consent.digest(seen)

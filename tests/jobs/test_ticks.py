@@ -92,6 +92,7 @@ def test_the_sweep_finds_what_is_due_and_what_lost_its_owner(site):
 def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("no such thing")
+
     monkeypatch.setattr("jobs.engine.checks.look", broken)
     job = a_job()
     tick.run(job.pk)

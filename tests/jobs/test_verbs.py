@@ -43,6 +43,7 @@ def waiting(drive):
 
 # Asking for a migration
 
+
 def test_a_viewer_cannot_ask_for_a_migration(db):
     refused(lambda: submit(viewer()), "you need the role operator")
     assert not Job.objects.exists()
@@ -78,11 +79,14 @@ def test_a_disk_has_to_be_exactly_one_qcow2_on_a_share(db):
     refused(lambda: submit(destination=instance), "does not lie on a share")
 
 
-@pytest.mark.parametrize(("fields", "says"), [
-    ({"quarantined_at": timezone.now(), "quarantine_reason": "another key"}, "in quarantine (another key)"),
-    ({"host_key": ""}, "not pinned"),
-    ({"retired_at": timezone.now()}, "is retired"),
-])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"quarantined_at": timezone.now(), "quarantine_reason": "another key"}, "in quarantine (another key)"),
+        ({"host_key": ""}, "not pinned"),
+        ({"retired_at": timezone.now()}, "is retired"),
+    ],
+)
 def test_a_hypervisor_that_may_not_be_entered_is_refused(db, fields, says):
     relay = asked()["relay"]
     for name, value in fields.items():
@@ -113,25 +117,36 @@ def test_the_database_itself_refuses_a_second_migration_of_a_volume(db):
 
 # Controlling it
 
-@pytest.mark.parametrize(("verb", "status", "says"), [
-    (lambda job, by: job.start(by), "preparing", "is preparing now"),
-    (lambda job, by: job.cancel(by), "on_trial", "cannot be cancelled"),
-    (lambda job, by: job.confirm(by), "planned", "is planned now"),
-    (lambda job, by: job.resume(by), "planned", "not halted"),
-    (lambda job, by: job.ask("rollback", by), "planned", "is planned now"),
-    (lambda job, by: job.ask("purge", by), "on_trial", "is on trial now"),
-    (lambda job, by: job.set_rate(by, 0), "planned", "more than nothing"),
-    (lambda job, by: job.set_rate(by, 5), "swapping", "is swapping now"),
-])
+
+@pytest.mark.parametrize(
+    ("verb", "status", "says"),
+    [
+        (lambda job, by: job.start(by), "preparing", "is preparing now"),
+        (lambda job, by: job.cancel(by), "on_trial", "cannot be cancelled"),
+        (lambda job, by: job.confirm(by), "planned", "is planned now"),
+        (lambda job, by: job.resume(by), "planned", "not halted"),
+        (lambda job, by: job.ask("rollback", by), "planned", "is planned now"),
+        (lambda job, by: job.ask("purge", by), "on_trial", "is on trial now"),
+        (lambda job, by: job.set_rate(by, 0), "planned", "more than nothing"),
+        (lambda job, by: job.set_rate(by, 5), "swapping", "is swapping now"),
+    ],
+)
 def test_a_verb_at_the_wrong_time_is_refused(db, verb, status, says):
     job = a_job(status)
     refused(lambda: verb(job, operator()), says)
 
 
-@pytest.mark.parametrize("verb", [
-    lambda job, by: job.start(by), lambda job, by: job.cancel(by), lambda job, by: job.confirm(by),
-    lambda job, by: job.resume(by), lambda job, by: job.set_rate(by, 5), lambda job, by: job.ask("purge", by),
-])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda job, by: job.start(by),
+        lambda job, by: job.cancel(by),
+        lambda job, by: job.confirm(by),
+        lambda job, by: job.resume(by),
+        lambda job, by: job.set_rate(by, 5),
+        lambda job, by: job.ask("purge", by),
+    ],
+)
 def test_an_approver_alone_controls_nothing(db, verb):
     job = a_job("planned")
     refused(lambda: verb(job, approver()), "you need the role operator")
@@ -157,6 +172,7 @@ def test_a_changed_limit_makes_a_new_version_of_the_plan(drive):
 
 # Consent
 
+
 def test_the_requester_cannot_approve_whoever_they_are(drive):
     everything = person("root", "operator", "approver", is_superuser=True)
     job = drive.go(Job.objects.submit(everything, start=True, **asked()))
@@ -175,8 +191,14 @@ def test_the_last_editor_cannot_approve(waiting):
 def test_the_database_itself_refuses_a_decision_of_the_requester(waiting):
     approval = waiting.open_approval()
     with pytest.raises(IntegrityError), transaction.atomic():
-        Decision.objects.create(approval=approval, person=approval.requester, requester=approval.requester,
-                                last_editor=approval.last_editor, verdict="approve", reason="mine")
+        Decision.objects.create(
+            approval=approval,
+            person=approval.requester,
+            requester=approval.requester,
+            last_editor=approval.last_editor,
+            verdict="approve",
+            reason="mine",
+        )
 
 
 @pytest.mark.parametrize("who", [viewer, operator])

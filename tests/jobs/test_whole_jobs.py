@@ -28,8 +28,9 @@ def test_the_commands_that_ran_are_the_commands_that_were_planned(drive):
     job = drive.on_trial()
     evidence = job.evidence()
     ran = [line["text"] for line in job.log()]
-    wanted = [text for phase in "ABC" for each in job.planned().phase(phase)
-              for text in texts(each, evidence, str(job.uuid))]
+    wanted = [
+        text for phase in "ABC" for each in job.planned().phase(phase) for text in texts(each, evidence, str(job.uuid))
+    ]
     assert ran == wanted
 
 
