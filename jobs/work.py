@@ -264,13 +264,12 @@ class Work:
         return self.hands.ask({role: requests[role] for role in roles if role in requests})
 
     def _facts(self, heard: dict[str, Heard]) -> Facts:
-        return Facts(
-            **{
-                role: read(PARTS[role], each.answer.evidence)
-                for role, each in heard.items()
-                if each.answer is not None and each.answer.state == "done"
-            }
-        )  # type: ignore[arg-type]
+        parts: dict[str, Any] = {
+            role: read(PARTS[role], each.answer.evidence)
+            for role, each in heard.items()
+            if each.answer is not None and each.answer.state == "done"
+        }
+        return Facts(**parts)
 
     def _fresh(self) -> Facts:
         """Source and destination as they are now; raise Unheard when one does not say."""
