@@ -44,9 +44,7 @@ def site(tmp_path_factory, django_db_setup, django_db_blocker):
     command = [sys.executable, "-m", "uvicorn", "volmig.asgi:application", "--port", str(port), "--lifespan", "off"]
     environment = {**os.environ, "VOLMIG_DATA": str(data), "DJANGO_SETTINGS_MODULE": "volmig.settings"}
     with (data / "log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--log-level", "warning"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+        server = subprocess.Popen([*command, "--log-level", "info"], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         answering(f"http://127.0.0.1:{port}", data / "log")
         yield f"http://127.0.0.1:{port}"

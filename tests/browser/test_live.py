@@ -19,7 +19,12 @@ def shown(page):
 
 
 def wait_live(page):
-    page.wait_for_selector("[data-live][data-state=live]")
+    page.wait_for_selector("[data-live]")
+    state = "document.querySelector('[data-live]').dataset.state + ', hidden: ' + document.hidden"
+    try:
+        page.wait_for_selector("[data-live][data-state=live]")
+    except Exception as error:
+        raise AssertionError(f"the page did not go live: {page.evaluate(state)}") from error
 
 
 def test_percentages_move_without_a_reload_and_typed_text_and_focus_stay(logged_in, hosts):
@@ -61,8 +66,8 @@ def test_what_depends_on_who_looks_is_fetched_again(logged_in, hosts):
     page.wait_for_selector("#verb-start button:enabled")
     Job.objects.filter(pk=job.pk).update(status="on_trial")
     page.wait_for_selector("#verb-confirm button")
+    page.wait_for_selector("#where .state:has-text('On trial')")
     assert page.query_selector("#verb-start") is None
-    assert "On trial" in page.inner_text("#where")
 
 
 def test_the_overview_follows_without_a_reload(logged_in, hosts):
