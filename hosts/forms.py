@@ -4,16 +4,21 @@ from typing import Any
 
 from django import forms
 
-from hosts.models import Hypervisor
+from hosts.models import Cloud, Hypervisor
 
 MIB = 1024**2
 TYPED = 8
 
 
 def look_of(widget: forms.Widget) -> str:
-    if isinstance(widget, forms.CheckboxInput):
+    if isinstance(widget, forms.CheckboxInput | forms.CheckboxSelectMultiple):
         return "form-check-input"
     return "form-select" if isinstance(widget, forms.Select) else "form-control"
+
+
+def dress(form: forms.BaseForm) -> None:
+    for field in form.fields.values():
+        field.widget.attrs["class"] = look_of(field.widget)
 
 
 class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own class takes no argument
@@ -36,15 +41,55 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["bastion"].queryset = Hypervisor.objects.reachable()  # type: ignore[attr-defined]
-        for field in self.fields.values():
-            field.widget.attrs["class"] = look_of(field.widget)
+        ways = Hypervisor.objects.reachable() | Hypervisor.objects.filter(pk=self.instance.bastion_id)
+        self.fields["bastion"].queryset = ways.exclude(pk=self.instance.pk)  # type: ignore[attr-defined]
+        dress(self)
+
+    def told(self) -> dict[str, Any]:
+        """The values of the model's columns that were typed; the limit in bytes."""
+        limit = self.cleaned_data["limit_mib"]
+        return {name: self.cleaned_data[name] for name in self.Meta.fields} | {"rate_limit": limit and limit * MIB}
 
     def save(self, commit: bool = True) -> Hypervisor:
-        limit = self.cleaned_data["limit_mib"]
-        self.instance.rate_limit = limit * MIB if limit else None
+        self.instance.rate_limit = self.told()["rate_limit"]
         saved: Hypervisor = super().save(commit)
         return saved
+
+
+class EditForm(RegisterForm):
+    """What may be told anew; the name stays, because history calls the hypervisor by it."""
+
+    class Meta(RegisterForm.Meta):
+        fields = RegisterForm.Meta.fields[1:]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["limit_mib"] = self.instance.rate_limit and self.instance.rate_limit // MIB
+
+
+class Members(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
+    """Hypervisors with the cloud that each belongs to now."""
+
+    widget = forms.CheckboxSelectMultiple
+
+    def label_from_instance(self, obj: Any) -> str:
+        return f"{obj.name} (in {obj.cloud.name})" if obj.cloud else str(obj.name)
+
+
+class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A cloud, and which hypervisors belong to it."""
+
+    hypervisors = Members(Hypervisor.objects.active().select_related("cloud"), required=False)
+
+    class Meta:
+        model = Cloud
+        fields = ["name", "control"]
+        labels = {"control": "How its instances are stopped and started"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["hypervisors"] = self.instance.hypervisors.all() if self.instance.pk else []
+        dress(self)
 
 
 class PinForm(forms.Form):

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import ProtectedError, Q
+from django.db.models import ProtectedError, Q, Sum
 from django.utils import timezone
 
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
@@ -20,6 +20,9 @@ from volmig.record.models import Event
 
 NFS_PORTS = (111, 2049, 20048)
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
+# What people tell volmig about a hypervisor, beside its name; everything else is found out.
+REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "rate_limit")
+WAY = {"address", "port", "bastion"}  # another one of these may lead to another machine
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
@@ -30,12 +33,37 @@ def ssh_key_file() -> str:
     return settings.SSH_KEY or str(data.ssh_key())
 
 
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an event says about a change: the values that differ, as they were and as they are."""
+    changed = [name for name in after if before.get(name) != after[name]]
+    return {"before": {name: before.get(name) for name in changed}, "after": {name: after[name] for name in changed}}
+
+
 class Cloud(models.Model):
+    """Hypervisors whose instances are stopped and started in the same way."""
+
     name = models.CharField(max_length=100, unique=True)
     control = models.CharField(max_length=20, choices=[("libvirt", "libvirt on each hypervisor")], default="libvirt")
 
+    class Meta:
+        ordering = ["name"]
+
     def __str__(self) -> str:
         return self.name
+
+    def registration(self) -> dict[str, Any]:
+        members = self.hypervisors.active().values_list("name", flat=True) if self.pk else []
+        return {"name": self.name, "control": self.control, "hypervisors": list(members)}
+
+    @transaction.atomic
+    def reregister(self, by: Any, name: str, control: str, hypervisors: "HypervisorQuerySet") -> None:
+        """Adds or changes it; exactly these hypervisors belong to it then, of those that are not retired."""
+        before, action = (self.registration(), "cloud.change") if self.pk else ({}, "cloud.add")
+        self.name, self.control = name, control
+        self.save()
+        self.hypervisors.active().exclude(pk__in=hypervisors).update(cloud=None)
+        Hypervisor.objects.active().filter(pk__in=hypervisors).update(cloud=self)
+        Event.append(action, actor=by, object=name, data=difference(before, self.registration()))
 
 
 class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
@@ -121,6 +149,27 @@ class Hypervisor(models.Model):
             raise HostKeyUnknown(f"reach {self.name}", "its host key is not pinned", "Pin it on the hypervisor's page.")
         bastion = self.bastion.remote() if self.bastion else None
         return Address(self.address, self.port, self.user, self.host_key, self.shipped, ssh_key_file(), bastion)
+
+    def registration(self) -> dict[str, Any]:
+        told = {name: getattr(self, name) for name in REGISTRATION}
+        return told | {name: str(told[name] or "") for name in ("bastion", "cloud")}
+
+    @transaction.atomic
+    def reregister(self, by: Any, **told: Any) -> bool:
+        """Takes over new values of REGISTRATION; tells whether they may lead to another machine.
+
+        The pinned key stays: whoever cannot show it there is refused and quarantined. A key that was only offered
+        came by the old way, and is forgotten.
+        """
+        before = self.registration()
+        self.put(**told)
+        change = difference(before, self.registration())
+        moved = not WAY.isdisjoint(change["after"])
+        if moved:
+            self.put(offered_key="", last_error="")
+        if change["after"]:
+            Event.append("hypervisor.change", actor=by, object=self.name, data=change)
+        return moved
 
     @transaction.atomic
     def pin(self, by: Any, key: str) -> None:
@@ -289,6 +338,13 @@ class LogicalVolume(models.Model):
         return f"{self.volume_group.name}/{self.name}"
 
 
+class ShareQuerySet(models.QuerySet["Share"]):
+    def with_held(self) -> Self:
+        """Adds `held`: the bytes that migrations, which stand above, keep free on each for what is not there yet."""
+        reserved = Q(footprints__kind="space", footprints__state="reserved")
+        return self.annotate(held=Sum("footprints__bytes", filter=reserved, default=0))
+
+
 class Share(models.Model):
     """An NFS export that holds instances; hypervisors mount it each at a path of their own."""
 
@@ -296,6 +352,8 @@ class Share(models.Model):
     size = models.BigIntegerField()
     free = models.BigIntegerField()
     seen_at = models.DateTimeField()
+
+    objects = ShareQuerySet.as_manager()
 
     class Meta:
         ordering = ["source"]

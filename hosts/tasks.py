@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from hosts.models import NFS_PORTS, DataAddress, Hypervisor, keep
+from hosts.models import NFS_PORTS, WAY, DataAddress, Hypervisor, keep
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import Answer, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
 from volmig.queue import later
@@ -91,4 +91,5 @@ def offer_key(hypervisor_id: int) -> None:
     except HostError as error:
         note(hypervisor, error)
     else:
-        hypervisor.put(offered_key=key)
+        way = {name: getattr(hypervisor, name) for name in WAY}  # who changed it meanwhile wants another machine's key
+        Hypervisor.objects.filter(pk=hypervisor.pk, **way).update(offered_key=key)

@@ -5,12 +5,23 @@ from typing import Any
 
 from django.contrib import messages
 from django.db import transaction
+from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
-from hosts.forms import PinForm, RegisterForm
-from hosts.models import NFS_PORTS, DataAddress, Hypervisor, LogicalVolume, Share, VolumeGroup, ssh_key_file
+from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm
+from hosts.models import (
+    NFS_PORTS,
+    Cloud,
+    DataAddress,
+    Hypervisor,
+    LogicalVolume,
+    Mount,
+    Share,
+    VolumeGroup,
+    ssh_key_file,
+)
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
 from volmig.accounts.roles import may, needs
@@ -27,10 +38,11 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud")
     seen = list(hypervisors.prefetch_related("volume_groups", "mounts__share", "instances", "reaches"))
+    mounts = Mount.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
     context = {
         "hypervisors": [(host, with_reserved(host)) for host in seen],
         "matrix": matrix(seen),
-        "shares": Share.objects.prefetch_related("mounts__hypervisor"),
+        "shares": Share.objects.with_held().prefetch_related(Prefetch("mounts", mounts)),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
     }
@@ -105,6 +117,49 @@ def register(request: HttpRequest) -> HttpResponse:
         messages.success(request, f"{host.name} is registered. Compare its host key, then pin it.")
         return redirect("hosts:pin", host.pk)
     return render(request, "hosts/register.html", {"form": form, **installation("volmig")})
+
+
+@needs("administer")
+def edit(request: HttpRequest, pk: int) -> HttpResponse:
+    host = get_object_or_404(Hypervisor.objects.visible_to(request.user).active(), pk=pk)
+    form = EditForm(request.POST or None, instance=host)
+    if request.method == "POST" and form.is_valid():
+        return edited(request, found(request, pk), form)  # the form wrote what was typed into its own instance
+    return render(request, "hosts/edit.html", {"host": host, "form": form})
+
+
+def edited(request: HttpRequest, host: Hypervisor, form: EditForm) -> HttpResponse:
+    with transaction.atomic():
+        moved = host.reregister(request.user, **form.told())
+        later("hosts.tasks.refresh" if host.host_key else "hosts.tasks.offer_key", host.pk)
+    told = f"The registration of {host.name} is changed."
+    if moved and not host.host_key:
+        messages.success(request, f"{told} Compare the host key that is offered there, then pin it.")
+        return redirect("hosts:pin", host.pk)
+    kept = " Its pinned key stays: a machine there that cannot show it is refused and put into quarantine."
+    messages.success(request, told + (kept if moved else ""))
+    return redirect("hosts:hypervisor", host.pk)
+
+
+@require_GET
+@needs("administer")
+def clouds(request: HttpRequest) -> HttpResponse:
+    members = Prefetch("hypervisors", Hypervisor.objects.active())
+    alone = Hypervisor.objects.active().filter(cloud=None)
+    return render(request, "hosts/clouds.html", {"clouds": Cloud.objects.prefetch_related(members), "alone": alone})
+
+
+@needs("administer")
+def cloud(request: HttpRequest, pk: int | None = None) -> HttpResponse:
+    """Adds a cloud, or changes the one of this key."""
+    known = get_object_or_404(Cloud, pk=pk) if pk else None
+    form = CloudForm(request.POST or None, instance=known)
+    if request.method == "POST" and form.is_valid():
+        changed = get_object_or_404(Cloud, pk=pk) if pk else Cloud()
+        changed.reregister(request.user, **form.cleaned_data)
+        messages.success(request, f"{changed.name} is {'changed' if pk else 'added'}.")
+        return redirect("hosts:clouds")
+    return render(request, "hosts/cloud.html", {"form": form, "name": form.initial.get("name")})
 
 
 @needs("administer")

@@ -26,6 +26,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "ordering": ["name"],
+            },
         ),
         migrations.CreateModel(
             name="Share",

@@ -6,9 +6,10 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
-from hosts.models import Hypervisor
+from hosts.models import Cloud, Hypervisor, Share
 from hosts.remote import hostctl
-from hosts.remote.host import fingerprint
+from hosts.remote.host import HostKeyChanged, fingerprint
+from tests import factories
 from tests.hosts.conftest import KEY
 from volmig.record.models import Event
 
@@ -172,22 +173,25 @@ def test_hostctl_can_be_downloaded(browser):
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("get", "register"), ("post", "register"), ("get", "pin"), ("post", "pin"), ("post", "offer"), ("post", "retire")],
+    [
+        *[(method, name) for name in ("register", "pin", "edit", "add_cloud") for method in ("get", "post")],
+        *[("post", "offer"), ("post", "retire"), ("get", "clouds")],
+    ],
 )
 @pytest.mark.parametrize("role", ["viewer", "operator", "approver", "auditor"])
 def test_only_an_administrator_changes_hypervisors(browser, hypervisor, role, method, name):
     src = hypervisor(offered_key=KEY)
-    address = reverse(f"hosts:{name}", args=[] if name == "register" else [src.pk])
+    address = reverse(f"hosts:{name}", args=[src.pk] if name in {"pin", "edit", "offer", "retire"} else [])
     answer = getattr(browser(role), method)(address, {"name": "src"})
     assert answer.status_code == 403
     assert "you need the role administrator" in answer.content.decode()
     assert Hypervisor.objects.active().count() == 1
 
 
-@pytest.mark.parametrize("name", ["list", "register", "bundle", "hypervisor", "pin"])
+@pytest.mark.parametrize("name", ["list", "register", "bundle", "clouds", "hypervisor", "pin", "edit"])
 def test_nobody_sees_anything_without_logging_in(client, hypervisor, name):
     src = hypervisor()
-    address = reverse(f"hosts:{name}", args=[src.pk] if name in {"hypervisor", "pin"} else [])
+    address = reverse(f"hosts:{name}", args=[src.pk] if name in {"hypervisor", "pin", "edit"} else [])
     assert client.get(address).url.startswith("/login/")
 
 
@@ -200,3 +204,153 @@ def test_somebody_without_a_role_is_told_what_is_missing(browser):
 @pytest.mark.parametrize("name", ["offer", "refresh", "retire"])
 def test_what_changes_something_is_only_posted(browser, hypervisor, name):
     assert browser("administrator").get(reverse(f"hosts:{name}", args=[hypervisor().pk])).status_code == 405
+
+
+EDIT = {"address": "127.0.0.1", "port": "2200", "user": "volmig"}
+
+
+def edit(client, host, **typed):
+    return client.post(reverse("hosts:edit", args=[host.pk]), EDIT | typed, follow=True).content.decode()
+
+
+def test_a_new_address_keeps_the_pinned_key_and_says_so(browser, hypervisor):
+    src = hypervisor(offered_key=OTHER)
+    html = edit(browser("administrator"), src, address="10.77.0.99", limit_mib="50")
+    src.refresh_from_db()
+    assert "Its pinned key stays" in html
+    assert (src.address, src.rate_limit, src.host_key) == ("10.77.0.99", 50 * 1024**2, KEY)
+    assert src.offered_key == ""  # it came from the old address
+
+
+def test_a_change_is_recorded_as_it_was_and_as_it_is(browser, hypervisor):
+    bastion, src = hypervisor("jump", port=22), hypervisor("src", port=2200)
+    edit(browser("administrator"), src, bastion=bastion.pk)
+    event = Event.objects.get()
+    assert (event.action, event.object, event.actor_name) == ("hypervisor.change", "src", "administrator")
+    assert event.data == {"before": {"bastion": ""}, "after": {"bastion": "jump"}}
+
+
+def test_a_registration_that_stays_as_it_was_is_no_event(browser, hypervisor):
+    src = hypervisor()
+    assert "Its pinned key stays" not in edit(browser("administrator"), src)
+    assert not Event.objects.exists()
+
+
+def test_another_machine_at_the_new_address_is_refused_and_quarantined(browser, hypervisor, drain, monkeypatch):
+    def changed(address):
+        error = HostKeyChanged(f"log in to {address}", "it offered another host key")
+        error.address = address
+        raise error
+
+    src = hypervisor()
+    monkeypatch.setattr("hosts.remote.ssh.connect", changed)
+    edit(browser("administrator"), src, address="10.77.0.99")
+    assert drain() == ["hosts.tasks.refresh", "volmig.notify.send"]
+    src.refresh_from_db()
+    assert src.quarantined_at
+
+
+def test_changing_a_quarantined_registration_does_not_end_its_quarantine(browser, hypervisor):
+    src = hypervisor()
+    src.quarantine("it offered another key")
+    edit(browser("administrator"), src, address="10.77.0.99")
+    src.refresh_from_db()
+    assert src.quarantined_at
+
+
+def test_without_a_pinned_key_the_new_place_is_asked_for_its_key(browser, hypervisor, drain, monkeypatch):
+    monkeypatch.setattr("hosts.remote.ssh.offered_key", lambda host, *_: OTHER if host == "10.77.0.99" else KEY)
+    src = hypervisor(host_key="", offered_key=KEY)
+    html = edit(browser("administrator"), src, address="10.77.0.99")
+    assert "Is this really src?" in html
+    assert fingerprint(KEY) not in html
+    drain()
+    src.refresh_from_db()
+    assert src.offered_key == OTHER
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [({"user": "root"}, "root logins only"), ({"port": "0"}, "greater than or equal to 1"), ({"address": "a b"}, "IP")],
+)
+def test_a_wrong_registration_keeps_what_was_typed_and_changes_nothing(browser, hypervisor, typed, sentence):
+    src = hypervisor()
+    html = edit(browser("administrator"), src, **typed)
+    assert sentence in html
+    assert f'value="{next(iter(typed.values()))}"' in html
+    assert not Event.objects.exists()
+
+
+def test_the_bastion_of_a_hypervisor_is_never_itself_and_stays_when_it_is_quarantined(browser, hypervisor):
+    bastion = hypervisor("jump")
+    src = hypervisor("src", bastion=bastion)
+    bastion.quarantine("it offered another key")
+    client = browser("administrator")
+    choices = client.get(reverse("hosts:edit", args=[src.pk])).context["form"].fields["bastion"].queryset
+    assert list(choices) == [bastion]
+
+
+def test_a_retired_hypervisor_is_not_changed(browser, hypervisor):
+    src = hypervisor(retired_at=timezone.now())
+    assert browser("administrator").get(reverse("hosts:edit", args=[src.pk])).status_code == 404
+
+
+def cloud(client, name, *members, pk=None):
+    address = reverse("hosts:cloud", args=[pk]) if pk else reverse("hosts:add_cloud")
+    typed = {"name": name, "control": "libvirt", "hypervisors": [host.pk for host in members]}
+    return client.post(address, typed, follow=True).content.decode()
+
+
+def test_a_cloud_is_added_with_its_hypervisors_and_renamed(browser, hypervisor):
+    src, dst = hypervisor("src"), hypervisor("dst")
+    client = browser("administrator")
+    assert "Add the first one" in page(client, "clouds")
+    assert "east is added" in cloud(client, "east", src)
+    east = Cloud.objects.get()
+    assert "west is changed" in cloud(client, "west", dst, pk=east.pk)
+    assert [host.name for host in Cloud.objects.get(name="west").hypervisors.all()] == ["dst"]
+    assert Event.objects.first().data == {
+        "before": {"name": "east", "hypervisors": ["src"]},
+        "after": {"name": "west", "hypervisors": ["dst"]},
+    }
+
+
+def test_a_hypervisor_moves_from_one_cloud_to_another(browser, hypervisor):
+    src, client = hypervisor(), browser("administrator")
+    cloud(client, "east", src)
+    assert "src (in east)" in page(client, "add_cloud")
+    cloud(client, "west", src)
+    assert [(one.name, one.hypervisors.count()) for one in Cloud.objects.all()] == [("east", 0), ("west", 1)]
+
+
+def test_two_clouds_of_one_name_are_refused(browser):
+    client = browser("administrator")
+    cloud(client, "east")
+    assert "already exists" in cloud(client, "east")
+    assert Cloud.objects.count() == 1
+
+
+def test_a_retired_hypervisor_stays_in_the_cloud_that_it_was_in(browser, hypervisor):
+    client, src = browser("administrator"), hypervisor()
+    cloud(client, "east", src)
+    src.put(retired_at=timezone.now())
+    cloud(client, "west", pk=Cloud.objects.get().pk)
+    src.refresh_from_db()
+    assert src.cloud.name == "west"
+
+
+def test_shares_say_what_is_reserved_on_them_and_who_mounts_them_where(browser, hypervisor, inventory):
+    src, gone = hypervisor("src"), hypervisor("gone")
+    src.record_inventory(inventory)
+    gone.record_inventory(inventory)
+    gone.put(retired_at=timezone.now())
+    migration = factories.a_job()
+    migration.footprints.create(
+        kind="space", name="stage", share=Share.objects.get(source="filer:/nova"), bytes=5 << 30
+    )
+    html = page(browser("viewer"), "list")
+    assert "5.0 GiB</span> reserved, " in html
+    assert "60.0 GiB</span> free of" in html
+    shares = html[html.index('id="h-shares"') : html.index('id="h-reach"')]
+    assert "/var/lib/nova/instances" in shares
+    assert "gone" not in shares
