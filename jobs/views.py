@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, held_in_groups, held_on_shares
-from jobs.models import Approval, Job, Refused
+from jobs.models import Approval, Job, Lease, Refused
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, refusal, roles_of
 from volmig.record.models import Event
@@ -81,6 +81,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "shares": shares(),
             "hypervisors": Hypervisor.objects.active().count(),
             "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
+            "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
             "any_job": bool(active) or jobs.exists(),
         },
     )

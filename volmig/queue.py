@@ -3,7 +3,7 @@
 import datetime as dt
 
 from django.utils import timezone
-from django_q.models import Schedule
+from django_q.models import Schedule, Task
 from django_q.tasks import async_task
 
 
@@ -26,3 +26,9 @@ def every_minute(dotted: str) -> None:
             "next_run": timezone.now() + dt.timedelta(seconds=5),
         },
     )
+
+
+def last_done() -> dt.datetime | None:
+    """When a worker last ended a task, well or badly; None when none ever did."""
+    latest: Task | None = Task.objects.order_by("-stopped").only("stopped").first()
+    return latest.stopped if latest else None

@@ -1,19 +1,25 @@
-"""Login, the audit page and the health answer."""
+"""Logging in and out, the audit page and the health answer."""
 
 import time
 
 from django import forms
+from django.contrib.auth import get_user_model
 from django.contrib.auth.decorators import login_not_required
-from django.contrib.auth.views import LoginView
+from django.contrib.auth.views import LoginView, LogoutView
 from django.core.paginator import Paginator
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
-from django.views.decorators.http import require_GET
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
 
+from jobs.models import Lease
 from volmig.accounts.roles import needs
-from volmig.record.models import ChainHead, Event
+from volmig.queue import last_done
+from volmig.record.models import Event
+
+IDLE = 150  # seconds: a schedule gives the workers something to do every minute
 
 
 class EventFilter(forms.Form):
@@ -42,10 +48,27 @@ class EventFilter(forms.Form):
 @login_not_required
 def login(request: HttpRequest) -> HttpResponseBase:
     """Logs in, and notes when: consent asks for the password again once it was typed too long ago in this session."""
+    known = request.user.is_authenticated  # Django sends such people on, whatever password they post
     response = LoginView.as_view(redirect_authenticated_user=True)(request)
-    if request.method == "POST" and request.user.is_authenticated:
-        request.session["password_at"] = time.time()
+    if request.method == "POST" and not known:
+        note_login(request)
     return response
+
+
+def note_login(request: HttpRequest) -> None:
+    if request.user.is_authenticated:
+        request.session["password_at"] = time.time()
+        Event.append("person.login", request=request, object=request.user.get_username())
+        return
+    # A name that nobody has may be a password that was typed into the wrong field: it is not kept.
+    name = get_user_model().objects.filter(username=request.POST.get("username", "")).values_list("username", flat=True)
+    Event.append("person.login_refused", request=request, object=name.first() or "")
+
+
+@require_POST
+def logout(request: HttpRequest) -> HttpResponseBase:
+    Event.append("person.logout", request=request, object=request.user.get_username())
+    return LogoutView.as_view()(request)
 
 
 @require_GET
@@ -61,9 +84,19 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 def health(request: HttpRequest) -> HttpResponse:
-    """Answers 200 when the database answers; says nothing else to people who are not logged in."""
+    """Answers 200 when the database answers, 503 when not; of watcher and workers only how long they are silent."""
     try:
-        ChainHead.objects.count()
+        return JsonResponse({"database": "ok", "watcher": watcher(), "workers": workers()})
     except DatabaseError:
         return JsonResponse({"database": "failed"}, status=503)
-    return JsonResponse({"database": "ok"})
+
+
+def watcher() -> dict[str, object]:
+    silent = Lease.objects.silent("watcher")
+    return {"state": "not seen" if silent is None else "silent" if silent else "ok", "lease_over_seconds": silent}
+
+
+def workers() -> dict[str, object]:
+    at = last_done()
+    age = round((timezone.now() - at).total_seconds(), 1) if at else None
+    return {"state": "not seen" if age is None else "silent" if age > IDLE else "ok", "last_task_seconds": age}

@@ -5,6 +5,7 @@ import datetime as dt
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils import timezone
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
@@ -19,6 +20,11 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
         except IntegrityError:
             return False
         return True
+
+    def silent(self, name: str) -> float | None:
+        """Seconds since the lease ran out: 0 while somebody has it, None when nobody has taken it."""
+        until = self.filter(name=name).values_list("until", flat=True).first()
+        return None if until is None else round(max(0.0, (timezone.now() - until).total_seconds()), 1)
 
     def give_back(self, name: str, owner: str) -> None:
         self.filter(name=name, owner=owner).delete()

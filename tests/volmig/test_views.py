@@ -1,8 +1,14 @@
 """Logging in, security headers, the audit page and the health answer."""
 
-import pytest
-from django.urls import reverse
+import datetime as dt
 
+import pytest
+from django.db import DatabaseError
+from django.urls import reverse
+from django.utils import timezone
+from django_q.models import Task
+
+from jobs.models import Lease
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.django_db
@@ -14,14 +20,48 @@ def auditor(client, person):
     return client
 
 
+PASSWORD = "correct horse battery"
+
+
+def log_in(client, name, password=PASSWORD):
+    return client.post(reverse("login"), {"username": name, "password": password})
+
+
 def test_logging_in_and_out(client, person):
     person("ann", "viewer")
-    wrong = client.post(reverse("login"), {"username": "ann", "password": "wrong"})
-    assert "name or the password is wrong" in wrong.content.decode()
-    assert client.post(reverse("login"), {"username": "ann", "password": "correct horse battery"}).status_code == 302
+    assert "name or the password is wrong" in log_in(client, "ann", "wrong").content.decode()
+    assert log_in(client, "ann").status_code == 302
     assert client.get(reverse("hosts:list")).status_code == 200
     client.post(reverse("logout"))
     assert client.get(reverse("hosts:list")).status_code == 302
+
+
+def test_logins_refused_logins_and_logouts_are_recorded(client, person):
+    person("ann", "viewer")
+    log_in(client, "ann", "wrong")
+    log_in(client, "ann")
+    client.post(reverse("logout"))
+    events = Event.objects.order_by("seq")
+    assert [(event.action, event.object, event.actor_name) for event in events] == [
+        ("person.login_refused", "ann", ""),
+        ("person.login", "ann", "ann"),
+        ("person.logout", "ann", "ann"),
+    ]
+    assert {event.address for event in events} == {"127.0.0.1"}
+    assert events[1].session == events[2].session != ""
+
+
+def test_a_name_that_nobody_has_is_not_kept_for_it_may_be_a_password(client, person):
+    log_in(client, "hunter2-hunter2", "x")
+    event = Event.objects.get()
+    assert (event.action, event.object, event.data) == ("person.login_refused", "", {})
+
+
+def test_posting_any_password_in_a_session_does_not_count_as_typing_ones_own(client, person):
+    client.force_login(person("ann", "approver"))
+    assert log_in(client, "ann", "wrong").status_code == 302
+    assert "password_at" not in client.session
+    assert not Event.objects.exists()
 
 
 def test_every_page_has_a_strict_content_security_policy(client):
@@ -85,5 +125,49 @@ def test_an_event_remembers_where_it_came_from(rf, person, client):
     assert client.session.session_key not in event.session
 
 
-def test_health_is_answered_without_logging_in(client):
-    assert client.get("/healthz").json() == {"database": "ok"}
+def test_health_is_answered_without_logging_in_and_tells_what_was_never_seen(client):
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {
+            "database": "ok",
+            "watcher": {"state": "not seen", "lease_over_seconds": None},
+            "workers": {"state": "not seen", "last_task_seconds": None},
+        },
+    )
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(5, "ok"), (-30, "silent")])
+def test_health_tells_whether_a_watcher_has_the_lease(client, seconds, state):
+    Lease.objects.create(name="watcher", owner="here:1", until=timezone.now() + dt.timedelta(seconds=seconds))
+    found = client.get("/healthz").json()["watcher"]
+    assert found["state"] == state
+    assert max(0, -seconds) <= found["lease_over_seconds"] < max(0, -seconds) + 5
+    assert "here" not in str(found)
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(20, "ok"), (600, "silent")])
+def test_health_tells_how_long_ago_a_worker_ended_a_task(client, seconds, state):
+    at = timezone.now() - dt.timedelta(seconds=seconds)
+    Task.objects.create(id="a" * 32, name="a", func="jobs.watch.sweep", started=at, stopped=at, success=True)
+    answer = client.get("/healthz")
+    assert answer.status_code == 200
+    found = answer.json()["workers"]
+    assert (found["state"], seconds <= found["last_task_seconds"] < seconds + 5) == (state, True)
+
+
+def test_without_its_database_volmig_is_not_healthy(client, monkeypatch):
+    def fail(*_):
+        raise DatabaseError("could not connect to server: password authentication failed")
+
+    monkeypatch.setattr(Lease.objects.__class__, "silent", fail)
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"database": "failed"})
+
+
+@pytest.mark.parametrize(("role", "told"), [("administrator", True), ("operator", False)])
+def test_the_overview_tells_administrators_that_no_watcher_runs(client, person, role, told):
+    client.force_login(person("ann", role))
+    assert ("No watcher runs" in client.get("/").content.decode()) == told
+    Lease.objects.take("watcher", "here:1", 10)
+    assert "No watcher runs" not in client.get("/").content.decode()
