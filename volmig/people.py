@@ -9,24 +9,39 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
+from django.db import transaction
 
 from volmig.accounts.roles import ALLOWS
 from volmig.record.models import Event
 
 
+@transaction.atomic
 def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
     """Makes a person, or changes one's password and roles; no roles means all of them."""
-    validate_password(password)
     chosen = set(roles)
     if unknown := chosen - set(ALLOWS):
         raise ValidationError(f"No such role: {', '.join(sorted(unknown))}.")
-    person, _ = get_user_model().objects.get_or_create(username=name)
+    people = get_user_model()
+    person = people.objects.filter(username=name).first() or people(username=name)
+    validate_password(password, person)
     person.is_superuser = not chosen
     person.set_password(password)
     person.full_clean()
     person.save()
     person.groups.set(Group.objects.filter(name__in=chosen))
     Event.append("person.make", object=name, data={"roles": sorted(chosen) or ["superuser"]})
+
+
+def ask_name() -> str:
+    """Asks on the terminal until it is a name that somebody can have."""
+    while True:
+        name = input("Name: ").strip()
+        try:
+            get_user_model()._meta.get_field("username").clean(name, None)
+        except ValidationError as error:
+            say(error)
+        else:
+            return name
 
 
 def ask_password(name: str) -> str:
@@ -37,11 +52,15 @@ def ask_password(name: str) -> str:
             sys.stderr.write("These are not the same.\n")
             continue
         try:
-            validate_password(password)
+            validate_password(password, get_user_model()(username=name))
         except ValidationError as error:
-            sys.stderr.write(" ".join(error.messages) + "\n")
+            say(error)
         else:
             return password
+
+
+def say(error: ValidationError) -> None:
+    sys.stderr.write(" ".join(error.messages) + "\n")
 
 
 def first_administrator() -> str:
@@ -53,7 +72,7 @@ def first_administrator() -> str:
         if not sys.stdin.isatty():
             return "Nobody can log in yet: run  manage.py admin NAME"
         sys.stdout.write("This volmig is new. Who is its first administrator?\n")
-        name = input("Name: ").strip()
+        name = ask_name()
         password = ask_password(name)
     make_person(name, password)
     return ""

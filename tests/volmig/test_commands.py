@@ -49,6 +49,20 @@ def test_admin_refuses_a_password_that_anybody_would_try(monkeypatch):
     assert not get_user_model().objects.exists()
 
 
+def test_admin_refuses_a_password_like_the_name_and_leaves_nobody(monkeypatch):
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", "annabelle-lee")
+    with pytest.raises(CommandError, match="too similar"):
+        call_command("admin", "annabelle-lee")
+    assert not get_user_model().objects.exists()
+
+
+def test_admin_refuses_a_name_that_nobody_can_have_and_leaves_nobody(monkeypatch):
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", PASSWORD)
+    with pytest.raises(CommandError, match="valid username"):
+        call_command("admin", "two words")
+    assert not get_user_model().objects.exists()
+
+
 def test_hostctl_is_written_as_one_program_that_runs(tmp_path, capsys):
     call_command("hostctl", output=tmp_path / "hostctl")
     assert hostctl.source_hash() in capsys.readouterr().out

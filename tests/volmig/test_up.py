@@ -1,11 +1,18 @@
 """manage.py up: everything starts with one command and nothing is left when it stops."""
 
 import contextlib
+import fcntl
+import json
 import os
+import pty
+import select
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from pathlib import Path
@@ -13,6 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "correct horse battery"
 
 
 def family(pid):
@@ -43,32 +51,31 @@ def free_port():
 
 
 class Up:
-    def __init__(self, data, *parts, port=0):
+    def __init__(self, data, *parts, port=0, terminal=None):
         self.port, self.data = port or free_port(), data
         self.log = data / "up.log"
-        environment = os.environ | {
-            "VOLMIG_DATA": str(data),
-            "VOLMIG_ADMIN_USER": "root",
-            "VOLMIG_ADMIN_PASSWORD": "correct horse battery",
-        }
-        command = [sys.executable, "manage.py", "up", *parts, "--bind", f"127.0.0.1:{self.port}"]
+        hidden = {"VOLMIG_ADMIN_USER", "VOLMIG_ADMIN_PASSWORD"}
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        output = terminal if terminal is not None else self.log.open("ab")
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "manage.py", "up", *parts, "--bind", f"127.0.0.1:{self.port}"],
             cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log.open("ab"),
-            stderr=subprocess.STDOUT,
+            env=environment | {"VOLMIG_DATA": str(data)},
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=output,
+            stderr=output,
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
 
-    def answers(self):
+    def health(self):
         if self.process.poll() is not None:
             raise AssertionError(self.log.read_text())
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
-                return answer.status == 200
+                return json.load(answer)
         except OSError:
-            return False
+            return {}
 
     def stop(self, number):
         before = family(self.process.pid)
@@ -77,12 +84,54 @@ class Up:
         return before
 
 
+class Terminal:
+    """What a person at a terminal does: reads until something is asked, and types."""
+
+    def __init__(self):
+        self.ours, self.theirs = pty.openpty()
+        self.shown = self.read = ""
+
+    def expect(self, text):
+        while text not in self.read:
+            assert select.select([self.ours], [], [], 30)[0], self.shown
+            got = os.read(self.ours, 4096).decode()
+            self.shown, self.read = self.shown + got, self.read + got
+        self.read = self.read.partition(text)[2]
+
+    def answer(self, question, *lines):
+        for line in lines:
+            self.expect(question)
+            os.write(self.ours, f"{line}\n".encode())
+            question = "Again: "
+
+    def close(self):
+        os.close(self.ours)
+        os.close(self.theirs)
+
+
 @pytest.fixture
-def up(tmp_path):
+def terminal():
+    one = Terminal()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A data directory whose database has all tables and nobody in them."""
+    data = tmp_path_factory.mktemp("empty")
+    command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"VOLMIG_DATA": str(data)}, check=True)
+    return data
+
+
+@pytest.fixture
+def up(tmp_path, empty):
+    data = shutil.copytree(empty, tmp_path / "data")
     started = []
 
     def start(*parts, **options):
-        started.append(Up(tmp_path, *parts, **options))
+        started.append(Up(data, *parts, **options))
         return started[-1]
 
     yield start
@@ -99,45 +148,72 @@ def gone(pids):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_web_workers_and_watcher_start_and_none_is_left(up, number):
+def web_of(running):
+    return {pid for pid in family(running.process.pid) if b"uvicorn" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def test_everything_starts_what_dies_starts_again_and_nothing_is_left(up):
     running = up()
-    until(running.answers)
+    until(lambda: running.health().get("watcher", {}).get("state") == "ok")
     until(lambda: len(family(running.process.pid)) >= 6)  # uvicorn, watcher, qcluster with its own children
-    left = running.stop(number)
+    [web] = web_of(running)
+    os.kill(web, signal.SIGKILL)
+    until(lambda: web_of(running) - {web})
+    until(running.health)
+    left = running.stop(signal.SIGTERM)
     assert gone(left)
     assert running.process.returncode == 0, running.log.read_text()
 
 
+def test_the_first_start_on_a_terminal_asks_for_an_administrator_and_ctrl_c_stops_it(up, terminal):
+    running = up("web", terminal=terminal.theirs)
+    terminal.answer("Name: ", "two words")
+    terminal.expect("Enter a valid username")
+    terminal.answer("Name: ", "ann")
+    terminal.answer("Password for ann: ", PASSWORD, "something else")
+    terminal.expect("These are not the same.")
+    terminal.answer("Password for ann: ", "12345", "12345")
+    terminal.expect("too short")
+    terminal.answer("Password for ann: ", PASSWORD, PASSWORD)
+    terminal.expect("volmig is on")
+    assert PASSWORD not in terminal.shown
+    with sqlite3.connect(running.data / "db.sqlite3") as database:
+        assert database.execute("SELECT username, is_superuser FROM auth_user").fetchall() == [("ann", 1)]
+    left = family(running.process.pid)
+    os.write(terminal.ours, b"\x03")
+    assert running.process.wait(20) == 0
+    assert gone(left)
+
+
+def test_ctrl_c_at_the_question_starts_nothing_and_makes_nobody(up, terminal):
+    running = up("web", terminal=terminal.theirs)
+    terminal.expect("Name: ")
+    os.write(terminal.ours, b"\x03")
+    terminal.expect("volmig needs an administrator")
+    assert running.process.wait(20) == 1
+    assert "Traceback" not in terminal.shown
+
+
 def test_children_stop_when_the_supervisor_is_killed(up):
-    running = up("web")
-    until(running.answers)
+    running = up("watcher")
+    until(lambda: family(running.process.pid))
     left = running.stop(signal.SIGKILL)
     until(lambda: gone(left), 15)
 
 
 def test_a_second_one_on_the_same_data_is_refused(up):
-    first = up("web")
-    until(first.answers)
-    second = up("web")
+    first = up("watcher")
+    until(lambda: family(first.process.pid))
+    second = up("watcher")
     assert second.process.wait(30) == 1
     assert "runs already" in second.log.read_text()
 
 
 def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+        taken.bind(("127.0.0.1", 0))  # and does not listen, so that nobody waits for its answer
         running = up("web", port=taken.getsockname()[1])
         assert running.process.wait(40) == 1
-    assert "ended at once" in running.log.read_text()
-
-
-def test_a_web_server_that_dies_is_started_again(up):
-    running = up("web")
-    until(running.answers)
-    time.sleep(5)  # dying earlier than this counts as not being able to start
-    [web] = family(running.process.pid)
-    os.kill(web, signal.SIGKILL)
-    until(lambda: family(running.process.pid) - {web})
-    until(running.answers)
+    told = running.log.read_text()
+    assert "ended at once" in told
+    assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -83,7 +84,8 @@ class Child:
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
         self.kill()
-        if lasted < 5 and self.pause == 1:
+        killed = status < 0  # by somebody else's hand, so it was able to start
+        if lasted < 5 and self.pause == 1 and not killed:
             raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
         self.pause = 1.5 if lasted > 60 else min(30, self.pause * 2)
         self.due = time.monotonic() + self.pause
@@ -136,8 +138,13 @@ def prepare() -> None:
     call_command("migrate", interactive=False, verbosity=0)
     for dotted in settings.EVERY_MINUTE:
         every_minute(dotted)
-    if still_to_do := first_administrator():
-        print(still_to_do)
+    try:
+        if still_to_do := first_administrator():
+            print(still_to_do)
+    except (EOFError, KeyboardInterrupt) as error:
+        raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
+    except ValidationError as error:
+        raise CommandError(f"VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
 
 
 def supervise(children: list[Child], bind: str) -> None:
