@@ -272,7 +272,8 @@ def start(work: Work) -> Dict[str, Any]:
         _check_path(work)
         _check_inode(work)
         output = work.do(begin, timeout=120)
-        if not _becomes(work, "running", 30):
+        # A start that was refused stays refused: the instance is down, and the way back must not wait for it.
+        if not _becomes(work, "running", 0 if output.exit else 30):
             after = state(work, instance)
             raise Failed(
                 "not-running",
