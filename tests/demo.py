@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.lab.image import say
@@ -76,10 +77,11 @@ def _furnish(lab: Lab) -> tuple[str, Instance]:
     if was_up:
         lab.reset()
     say("making a 512 MiB volume on src and the instance db-new on dst")
-    digest = lab.volume(lab.src, f"{OLD}_disk.local", 512 << 20, data_mb=4, bulk_mb=300)
-    instance = lab.instance(NEW, "db-new", disk_bytes=512 << 20)
-    lab.start(instance)
-    return digest, instance
+    with ThreadPoolExecutor() as pool:
+        digest = pool.submit(lab.volume, lab.src, f"{OLD}_disk.local", 512 << 20, data_mb=4, bulk_mb=300)
+        instance = lab.instance(NEW, "db-new", disk_bytes=512 << 20)
+        lab.start(instance)
+        return digest.result(), instance
 
 
 def _follow(lab: Lab, instance: Instance, over: threading.Event) -> None:

@@ -7,6 +7,7 @@ The document: {"people": {"name": [roles…]}, "password": "…",
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import django
@@ -19,8 +20,8 @@ def main() -> None:
     wanted = json.load(sys.stdin)
     for name, roles in wanted["people"].items():
         person(name, roles, wanted["password"])
-    for row in wanted["hypervisors"]:
-        hypervisor(row)
+    with ThreadPoolExecutor() as pool:  # each is asked over SSH, which takes seconds
+        list(pool.map(hypervisor, wanted["hypervisors"]))
 
 
 def person(name: str, roles: list[str], password: str) -> None:

@@ -9,8 +9,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hosts.remote.hostctl import bundle
+from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,15 +53,16 @@ class Site:
 
     def admit(self) -> None:
         """Installs hostctl as its documentation says, or lets root in where it is shipped."""
-        from hosts.remote.hostctl import bundle
-
         script = "from volmig import data; print(data.ssh_public_key(data.ssh_key()))"
         public = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=self.environment, text=True)
-        for name in HYPERVISORS:
-            if self.shipped:
-                self.lab.guests[name].run("cat >> /root/.ssh/authorized_keys", stdin=public + "\n")
-            else:
-                self.lab.guests[name].install_hostctl(bundle(), public)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: self._admit(self.lab.guests[name], public), HYPERVISORS))
+
+    def _admit(self, guest: Guest, public: str) -> None:
+        if self.shipped:
+            guest.run("cat >> /root/.ssh/authorized_keys", stdin=public + "\n")
+        else:
+            guest.install_hostctl(bundle(), public)
 
     def _row(self, name: str) -> dict[str, object]:
         user = "root" if self.shipped else "volmig"
