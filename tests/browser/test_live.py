@@ -19,12 +19,24 @@ def shown(page):
 
 
 def wait_live(page):
-    page.wait_for_selector("[data-live]")
-    state = "document.querySelector('[data-live]').dataset.state + ', hidden: ' + document.hidden"
-    try:
-        page.wait_for_selector("[data-live][data-state=live]")
-    except Exception as error:
-        raise AssertionError(f"the page did not go live: {page.evaluate(state)}") from error
+    page.wait_for_selector("[data-live][data-state=live]")
+
+
+# What htmx itself puts off to a timer has run when a later timer runs.
+HTMX_HAS_STARTED = """new Promise((done) => {
+    const look = () => window.htmx ? setTimeout(done) : requestAnimationFrame(look);
+    look();
+})"""
+
+
+def test_a_page_goes_live_although_its_scripts_come_late_one_by_one(logged_in, hosts):
+    page, held = logged_in("dana", "operator"), []
+    job = scenes.job(User.objects.get(username="dana"), "preparing")
+    page.route("**/hx-ws.min.js", lambda route: held.append(route))
+    page.goto(f"/migrations/{job.pk}/", wait_until="commit")
+    page.evaluate(HTMX_HAS_STARTED)
+    held[0].continue_()
+    wait_live(page)
 
 
 def test_percentages_move_without_a_reload_and_typed_text_and_focus_stay(logged_in, hosts):
