@@ -35,7 +35,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
         help_texts = {
             "name": "As people call it; shown everywhere.",
             "address": "Where SSH listens. NFS traffic uses other addresses, which volmig finds by itself.",
-            "user": "volmig, with the forced command below; or root, when hostctl is shipped.",
+            "user": "volmig, with the forced command; or root, when hostctl is shipped.",
             "bastion": "A registered hypervisor through which this one is reached.",
         }
 

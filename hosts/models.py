@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import ProtectedError, Q, Sum
+from django.db.models import F, ProtectedError, Q, Sum
 from django.utils import timezone
 
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
@@ -202,8 +202,9 @@ class Hypervisor(models.Model):
     @property
     def role_hints(self) -> list[str]:
         """What it looks fit for: source, relay or destination."""
-        has_volumes, has_shares = self.volume_groups.exists(), self.mounts.exists()
-        hints = {"source": has_volumes, "relay": has_volumes and has_shares, "destination": self.instances.exists()}
+        # Not exists(): the list of all hypervisors has these rows at hand.
+        volumes, shares, instances = (bool(rows.all()) for rows in (self.volume_groups, self.mounts, self.instances))
+        hints = {"source": volumes, "relay": volumes and shares, "destination": instances}
         return [hint for hint, holds in hints.items() if holds]
 
     @transaction.atomic
@@ -294,6 +295,20 @@ class DataAddress(models.Model):
         return f"{self.address}/{self.prefix}"
 
 
+RESERVED = {"kind": "space", "state": "reserved"}  # rows of the ledger of migrations, which stand above
+
+
+def held(ledger: str, **of: Any) -> Sum:
+    """The bytes that migrations keep free for what is not there yet; `ledger` leads to their footprints."""
+    where = {f"{ledger}__{name}": value for name, value in (RESERVED | of).items()}
+    return Sum(f"{ledger}__bytes", filter=Q(**where), default=0)
+
+
+class VolumeGroupQuerySet(models.QuerySet["VolumeGroup"]):
+    def with_held(self) -> Self:
+        return self.annotate(held=held("hypervisor__footprints", name=F("name")))
+
+
 class VolumeGroup(models.Model):
     hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="volume_groups")
     name = models.CharField(max_length=128)
@@ -302,6 +317,8 @@ class VolumeGroup(models.Model):
     free = models.BigIntegerField()
     extent_size = models.BigIntegerField()
     seen_at = models.DateTimeField()
+
+    objects = VolumeGroupQuerySet.as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -340,9 +357,7 @@ class LogicalVolume(models.Model):
 
 class ShareQuerySet(models.QuerySet["Share"]):
     def with_held(self) -> Self:
-        """Adds `held`: the bytes that migrations, which stand above, keep free on each for what is not there yet."""
-        reserved = Q(footprints__kind="space", footprints__state="reserved")
-        return self.annotate(held=Sum("footprints__bytes", filter=reserved, default=0))
+        return self.annotate(held=held("footprints"))
 
 
 class Share(models.Model):

@@ -37,10 +37,11 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud")
-    seen = list(hypervisors.prefetch_related("volume_groups", "mounts__share", "instances", "reaches"))
+    groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
+    seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances", "reaches"))
     mounts = Mount.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
     context = {
-        "hypervisors": [(host, with_reserved(host)) for host in seen],
+        "hypervisors": seen,
         "matrix": matrix(seen),
         "shares": Share.objects.with_held().prefetch_related(Prefetch("mounts", mounts)),
         "current_hash": hostctl.source_hash(),
@@ -56,7 +57,11 @@ def matrix(hypervisors: list[Hypervisor]) -> dict[str, Any]:
     rows = []
     for hypervisor in hypervisors:
         seen = {(reach.address, reach.port): reach for reach in hypervisor.reaches.all()}
-        cells = [[seen.get((column.address, port)) for port in NFS_PORTS] for column in columns]
+        tried = {address for address, _ in seen}
+        cells = [
+            [seen.get((column.address, port)) for port in NFS_PORTS] if column.address in tried else []
+            for column in columns
+        ]
         own = [column.hypervisor_id == hypervisor.pk for column in columns]
         at = max((reach.seen_at for reach in seen.values()), default=None)
         rows.append({"hypervisor": hypervisor, "at": at, "cells": list(zip(own, cells, strict=True))})
@@ -75,24 +80,15 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
     volumes = LogicalVolume.objects.filter(volume_group__hypervisor=host).select_related("volume_group")
     context = {
         "host": host,
-        "groups": with_reserved(host),
+        "groups": host.volume_groups.with_held(),
         "volumes": volumes.order_by(SORTS.get(sort, "name"), "name"),
         "sort": sort if sort in SORTS else "name",
-        "owners": {row.address: row.hypervisor for row in DataAddress.objects.select_related("hypervisor")},
         "current_hash": hostctl.source_hash(),
         "fingerprint": fingerprint(host.host_key) if host.host_key else "",
         "may_administer": may(request.user, "administer"),
         **installation(host.user),
     }
     return render(request, PARTS.get(request.GET.get("part", ""), "hosts/hypervisor.html"), context)
-
-
-def with_reserved(host: Hypervisor) -> list[VolumeGroup]:
-    """The volume groups, with the bytes that migrations keep free in each as `held`."""
-    groups = list(host.volume_groups.all())
-    for group in groups:
-        group.held = host.footprints.filter(kind="space").reserved_bytes(name=group.name)  # type: ignore[attr-defined]
-    return groups
 
 
 def installation(user: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
-from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, held_in_groups, held_on_shares
+from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm
 from jobs.models import Approval, Job, Lease, Refused
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, refusal, roles_of
@@ -78,7 +78,7 @@ def overview(request: HttpRequest) -> HttpResponse:
                 outcome__in=["failed", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)
             ).order_by("-ended_at")[:8],
             "groups": relay_groups(),
-            "shares": shares(),
+            "shares": Share.objects.with_held(),
             "hypervisors": Hypervisor.objects.active().count(),
             "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
@@ -87,21 +87,11 @@ def overview(request: HttpRequest) -> HttpResponse:
     )
 
 
-def relay_groups() -> list[VolumeGroup]:
+def relay_groups() -> QuerySet[VolumeGroup]:
     """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
-    rows = VolumeGroup.objects.filter(hypervisor__retired_at=None, hypervisor__mounts__isnull=False).distinct()
-    groups, held = list(rows.select_related("hypervisor").order_by("hypervisor__name", "name")), held_in_groups()
-    for group in groups:
-        group.held = held.get((group.hypervisor_id, group.name), 0)  # type: ignore[attr-defined]
-    return groups
-
-
-def shares() -> list[Share]:
-    """Shares with what jobs hold of them."""
-    rows, held = list(Share.objects.all()), held_on_shares()
-    for share in rows:
-        share.held = held.get(share.pk, 0)  # type: ignore[attr-defined]
-    return rows
+    relays = Hypervisor.objects.active().exclude(mounts=None)
+    rows = VolumeGroup.objects.with_held().filter(hypervisor__in=relays)
+    return rows.select_related("hypervisor").order_by("hypervisor__name", "name")
 
 
 def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> HttpResponse:
@@ -161,7 +151,7 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
         "actions": offered,
         "may_set_rate": any(each.verb == "rate" and each.allowed for each in offered),
     }
-    values |= PARTS[tab](job)
+    values |= PARTS[tab](job, request)
     values["again"] = again(job, request.user)
     part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
     values["rate_form"] = RateForm(initial={"rate": round(job.rate / MIB, 1) if job.rate else None})
@@ -182,12 +172,20 @@ def again(job: Job, by: Any) -> str:
     return urlencode({name: value for name, value in values.items() if value})
 
 
-PARTS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "plan": lambda job: {},
-    "log": lambda job: {"log": job.log()},
-    "evidence": lambda job: {"runs": job.runs.order_by("pk"), "footprints": job.footprints.order_by("pk")},
-    "approvals": lambda job: {"approvals": job.approvals.prefetch_related("decisions__person").order_by("-pk")},
-    "events": lambda job: {"events": Event.objects.of_job(job.pk).select_related("actor")[:500]},
+def log(job: Job, request: HttpRequest) -> dict[str, Any]:
+    """The commands that changed something, or with ?questions=1 also the many that only read."""
+    lines = job.log()
+    acts = [line for line in lines if not line.get("probe")]
+    asked = request.GET.get("questions") == "1"
+    return {"log": lines if asked else acts, "questions": len(lines) - len(acts), "with_questions": asked}
+
+
+PARTS: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
+    "plan": lambda job, request: {},
+    "log": log,
+    "evidence": lambda job, request: {"runs": job.runs.order_by("pk"), "footprints": job.footprints.order_by("pk")},
+    "approvals": lambda job, request: {"approvals": job.approvals.prefetch_related("decisions__person")},
+    "events": lambda job, request: {"events": Event.objects.of_job(job.pk).select_related("actor")[:500]},
 }
 
 

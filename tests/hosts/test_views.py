@@ -89,7 +89,7 @@ def test_quarantine_is_plain_and_has_no_button_that_accepts(browser, hypervisor)
     src = hypervisor()
     src.quarantine("it offered another key")
     html = page(browser("administrator"), "hypervisor", src.pk)
-    assert "In quarantine since" in html
+    assert "Put in quarantine" in html
     assert "Accept" not in html
     assert "Look again now" not in html
     assert "compare and pin a new one" not in page(browser("approver"), "hypervisor", src.pk)
@@ -348,9 +348,23 @@ def test_shares_say_what_is_reserved_on_them_and_who_mounts_them_where(browser, 
     migration.footprints.create(
         kind="space", name="stage", share=Share.objects.get(source="filer:/nova"), bytes=5 << 30
     )
-    html = page(browser("viewer"), "list")
+    migration.footprints.create(kind="space", name="vg_nova0", hypervisor=src, bytes=3 << 30)
+    client = browser("viewer")
+    html = page(client, "list")
+    assert "3.0 GiB</span> reserved, " in html
+    assert "3.0 GiB</span> reserved, " in page(client, "hypervisor", src.pk)
     assert "5.0 GiB</span> reserved, " in html
     assert "60.0 GiB</span> free of" in html
     shares = html[html.index('id="h-shares"') : html.index('id="h-reach"')]
     assert "/var/lib/nova/instances" in shares
     assert "gone" not in shares
+
+
+def test_the_list_costs_no_more_queries_for_more_hypervisors(
+    browser, hypervisor, inventory, django_assert_max_num_queries
+):
+    client = browser("viewer")
+    for number in range(12):
+        hypervisor(f"h{number}").record_inventory(inventory)
+    with django_assert_max_num_queries(20):
+        page(client, "list")
