@@ -1,13 +1,13 @@
 """Hands: what a tick acts with: one connection to each hypervisor, and the envelope of each request."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from hosts.models import Hypervisor
-from hosts.remote.host import Address, Answer, Host, HostError, Request
+from hosts.remote.host import Address, Answer, Host, HostError, Request, Unreachable
 from hosts.tasks import note
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
@@ -61,6 +61,15 @@ class Hands:
             fence=self.job.fence,
             stops=stops,
         )
+
+    def boots(self, roles: Iterable[str]) -> dict[str, str | HostError]:
+        """The boot id of each of these hypervisors now, or why it does not say."""
+        status = Request("status", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
+        heard = self.ask(dict.fromkeys(roles, status))
+        return {
+            on: each.answer.boot_id if each.answer else each.error or Unreachable(f"ask {on}", "it said nothing")
+            for on, each in heard.items()
+        }
 
     def limits(self) -> Mapping[str, Any]:
         return {"rate": self.job.rate_allowed()}

@@ -12,8 +12,8 @@ from django.utils import timezone
 from hosts.models import Share
 from hosts.remote.host import Answer
 from jobs.engine.plan import Planned
-from jobs.engine.steps import NAMED, TABLE, Step
-from jobs.models import Footprint, Job, Moved, StepRun
+from jobs.engine.steps import HYPERVISORS, NAMED, TABLE, Step
+from jobs.models import Job, Moved, StepRun
 from volmig.record.models import Event
 
 IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
@@ -23,34 +23,52 @@ RESERVATIONS = {"relay_lv": "hypervisor", "stage": "share"}
 class Journal:
     """One job's journal in the hands of one owner of its lease; a write under a stale fence raises Moved."""
 
-    def __init__(self, job: Job, planned: Sequence[Planned]) -> None:
-        self.job = job
+    def __init__(self, job: Job, planned: Sequence[Planned], lap: int = 0) -> None:
+        self.job, self.lap, self.resumed_at = job, lap or job.lap, job.resumed_at
         self.planned = {each.step.name: each for each in planned}
         self.rows = list(job.runs.select_related("hypervisor"))
+        answered = sorted((run for run in self.rows if run.boot_id), key=lambda run: run.ended_at or run.started_at)
+        self.boots = {run.hypervisor.name: run.boot_id for run in answered if run.hypervisor}
 
     def runs(self, step: str, direction: str) -> list[StepRun]:
-        return [run for run in self.rows if (run.step, run.direction) == (step, direction)]
+        return [run for run in self.rows if (run.step, run.direction, run.lap) == (step, direction, self.lap)]
 
     def evidence(self) -> dict[str, dict[str, Any]]:
         """What the last good attempt at each step measured."""
-        return {run.step: run.evidence for run in self.rows if (run.direction, run.result) == ("do", "done")}
+        good = ("do", "done", self.lap)
+        return {run.step: run.evidence for run in self.rows if (run.direction, run.result, run.lap) == good}
 
     def boot_id(self, hypervisor: str) -> str:
         """The boot of the hypervisor that answered last."""
-        here = [run for run in self.rows if run.boot_id and run.hypervisor and run.hypervisor.name == hypervisor]
-        return max(here, key=lambda run: run.ended_at or run.started_at).boot_id if here else ""
+        return self.boots.get(hypervisor, "")
+
+    def learn(self, hypervisor: str, boot_id: str) -> None:
+        self.boots[hypervisor] = boot_id
 
     def touched(self, hypervisor: str) -> bool:
         return any(run.hypervisor and run.hypervisor.name == hypervisor for run in self.rows)
 
-    def begin(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any]) -> StepRun:
+    def unforgotten(self) -> list[str]:
+        """Where a step runs (source, relay, destination) that may still have something of this job."""
+        on = {name: host_of(self.job, name).name for name in HYPERVISORS}
+        forgot = {
+            run.hypervisor.name: run.pk
+            for run in self.rows
+            if run.hypervisor and NAMED[run.step].verb == "forget" and run.result == "done"
+        }
+        last = {run.hypervisor.name: run.pk for run in self.rows if run.hypervisor}
+        return [name for name, host in on.items() if last.get(host, 0) > forgot.get(host, 0)]
+
+    def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> StepRun:
+        earlier = [run.attempt for run in self.rows if (run.step, run.direction) == (planned.step.name, direction)]
         with transaction.atomic():
             self._hold(waiting_for="")
             run = StepRun.objects.create(
                 job=self.job,
+                lap=self.lap,
                 step=planned.step.name,
                 direction=direction,
-                attempt=attempt,
+                attempt=max(earlier, default=0) + 1,
                 fence=self.job.fence,
                 hypervisor=host_of(self.job, planned.step.on),
                 args=args,
@@ -62,8 +80,9 @@ class Journal:
         return run
 
     def record(self, run: StepRun, answer: Answer) -> None:
-        run.silent_since = None
         run.unit, run.boot_id = answer.unit or run.unit, answer.boot_id or run.boot_id
+        if answer.boot_id and run.hypervisor:
+            self.learn(run.hypervisor.name, answer.boot_id)
         if answer.state == "running":
             run.result = "running"
         elif answer.state != "busy":
@@ -77,13 +96,21 @@ class Journal:
                 self._settle(run)
 
     def silent(self, run: StepRun) -> None:
-        if run.silent_since is None:
-            run.silent_since = timezone.now()
-        with transaction.atomic():
-            self._hold()
-            run.save(update_fields=["silent_since"])
+        """Somebody whom this attempt needs does not answer; the first such moment is kept."""
+        self._silence(run, run.silent_since or timezone.now())
+
+    def heard(self, run: StepRun) -> None:
+        self._silence(run, None)
+
+    def _silence(self, run: StepRun, since: dt.datetime | None) -> None:
+        if run.silent_since != since:
+            run.silent_since = since
+            with transaction.atomic():
+                self._hold()
+                run.save(update_fields=["silent_since"])
 
     def _end(self, run: StepRun, answer: Answer) -> None:
+        run.silent_since = None
         run.result, run.ended_at = answer.state, timezone.now()
         run.evidence, run.commands, run.error = answer.evidence, answer.commands, answer.error
 
@@ -114,7 +141,9 @@ class Journal:
                 if planned.step.where == "share"
                 else {"hypervisor": host_of(self.job, planned.step.on)}
             )
-            Footprint.objects.get_or_create(job=self.job, kind=planned.step.leaves, name=planned.leaves, defaults=place)
+            mark, _ = self.job.footprints.get_or_create(kind=planned.step.leaves, name=planned.leaves, defaults=place)
+            if mark.state == "gone":
+                self.job.footprints.filter(pk=mark.pk).mark(mark.kind, "reserved", identity="")
 
     def _made(self, step: Step, run: StepRun) -> None:
         ledger = self.job.footprints

@@ -4,9 +4,15 @@ import datetime as dt
 import logging
 import os
 import socket
+import threading
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from hosts.remote import ssh
@@ -18,6 +24,7 @@ from volmig.queue import later
 
 log = logging.getLogger(__name__)
 AFTER_A_FAULT = dt.timedelta(seconds=60)
+LONGEST = 90.0  # seconds; a tick that takes longer hangs, and its job is given to another worker
 
 
 def run(job_id: int) -> None:
@@ -28,17 +35,62 @@ def run(job_id: int) -> None:
         return
     hands = Hands(job, ssh.connect)
     try:
-        Work(job, hands).go_on()
-    except Moved as moved:
-        log.info("%s", moved)
-        wake(job.pk)
-    except Exception as error:
-        log.exception("tick of migration %s", job.pk)
-        job.put(waiting_for=f"volmig itself met a fault: {type(error).__name__}: {error}. It tries again in a minute.")
-        wake(job.pk, timezone.now() + AFTER_A_FAULT)
+        with kept_alive(job):
+            go_on(job, hands)
     finally:
         hands.close()
         release(job)
+
+
+def go_on(job: Job, hands: Hands) -> None:
+    """Work on the job; a fault of volmig itself is told and tried again."""
+    try:
+        try:
+            Work(job, hands).go_on()
+        except Exception as error:
+            if isinstance(error, Moved):
+                raise
+            log.exception("tick of migration %s", job.pk)
+            sentence = f"volmig itself met a fault: {type(error).__name__}: {error}. It tries again in a minute."
+            job.put(waiting_for=sentence)
+            wake(job.pk, timezone.now() + AFTER_A_FAULT)
+    except Moved as moved:
+        log.info("%s", moved)
+        wake(job.pk)
+
+
+@contextmanager
+def kept_alive(job: Job) -> Iterator[None]:
+    """Renew the lease while its owner lives: one call may take longer than the lease of a dead one may last."""
+    over = threading.Event()
+    heart = threading.Thread(target=beat, args=(job, over), name=f"lease of migration {job.pk}", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
+
+
+def beat(job: Job, over: threading.Event) -> None:
+    """Renew until it is over, or the job is somebody else's, or this takes too long to be alive."""
+    began, seconds = time.monotonic(), settings.LEASE_SECONDS
+    try:
+        while not over.wait(seconds / 4) and time.monotonic() - began < LONGEST:
+            if not renew(job, seconds):
+                return
+    finally:
+        connection.close()
+
+
+def renew(job: Job, seconds: float) -> bool:
+    """Whether this is still the owner, as far as the database says just now."""
+    until = Now() + dt.timedelta(seconds=seconds)
+    try:
+        return bool(Job.objects.filter(pk=job.pk, fence=job.fence).update(lease_until=until))
+    except DatabaseError as error:
+        log.warning("the lease of migration %s could not be renewed: %s", job.pk, error)
+        return True
 
 
 def release(job: Job) -> None:

@@ -16,13 +16,14 @@ from jobs.engine.facts import Destination, Facts, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
 from jobs.engine.steps import TABLE
 from jobs.hands import Hands, Heard
-from jobs.journal import Journal
+from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, StepRun
 from jobs.queue import wake
 from volmig.notify import announce
 
 STALE = dt.timedelta(minutes=10)
 SLOT = dt.timedelta(seconds=10)
+BUSY = dt.timedelta(seconds=3)
 PARTS: dict[str, type[Source] | type[Relay] | type[Destination]] = {
     "source": Source,
     "relay": Relay,
@@ -42,6 +43,8 @@ class Work:
 
     def go_on(self) -> None:
         """Work through statuses until one has to wait."""
+        if self.job.taken_over and not self._shut_out():
+            return
         while not self.job.halt_reason and (handler := self.handlers.get(self.job.status)):
             before = self.job.status
             try:
@@ -50,6 +53,21 @@ class Work:
                 self._wait(str(error), timezone.now() + SLOT)
             if self.job.status == before:
                 return
+
+    def _shut_out(self) -> bool:
+        """An earlier owner who never let go may still be acting: nothing before no hypervisor listens to it any more.
+
+        What it began and wrote down is ours now; what runs unknown to the journal has to end first.
+        """
+        journal, fence = self._journal(), Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
+        heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), fence))
+        known = {f"{run.step}-{run.direction}-{run.attempt}" for run in journal.rows if not run.ended_at}
+        why_not = [said for role, each in heard.items() if (said := still_held(host_of(self.job, role), each, known))]
+        if why_not:
+            self._wait(" ".join(why_not), timezone.now() + BUSY)
+            return False
+        self.job.put(taken_over=False)
+        return True
 
     # Before anything is made
 
@@ -84,6 +102,8 @@ class Work:
         job = self.job
         if job.cancel_requested_at:
             return self._cancel()
+        if not self._took_back_earlier():
+            return None
         why_not = reserve(job)
         if why_not:
             return self._wait(why_not, timezone.now() + SLOT)
@@ -105,6 +125,17 @@ class Work:
                 self.job.go(event)
         wake(self.job.pk, approval.expires_at)
 
+    def _took_back_earlier(self) -> bool:
+        """A copy that went stale is taken back before the next is made; true when nothing of it is left."""
+        job = self.job
+        if job.lap == 1:
+            return True
+        steps = job.planned()
+        journal = Journal(job, steps.steps, job.lap - 1)
+        outcome = runner.undo(steps.phase("A"), journal, self.hands, timezone.now)
+        self._rest(outcome)
+        return isinstance(outcome, runner.Finished)
+
     # The gate
 
     def _await_approval(self) -> None:
@@ -124,11 +155,25 @@ class Work:
         if approval is None or approval.state != "approved":
             why = "It expired." if approval and approval.state == "expired" else "Whoever consented may not any more."
             return self._ask_for_swap("expired", why)
-        seen = self.job.bound("swap", self._fresh())
+        facts = self._fresh()
+        if stale := consent.stale(facts, self.job.evidence()):
+            return self._copy_again(approval, facts, stale)
+        seen = self.job.bound("swap", facts)
         if consent.digest(seen) != approval.digest:
             changes = consent.difference(approval.bound, seen)
             return self._ask_for_swap("void", "What was approved is not so any more.", changes)
         return self._use(approval, "consumed")
+
+    def _copy_again(self, approval: Approval, facts: Facts, stale: list[str]) -> None:
+        """What was verified is not there any more: void the consent and make the copy once more."""
+        if consent.foreign_stage(facts, self.job.evidence()):
+            sentence = "Another file lies where the verified copy should; it is not touched."
+            return self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
+        with transaction.atomic():
+            approval.void("The copy is not what was verified any more; it is made again.", stale)
+            self.job.footprints.filter(kind="space").delete()
+            self.job.go("void")
+            return self.job.go("stage_stale", lap=self.job.lap + 1)
 
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
@@ -157,7 +202,7 @@ class Work:
 
     def _try_out(self) -> None:
         job = self.job
-        rollback = job.approvals.open().filter(kind="rollback").first()
+        rollback = job.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).first()
         if rollback is not None and rollback.state == "approved":
             return self._use(
                 rollback,
@@ -168,14 +213,16 @@ class Work:
         outcome = self._advance("C")
         if not isinstance(outcome, runner.Finished):
             return self._rest(outcome)
-        if job.confirmed_at:
+        if job.confirmed_at and rollback is None:
             return job.go("confirmed", outcome="done")
         return job.put(waiting_for="A person has to look at the instance and confirm that its data is there.")
 
     def _roll_back(self) -> None:
-        job, journal = self.job, self._journal()
+        if not self._locked_again():
+            return
+        job = self.job
         steps = job.planned().phase("A", "B")
-        if runner.begun("swap", journal):
+        if runner.begun("swap", self._journal()):
             # Nothing is deleted by going back: the new disk lies aside until its purge is approved.
             steps = tuple(each for each in steps if each.step.name != "stage")
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
@@ -188,8 +235,15 @@ class Work:
                 url_path=job.get_absolute_url(),
             )
 
+    def _locked_again(self) -> bool:
+        """On trial it may have been unlocked: nobody else is to start the instance between its stop and the rename."""
+        lock = next(each for each in self.job.planned().steps if each.step.name == "lock")
+        outcome = runner.restore(lock, self._journal(), self.hands, timezone.now)
+        self._rest(outcome)
+        return isinstance(outcome, runner.Finished)
+
     def _undo(self) -> None:
-        if self._take_back(self.job.planned().phase("A"), {}):
+        if self._took_back_earlier() and self._take_back(self.job.planned().phase("A"), {}):
             self.job.go("undone")
 
     def _take_back(self, steps: tuple[Planned, ...], extra: dict[str, dict[str, Any]]) -> bool:
@@ -318,6 +372,20 @@ def trouble(heard: Heard) -> checks.Trouble | None:
         return None
     error = (heard.answer.error if heard.answer else None) or {}
     return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it did not say why')}")
+
+
+def still_held(hypervisor: Hypervisor, heard: Heard, known: set[str]) -> str:
+    """Why an earlier owner may still be acting on a hypervisor; empty when it surely is not."""
+    if said := heard.error:
+        return f"Before going on after a worker that went away: {said}"
+    answer = heard.answer
+    if answer is not None and answer.state == "done":
+        return ""
+    running = answer.evidence.get("running") if answer else None
+    if running and set(running) <= known:
+        return ""
+    what = ", ".join(running or ()) or "a request"
+    return f"{hypervisor.name} is still busy with {what} of a worker that went away."
 
 
 def safe_to_go_back(failed: runner.Failed) -> bool:

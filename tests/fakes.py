@@ -15,7 +15,7 @@ INSTANCES = "/var/lib/nova/instances"
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
 LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
 SOURCE_LV = f"{INSTANCE}_disk.local"
-READS = {"hello", "inventory", "source_facts", "relay_facts", "destination_facts"}
+READS = {"hello", "inventory", "status", "source_facts", "relay_facts", "destination_facts"}
 
 
 class Refusal(Exception):  # noqa: N818 - the word that tests read
@@ -41,12 +41,13 @@ class File:
     inode: int
     content: str
     size: int = 20 * MIB
+    mtime_ns: int = 0
 
     def identity(self) -> dict[str, int]:
         return {
             "inode": self.inode,
             "file_size": self.size,
-            "mtime_ns": 1_000 + self.inode,
+            "mtime_ns": self.mtime_ns or 1_000 + self.inode,
             "uid": 64055,
             "gid": 64055,
             "mode": 0o644,
@@ -130,7 +131,9 @@ class FakeHost:
         self.requests.append(request)
         try:
             if request.verb in READS:
-                return self.answer("done", getattr(self, request.verb)(request.args))
+                return self.answer("done", getattr(self, request.verb)(request.args | {"job": request.job}))
+            if request.verb == "fence":
+                return self.shut_out(request)
             return self.submit(request)
         except Refusal as refusal:
             return refusal.answer
@@ -177,9 +180,7 @@ class FakeHost:
     def submit(self, request: Request) -> Answer:
         if request.verb == "forget":
             return self.forget(request)
-        if request.fence < self.fences.get(request.job, 0):
-            raise Refusal("stale-fence", "a newer owner was here")
-        self.fences[request.job] = request.fence
+        self.raise_fence(request)
         results, key = self.kept.setdefault(request.job, {}), f"{request.step}-{request.direction}-{request.attempt}"
         if key in results:
             return results[key]
@@ -195,6 +196,15 @@ class FakeHost:
             return self.answer("running", unit=unit)
         results[key] = self.act(request)
         return results[key]
+
+    def shut_out(self, request: Request) -> Answer:
+        self.raise_fence(request)
+        return self.answer("busy" if self.running else "done", {"running": list(self.running)})
+
+    def raise_fence(self, request: Request) -> None:
+        if request.fence < self.fences.get(request.job, 0):
+            raise Refusal("stale-fence", "a newer owner was here")
+        self.fences[request.job] = request.fence
 
     def act(self, request: Request) -> Answer:
         try:
@@ -226,6 +236,9 @@ class FakeHost:
 
     def hello(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"hostname": self.name, "boot_id": self.boot_id, "time": time.time(), "tools": {}, "features": {}}
+
+    def status(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"fence": self.fences.get(args["job"], 0), "steps": []}
 
     def inventory(self, args: dict[str, Any]) -> dict[str, Any]:
         raise Refusal("no-inventory", "rows of this site come from the factories")
@@ -283,7 +296,7 @@ class FakeHost:
         } | self.facts
 
     def destination_facts(self, args: dict[str, Any]) -> dict[str, Any]:
-        live = self.site.files.get(LIVE)
+        live, stage = self.site.files.get(LIVE), self.site.files.get(self.beside(args["job"], "disk.new"))
         disk = live and {
             "path": LIVE,
             "device": 1,
@@ -311,6 +324,7 @@ class FakeHost:
             "domain": domain,
             "contents": None,
             "leftovers": [],
+            "stage": stage and stage.identity(),
             "acdirmax": 0,
             "time": time.time(),
         } | self.facts
@@ -389,13 +403,21 @@ class FakeHost:
         """The relay's temporary volume, through which the copy goes."""
         return next(volume for name, volume in self.site.relay.volumes.items() if name.startswith("volmig_"))
 
+    def check_served(self, args) -> None:
+        """What is mounted from the relay works as long as the relay mounts and exports it."""
+        export = self.mounts.get(args["mountpoint"])
+        if export not in self.site.relay.exports or export not in self.site.relay.mounts:
+            raise Refusal("io-error", "Stale file handle", "failed", None)
+
     def convert(self, args, job):
         if args["mountpoint"] not in self.mounts or self.volumes[args["lv"]].permission != "read-only":
             raise Refusal("not-fenced", "the source is not fenced, or nothing is mounted")
+        self.check_served(args)
         self.copy().content = self.volumes[args["lv"]].content
         return {"file_size": 30 * MIB, "bytes_read": args["size"], "bytes_written": 30 * MIB, "seconds": 1.0}
 
     def compare(self, args, job):
+        self.check_served(args)
         source = self.volumes[args["lv"]]
         if source.writes != args["writes"]:
             raise Refusal("tripwire", "the source was written to", "failed", None)
@@ -409,6 +431,8 @@ class FakeHost:
     # Acts on the share and the instance
 
     def stage(self, args, job):
+        if args["mountpoint"] not in self.mounts:
+            raise Refusal("not-mounted", "nothing is mounted there")
         new = File(next(self.site.inodes), self.copy().content, 30 * MIB)
         self.site.files[self.beside(job, "disk.new")] = new
         return {"sha256": "ab" * 32, "file_size": new.size, "inode": new.inode}

@@ -45,6 +45,30 @@ def swap(
     }
 
 
+def stale(facts: Facts, evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What makes the verified copy worthless: it is not the file that was read back, or the source was written to."""
+    volume = facts.source.volume if facts.source else None
+    stage = facts.destination.stage if facts.destination else None
+    parts = (
+        ("stage", evidence["stage_verify"], stage, ("inode", "file_size", "mtime_ns")),
+        ("source", evidence["source_fence"], volume, ("writes", "sectors_written")),
+    )
+    return [
+        line
+        for name, then, now, keys in parts
+        for line in difference(
+            {f"{name} {key}": then[key] for key in keys},
+            {f"{name} {key}": getattr(now, key) for key in keys} if now else {},
+        )
+    ]
+
+
+def foreign_stage(facts: Facts, evidence: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether another file than the one that was made lies where the copy should."""
+    stage = facts.destination.stage if facts.destination else None
+    return stage is not None and stage.inode != evidence["stage_verify"]["inode"]
+
+
 def rollback(migration: Migration, plan: Plan, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Consent to put the old disk back and so to give up what was written since the swap."""
     return {

@@ -146,6 +146,15 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The copy that lies beside the live disk."""
+
+    inode: int
+    file_size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
 class Destination:
     share: Share | None = None
     instances: str = ""
@@ -156,6 +165,7 @@ class Destination:
     leftovers: tuple[str, ...] = ()
     acdirmax: int = 60
     time: float = 0
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)

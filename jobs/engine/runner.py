@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, Request, Unreachable
+from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, HostKeyUnknown, Request, Unreachable
 from jobs.engine.plan import Planned, Unready
 
 MAX_FAILED: Final = 3
 MAX_LOST: Final = 5
+UNDO_PAUSES: Final = (5, 30)  # seconds before an undo is tried again: what holds a mount may let go of it
 FLAGGED_AFTER: Final = timedelta(seconds=90)
 LOOK_AGAIN: Final = timedelta(seconds=30)  # running work is followed by the watcher; this is for when it is not
 OVER: Final = frozenset({"done", "failed", "refused", "lost"})
+SHUT: Final = (Unreachable, HostKeyChanged, HostKeyUnknown)  # passes by itself, or once an administrator pins a key
 
 
 class Run(Protocol):
-    """One attempt at a step, or at its undo, as the journal keeps it; `result` is empty until something is known."""
+    """One attempt at a step, or at its undo, as the journal keeps it; `result` is empty until something is known.
+
+    What began later has the higher `pk`: clocks may be set back, and order decides what stands.
+    """
 
     @property
     def attempt(self) -> int: ...
@@ -29,9 +34,13 @@ class Run(Protocol):
     @property
     def evidence(self) -> dict[str, Any]: ...
     @property
+    def error(self) -> dict[str, Any] | None: ...
+    @property
     def unit(self) -> str: ...
     @property
     def boot_id(self) -> str: ...
+    @property
+    def pk(self) -> int: ...
     @property
     def ended_at(self) -> datetime | None: ...
     @property
@@ -41,22 +50,31 @@ class Run(Protocol):
 class Journal(Protocol):
     """What was begun and how it ended; every write is its own transaction and raises when the fence has moved on.
 
-    The runs that are handed back to `record` and `silent` are the journal's own.
+    The runs that are handed back to `record`, `silent` and `heard` are the journal's own. What ended before
+    `resumed_at`, when a person last said to go on, is not held against a step any more.
     """
 
+    @property
+    def resumed_at(self) -> datetime | None: ...
     def runs(self, step: str, direction: str) -> Sequence[Run]: ...
-    def begin(self, planned: Planned, direction: str, attempt: int, args: dict[str, Any]) -> Run: ...
+    def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> Run: ...
     def record(self, run: Any, answer: Answer) -> None: ...
     def silent(self, run: Any) -> None: ...
+    def heard(self, run: Any) -> None: ...
     def evidence(self) -> Mapping[str, Mapping[str, Any]]: ...
     def boot_id(self, hypervisor: str) -> str: ...
+    def learn(self, hypervisor: str, boot_id: str) -> None: ...
     def touched(self, hypervisor: str) -> bool: ...
 
 
 class Hands(Protocol):
-    """What acts: a way to the host of each step, the request's envelope, and what is allowed just now."""
+    """What acts: a way to the host of each step, the request's envelope, and what is allowed just now.
+
+    `boots` asks the hypervisors of these roles for their boot ids, or says why one does not answer.
+    """
 
     def host(self, on: str) -> Host: ...
+    def boots(self, roles: Iterable[str]) -> Mapping[str, str | HostError]: ...
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request: ...
     def limits(self) -> Mapping[str, Any]: ...
     def tired(self) -> bool: ...
@@ -69,11 +87,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing can go on before `until`; `flagged` when a person should look at it."""
+    """Nothing can go on before `until`; the sentence says when a person should look at it."""
 
     sentence: str
     until: datetime
-    flagged: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,18 @@ Extra = Mapping[str, Mapping[str, Any]]
 
 def advance(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
     """Do what is not done yet, in order, until something has to wait or all is done."""
-    work = _Work(journal, hands, clock)
-    while (planned := _first_open(steps, journal)) is not None:
+    work = _Work(journal, hands, clock, steps)
+    while (planned := _next(steps, journal)) is not None:
+        outcome = work.perform(planned, "do")
+        if outcome is not None:
+            return outcome
+    return Finished()
+
+
+def restore(planned: Planned, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
+    """Do a step once more that a later one has taken away; nothing, when it never began or was undone."""
+    work, name = _Work(journal, hands, clock), planned.step.name
+    while begun(name, journal) and not is_done(name, "undo", journal) and not _to_undo(planned, journal):
         outcome = work.perform(planned, "do")
         if outcome is not None:
             return outcome
@@ -115,7 +142,7 @@ def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extr
 
     `extra` are further arguments of undoing verbs, by the name of the step.
     """
-    work = _Work(journal, hands, clock, extra or {})
+    work = _Work(journal, hands, clock, extra=extra or {})
     errors: list[Failed] = []
     for planned in reversed(steps):
         outcome = work.take_back(planned)
@@ -161,19 +188,24 @@ def sentence_of(planned: Planned, error: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an outcome needs: the journal, what acts, and the time; `extra` are arguments of undoing verbs."""
+    """What an outcome needs; `steps` are those on whose things a step may rest, `extra` arguments of undoing verbs."""
 
     journal: Journal
     hands: Hands
     clock: Clock
+    steps: Steps = ()
     extra: Extra = field(default_factory=dict)
 
     def perform(self, planned: Planned, direction: str) -> Outcome | None:
-        """Ask for one step once; None when it is done, or is to be tried again at once."""
+        """Ask for one step once; None when it is done, or when what comes next has to be looked for again."""
         now = self.clock()
         early = Wait("", now) if self.hands.tired() else _too_early(planned, self.journal, now)
         if early is not None:
             return early
+        if (last := self._went_wrong(planned, direction)) is not None:
+            verdict = self._judge(planned, direction, last)
+            if verdict is not None or self._has_to_go_back(planned, direction):
+                return verdict
         try:
             run = self._intent(planned, direction)
         except Unready as error:
@@ -189,13 +221,14 @@ class _Work:
                 return outcome
         return None
 
+    # Asking
+
     def _intent(self, planned: Planned, direction: str) -> Run:
         """The attempt that is open, to be asked again with the same arguments, or a new one."""
         run = _last(self.journal.runs(planned.step.name, direction))
         if run is not None and run.result not in OVER:
             return run
-        args = self._arguments(planned, direction)
-        return self.journal.begin(planned, direction, run.attempt + 1 if run else 1, args)
+        return self.journal.begin(planned, direction, self._arguments(planned, direction))
 
     def _arguments(self, planned: Planned, direction: str) -> dict[str, Any]:
         known = self.journal.evidence()
@@ -206,63 +239,134 @@ class _Work:
         return {**args, "made": known.get(name, {}), **self.extra.get(name, {})}
 
     def _ask(self, planned: Planned, run: Run, request: Request) -> Outcome | None:
+        known = run.result == "running"
         try:
             answer = self.hands.host(planned.step.on).call(request)
-        except Unreachable as error:
+        except SHUT as error:
             self.journal.silent(run)
-            return _unreachable(planned, run, error, self.clock())
+            return _silence(planned, run, [error], self.clock())
         except HostError as error:
-            code = "host-key-changed" if isinstance(error, HostKeyChanged) else type(error).__name__
-            return Halt(planned.step.name, str(error), {"code": code, "hypervisor": planned.hypervisor})
+            return Halt(planned.step.name, str(error), {"code": type(error).__name__, "hypervisor": planned.hypervisor})
         self.journal.record(run, answer)
-        return _judge(planned, request.direction, answer, self.journal, self.clock())
-
-
-def _judge(planned: Planned, direction: str, answer: Answer, journal: Journal, now: datetime) -> Outcome | None:
-    if answer.state == "done":
+        if answer.state == "running":
+            return self._running(planned, request.direction, run, known)
+        if answer.state == "busy":
+            sentence = f"{planned.hypervisor} is still busy with another step of this job."
+            return Wait(sentence, self.clock() + timedelta(seconds=2))
         return None
-    if answer.state == "running":
+
+    def _running(self, planned: Planned, direction: str, run: Run, known: bool) -> Outcome | None:
+        """Work that has been running for a while may hang on another hypervisor that is away or has rebooted."""
+        silent = self._greet(planned, run) if known and direction == "do" else []
+        if silent:
+            return _silence(planned, run, silent, self.clock())
+        self.journal.heard(run)
+        if known and self._has_to_go_back(planned, direction):
+            return None
         undoing = "Undo: " if direction == "undo" else ""
-        return Wait(f"{undoing}{planned.step.title} is running on {planned.hypervisor}.", now + LOOK_AGAIN)
-    if answer.state == "busy":
-        return Wait(f"{planned.hypervisor} is still busy with another step of this job.", now + timedelta(seconds=2))
-    error = dict(answer.error or {})
-    sentence = sentence_of(planned, error)
-    if answer.state == "refused" and str(error.get("code", "")).startswith(("foreign-", "unknown-")):
-        return Halt(planned.step.name, sentence, error)
-    if answer.state != "refused" and _may_repeat(planned, direction, answer.state, journal):
-        return None
-    return Failed(planned.step.name, sentence, error)
+        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}."
+        return Wait(sentence, self.clock() + LOOK_AGAIN)
+
+    # Judging
+
+    def _went_wrong(self, planned: Planned, direction: str) -> Run | None:
+        """The last attempt, when it came to a bad end and nobody has said since to go on."""
+        run = _last(self.journal.runs(planned.step.name, direction))
+        bad = run is not None and run.result in OVER - {"done"}
+        return run if bad and run is not None and _since(run, self.journal.resumed_at) else None
+
+    def _judge(self, planned: Planned, direction: str, run: Run) -> Outcome | None:
+        """What a bad end leads to; None when it is to be tried again, or first what it rests on is made again."""
+        silent = self._greet(planned, run) if direction == "do" else []
+        if self._has_to_go_back(planned, direction):
+            return None
+        error = dict(run.error or {})
+        sentence, code = sentence_of(planned, error), str(error.get("code", ""))
+        if run.result == "refused" and code.startswith(("foreign-", "unknown-")):
+            return Halt(planned.step.name, sentence, error)
+        if silent:
+            return _silence(planned, run, silent, self.clock())
+        if not self._may_repeat(planned, direction, run.result, code):
+            return Failed(planned.step.name, sentence, error)
+        return self._rest(planned, direction, run, sentence)
+
+    def _greet(self, planned: Planned, run: Run) -> list[HostError]:
+        """Learn which other hypervisors have rebooted since they made what this step rests on; errors of the silent.
+
+        Only phase A has such things: where the instance is down, nobody waits for the relay.
+        """
+        roles = {each.step.on for each in self.steps if each.step.volatile} - {planned.step.on}
+        said = self.hands.boots(sorted(roles)) if roles else {}
+        names = {each.step.on: each.hypervisor for each in self.steps}
+        for role, boot in said.items():
+            if isinstance(boot, str):
+                self.journal.learn(names[role], boot)
+        silent = [boot for boot in said.values() if isinstance(boot, HostError)]
+        if silent:
+            self.journal.silent(run)
+        return silent
+
+    def _has_to_go_back(self, planned: Planned, direction: str) -> bool:
+        """Whether something that this step rests on has to be made again first."""
+        return direction == "do" and bool(self.steps) and _next(self.steps, self.journal) is not planned
+
+    def _may_repeat(self, planned: Planned, direction: str, result: str, code: str) -> bool:
+        runs = self.journal.runs(planned.step.name, direction)
+        ended = [run for run in runs if run.result == result and self._counts(run)]
+        if result == "lost" or code == "stale-fence":
+            # A verb that was killed, or that started too late for its owner, finds out for itself how far it had come.
+            return len(ended) < MAX_LOST
+        return result == "failed" and (planned.step.repeatable or direction == "undo") and len(ended) < MAX_FAILED
+
+    def _counts(self, run: Run) -> bool:
+        """Only ends count that came after a resume, and on top of what stands now."""
+        volatile = [each.step.name for each in self.steps if each.step.volatile]
+        made = [each.pk for name in volatile for each in _done(self.journal.runs(name, "do"))]
+        return _since(run, self.journal.resumed_at) and run.pk > max(made, default=0)
+
+    def _rest(self, planned: Planned, direction: str, run: Run, sentence: str) -> Wait | None:
+        """An undo that failed is not tried again at once: it waits for longer each time."""
+        runs = self.journal.runs(planned.step.name, direction)
+        tries = sum(each.result == run.result and self._counts(each) for each in runs)
+        pause = UNDO_PAUSES[min(tries, len(UNDO_PAUSES)) - 1] if direction == "undo" else 0
+        until = (run.ended_at or self.clock()) + timedelta(seconds=pause)
+        return Wait(f"It is tried again soon. {sentence}", until) if until > self.clock() else None
 
 
-def _may_repeat(planned: Planned, direction: str, state: str, journal: Journal) -> bool:
-    ended = [run for run in journal.runs(planned.step.name, direction) if run.result == state]
-    if state == "lost":
-        # A verb that was killed is started again: each finds out for itself how far it had come.
-        return len(ended) < MAX_LOST
-    return (planned.step.repeatable or direction == "undo") and len(ended) < MAX_FAILED
+def _since(run: Run, moment: datetime | None) -> bool:
+    return moment is None or run.ended_at is None or run.ended_at >= moment
 
 
-def _first_open(steps: Steps, journal: Journal) -> Planned | None:
-    """The first step that is not done, or whose work a reboot of its hypervisor has taken away."""
-    return next((planned for planned in steps if not _settled(planned, journal)), None)
+def _next(steps: Steps, journal: Journal) -> Planned | None:
+    """The first step that is not done; work that still runs on its hypervisor is heard first."""
+    opened = next((planned for planned in steps if not _settled(planned, steps, journal)), None)
+    here = [each for each in steps if opened is not None and each.hypervisor == opened.hypervisor]
+    return next((each for each in here if _runs(each, journal)), opened)
 
 
-def _settled(planned: Planned, journal: Journal) -> bool:
+def _runs(planned: Planned, journal: Journal) -> bool:
+    run = _last(journal.runs(planned.step.name, "do"))
+    return run is not None and run.result == "running"
+
+
+def _settled(planned: Planned, steps: Steps, journal: Journal) -> bool:
+    """Done, and its work was not taken away by a reboot, nor made void by remaking what it rests on."""
     run = _last(journal.runs(planned.step.name, "do"))
     if run is None or run.result != "done":
         return False
     torn = planned.step.torn_by and journal.runs(planned.step.torn_by, "do")
     if not planned.step.volatile or torn:
         return True
-    return journal.boot_id(planned.hypervisor) in ("", run.boot_id)
+    remade = any(each.pk > run.pk for each in journal.runs(planned.step.rests_on, "do"))
+    return not remade and journal.boot_id(planned.hypervisor) in ("", run.boot_id)
 
 
 def _to_undo(planned: Planned, journal: Journal) -> bool:
+    """Whether something may stand there: begun, and neither undone nor torn down since."""
     step = planned.step
-    if not step.undo or not begun(step.name, journal) or is_done(step.name, "undo", journal):
-        return False
-    return not (step.torn_by and is_done(step.torn_by, "do", journal))
+    began = [run.pk for run in journal.runs(step.name, "do") if run.result != "refused"]
+    gone = [run.pk for run in _done([*journal.runs(step.name, "undo"), *journal.runs(step.torn_by, "do")])]
+    return bool(step.undo and began) and max(began) > max(gone, default=0)
 
 
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:
@@ -282,13 +386,13 @@ def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None
     return Wait(sentence, until) if until > now else None
 
 
-def _unreachable(planned: Planned, run: Run, error: Unreachable, now: datetime) -> Wait:
+def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datetime) -> Wait:
+    """Wait for hypervisors that cannot be asked: longer each time, and after a while a person is to look."""
     silence = now - (run.silent_since or now)
     pause = min(max(silence, timedelta(seconds=2)), timedelta(seconds=60))
-    flagged = silence > FLAGGED_AFTER
-    since = f" for {int(silence.total_seconds())} s; somebody should look" if flagged else ""
-    sentence = f"{planned.step.title} waits: {planned.hypervisor} has not answered{since}. {error}"
-    return Wait(sentence, now + pause, flagged)
+    since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
+    said = " ".join(str(error) for error in errors)
+    return Wait(f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}", now + pause)
 
 
 def _still_there(errors: Iterable[Failed]) -> Halt:

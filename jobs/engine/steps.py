@@ -30,7 +30,7 @@ class Step:
     `args` maps the verb's arguments to names of planned values, to `Made` ones, or to mappings of either.
     `work` names the pass over the disk that the forecast counts; `size` the planned value that is its bytes.
     `torn_by` is the later step that takes away what this one made: after it nothing is left to undo.
-    `volatile` things are gone when their hypervisor reboots and have to be made again.
+    `volatile` things are gone when their hypervisor reboots and have to be made again, and so has what `rests_on` them.
     `settles` steps wait until directory caches of other NFS clients can no longer name the disk before the swap.
     `leaves` is the kind of footprint, `named` the planned value that is its name; `where` says whether it lies on the
     step's hypervisor or on the share.
@@ -47,6 +47,7 @@ class Step:
     work: str = ""
     size: str = "source_size"
     volatile: bool = False
+    rests_on: str = ""
     settles: bool = False
     repeatable: bool = True
     leaves: str = ""
@@ -135,6 +136,7 @@ TABLE: Final[tuple[Step, ...]] = (
         undo="unexport",
         torn_by="relay_unexport",
         volatile=True,
+        rests_on="relay_fs",
         leaves="export",
         named="relay_mount",
     ),
@@ -148,6 +150,7 @@ TABLE: Final[tuple[Step, ...]] = (
         undo="nfs_unmount",
         torn_by="source_unmount",
         volatile=True,
+        rests_on="relay_export",
         leaves="mount",
         named="source_mount",
     ),

@@ -53,10 +53,16 @@ class JobQuerySet(models.QuerySet["Job"]):
         )
 
     def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
-        """Become the only one that works on a job, for so many seconds of database time; raises its fence by one."""
-        free = self.filter(pk=job_id).filter(Q(lease_until=None) | Q(lease_until__lt=Now()))
+        """Become the only one that works on a job, for so many seconds of database time; raises its fence by one.
+
+        The row remembers when that took the job from an owner who never let go and may still be acting.
+        """
         until = Now() + dt.timedelta(seconds=seconds)
-        if not free.update(lease_owner=owner, lease_until=until, fence=F("fence") + 1, wake_at=None):
+        mine = {"lease_owner": owner, "lease_until": until, "fence": F("fence") + 1, "wake_at": None}
+        free, abandoned = self.filter(lease_until=None), self.filter(lease_until__lt=Now())
+        if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
+            **mine, taken_over=True
+        ):
             return None
         return self.select_related("source", "relay", "destination").get(pk=job_id)
 
@@ -149,7 +155,10 @@ class Job(models.Model):
     plan = models.JSONField(default=dict, blank=True)
     digest = models.CharField(max_length=64, blank=True)
     version = models.PositiveIntegerField(default=1)
+    lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
+    taken_over = models.BooleanField(default=False)
+    resumed_at = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=100, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     wake_at = models.DateTimeField(null=True, blank=True)
@@ -295,7 +304,7 @@ class Job(models.Model):
             self._only_when("on_trial")
             if self.confirmed_at:
                 raise Refused("It is already confirmed.")
-            if self.approvals.open().filter(kind="rollback").exists():
+            if self.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).exists():
                 raise Refused("A rollback is asked for; that has to be decided first.")
             self.put(confirmed_at=timezone.now())
 
@@ -314,7 +323,7 @@ class Job(models.Model):
         with self._verb(by, "submit", "resume", {"halt_reason": self.halt_reason}):
             if not self.halt_reason:
                 raise Refused("It is not halted.")
-            self.put(halt_reason="", halt_data={}, waiting_for="")
+            self.put(halt_reason="", halt_data={}, waiting_for="", resumed_at=timezone.now())
 
     def again(self, by: Any) -> dict[str, Any]:
         """Values for asking for the same again, as keys of what is there now; None for what is gone."""
@@ -402,7 +411,7 @@ class Job(models.Model):
 
     def evidence(self) -> dict[str, dict[str, Any]]:
         """What every finished step measured, by the step's name."""
-        return {run.step: run.evidence for run in self.runs.filter(direction="do", result="done")}
+        return {run.step: run.evidence for run in self.runs.filter(direction="do", result="done", lap=self.lap)}
 
     def make_approval(self, kind: str, bound: dict[str, Any], by: Any) -> Approval:
         """Ask people; the request binds exactly what `bound` shows."""
@@ -435,10 +444,12 @@ class Job(models.Model):
         return self.approvals.open().first()
 
     def put(self, **values: Any) -> None:
-        """Write only these columns, so that a tick and a person never undo each other."""
+        """Write only these columns, so that a tick and a person never undo each other; raise Moved when a newer
+        owner has the job."""
+        if not Job.objects.filter(pk=self.pk, fence=self.fence).update(**values):
+            raise Moved(f"Another worker has taken over migration {self.pk}.")
         for name, value in values.items():
             setattr(self, name, value)
-        self.save(update_fields=list(values))
 
     @contextmanager
     def _verb(self, by: Any, needs: str, action: str, data: dict[str, Any] | None = None) -> Any:

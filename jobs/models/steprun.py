@@ -22,12 +22,13 @@ class StepRunQuerySet(models.QuerySet["StepRun"]):
 
 
 class StepRun(models.Model):
-    """Bytes are of the pass over the disk; `rate` is bytes per second over the last 30 s."""
+    """Bytes are of the pass over the disk; `rate` is bytes per second over the last 30 s; `lap` as on the job."""
 
     job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs")
     step = models.CharField(max_length=30)
     direction = models.CharField(max_length=4, choices=[("do", "do"), ("undo", "undo")], default="do")
     attempt = models.PositiveIntegerField(default=1)
+    lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, related_name="+")
     args = models.JSONField(default=dict, blank=True)

@@ -93,11 +93,19 @@ def sentence(job: Job) -> str:
     if job.halt_reason:
         return f"Halted while {job.words}: {job.halt_reason}"
     said = SENTENCES[job.status]
+    if job.status == "preparing" and job.lap > 1:
+        said = f"{said} It is made again: {'; '.join(why_again(job))}."
     if job.status == "undone" and job.outcome:
         said = f"{job.outcome.capitalize()}. {job.outcome_reason or ''} {said}".replace("  ", " ")
     elif job.outcome_reason and job.status in ("undoing", "rolling_back", "rolled_back"):
         said = f"{said} Why: {job.outcome_reason}"
     return said
+
+
+def why_again(job: Job) -> list[str]:
+    """What was not as verified any more, so that the copy is made once more."""
+    void = job.approvals.filter(kind="swap", voided_at__isnull=False).first()
+    return list(void.void_changes) if void else []
 
 
 def running(job: Job) -> StepRun | None:
@@ -106,7 +114,8 @@ def running(job: Job) -> StepRun | None:
 
 
 def timeline(job: Job) -> list[Row]:
-    last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in job.runs.all()}
+    runs = job.runs.filter(lap=job.lap)
+    last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in runs}
     return [
         _row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
         for step in job.plan.get("steps", ())
@@ -138,11 +147,11 @@ def _state(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun
 
 
 def time_left(job: Job) -> tuple[float, float, float] | None:
-    """Seconds (low, middle, high) to the end of this phase; None when nothing runs by itjob."""
+    """Seconds (low, middle, high) to the end of this phase; None when nothing runs by itself."""
     phase = PHASES.get(job.status)
     if not phase or not job.plan or job.halt_reason:
         return None
-    done = {run.step for run in job.runs.all() if run.direction == "do" and run.result == "done"}
+    done = set(job.runs.filter(direction="do", result="done", lap=job.lap).values_list("step", flat=True))
     left = [step for step in job.plan["steps"] if step["phase"] == phase and step["name"] not in done]
     run = job.running()
     ranges = [_left(step, run) for step in left]

@@ -39,23 +39,27 @@ class Run:
     ended_at: dt.datetime | None = None
     silent_since: dt.datetime | None = None
     hypervisor: str = ""
+    pk: int = 0
+    error: dict[str, Any] | None = None
 
 
 class Journal:
     def __init__(self, clock):
-        self.rows, self.clock = [], clock
+        self.rows, self.clock, self.learned, self.resumed_at = [], clock, {}, None
 
     def runs(self, step, direction):
         return [run for run in self.rows if (run.step, run.direction) == (step, direction)]
 
-    def begin(self, planned, direction, attempt, args):
-        self.rows.append(Run(planned.step.name, direction, attempt, args, hypervisor=planned.hypervisor))
+    def begin(self, planned, direction, args):
+        attempt, pk = len(self.runs(planned.step.name, direction)) + 1, len(self.rows) + 1
+        self.rows.append(Run(planned.step.name, direction, attempt, args, hypervisor=planned.hypervisor, pk=pk))
         return self.rows[-1]
 
     def record(self, run, answer):
-        run.silent_since, run.unit = None, answer.unit
-        run.boot_id = answer.boot_id
+        run.unit, run.boot_id = answer.unit, answer.boot_id
+        self.learned.pop(run.hypervisor, None)
         if answer.state in runner.OVER:
+            run.silent_since, run.error = None, answer.error
             run.result, run.evidence, run.ended_at = answer.state, answer.evidence, self.clock()
         elif answer.state == "running":
             run.result = "running"
@@ -63,11 +67,18 @@ class Journal:
     def silent(self, run):
         run.silent_since = run.silent_since or self.clock()
 
+    def heard(self, run):
+        run.silent_since = None
+
+    def learn(self, hypervisor, boot_id):
+        self.learned[hypervisor] = boot_id
+
     def evidence(self):
         return {run.step: run.evidence for run in self.rows if (run.direction, run.result) == ("do", "done")}
 
     def boot_id(self, hypervisor):
-        return next((run.boot_id for run in reversed(self.rows) if run.hypervisor == hypervisor and run.boot_id), "")
+        last = next((run.boot_id for run in reversed(self.rows) if run.hypervisor == hypervisor and run.boot_id), "")
+        return self.learned.get(hypervisor, last)
 
     def touched(self, hypervisor):
         return any(run.hypervisor == hypervisor for run in self.rows)
@@ -85,6 +96,7 @@ class Hands:
 
     def __init__(self, journal):
         self.journal, self.says, self.calls, self.weary = journal, {}, [], False
+        self.booted = {}
 
     def host(self, on):
         return self
@@ -101,6 +113,9 @@ class Hands:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def boots(self, roles):
+        return {role: self.booted.get(role, "") for role in roles}
 
     def limits(self):
         return {"rate": 0}
@@ -198,13 +213,12 @@ def test_a_host_that_does_not_answer_is_waited_for_with_longer_pauses_and_flagge
     stage.says("relay_fs", *[Unreachable("reach jump", "connection refused")] * 9)
     first = stage.advance()
     assert isinstance(first, runner.Wait)
-    assert not first.flagged
+    assert "somebody should look" not in first.sentence
     stage.now += dt.timedelta(seconds=30)
     second = stage.advance()
     assert second.until - stage.now > first.until - START
     stage.now += dt.timedelta(seconds=61)
     third = stage.advance()
-    assert third.flagged
     assert "for 91 s; somebody should look" in third.sentence
     assert len(stage.journal.runs("relay_fs", "do")) == 1
 
@@ -270,10 +284,18 @@ def test_one_undo_that_fails_keeps_the_others_going_and_halts_at_the_end(stage):
     stage.says("convert", refusal("io-error", "failed"), refusal("io-error", "failed"), refusal("io-error", "failed"))
     stage.advance()
     stage.says("source_mount", *[refusal("busy-mount", "failed")] * 3, direction="undo")
+    for pause in (5, 30):
+        waits = stage.undo("A")
+        assert waits.until == stage.now + dt.timedelta(seconds=pause)
+        assert stage.undo("A") == waits
+        stage.now = waits.until
     outcome = stage.undo("A")
     assert isinstance(outcome, runner.Halt)
     assert [each["step"] for each in outcome.data["errors"]] == ["source_mount"]
     assert stage.asked("undo")[-3:] == ["relay_export", "relay_fs", "relay_lv"]
+    assert stage.undo("A") == outcome
+    assert stage.asked("undo").count("source_mount") == 3
+    stage.journal.resumed_at = stage.now = stage.now + dt.timedelta(seconds=1)
     assert stage.undo("A") == runner.Finished()
 
 

@@ -1,8 +1,12 @@
 """Whole migrations on the fake site, from the request to their end, judged by what is left there."""
 
+import datetime as dt
+
+from django.utils import timezone
+
 from hosts.models import Hypervisor
-from jobs.models import Footprint
-from tests.factories import operator
+from jobs.models import Footprint, StepRun
+from tests.factories import admin, operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
 from volmig.record.models import Event, verify
 
@@ -158,18 +162,38 @@ def test_a_host_that_is_away_is_waited_for(drive, site):
     site.source.reachable = False
     drive.go(job)
     assert (job.status, job.halt_reason) == ("preparing", "")
-    assert "src has not answered" in job.waiting_for
+    assert "(src) waits for an answer" in job.waiting_for
     site.source.reachable, site.source.slow = True, set()
     site.source.finish()
     assert drive.go(job).status == "awaiting_approval"
 
 
-def test_another_host_key_quarantines_and_halts(drive, site):
+def test_a_hypervisor_in_quarantine_is_not_asked_and_the_job_goes_on_when_its_key_is_pinned_again(drive, site):
     site.source.slow = {"convert"}
     job = drive.submit()
+    job.source.quarantine("it offers another key")
+    asked = len(site.source.requests)
+    drive.go(job)
+    StepRun.objects.filter(ended_at=None).update(silent_since=timezone.now() - dt.timedelta(seconds=91))
+    drive.go(job)
+    assert (job.status, job.halt_reason, len(site.source.requests)) == ("preparing", "", asked)
+    assert "for 91 s; somebody should look" in job.waiting_for
+    assert "it is in quarantine: it offers another key" in job.waiting_for
+    assert job.wake_at > timezone.now()
+    job.source.pin(admin(), job.source.host_key)
+    site.source.slow = set()
+    site.source.finish()
+    assert drive.go(job).status == "awaiting_approval"
+
+
+def test_another_host_key_touches_nothing_more(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    asked = len(site.source.requests)
     site.source.another_key = True
     drive.go(job)
-    assert "another key" in job.halt_reason
+    assert (job.status, len(site.source.requests)) == ("preparing", asked)
+    assert "another key" in job.waiting_for
 
 
 def test_facts_that_changed_after_the_approval_void_it(drive, site):

@@ -382,6 +382,7 @@ def destination_facts(work: Work) -> Dict[str, Any]:
         "domain": _domain(work, path),
         "contents": image_contents(work, path, disk["virtual_size"]) if disk and disk["format"] == "qcow2" else None,
         "leftovers": _leftovers(target) if found else [],
+        "stage": _stage(target, work.job) if found and work.job else None,
         "acdirmax": int(mounts.option(found, "acdirmax") or 60) if found else 60,
         "time": time.time(),
     }
@@ -472,6 +473,16 @@ def _leftovers(args: Args) -> List[str]:
             return sorted(os.path.join(directory, name) for name in os.listdir(directory))
     except OSError:
         return []
+
+
+def _stage(args: Args, job: str) -> Optional[Dict[str, Any]]:
+    """The job's own staged copy as this host sees it."""
+    try:
+        with stage.Place(args, job) as place:
+            there = place.look("disk.new")
+    except FileNotFoundError:
+        return None
+    return virsh.identity(there) if there else None
 
 
 def instance_state(work: Work) -> Dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import re
 import time
 import traceback
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from . import detached, source_hash, verbs
 from .act import Args, Refused, Stop
@@ -315,6 +315,8 @@ class Desk:
         work = Work(request.args, request.job, verb.acts)
         if request.verb == "status":
             return answer("done", self.status(request.job))
+        if request.verb == "fence":
+            return self._fence(request)
         if not verb.mutates:
             return guarded(verb.run, work)
         if not request.job or (not request.step and request.verb != "forget"):
@@ -322,6 +324,23 @@ class Desk:
         if request.verb == "forget":
             return self._forget(request, work)
         return self._submit(request)
+
+    def _fence(self, request: Request) -> Dict[str, Any]:
+        """Shut out every earlier owner of the job; busy while anything that one of them began still runs."""
+        if not request.job:
+            raise _bad("fence needs a job", request.job)
+        kept = self.store(request.job)
+        kept.open()
+        with kept.locked("door", LOCK_WITHIN) as door:
+            if not door:
+                return answer("busy")
+            kept.raise_fence(request.fence)
+            running = self._running(kept)
+        return answer("busy" if running else "done", {"fence": request.fence, "running": running})
+
+    def _running(self, kept: Store) -> List[str]:
+        """step-direction-attempt of everything that runs."""
+        return [key for key in kept.started() if kept.result(key) is None and self._alive(kept, key)]
 
     def status(self, job: str) -> Dict[str, Any]:
         """Fence and steps of a job as this host knows them."""
@@ -365,7 +384,7 @@ class Desk:
             if earlier is not None:
                 return earlier
             self._stop_first(kept, request)
-            busy = [key for key in kept.started() if kept.result(key) is None and self._alive(kept, key)]
+            busy = self._running(kept)
             if busy:
                 return answer("busy", {"running": busy}, unit=detached.unit_name(kept.job, busy[0]))
             self._start(kept, request)

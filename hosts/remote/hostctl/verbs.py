@@ -53,6 +53,7 @@ VERBS: Dict[str, Verb] = {
     "destination_facts": _asks("instance disk share_source", facts.destination_facts),
     "instance_state": _asks("instance", facts.instance_state),
     "status": _asks(""),
+    "fence": _asks(""),
     "watch": _asks(""),
     "lv_create": _does("vg lv size", lvm.create, lvm.create_acts),
     "lv_remove": _does("vg lv size", lvm.remove, lvm.remove_acts),
