@@ -9,6 +9,7 @@ from django.db.models import Sum
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, VolumeGroup
 from jobs.engine import states
+from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Footprint, Job
 
@@ -63,7 +64,7 @@ class Choices:
             sources=[machine(each, source) for each in hypervisors],
             volumes=volumes(source, volume, busy) if source else [],
             destinations=[machine(each, destination) for each in hypervisors],
-            disks=disks(destination, picked.get("disk", ""), busy) if destination else [],
+            disks=disks(destination, picked.get("disk", ""), volume, busy) if destination else [],
             relays=relays(hypervisors, (source, destination), volume, mount, picked.get("relay")),
         )
 
@@ -109,21 +110,25 @@ def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
     ]
 
 
-def disks(destination: Hypervisor, chosen: str, busy: list[Job]) -> list[Option]:
-    """The disks, on a share, of the instances of a hypervisor."""
+def disks(destination: Hypervisor, chosen: str, volume: LogicalVolume | None, busy: list[Job]) -> list[Option]:
+    """The disks, on a share, of the instances of a hypervisor; those that can be chosen first."""
     taken = {job.instance_id: job.pk for job in busy}
     offered = []
     for instance in Instance.objects.filter(hypervisor=destination):
         for disk in instance.disks:
             value = f"{instance.pk}/{disk['name']}"
-            why = closed(destination) + disk_refusals(instance, disk, taken)
+            why = closed(destination) + disk_refusals(instance, disk, volume, taken)
             offered.append(Option(value, f"{instance.name} {disk['name']}", value == chosen, None, instance.uuid, why))
-    return offered
+    return sorted(offered, key=lambda option: bool(option.why_not))
 
 
-def disk_refusals(instance: Instance, disk: dict[str, str], taken: dict[str, int]) -> list[str]:
+def disk_refusals(
+    instance: Instance, disk: dict[str, str], volume: LogicalVolume | None, taken: dict[str, int]
+) -> list[str]:
     """Why a disk cannot be replaced."""
+    part = other_part(volume.name, disk["name"]) if volume else ""
     return [
+        *([f"the volume was {part} of its instance"] if part else []),
         *([f"{disk['format']}, not qcow2"] if disk["format"] != "qcow2" else []),
         *([f"its instance is already in migration {taken[instance.uuid]}"] if instance.uuid in taken else []),
     ]
@@ -181,12 +186,6 @@ def held_in_groups() -> dict[tuple[int, str], int]:
         (row["hypervisor"], row["name"]): row["held"]
         for row in rows.values("hypervisor", "name").annotate(held=Sum("bytes"))
     }
-
-
-def held_on_shares() -> dict[int, int]:
-    """Bytes that jobs hold reserved and have not taken yet, by share."""
-    rows = Footprint.objects.filter(kind="space", state="reserved", share__isnull=False)
-    return {row["share"]: row["held"] for row in rows.values("share").annotate(held=Sum("bytes"))}
 
 
 def cut_off(source: Hypervisor | None) -> set[int]:

@@ -395,15 +395,20 @@ def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
     return None
 
 
+def other_part(source_lv: str, disk: str) -> str:
+    """The disk that a volume of this name was in its instance, when that is another than `disk`; else empty."""
+    # A data disk on top of a root disk has every size and format right, and a guest that never boots again.
+    part = re.fullmatch(r"[0-9a-f-]{36}_(disk(?:\.\w+)?)", source_lv)
+    return part[1] if part and part[1] != disk else ""
+
+
 @rule("same name", BLOCKS, "Volume and disk have the same part in their instances.")
 def _same_name(case: Case) -> Finding:
-    part = re.fullmatch(r"[0-9a-f-]{36}_(disk(?:\.\w+)?)", case.migration.source_lv)
-    if part and part[1] != case.migration.disk:
-        # A data disk on top of a root disk has every size and format right, and a guest that never boots again.
+    if part := other_part(case.migration.source_lv, case.migration.disk):
         return (
-            f"The volume was {part[1]} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
+            f"The volume was {part} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
             "would be replaced. Choose the disk of the same name."
-        ), part[1]
+        ), part
     return None
 
 

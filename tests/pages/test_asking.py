@@ -112,6 +112,22 @@ def test_relays_are_narrowed_by_source_share_and_room(picked, dana, browser_of, 
     assert f"does not mount {scenes.SHARE}" in source
 
 
+def test_a_disk_with_another_part_of_the_name_than_the_volume_comes_last_and_says_why(picked, dana, browser_of):
+    guest = Instance.objects.get(name="db-new")
+    root = {**guest.disks[0], "name": "disk", "path": guest.disks[0]["path"].replace("disk.local", "disk")}
+    guest.disks.insert(0, root)
+    guest.save()
+    wanted, wrong = f"{guest.pk}/disk.local", f"{guest.pk}/disk"
+    disks = options(text(browser_of(dana).get("/migrations/new", {**picked, "disk": wrong})), "disk")
+    assert "the volume was disk.local of its instance" in disks[wrong]
+    assert "disabled" in disks[wrong]
+    assert "checked" not in disks[wrong]
+    assert "disabled" not in disks[wanted]
+    assert list(disks).index(wanted) < list(disks).index(wrong)
+    before = options(text(browser_of(dana).get("/migrations/new", {**picked, "volume": ""})), "disk")
+    assert "disabled" not in before[wrong], "no volume is chosen yet"
+
+
 def test_room_that_other_jobs_hold_is_not_offered_twice(picked, dana, browser_of, hosts):
     jump = hosts["jump-02"].volume_groups.get()
     held = scenes.job(dana, "preparing")
