@@ -143,12 +143,9 @@ class Watcher:
             self._join(hypervisor)
 
     def _join(self, hypervisor: Hypervisor) -> None:
-        try:
-            address = hypervisor.remote()
-        except HostError:
-            return  # not to be entered; the job's own tick says so
-        self.followers[hypervisor.pk] = Follower(hypervisor.pk, address, self.connect, self.lines)
-        self.followers[hypervisor.pk].start()
+        if address := way_to(hypervisor):  # else not to be entered; the job's own tick says so
+            self.followers[hypervisor.pk] = Follower(hypervisor.pk, address, self.connect, self.lines)
+            self.followers[hypervisor.pk].start()
 
     def write(self) -> None:
         """Put down everything that was heard since the last time: the newest progress of each run, and what ended."""
@@ -193,10 +190,11 @@ class Watcher:
 
     def _lost(self, pk: int, error: HostError) -> None:
         log.info("watching %s: %s", pk, error)
-        hypervisor = Hypervisor.objects.get(pk=pk)
-        note(hypervisor, error)
-        if hypervisor.quarantined_at and (follower := self.followers.pop(pk, None)):
-            follower.end()
+        note(Hypervisor.objects.get(pk=pk), error)
+        follower = self.followers.get(pk)
+        # Put into quarantine by that, or registered at another address meanwhile: a new one takes the way of now.
+        if follower and follower.address != way_to(Hypervisor.objects.get(pk=pk)):
+            self.followers.pop(pk).end()
 
     def _heard(self) -> Iterable[tuple[int, Any]]:
         while True:
@@ -231,6 +229,14 @@ class Speed:
             self.samples.popleft()
         began, first = self.samples[0]
         return int((done - first) / (at - began)) if at > began and done > first else 0
+
+
+def way_to(hypervisor: Hypervisor) -> Address | None:
+    """How to reach it now; None when it must not be entered."""
+    try:
+        return hypervisor.remote()
+    except HostError:
+        return None
 
 
 def key_of(line: dict[str, Any]) -> Key:

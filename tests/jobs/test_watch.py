@@ -3,8 +3,9 @@
 import pytest
 from django_q.models import OrmQ
 
+from hosts.remote.host import HostKeyChanged, Unreachable
 from jobs.models import Lease, StepRun
-from jobs.watch import Speed, Watcher
+from jobs.watch import Follower, Speed, Watcher
 
 
 @pytest.fixture
@@ -77,6 +78,39 @@ def test_one_follower_for_each_hypervisor_with_work(running, site):
     site.source.lines.put(None)
     follower.join(timeout=5)
     assert not follower.is_alive()
+
+
+@pytest.fixture
+def followed(running, site):
+    """A watcher, the hypervisor that it follows, and the follower there."""
+    watcher, source = Watcher(site.connect), running.source
+    watcher.followers[source.pk] = Follower(source.pk, source.remote(), site.connect, watcher.lines)
+    return watcher, source, watcher.followers[source.pk]
+
+
+def lose(watcher, hypervisor, error):
+    watcher.lines.put((hypervisor.pk, error))
+    watcher.write()
+
+
+def test_a_follower_that_lost_its_connection_tries_again_until_the_address_is_another(followed):
+    watcher, source, follower = followed
+    lose(watcher, source, Unreachable("watch src", "no answer"))
+    assert not follower.over.is_set()
+    source.put(address="10.77.0.99")
+    lose(watcher, source, Unreachable("watch src", "no answer"))
+    assert follower.over.is_set()
+    assert not watcher.followers
+
+
+def test_nobody_follows_a_hypervisor_that_was_just_put_into_quarantine(followed):
+    watcher, source, follower = followed
+    error = HostKeyChanged("watch src", "it offered another key")
+    error.address = source.remote()
+    lose(watcher, source, error)
+    assert follower.over.is_set()
+    watcher.follow()
+    assert not watcher.followers
 
 
 def test_a_second_watcher_stands_by(running, site):
