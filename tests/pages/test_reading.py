@@ -5,6 +5,7 @@ import re
 import pytest
 from django.contrib.auth.models import Group
 from django.urls import reverse
+from django.utils import timezone
 
 from jobs.views import TABS
 from tests.pages import scenes
@@ -50,6 +51,27 @@ def test_the_plan_shows_every_command_of_every_step(dana, browser_of, hosts):
         assert step["title"] in page
     assert "qemu-img convert" in page
     assert "lvchange -pr" in page
+
+
+def test_the_log_shows_what_changed_something_and_on_demand_the_questions(dana, browser_of, hosts):
+    job, browser = scenes.job(dana, "preparing"), browser_of(dana)
+    address = reverse("jobs:job", args=[job.pk])
+    page = text(browser.get(address, {"tab": "log"}))
+    assert "lvcreate" in page
+    assert "lvs --reportformat" not in page
+    link = re.search(r'href="(\?tab=log&amp;questions=1#details)">With the (\d+) read-only', page)
+    assert int(link.group(2)) == job.runs.exclude(commands=[]).count()
+    page = text(browser.get(address, {"tab": "log", "questions": "1"}))
+    assert page.count('<tr class="probe">') == int(link.group(2))
+    assert 'hx-get="' + address + '?part=tab&amp;tab=log&amp;questions=1"' in page, "the choice outlives a live update"
+
+
+def test_a_log_of_questions_only_says_that_nothing_was_changed(dana, browser_of, hosts):
+    job = scenes.job(dana, "planned")
+    scenes.ran(job, "relay_lv", timezone.now(), commands=[scenes.command("lvs", probe=True)])
+    page = text(browser_of(dana).get(reverse("jobs:job", args=[job.pk]), {"tab": "log"}))
+    assert "Nothing was changed yet" in page
+    assert "With the 1 read-only question<" in page
 
 
 def test_a_halted_job_says_what_was_expected_what_was_found_and_the_ways_on(dana, browser_of, hosts):
