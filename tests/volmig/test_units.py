@@ -30,9 +30,18 @@ def test_what_was_never_seen_says_so():
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0.0 GiB"), (512 * 1024**2, "512.0 MiB"), (10 * 1024**3, "10.0 GiB"), (1, "0.0 MiB")]
+    ("count", "said"),
+    [
+        (0, "0.0 GiB"),
+        (1, "0.0 MiB"),
+        (512 * 1024**2, "512.0 MiB"),
+        (10 * 1024**3, "10.0 GiB"),
+        (1023 * 1024**3, "1023.0 GiB"),
+        (1024 * 1024**3, "1.0 TiB"),
+        (20_000 * 1024**3, "19.5 TiB"),
+    ],
 )
-def test_a_size_is_in_gib_or_mib(count, said):
+def test_a_size_is_in_tib_gib_or_mib(count, said):
     assert f">{said}<" in size(count)
 
 

@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 register = template.Library()
-GIB, MIB = 1024**3, 1024**2
+TIB, GIB, MIB = 1024**4, 1024**3, 1024**2
 
 
 def spoken(seconds: float) -> str:
@@ -42,10 +42,11 @@ def age(at: dt.datetime | None) -> str:
 
 @register.filter
 def size(count: int | None) -> str:
-    """Bytes as GiB (MiB below one), with the exact bytes on hover."""
+    """Bytes as TiB, GiB or MiB, with the exact bytes on hover."""
     if count is None:
         return "–"
-    amount = f"{count / GIB:.1f} GiB" if count >= GIB or count == 0 else f"{count / MIB:.1f} MiB"
+    length, unit = (TIB, "TiB") if count >= TIB else (GIB, "GiB") if count >= GIB or count == 0 else (MIB, "MiB")
+    amount = f"{count / length:.1f} {unit}"
     return format_html('<span title="{} bytes">{}</span>', f"{count:,}".replace(",", "\u202f"), amount)
 
 
