@@ -15,6 +15,9 @@ def pages(hosts, person):
     scenes.reservation(running)
     plain = ["/", "/migrations/", "/migrations/new", "/approvals/", f"/approvals/{asked.pk}/"]
     tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in ("plan", "log", "evidence")]
+    host = hosts["jump-02"].pk
+    ours = [f"/hosts/{page}" for page in ("", "register/", "clouds/", "clouds/add/", f"{host}/", f"{host}/edit/")]
+    plain += [*ours, f"/hosts/{hosts['cmp-lvm-08'].pk}/", "/audit/"]
     return [*plain, *tabs, f"/migrations/{scenes.halted(dana).pk}/", f"/migrations/{scenes.job(dana, 'done').pk}/"]
 
 
@@ -32,7 +35,7 @@ def test_axe_finds_no_fault(scheme, pages, logged_in):
 
 
 def test_no_page_scrolls_sideways_on_a_telephone(pages, logged_in):
-    page = logged_in("ada", "operator", "approver")
+    page = logged_in("ada", "operator", "approver", "administrator", "auditor")
     page.set_viewport_size({"width": 390, "height": 800})
     for path in pages:
         page.goto(path)
