@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import stage
+from hosts.remote.hostctl import facts, stage
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.nfs import read_direct
 from hosts.remote.hostctl.tools import Work
@@ -146,3 +146,15 @@ def test_unstage_leaves_nothing_and_repeats(share):
     run(share, "unstage")
     assert list(share.instances.iterdir()) == []
     assert run(share, "unstage") == {"already": True}
+
+
+def test_the_facts_tell_which_file_is_staged(tmp_path, job):
+    args = {"instances": str(tmp_path)}
+    assert facts.staged(args, job) is None
+    place = tmp_path / ".volmig" / job
+    place.mkdir(parents=True)
+    assert facts.staged(args, job) is None
+    (place / "disk.new").write_bytes(qcow2(MIB))
+    found = (place / "disk.new").stat()
+    told = facts.staged(args, job)
+    assert (told["inode"], told["file_size"], told["mtime_ns"]) == (found.st_ino, found.st_size, found.st_mtime_ns)

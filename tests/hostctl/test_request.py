@@ -209,6 +209,36 @@ def test_a_fence_raised_before_the_unit_begins_stops_it(desk, job, counted):
     assert counted == []
 
 
+def test_a_new_owner_shuts_out_the_earlier_one(desk, job, counted):
+    send(desk, "lv_create", job=job, step="a", fence=7)
+    assert send(desk, "fence", job=job, fence=8)["state"] == "done"
+    assert send(desk, "lv_create", job=job, step="b", fence=7)["error"]["code"] == "stale-fence"
+    assert send(desk, "fence", job=job, fence=7)["error"]["code"] == "stale-fence"
+    assert len(counted) == 1
+
+
+def test_a_host_that_has_never_heard_of_the_job_remembers_its_new_owner(desk, job, counted):
+    assert send(desk, "fence", job=job, fence=8)["evidence"] == {"fence": 8, "running": []}
+    assert send(desk, "lv_create", job=job, step="a", fence=7)["error"]["code"] == "stale-fence"
+    assert counted == []
+
+
+def test_a_new_owner_hears_what_still_runs(desk, job, counted):
+    desk.units.run_now = False
+    send(desk, "lv_create", job=job, step="a", fence=7)
+    said = send(desk, "fence", job=job, fence=8)
+    assert (said["state"], said["evidence"]["running"]) == ("busy", ["a-do-1"])
+
+
+def test_a_request_that_is_being_handled_makes_the_new_owner_wait(desk, job, counted, monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.request.LOCK_WITHIN", 0)
+    kept = desk.store(job)
+    kept.open()
+    with kept.locked("door", 1):
+        assert send(desk, "fence", job=job, fence=8)["state"] == "busy"
+    assert kept.fence() == 0
+
+
 def test_a_second_step_of_the_job_is_busy_while_one_runs(desk, job, counted):
     desk.units.run_now = False
     assert send(desk, "lv_create", job=job, step="a")["state"] == "running"

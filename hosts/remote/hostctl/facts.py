@@ -382,7 +382,7 @@ def destination_facts(work: Work) -> Dict[str, Any]:
         "domain": _domain(work, path),
         "contents": image_contents(work, path, disk["virtual_size"]) if disk and disk["format"] == "qcow2" else None,
         "leftovers": _leftovers(target) if found else [],
-        "stage": _stage(target, work.job) if found and work.job else None,
+        "stage": staged(target, work.job) if found and work.job else None,
         "acdirmax": int(mounts.option(found, "acdirmax") or 60) if found else 60,
         "time": time.time(),
     }
@@ -475,7 +475,7 @@ def _leftovers(args: Args) -> List[str]:
         return []
 
 
-def _stage(args: Args, job: str) -> Optional[Dict[str, Any]]:
+def staged(args: Args, job: str) -> Optional[Dict[str, Any]]:
     """The job's own staged copy as this host sees it."""
     try:
         with stage.Place(args, job) as place:
