@@ -86,7 +86,7 @@ def look(numbers: set[int], before: Marks) -> tuple[Marks, dict[int, str]]:
     """The present marks of the watched jobs and the fragment of each that differs from `before`."""
     now = marks(numbers)
     changed = [number for number in now if now[number] != before.get(number)]
-    return now, {job.pk: fragment(job) for job in Job.objects.filter(pk__in=changed)}
+    return now, {job.pk: fragment(job) for job in Job.objects.with_runs().filter(pk__in=changed)}
 
 
 class Tailer:
@@ -238,7 +238,7 @@ def first_look(user: Any, number: int) -> tuple[bool, str]:
         return False, ""
     if number == LIST:
         return True, ""
-    job = Job.objects.visible_to(user).filter(pk=number).first()
+    job = Job.objects.visible_to(user).with_runs().filter(pk=number).first()
     return job is not None, fragment(job) if job else ""
 
 

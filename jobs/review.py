@@ -7,7 +7,7 @@ from typing import Any
 from django.utils import timezone
 from django.utils.html import format_html
 
-from jobs.models import Approval
+from jobs.models import Approval, StepRun
 from volmig.templatetags.units import size, spoken
 
 
@@ -74,15 +74,13 @@ class Review:
         return [line["text"] if isinstance(line, dict) else str(line) for line in self.bound.get("commands", [])]
 
     @cached_property
-    def evidence(self) -> dict[str, dict[str, Any]]:
-        """The evidence of the last good run of each step."""
-        runs = self.job.runs.filter(direction="do", result="done").order_by("pk")
-        return {run.step: run.evidence for run in runs}
+    def runs(self) -> dict[str, StepRun]:
+        """The last good run of each step."""
+        return {run.step: run for run in self.job.runs.filter(direction="do", result="done").order_by("pk")}
 
-    @cached_property
-    def seconds(self) -> dict[str, float]:
-        """How long the last good run of each step took."""
-        return {run.step: run.seconds for run in self.job.runs.filter(direction="do", result="done").order_by("pk")}
+    def evidence(self, step: str) -> dict[str, Any]:
+        """What a step measured; empty when it did not end well."""
+        return self.runs[step].evidence if step in self.runs else {}
 
     @property
     def rows(self) -> list[Row]:
@@ -120,16 +118,15 @@ class Review:
 
     def compared(self) -> Proof:
         """qemu-img compare of the volume with the copy."""
-        compare = self.evidence.get("compare")
-        if not compare:
+        if not self.evidence("compare"):
             return Proof(False, "No comparison with the source volume is on record.")
-        took = spoken(self.seconds["compare"])
+        took = spoken(self.runs["compare"].seconds)
         volume, whole = f"{self.job.source_vg}/{self.job.source_lv}", f"{self.job.source_size:,}".replace(",", "\u202f")
         return Proof(True, f"Block by block equal to {volume}: {whole} bytes compared in {took}.")
 
     def hashed(self) -> Proof:
         """The hash on the relay and the one read back from the filer."""
-        made, read = self.evidence.get("stage", {}).get("sha256"), self.evidence.get("stage_verify", {}).get("sha256")
+        made, read = self.evidence("stage").get("sha256"), self.evidence("stage_verify").get("sha256")
         if not made or made != read:
             return Proof(False, "The hash of the staged image was not read back from the share.")
         return Proof(
@@ -138,7 +135,7 @@ class Review:
 
     def quiet(self) -> Proof:
         """Write counters at the fence and after the comparison."""
-        fence, compare = self.evidence.get("source_fence"), self.evidence.get("compare", {})
+        fence, compare = self.evidence("source_fence"), self.evidence("compare")
         if not fence or "writes" not in compare:
             return Proof(False, "No count of writes to the source volume is on record.")
         if fence.get("writes") != compare["writes"]:

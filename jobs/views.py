@@ -62,7 +62,7 @@ def undecided() -> QuerySet[Approval]:
 def overview(request: HttpRequest) -> HttpResponse:
     """Is anything wrong, and must I act?"""
     jobs = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
-    active = list(jobs.active().order_by("-pk"))
+    active = list(jobs.active().with_runs().order_by("-pk"))
     halted = [job for job in active if job.halt_reason]
     mine = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
     return show(
@@ -132,7 +132,7 @@ def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
 def found(request: HttpRequest, number: int) -> Job:
     """The job, or 404 for those who may not know that it exists."""
     rows = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
-    return get_object_or_404(rows, pk=number)
+    return get_object_or_404(rows.with_runs(), pk=number)
 
 
 @require_GET
@@ -183,7 +183,10 @@ def log(job: Job, request: HttpRequest) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
     "plan": lambda job, request: {},
     "log": log,
-    "evidence": lambda job, request: {"runs": job.runs.order_by("pk"), "footprints": job.footprints.order_by("pk")},
+    "evidence": lambda job, request: {
+        "runs": job.runs.select_related("hypervisor"),
+        "footprints": job.footprints.select_related("hypervisor", "share").order_by("pk"),
+    },
     "approvals": lambda job, request: {"approvals": job.approvals.prefetch_related("decisions__person")},
     "events": lambda job, request: {"events": Event.objects.of_job(job.pk).select_related("actor")[:500]},
 }

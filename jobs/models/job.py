@@ -21,6 +21,7 @@ from jobs.engine.network import data_address, network
 from jobs.models import story
 from jobs.models.approval import Approval, expiry
 from jobs.models.refused import Moved, Refused
+from jobs.models.steprun import StepRun
 from jobs.queue import wake
 from volmig.accounts.roles import may, refusal
 from volmig.notify import announce
@@ -35,6 +36,11 @@ ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
 class JobQuerySet(models.QuerySet["Job"]):
     def visible_to(self, user: Any) -> Self:
         return self.all() if may(user, "view") else self.none()
+
+    def with_runs(self) -> Self:
+        """For pages: the journal comes along in one query for all, without its bulky columns."""
+        runs = StepRun.objects.select_related("hypervisor").defer("args", "commands", "error")
+        return self.prefetch_related(models.Prefetch("runs", runs))
 
     def active(self) -> Self:
         """Those that hold their volume and their instance."""

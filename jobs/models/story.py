@@ -110,12 +110,11 @@ def why_again(job: Job) -> list[str]:
 
 def running(job: Job) -> StepRun | None:
     """The attempt that is under way."""
-    return job.runs.open().last()
+    return next((run for run in reversed(job.runs.all()) if not run.ended_at), None)
 
 
 def timeline(job: Job) -> list[Row]:
-    runs = job.runs.filter(lap=job.lap)
-    last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in runs}
+    last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in _of_this_lap(job)}
     return [
         _row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
         for step in job.plan.get("steps", ())
@@ -146,12 +145,16 @@ def _state(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun
     return "skipped" if over and not (step["phase"] == "D" and job.status in ("done", "rolled_back")) else "todo"
 
 
+def _of_this_lap(job: Job) -> list[StepRun]:
+    return [run for run in job.runs.all() if run.lap == job.lap]
+
+
 def time_left(job: Job) -> tuple[float, float, float] | None:
     """Seconds (low, middle, high) to the end of this phase; None when nothing runs by itself."""
     phase = PHASES.get(job.status)
     if not phase or not job.plan or job.halt_reason:
         return None
-    done = set(job.runs.filter(direction="do", result="done", lap=job.lap).values_list("step", flat=True))
+    done = {run.step for run in _of_this_lap(job) if run.direction == "do" and run.result == "done"}
     left = [step for step in job.plan["steps"] if step["phase"] == phase and step["name"] not in done]
     run = job.running()
     ranges = [_left(step, run) for step in left]
