@@ -75,7 +75,11 @@ class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
         return self.active().filter(quarantined_at=None).exclude(host_key="")
 
     def at(self, address: Address) -> Self:
-        return self.filter(address=address.host, port=address.port)
+        """Those reached in this way; behind another bastion, the same address is another machine."""
+        rows = self.filter(address=address.host, port=address.port)
+        if address.bastion is None:
+            return rows.filter(bastion=None)
+        return rows.filter(bastion__in=Hypervisor.objects.at(address.bastion))
 
     def stale(self, before: dt.datetime) -> Self:
         return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
@@ -187,6 +191,13 @@ class Hypervisor(models.Model):
         announce("quarantined", subject=subject, text=reason, url_path=f"/hosts/{self.pk}/")
         self.put(quarantined_at=timezone.now(), quarantine_reason=reason, last_error=reason)
         Event.append("hypervisor.quarantine", object=self.name, data={"reason": reason})
+
+    def still_needed(self) -> str:
+        """Why it cannot be retired yet, as a sentence; empty when it can."""
+        if self.footprints.left().exists():  # the ledger of migrations, which stand above
+            return f"Migrations still hold something on {self}."
+        behind = ", ".join(self.behind.active().values_list("name", flat=True))
+        return f"It is the bastion of {behind}." if behind else ""
 
     @transaction.atomic
     def retire(self, by: Any) -> None:

@@ -21,11 +21,13 @@ def refresh_stale() -> None:
 
     Only as many as keep all of them fresh in turn: workers that look around do not move migrations.
     """
-    before = timezone.now() - dt.timedelta(seconds=settings.REFRESH_SECONDS)
+    now = timezone.now()
+    before = now - dt.timedelta(seconds=settings.REFRESH_SECONDS)
     share = math.ceil(Hypervisor.objects.reachable().count() * 60 / settings.REFRESH_SECONDS)
     stale = Hypervisor.objects.stale(before).order_by(F("tried_at").asc(nulls_first=True))
     for pk in stale.values_list("pk", flat=True)[:share]:
         later("hosts.tasks.refresh", pk)
+        Hypervisor.objects.filter(pk=pk).update(tried_at=now)  # or busy workers would find it queued again next minute
 
 
 def refresh(hypervisor_id: int) -> None:

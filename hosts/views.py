@@ -107,9 +107,8 @@ def register(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         with transaction.atomic():
             host = form.save()
-            data = {name: str(form.cleaned_data[name] or "") for name in form.cleaned_data}
-            Event.append("hypervisor.register", object=host.name, data=data, request=request)
             later("hosts.tasks.offer_key", host.pk)
+            Event.append("hypervisor.register", object=host.name, data=host.registration(), request=request)
         messages.success(request, f"{host.name} is registered. Compare its host key, then pin it.")
         return redirect("hosts:pin", host.pk)
     return render(request, "hosts/register.html", {"form": form, **installation("volmig")})
@@ -199,8 +198,8 @@ def retire(request: HttpRequest, pk: int) -> HttpResponse:
     if request.POST.get("name") != host.name:
         messages.error(request, f"Type {host.name} to retire it. Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)
-    if host.footprints.left().exists():  # the ledger of migrations, which stand above
-        messages.error(request, f"Migrations still hold something on {host.name}. Nothing was changed.")
+    if why := host.still_needed():
+        messages.error(request, f"{why} Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)
     host.retire(request.user)
     messages.success(request, f"{host.name} is retired. Its history stays.")

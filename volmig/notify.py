@@ -1,5 +1,6 @@
 """Notification by e-mail and by one signed webhook; a broken mail server never disturbs a migration."""
 
+import datetime as dt
 import hashlib
 import hmac
 import json
@@ -17,6 +18,7 @@ from volmig.models import Notice
 from volmig.queue import later
 
 KINDS = {"approval_waiting", "halted", "swap_done", "rolled_back", "quarantined"}
+AT_A_TIME = 3
 log = logging.getLogger(__name__)
 
 
@@ -32,9 +34,18 @@ def announce(kind: str, *, subject: str, text: str, url_path: str = "") -> None:
         log.exception("notice %s could not be queued: %s", kind, subject)
 
 
+def send_again() -> None:
+    """Task, once a minute: tries again what failed in the last day; a few at a time, for each may take a while."""
+    since = timezone.now() - dt.timedelta(days=1)
+    failed = Notice.objects.filter(created_at__gt=since).exclude(error="")
+    for pk in failed.order_by("?").values_list("pk", flat=True)[:AT_A_TIME]:  # by chance, so that none waits for ever
+        later("volmig.notify.send", pk)
+
+
 def send(notice_id: int) -> None:
     """Task: sends one notice by every way that is configured; what failed stays on the row."""
     notice = Notice.objects.get(pk=notice_id)
+    Notice.objects.filter(pk=notice_id).update(error="")
     ways: list[tuple[str, bool, Callable[[Notice], None]]] = [
         ("emailed_at", bool(settings.NOTIFY_EMAILS), email),
         ("posted_at", bool(settings.WEBHOOK_URL), post),

@@ -126,7 +126,7 @@ Q_CLUSTER = {
     "poll": 0.3,
     "guard_cycle": 1,
 }
-EVERY_MINUTE = ["hosts.tasks.refresh_stale", "jobs.watch.sweep"]
+EVERY_MINUTE = ["hosts.tasks.refresh_stale", "jobs.watch.sweep", "volmig.notify.send_again"]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [

@@ -85,6 +85,18 @@ def test_a_changed_key_quarantines_the_machine_that_offered_it(hypervisor, monke
     assert set(Hypervisor.objects.exclude(quarantined_at=None)) == {bastion}
 
 
+def test_the_same_address_behind_another_bastion_is_another_machine(hypervisor, monkeypatch):
+    east, west = hypervisor("east"), hypervisor("west")
+    near, far = (hypervisor(f"src-{hop}", bastion=hop, address="10.0.0.5", port=22) for hop in (east, west))
+    open_one = hypervisor("src-open", address="10.0.0.5", port=22)
+    error = HostKeyChanged("log in", "it offered another key")
+    error.address = near.remote()
+    fails(monkeypatch, error)
+    tasks.refresh(near.pk)
+    assert set(Hypervisor.objects.exclude(quarantined_at=None)) == {near}
+    assert {far, open_one} <= set(Hypervisor.objects.reachable())
+
+
 def test_a_quarantined_hypervisor_is_not_asked(hypervisor, fake):
     src = hypervisor()
     src.quarantine("it offered another key")
@@ -127,6 +139,7 @@ def test_only_stale_hypervisors_are_queued(hypervisor, drain, fake, settings):
     hypervisor("unpinned", host_key="")
     settings.REFRESH_SECONDS = 60
     tasks.refresh_stale()
+    tasks.refresh_stale()  # while the workers are busy with others
     assert drain() == ["hosts.tasks.refresh"] * 2
     assert Hypervisor.objects.filter(seen_at__gte=now).count() == 2
 

@@ -165,6 +165,17 @@ def test_retiring_needs_the_name_typed(browser, hypervisor):
     assert "Retired" in page(client, "hypervisor", src.pk)
 
 
+def test_a_bastion_is_not_retired_while_others_are_behind_it(browser, hypervisor):
+    jump = hypervisor("jump")
+    src = hypervisor("src", bastion=jump)
+    client = browser("administrator")
+    retire = lambda: client.post(reverse("hosts:retire", args=[jump.pk]), {"name": "jump"}, follow=True)  # noqa: E731
+    assert "It is the bastion of src. Nothing was changed." in retire().content.decode()
+    src.retire(None)
+    retire()
+    assert not Hypervisor.objects.active().exists()
+
+
 def test_hostctl_can_be_downloaded(browser):
     answer = browser("viewer").get(reverse("hosts:bundle"))
     assert answer.content == hostctl.bundle()

@@ -1,5 +1,6 @@
 """Notification: e-mail and one signed webhook, and never an error for the caller."""
 
+import datetime as dt
 import hashlib
 import hmac
 import json
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from django.core import mail
 from django.db import DatabaseError, transaction
+from django.utils import timezone
 
 from volmig import notify
 from volmig.models import Notice
@@ -75,6 +77,30 @@ def test_what_was_sent_is_not_sent_again(hook, drain):
     drain()
     notify.send(Notice.objects.get().pk)
     assert len(hook) == 1
+
+
+def test_what_failed_is_sent_again_by_the_way_that_failed_and_then_left_alone(settings, drain, hook):
+    works, settings.WEBHOOK_URL = settings.WEBHOOK_URL, "http://127.0.0.1:1/"
+    settings.NOTIFY_EMAILS = ["ops@example.org"]
+    announce()
+    drain()
+    settings.WEBHOOK_URL = works
+    notify.send_again()
+    assert drain() == ["volmig.notify.send"]
+    notice = Notice.objects.get()
+    assert (len(hook), len(mail.outbox), notice.error) == (1, 1, "")
+    notify.send_again()
+    assert drain() == []
+
+
+def test_what_failed_for_a_day_is_given_up(settings, drain):
+    settings.WEBHOOK_URL = "http://127.0.0.1:1/"
+    announce()
+    drain()
+    Notice.objects.update(created_at=timezone.now() - dt.timedelta(days=1, minutes=1))
+    notify.send_again()
+    assert drain() == []
+    assert "post:" in Notice.objects.get().error
 
 
 def test_the_caller_never_notices_trouble(monkeypatch):
