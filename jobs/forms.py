@@ -6,12 +6,14 @@ from typing import Any
 
 from django import forms
 from django.db.models import Sum
+from django.http import HttpRequest
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, VolumeGroup
+from jobs import password
 from jobs.engine import states
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
-from jobs.models import Footprint, Job
+from jobs.models import Approval, Footprint, Job
 
 MIB = 1024**2
 STATUS_WORDS = [(name, name.replace("_", " ")) for name in states.STATUSES]
@@ -272,25 +274,26 @@ class DecisionForm(forms.Form):
 
     tail.widget.attrs.update({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"})
 
-    def __init__(self, *args: Any, user: Any, instance_id: str, fresh: bool, approving: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.user, self.instance_id, self.fresh, self.approving = user, instance_id, fresh, approving
-        if fresh:
+    def __init__(self, request: HttpRequest, asked: Approval) -> None:
+        super().__init__(request.POST or None, initial={"digest": asked.digest})
+        self.request, self.asked = request, asked
+        if password.is_fresh(request):
             del self.fields["password"]
 
     def clean_tail(self) -> str:
         """Only a yes needs it: a no takes nothing away from anybody."""
         tail = str(self.cleaned_data["tail"]).strip().lower()
-        if self.approving and tail != self.instance_id[-6:].lower():
+        approving = self.request.POST.get("verdict") == "approve"
+        if approving and tail != self.asked.job.instance_id[-6:].lower():
             raise forms.ValidationError("These are not the last six characters of the instance id shown here.")
         return tail
 
     def clean_password(self) -> str:
         """Whoever sits at a screen that was left open is not asked for consent."""
-        password = str(self.cleaned_data["password"])
-        if not self.user.check_password(password):
-            raise forms.ValidationError("This is not your password.")
-        return password
+        typed = str(self.cleaned_data["password"])
+        if trouble := password.trouble(self.request, self.asked, typed):
+            raise forms.ValidationError(trouble)
+        return typed
 
 
 class SearchForm(forms.Form):

@@ -18,11 +18,11 @@ from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm
 from jobs.models import Approval, Job, Lease, Refused
+from jobs.password import typed_at
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, refusal, roles_of
 from volmig.record.models import Event
 
-FRESH = 300  # seconds for which a password that was typed counts for a decision
 PAGE = 50
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
 WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
@@ -333,14 +333,7 @@ def approval(request: HttpRequest, pk: int) -> HttpResponse:
     verdict = request.POST.get("verdict", "")
     if request.method == "POST" and not may(request.user, "approve"):
         raise PermissionDenied(refusal("approve"))
-    form = DecisionForm(
-        request.POST or None,
-        initial={"digest": asked.digest},
-        user=request.user,
-        instance_id=asked.job.instance_id,
-        fresh=time.time() - typed_at(request) < FRESH,
-        approving=verdict == "approve",
-    )
+    form = DecisionForm(request, asked)
     if request.method == "POST" and form.is_valid() and decide(request, asked, verdict, form):
         return redirect("jobs:job", asked.job_id)
     values = {
@@ -350,18 +343,15 @@ def approval(request: HttpRequest, pk: int) -> HttpResponse:
         "why_not": asked.why_not(request.user),
         "review": Review(asked),
     }
-    values["typed_at"] = dt.datetime.fromtimestamp(typed_at(request), dt.UTC) if typed_at(request) else None
+    if typed := typed_at(request):
+        values["typed_at"] = dt.datetime.fromtimestamp(typed, dt.UTC)
     return render(request, "jobs/approval.html", values, status=422 if form.errors else 200)
-
-
-def typed_at(request: HttpRequest) -> float:
-    """When this session's person last typed their password, in seconds since the epoch; 0 when not known."""
-    return float(request.session.get("password_at", 0))
 
 
 def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionForm) -> bool:
     """Say yes or no; refusals come back as errors of the form."""
-    request.session["password_at"] = time.time() if "password" in form.fields else typed_at(request)
+    if "password" in form.fields:
+        request.session["password_at"] = time.time()
     try:
         if verdict == "approve":
             asked.approve(request.user, form.cleaned_data["digest"], form.cleaned_data["reason"])

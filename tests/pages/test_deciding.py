@@ -1,11 +1,14 @@
 """Approvals: who may decide, what they must give, what a refusal keeps, and what it is bound to."""
 
+import datetime as dt
 import time
 
 import pytest
+from django.utils import timezone
 
 from jobs.models import Decision
 from tests.pages import scenes
+from volmig.record.models import Event
 
 EASY = "correct horse battery"
 
@@ -56,6 +59,47 @@ def test_a_yes_with_the_wrong_instance_or_password_is_refused_and_keeps_the_reas
     assert "Typed at length." in text(response)
     assert EASY not in text(response)
     assert not Decision.objects.exists()
+
+
+def guess(asked, browser, times, typed="guess"):
+    for _ in range(times):
+        page = text(browser.post(f"/approvals/{asked.pk}/", say(asked, password=typed)))
+    return page
+
+
+def test_after_five_wrong_passwords_in_any_sessions_the_right_one_is_refused_for_ten_minutes(
+    asked, kim, browser_of, monkeypatch
+):
+    assert "This is not your password" in guess(asked, browser_of(kim), 3)
+    assert "This is not your password" in guess(asked, browser_of(kim), 2)
+    page = guess(asked, browser_of(kim), 1, EASY)
+    assert "Too many wrong passwords: you cannot decide anything before" in page
+    assert not Decision.objects.exists()
+    refused = Event.objects.filter(action="approval.password_refused", actor=kim, job=asked.job_id)
+    assert refused.count() == 5, "what is not even looked at is not counted"
+    later = timezone.now() + dt.timedelta(minutes=10, seconds=1)
+    monkeypatch.setattr("jobs.password.timezone.now", lambda: later)
+    browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked))
+    assert Decision.objects.exists()
+
+
+def test_wrong_passwords_of_one_person_do_not_keep_another_from_deciding(asked, kim, person, browser_of):
+    guess(asked, browser_of(person("kai", "approver")), 6)
+    browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked))
+    assert Decision.objects.get().person == kim
+
+
+def test_five_wrong_passwords_over_a_longer_time_are_forgiven(asked, kim, browser_of, monkeypatch):
+    began = timezone.now()
+    for minutes in range(0, 15, 3):
+        monkeypatch.setattr(timezone, "now", lambda at=began + dt.timedelta(minutes=minutes): at)
+        guess(asked, browser_of(kim), 1)
+    assert "This is not your password" in guess(asked, browser_of(kim), 1)
+
+
+def test_an_empty_password_is_no_guess(asked, kim, browser_of):
+    assert "Type your password" in guess(asked, browser_of(kim), 6, "")
+    assert not Event.objects.filter(action="approval.password_refused").exists()
 
 
 def test_what_was_looked_at_before_it_changed_is_refused(asked, kim, browser_of):
