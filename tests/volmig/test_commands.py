@@ -9,6 +9,7 @@ from django.core.management import CommandError, call_command
 
 from hosts.remote import hostctl
 from volmig.accounts.roles import may
+from volmig.management.commands import up
 from volmig.people import first_administrator
 from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.models import Event
@@ -25,6 +26,14 @@ def test_the_first_administrator_comes_from_the_environment_once(monkeypatch):
     assert first_administrator() == ""
     assert [user.username for user in get_user_model().objects.all()] == ["ann"]
     assert may(authenticate(username="ann", password=PASSWORD), "administer")
+
+
+def test_a_first_administrator_who_cannot_be_is_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setenv("VOLMIG_ADMIN_USER", "ann")
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", "short")
+    with pytest.raises(CommandError, match="VOLMIG_ADMIN_PASSWORD: This password is too short"):
+        up.prepare()
+    assert not get_user_model().objects.exists()
 
 
 def test_without_a_terminal_it_says_what_is_still_to_do(monkeypatch):

@@ -144,7 +144,7 @@ def prepare() -> None:
     except (EOFError, KeyboardInterrupt) as error:
         raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
     except ValidationError as error:
-        raise CommandError(f"VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
+        raise CommandError(f"VOLMIG_ADMIN_USER, VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
 
 
 def supervise(children: list[Child], bind: str) -> None:
