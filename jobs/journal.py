@@ -60,15 +60,19 @@ class Journal:
         return [name for name, host in on.items() if last.get(host, 0) > forgot.get(host, 0)]
 
     def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> StepRun:
-        earlier = [run.attempt for run in self.rows if (run.step, run.direction) == (planned.step.name, direction)]
+        step = planned.step.name
+        earlier = [run.attempt for run in self.rows if (run.step, run.direction) == (step, direction)]
+        attempt = max(earlier, default=0) + 1
         with transaction.atomic():
             self._hold(waiting_for="")
             run = StepRun.objects.create(
                 job=self.job,
                 lap=self.lap,
-                step=planned.step.name,
+                step=step,
                 direction=direction,
-                attempt=max(earlier, default=0) + 1,
+                attempt=attempt,
+                # Known before it is asked for: an undo may have to stop it although no answer ever came.
+                unit=f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}",
                 fence=self.job.fence,
                 hypervisor=host_of(self.job, planned.step.on),
                 args=args,

@@ -109,14 +109,14 @@ class Work:
             return self._wait(why_not, timezone.now() + SLOT)
         outcome = self._advance("A")
         if isinstance(outcome, runner.Finished):
-            return self._ask_for_swap("staged")
+            return self._ask_for_swap(self._fresh(), "staged")
         if isinstance(outcome, runner.Failed):
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
 
-    def _ask_for_swap(self, event: str = "", voided: str = "", changes: list[str] | None = None) -> None:
+    def _ask_for_swap(self, facts: Facts, event: str = "", voided: str = "", changes: list[str] | None = None) -> None:
         """Bind what is true now, ask people, and move on; one transaction, so that nobody sees half of it."""
-        bound = self.job.bound("swap", self._fresh())
+        bound = self.job.bound("swap", facts)
         with transaction.atomic():
             for old in self.job.approvals.open().filter(kind="swap"):
                 old.void(voided, changes)
@@ -143,7 +143,8 @@ class Work:
             return self._cancel()
         approval = self.job.approvals.open().filter(kind="swap").first()
         if approval is None or approval.state == "expired":
-            return self._ask_for_swap(voided="It expired.")
+            facts = self._fresh()
+            return None if self._went_stale(facts) else self._ask_for_swap(facts, voided="It expired.")
         if approval.state == "approved":
             return self.job.go("approved")
         return wake(self.job.pk, approval.expires_at)
@@ -151,29 +152,38 @@ class Work:
     def _approved(self) -> None:
         if self.job.cancel_requested_at:
             return self._cancel()
+        facts = self._fresh()
+        if self._went_stale(facts):
+            return None
         approval = self.job.approvals.open().filter(kind="swap").first()
         if approval is None or approval.state != "approved":
             why = "It expired." if approval and approval.state == "expired" else "Whoever consented may not any more."
-            return self._ask_for_swap("expired", why)
-        facts = self._fresh()
-        if stale := consent.stale(facts, self.job.evidence()):
-            return self._copy_again(approval, facts, stale)
+            return self._ask_for_swap(facts, "expired", why)
         seen = self.job.bound("swap", facts)
         if consent.digest(seen) != approval.digest:
             changes = consent.difference(approval.bound, seen)
-            return self._ask_for_swap("void", "What was approved is not so any more.", changes)
+            return self._ask_for_swap(facts, "void", "What was approved is not so any more.", changes)
         return self._use(approval, "consumed")
 
-    def _copy_again(self, approval: Approval, facts: Facts, stale: list[str]) -> None:
-        """What was verified is not there any more: void the consent and make the copy once more."""
-        if consent.foreign_stage(facts, self.job.evidence()):
+    def _went_stale(self, facts: Facts) -> bool:
+        """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
+        stale = consent.stale(facts, self.job.evidence())
+        if stale and consent.foreign_stage(facts, self.job.evidence()):
             sentence = "Another file lies where the verified copy should; it is not touched."
-            return self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
-        with transaction.atomic():
+            self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
+        elif stale:
+            self._copy_again(stale)
+        return bool(stale)
+
+    @transaction.atomic
+    def _copy_again(self, stale: list[str]) -> None:
+        """Void what was consented to, and go back to the beginning with the space yet to be reserved."""
+        for approval in self.job.approvals.open().filter(kind="swap"):
             approval.void("The copy is not what was verified any more; it is made again.", stale)
-            self.job.footprints.filter(kind="space").delete()
+        self.job.footprints.filter(kind="space").delete()
+        if self.job.status == "approved":
             self.job.go("void")
-            return self.job.go("stage_stale", lap=self.job.lap + 1)
+        self.job.go("stage_stale", lap=self.job.lap + 1)
 
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
@@ -189,13 +199,7 @@ class Work:
             return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
         outcome = self._advance("B")
         if isinstance(outcome, runner.Finished):
-            job.go("seen_running")
-            return announce(
-                "swap_done",
-                subject=f"Migration {job.pk}: {job.instance_name} runs on its new disk",
-                text=job.sentence(),
-                url_path=job.get_absolute_url(),
-            )
+            return self._arrive("seen_running", "swap_done", "runs on its new disk")
         if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
@@ -227,13 +231,15 @@ class Work:
             steps = tuple(each for each in steps if each.step.name != "stage")
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
         if self._take_back(steps, {"swap": {"untouched": untouched}}):
-            job.go("rolled_back")
-            announce(
-                "rolled_back",
-                subject=f"Migration {job.pk}: {job.instance_name} has its old disk again",
-                text=job.sentence(),
-                url_path=job.get_absolute_url(),
-            )
+            self._arrive("rolled_back", "rolled_back", "has its old disk again")
+
+    @transaction.atomic
+    def _arrive(self, event: str, kind: str, words: str) -> None:
+        """Move on, and tell people in the same breath."""
+        job = self.job
+        job.go(event)
+        subject = f"Migration {job.pk}: {job.instance_name} {words}"
+        announce(kind, subject=subject, text=job.sentence(), url_path=job.get_absolute_url())
 
     def _locked_again(self) -> bool:
         """On trial it may have been unlocked: nobody else is to start the instance between its stop and the rename."""

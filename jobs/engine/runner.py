@@ -370,9 +370,9 @@ def _to_undo(planned: Planned, journal: Journal) -> bool:
 
 
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:
-    """The unit of running work that an undo has to stop first."""
+    """The unit of work that may still run and that an undo has to stop first."""
     run = _last(journal.runs(planned.step.name, "do"))
-    return run.unit if direction == "undo" and run is not None and run.result == "running" else ""
+    return run.unit if direction == "undo" and run is not None and run.result not in OVER else ""
 
 
 def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None:

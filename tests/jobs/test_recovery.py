@@ -9,7 +9,7 @@ from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from hosts.remote.host import Request
+from hosts.remote.host import Request, Unreachable
 from jobs import tick
 from jobs.models import Footprint, Job, StepRun
 from jobs.watch import sweep
@@ -128,6 +128,23 @@ def test_a_relay_that_is_away_for_long_while_a_copy_hangs_on_it_is_told_on_the_p
     site.source.finish()
     drive.go(job)
     assert verified(job, site)
+
+
+def test_work_whose_answer_was_lost_is_stopped_by_its_undo(drive, site, monkeypatch):
+    site.source.slow, call = {"convert"}, site.source.call
+
+    def cut_off(request, timeout=20):
+        call(request)
+        raise Unreachable("call convert on src", "the connection was cut")
+
+    monkeypatch.setattr(
+        site.source, "call", lambda request, *_: (cut_off if request.verb == "convert" else call)(request)
+    )
+    job = drive.submit()
+    assert (job.running().result, len(site.source.running)) == ("", 1)
+    job.cancel(operator())
+    drive.go(job)
+    assert (job.status, site.source.running, site.leftovers()) == ("undone", {}, [])
 
 
 # An owner that went away without letting go
