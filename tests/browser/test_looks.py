@@ -3,7 +3,11 @@
 import pytest
 from django.contrib.auth.models import User
 
+from hosts.models import Cloud
+from jobs.views import TABS
 from tests.pages import scenes
+
+LOGIN = "/login/"
 
 
 @pytest.fixture
@@ -13,12 +17,20 @@ def pages(hosts, person):
     asked = scenes.approval(scenes.job(dana, "awaiting_approval"))
     running = scenes.job(dana, "preparing", instance_name="a-name-that-is-" + "long-" * 20)
     scenes.reservation(running)
-    plain = ["/", "/migrations/", "/migrations/new", "/approvals/", f"/approvals/{asked.pk}/"]
-    tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in ("plan", "log", "evidence")]
-    host = hosts["jump-02"].pk
-    ours = [f"/hosts/{page}" for page in ("", "register/", "clouds/", "clouds/add/", f"{host}/", f"{host}/edit/")]
-    plain += [*ours, f"/hosts/{hosts['cmp-lvm-08'].pk}/", "/audit/"]
-    return [*plain, *tabs, f"/migrations/{scenes.halted(dana).pk}/", f"/migrations/{scenes.job(dana, 'done').pk}/"]
+    chosen = f"/migrations/new?source={hosts['cmp-lvm-07'].pk}&destination={hosts['cmp-nfs-03'].pk}"
+    plain = ["/", "/migrations/", "/migrations/?q=nothing", chosen, "/approvals/", f"/approvals/{asked.pk}/", "/audit/"]
+    tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in (*TABS, "log&questions=1")]
+    ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), scenes.job(dana, "done"))]
+    host, cloud = hosts["jump-02"].pk, Cloud.objects.create(name="eu-1").pk
+    under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
+    machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
+    return [*plain, *tabs, *ends, *machines, LOGIN]
+
+
+def go(page, path):
+    if path == LOGIN:
+        page.context.clear_cookies()
+    page.goto(path)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -28,7 +40,7 @@ def test_axe_finds_no_fault(scheme, pages, logged_in):
     page = logged_in("ada", "operator", "approver", "administrator", "auditor", color_scheme=scheme)
     found = []
     for path in pages:
-        page.goto(path)
+        go(page, path)
         report = Axe().run(page).response["violations"]
         found += [f"{path}: {fault['id']}: {fault['nodes'][0]['html'][:160]}" for fault in report]
     assert not found, "\n".join(found)
@@ -38,8 +50,15 @@ def test_no_page_scrolls_sideways_on_a_telephone(pages, logged_in):
     page = logged_in("ada", "operator", "approver", "administrator", "auditor")
     page.set_viewport_size({"width": 390, "height": 800})
     for path in pages:
-        page.goto(path)
+        go(page, path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+
+
+def test_a_command_in_the_log_is_read_on_a_telephone_without_scrolling_sideways(pages, logged_in):
+    page = logged_in("ada", "operator")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(next(path for path in pages if "questions" in path))
+    assert page.evaluate("(log => log.scrollWidth - log.clientWidth)(document.querySelector('#details .scroll'))") == 0
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_content(pages, logged_in):
