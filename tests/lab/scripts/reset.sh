@@ -25,7 +25,8 @@ if [ "$role" != filer ]; then
   if [ -s /var/lib/nfs/etab ]; then exportfs -ua; exportfs -f; fi
   if systemctl -q is-active nfs-server; then systemctl stop nfs-server; fi
 fi
-for target in $(mounts); do umount "$target" 2>/dev/null || umount -f "$target" 2>/dev/null || umount -l "$target"; done
+# The server of a hard mount may be gone by now (jump is reset at the same time): then umount ends only by SIGKILL.
+for target in $(mounts); do timeout -s KILL 5 umount "$target" 2>/dev/null || umount -i -f -l "$target"; done
 [ -z "$(mounts)" ] || fail "still mounted: $(mounts)"
 rm -rf --one-file-system /srv/volmig /mnt/volmig /var/lib/volmig /run/volmig
 for fill in $(find / /vol/nova -xdev -name .lab-fill -maxdepth 4 2>/dev/null); do rm -f "$fill"; done
