@@ -37,26 +37,24 @@ def run(job_id: int) -> None:
     try:
         with kept_alive(job):
             go_on(job, hands)
+    except Moved as moved:
+        log.info("%s", moved)
+        wake(job.pk)
     finally:
         hands.close()
         release(job)
 
 
 def go_on(job: Job, hands: Hands) -> None:
-    """Work on the job; a fault of volmig itself is told and tried again."""
+    """Work on the job; a fault of volmig itself is told and tried again, Moved is raised."""
     try:
-        try:
-            Work(job, hands).go_on()
-        except Exception as error:
-            if isinstance(error, Moved):
-                raise
-            log.exception("tick of migration %s", job.pk)
-            sentence = f"volmig itself met a fault: {type(error).__name__}: {error}. It tries again in a minute."
-            job.put(waiting_for=sentence)
-            wake(job.pk, timezone.now() + AFTER_A_FAULT)
-    except Moved as moved:
-        log.info("%s", moved)
-        wake(job.pk)
+        Work(job, hands).go_on()
+    except Moved:
+        raise
+    except Exception as error:
+        log.exception("tick of migration %s", job.pk)
+        job.put(waiting_for=f"volmig itself met a fault: {type(error).__name__}: {error}. It tries again in a minute.")
+        wake(job.pk, timezone.now() + AFTER_A_FAULT)
 
 
 @contextmanager

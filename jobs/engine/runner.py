@@ -154,20 +154,14 @@ def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extr
 
 
 def sweep(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
-    """Have every hypervisor that was touched forget the job at its end, and halt when something is left there."""
+    """Have every hypervisor that was touched forget the job at its end."""
     work = _Work(journal, hands, clock)
     for planned in steps:
         while journal.touched(planned.hypervisor) and not is_done(planned.step.name, "undo", journal):
             outcome = work.perform(planned, "undo")
             if outcome is not None:
                 return outcome
-    left = [
-        thing
-        for planned in steps
-        for run in journal.runs(planned.step.name, "undo")
-        for thing in run.evidence.get("left", ())
-    ]
-    return Halt("forget", f"Still there: {', '.join(left)}.", {"found": left}) if left else Finished()
+    return Finished()
 
 
 def begun(step: str, journal: Journal) -> bool:
@@ -272,14 +266,17 @@ class _Work:
     def _went_wrong(self, planned: Planned, direction: str) -> Run | None:
         """The last attempt, when it came to a bad end and nobody has said since to go on."""
         run = _last(self.journal.runs(planned.step.name, direction))
-        bad = run is not None and run.result in OVER - {"done"}
-        return run if bad and run is not None and _since(run, self.journal.resumed_at) else None
+        if run is None or run.result not in OVER or _is_good(run):
+            return None
+        return run if _since(run, self.journal.resumed_at) else None
 
     def _judge(self, planned: Planned, direction: str, run: Run) -> Outcome | None:
         """What a bad end leads to; None when it is to be tried again, or first what it rests on is made again."""
         silent = self._greet(planned, run) if direction == "do" else []
         if self._has_to_go_back(planned, direction):
             return None
+        if left := run.evidence.get("left"):
+            return Halt(planned.step.name, f"{planned.hypervisor}: Still there: {', '.join(left)}.", {"found": left})
         error = dict(run.error or {})
         sentence, code = sentence_of(planned, error), str(error.get("code", ""))
         if run.result == "refused" and code.startswith(("foreign-", "unknown-")):
@@ -299,7 +296,7 @@ class _Work:
         said = self.hands.boots(sorted(roles)) if roles else {}
         names = {each.step.on: each.hypervisor for each in self.steps}
         for role, boot in said.items():
-            if isinstance(boot, str):
+            if isinstance(boot, str) and boot:
                 self.journal.learn(names[role], boot)
         silent = [boot for boot in said.values() if isinstance(boot, HostError)]
         if silent:
@@ -352,7 +349,7 @@ def _runs(planned: Planned, journal: Journal) -> bool:
 def _settled(planned: Planned, steps: Steps, journal: Journal) -> bool:
     """Done, and its work was not taken away by a reboot, nor made void by remaking what it rests on."""
     run = _last(journal.runs(planned.step.name, "do"))
-    if run is None or run.result != "done":
+    if run is None or not _is_good(run):
         return False
     torn = planned.step.torn_by and journal.runs(planned.step.torn_by, "do")
     if not planned.step.volatile or torn:
@@ -406,4 +403,9 @@ def _last(runs: Sequence[Run]) -> Run | None:
 
 
 def _done(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.result == "done"]
+    return [run for run in runs if _is_good(run)]
+
+
+def _is_good(run: Run) -> bool:
+    """Done, and nothing is left of what it was to take away."""
+    return run.result == "done" and not run.evidence.get("left")

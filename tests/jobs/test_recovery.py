@@ -11,7 +11,7 @@ from django_q.models import OrmQ
 
 from hosts.remote.host import Request, Unreachable
 from jobs import tick
-from jobs.models import Footprint, Job, StepRun
+from jobs.models import Footprint, Job, Moved, StepRun
 from jobs.watch import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
@@ -263,9 +263,9 @@ def test_a_worker_that_lost_the_job_writes_nothing_on_its_row(drive, site):
     job = drive.submit()
     late = Job.objects.claim(job.pk, "late", -1)
     Job.objects.claim(job.pk, "new", 30)
-    tick.go_on(late, None)
-    with pytest.raises(Exception, match="taken over"):
-        late.halt("It says so.", {})
+    for act in (lambda: tick.go_on(late, None), lambda: late.halt("It says so.", {})):
+        with pytest.raises(Moved):
+            act()
     job.refresh_from_db()
     assert (job.halt_reason, job.lease_owner) == ("", "new")
 
@@ -391,6 +391,28 @@ def test_a_rollback_that_is_asked_for_keeps_what_was_confirmed_from_being_done(d
     request.expires_at = timezone.now()
     request.save()
     assert drive.go(job).status == "done"
+
+
+@pytest.mark.parametrize("end", ["confirmed", "cancelled"])
+def test_what_is_left_on_a_hypervisor_halts_the_end_until_somebody_removed_it(drive, site, end):
+    if end == "confirmed":
+        job = drive.submit()
+        site.relay.mounts["/left"] = "something"
+        drive.approve(job)
+    else:
+        site.source.slow = {"convert"}
+        job = drive.submit()
+        site.relay.mounts["/left"] = "something"
+        job.cancel(operator())
+        drive.go(job)
+    assert "Still there: /left" in job.halt_reason
+    job.resume(operator())
+    drive.go(job)
+    assert "Still there: /left" in job.halt_reason
+    site.relay.mounts.clear()
+    job.resume(operator())
+    drive.go(job)
+    assert (job.halt_reason, job.status) == ("", {"confirmed": "on_trial", "cancelled": "undone"}[end])
 
 
 # Undoing
