@@ -332,3 +332,55 @@ def test_the_sweep_leaves_hypervisors_alone_that_were_never_touched(stage):
     forgets = [each for each in PLAN.phase("C") if each.step.verb == "forget"]
     assert runner.sweep(forgets, stage.journal, stage.hands, lambda: stage.now) == runner.Finished()
     assert stage.hands.calls == []
+
+
+def test_a_pass_that_hangs_is_left_alone_while_what_it_stands_on_is_made_again(stage):
+    stage.says("relay_fs", *[Answer("done", boot_id=boot) for boot in ("first", "second")])
+    stage.says("relay_export", *[Answer("done", {"started": []}, boot_id=boot) for boot in ("first", "second")])
+    stage.says("convert", *[Answer("running", unit="volmig-x-convert-do-1")] * 3)
+    stage.advance()
+    stage.hands.booted = {"relay": "second"}
+    assert isinstance(stage.advance(), runner.Wait)
+    assert stage.asked()[-4:] == ["convert", "relay_fs", "relay_export", "convert"]
+    assert stage.advance() == runner.Finished()
+    assert stage.asked().count("source_mount") == 2
+    assert [run.attempt for run in stage.journal.runs("convert", "do")] == [1]
+
+
+def test_a_refusal_is_judged_only_when_the_others_have_answered(stage):
+    stage.says("compare", refusal("not-mounted"))
+    stage.hands.booted = {"relay": Unreachable("reach jump", "connection refused")}
+    for _ in range(5):
+        waits = stage.advance()
+        assert isinstance(waits, runner.Wait)
+    stage.now += dt.timedelta(seconds=95)
+    assert "for 95 s; somebody should look. Tried to reach jump" in stage.advance().sentence
+    stage.hands.booted = {}
+    assert isinstance(stage.advance(), runner.Failed)
+    assert stage.asked().count("compare") == 1
+
+
+def test_where_the_instance_is_down_nobody_waits_for_the_relay(stage):
+    stage.advance()
+    stage.hands.booted = {"relay": Unreachable("reach jump", "connection refused")}
+    stage.says("swap", refusal("attributes-differ"))
+    assert isinstance(stage.advance("B"), runner.Failed)
+
+
+def test_a_step_that_was_taken_away_is_restored_once(stage):
+    lock = PLAN.phase("B")[0]
+    restore = (lock, stage.journal, stage.hands, lambda: stage.now)
+    assert runner.restore(*restore) == runner.Finished()
+    assert stage.hands.calls == []
+    stage.advance()
+    stage.advance("B")
+    stage.now += dt.timedelta(hours=1)
+    stage.advance("C")
+    for _ in range(2):
+        assert runner.restore(*restore) == runner.Finished()
+    assert stage.asked().count("lock") == 2
+    stage.undo("B")
+    stage.now += dt.timedelta(hours=1)
+    assert stage.undo("B") == runner.Finished()
+    assert runner.restore(*restore) == runner.Finished()
+    assert (stage.asked().count("lock"), stage.asked("undo")[-1]) == (2, "lock")

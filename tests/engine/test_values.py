@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.engine import consent, states
-from jobs.engine.facts import Facts
+from jobs.engine.facts import Facts, Stage
 from jobs.engine.plan import make
 
 from .sound import FACTS, MIGRATION, facts
@@ -67,6 +67,25 @@ def test_a_fact_that_changed_is_named(says, changed):
 @pytest.mark.parametrize("changed", [{"disk__mtime_ns": 99}, {"disk__file_size": 99}, {"domain__state": "shut off"}])
 def test_what_a_running_instance_changes_is_not_bound(changed):
     assert consent.difference(bound(), bound(facts(**changed))) == []
+
+
+@pytest.mark.parametrize(
+    ("says", "changed"),
+    [
+        ([], {}),
+        (["stage inode: was 4712, is absent"], {"destination__stage": None}),
+        (["stage inode: was 4712, is 5"], {"destination__stage": Stage(5, 1000, 1)}),
+        (["stage file_size: was 1000, is 999"], {"destination__stage": Stage(4712, 999, 1)}),
+        (["stage mtime_ns: was 1, is 2"], {"destination__stage": Stage(4712, 1000, 2)}),
+        (["source writes: was 40, is 41"], {"volume__writes": 41}),
+        (["source sectors_written: was 320, is 0"], {"volume__sectors_written": 0}),
+    ],
+)
+def test_a_copy_that_is_not_as_it_was_verified_is_stale(says, changed):
+    evidence = {**EVIDENCE, "source_fence": {"writes": 40, "sectors_written": 320}}
+    seen = facts(**{"destination__stage": Stage(4712, 1000, 1), **changed})
+    assert consent.stale(seen, evidence)[:1] == says
+    assert consent.foreign_stage(seen, evidence) == ("is 5" in str(says))
 
 
 def test_commands_are_bound():
