@@ -146,9 +146,8 @@ class Tailer:
         now = await database_sync_to_async(marks)(None)
         turned = {n: mark[0] for n, mark in now.items()} != {n: mark[0] for n, mark in before.items()}
         if now == before or not (turned or at - told >= LIST_EVERY):
-            return (before if not turned else now), told
-        if before or turned:
-            await send(LIST, changed(LIST))
+            return before, told
+        await send(LIST, changed(LIST))
         return now, at
 
     async def close_ended(self) -> None:

@@ -150,12 +150,16 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
         "tabs": TABS,
         "actions": offered,
         "may_set_rate": any(each.verb == "rate" and each.allowed for each in offered),
+        "rate_form": RateForm(initial={"rate": rate_of(job)}),
+        "again": again(job, request.user),
     }
-    values |= PARTS[tab](job, request)
-    values["again"] = again(job, request.user)
     part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
-    values["rate_form"] = RateForm(initial={"rate": round(job.rate / MIB, 1) if job.rate else None})
-    return show(request, "jobs/job.html", part, values)
+    return show(request, "jobs/job.html", part, values | PARTS[tab](job, request))
+
+
+def rate_of(job: Job) -> float | None:
+    """The job's own limit in MiB/s, as forms show it."""
+    return round(job.rate / MIB, 1) if job.rate else None
 
 
 def plan(request: HttpRequest, number: int) -> HttpResponse:
@@ -167,8 +171,7 @@ def again(job: Job, by: Any) -> str:
     """The form of a new migration filled in as this one was, for those that came to nothing; empty for others."""
     if job.status != "undone" or not may(by, "submit"):
         return ""
-    values = job.again(by)
-    values["rate"] = round(job.rate / MIB, 1) if job.rate else None
+    values = job.again(by) | {"rate": rate_of(job)}
     return urlencode({name: value for name, value in values.items() if value})
 
 
@@ -207,41 +210,22 @@ def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
     return redirect("jobs:job", number)
 
 
-def start(request: HttpRequest, job: Job) -> None:
-    job.start(request.user)
-
-
-def cancel(request: HttpRequest, job: Job) -> None:
-    job.cancel(request.user)
-
-
-def resume(request: HttpRequest, job: Job) -> None:
-    job.resume(request.user)
-
-
-def confirm(request: HttpRequest, job: Job) -> None:
-    job.confirm(request.user)
-
-
 def rate(request: HttpRequest, job: Job) -> None:
+    """Set the limit that was typed, or say what is wrong with it."""
     form = RateForm(request.POST)
     if not form.is_valid():
         raise Refused([f"The limit stays as it was: {' '.join(map(str, form.errors['rate']))}"])
     job.set_rate(request.user, form.rate_in_bytes())
 
 
-def ask(request: HttpRequest, job: Job, kind: str) -> None:
-    job.ask(kind, request.user)
-
-
-VERBS: dict[str, Callable[[HttpRequest, Job], None]] = {
-    "start": start,
-    "cancel": cancel,
-    "resume": resume,
-    "confirm": confirm,
+VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
+    "start": lambda request, job: job.start(request.user),
+    "cancel": lambda request, job: job.cancel(request.user),
+    "resume": lambda request, job: job.resume(request.user),
+    "confirm": lambda request, job: job.confirm(request.user),
     "rate": rate,
-    "ask-rollback": lambda request, job: ask(request, job, "rollback"),
-    "ask-purge": lambda request, job: ask(request, job, "purge"),
+    "ask-rollback": lambda request, job: job.ask("rollback", request.user),
+    "ask-purge": lambda request, job: job.ask("purge", request.user),
 }
 
 

@@ -1,7 +1,6 @@
 """What pages say of a job: its steps in phases, how far the running one is, and values in words."""
 
 import datetime as dt
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -298,12 +297,6 @@ def readable(value: Any) -> Any:
 def besides(value: Mapping[str, Any], names: str) -> dict[str, Any]:
     """The pairs of a mapping that are not named, as far as they say anything."""
     return {key: each for key, each in value.items() if key not in names.split() and each not in (None, "", [], {})}
-
-
-@register.filter
-def pretty(value: Any) -> str:
-    """A value from JSON, indented."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
 
 
 @register.filter

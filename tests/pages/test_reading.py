@@ -3,12 +3,17 @@
 import re
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from jobs.engine.states import STATUSES
+from jobs.models import Job
+from jobs.templatetags import look
+from jobs.templatetags.progress import gate
 from jobs.views import TABS
 from tests.pages import scenes
 
@@ -261,6 +266,15 @@ def test_a_job_page_asks_the_database_little(dana, browser_of, hosts, django_ass
     browser = browser_of(dana)
     with django_assert_max_num_queries(40):
         browser.get(f"/migrations/{job.pk}/")
+
+
+def test_every_icon_that_is_named_is_there_and_none_lies_idle():
+    templates = "".join(path.read_text() for path in (settings.BASE_DIR / "templates").rglob("*.html"))
+    named = set(re.findall(r'\{% icon "([\w-]+)"', templates)) | set(look.MESSAGE_ICONS.values())
+    named |= {icon for table in (look.STATUSES, look.STEP_STATES, look.SEVERITIES) for _, icon, *_ in table.values()}
+    named |= {gate(Job(status=status, outcome=outcome))[2] for status in STATUSES for outcome in ("", "rejected")}
+    sprite = (settings.BASE_DIR / "static" / look.SPRITE).read_text()
+    assert named | {"shield-check"} == set(re.findall(r'<symbol id="([\w-]+)"', sprite))
 
 
 def test_roles_are_named_beside_the_person(dana, browser_of):
