@@ -22,6 +22,7 @@ import websockets
 
 from hosts.remote import ssh
 from hosts.remote.host import Address, HostError, Request
+from jobs.engine.steps import NAMED
 from tests.lab.lab import Lab
 from tests.site import ROOT, Site
 
@@ -82,7 +83,7 @@ class Seen:
 
 def measure(lab: Lab) -> dict[str, Any]:
     """Median, 95th percentile and maximum in seconds, over all reports made while all four conversions ran."""
-    seen = run(lab, size=224 * MIB, data=192, rate=4 * MIB)
+    seen = run(lab, size=224 * MIB, data=192, rate=3 * MIB)
     if not all(each.reports for each in seen):
         raise RuntimeError("a conversion did not report")
     began = max(each.reports[0][1] for each in seen)
@@ -198,7 +199,7 @@ async def socket_of(site: Site, cookie: str, number: int, seen: Seen) -> None:
 def shown_by(message: str) -> int | None:
     """Bytes that the bar of the conversion stands at in a fragment; None when it shows something else."""
     bar = re.search(r'<progress max="\d+" value="(\d+)"', message)
-    return int(bar[1]) if bar and "-convert-do-" in message else None
+    return int(bar[1]) if bar and f">{NAMED['convert'].title}</h2>" in message else None
 
 
 def free_port() -> int:
