@@ -1,5 +1,6 @@
 """Logging in and out, the audit page and the health answer."""
 
+import math
 import time
 
 from django import forms
@@ -16,6 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from jobs.models import Lease
 from volmig.accounts.roles import needs
+from volmig.accounts.throttle import closed_until
 from volmig.queue import last_done
 from volmig.record.models import Event
 
@@ -62,7 +64,16 @@ def note_login(request: HttpRequest) -> None:
         return
     # A name that nobody has may be a password that was typed into the wrong field: it is not kept.
     name = get_user_model().objects.filter(username=request.POST.get("username", "")).values_list("username", flat=True)
-    Event.append("person.login_refused", request=request, object=name.first() or "")
+    locked = {"locked": True} if getattr(request, "axes_locked_out", False) else {}
+    Event.append("person.login_refused", request=request, object=name.first() or "", data=locked)
+
+
+def locked_out(request: HttpRequest, response: HttpResponse, credentials: object) -> HttpResponse:
+    """Answers a login that is not even tried, in place of axes' own words."""
+    until = closed_until(request)
+    page = render(request, "registration/locked.html", {"until": until}, status=429)
+    page["Retry-After"] = max(1, math.ceil((until - timezone.now()).total_seconds()))
+    return page
 
 
 @require_POST

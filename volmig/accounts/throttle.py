@@ -1,0 +1,24 @@
+"""Wrong passwords at the login page: who is meant, and until when the name is closed from this address."""
+
+import datetime as dt
+from typing import Any
+
+from axes.models import AccessAttempt
+from django.conf import settings
+from django.http import HttpRequest
+from django.utils.crypto import salted_hmac
+
+
+def name_of(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:
+    """Returns what stands for the name in the count of failures."""
+    name = (credentials or {}).get("username") or request.POST.get("username", "")
+    # Not the name itself: one that nobody has may be a password that was typed into the wrong field.
+    return salted_hmac("volmig.accounts.throttle", str(name), algorithm="sha256").hexdigest()
+
+
+def closed_until(request: HttpRequest) -> dt.datetime:
+    """When all failures that count against this name from this address have lapsed."""
+    attempts = AccessAttempt.objects.filter(username=name_of(request), ip_address=request.META.get("REMOTE_ADDR"))
+    last: dt.datetime = attempts.order_by("-attempt_time").values_list("attempt_time", flat=True)[0]
+    cool_off: dt.timedelta = settings.AXES_COOLOFF_TIME
+    return last + cool_off
