@@ -121,7 +121,7 @@ class Tailer:
                     checked = now
                     await self.close_ended()
             except Exception:
-                log.exception("live pages: a look at the database failed; the next follows")
+                log.exception("live pages: a look failed; the next follows")
             await asyncio.sleep(POLL)
 
     def watched(self) -> Counter[int]:
@@ -154,9 +154,9 @@ class Tailer:
         """Close the sockets whose person may no longer see what they show."""
         sockets = list(self.sockets)
         allowed = await database_sync_to_async(still_allowed)({(s.session_key, s.user_id) for s in sockets})
-        for socket in sockets:
-            if (socket.session_key, socket.user_id) not in allowed:
-                await socket.close(code=ENDED)
+        ended = [socket for socket in sockets if (socket.session_key, socket.user_id) not in allowed]
+        # One whose browser just left raises; the others have to be closed all the same.
+        await asyncio.gather(*(socket.close(code=ENDED) for socket in ended), return_exceptions=True)
 
 
 def still_allowed(pairs: set[tuple[str, int]]) -> set[tuple[str, int]]:
@@ -200,9 +200,18 @@ def tailer() -> Tailer:
 class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """One open page: of a job, or of a list when no number is in its address."""
 
-    number: int
+    number = LIST
     user_id: int
     session_key: str
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve the connection; however it ends, nothing goes on for it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not in `disconnect`: telling a browser that just left raises, and that is then not called.
+            tailer().drop(self)
+            await self.channel_layer.group_discard(group(self.number), self.channel_name)
 
     async def connect(self) -> None:
         """Accept those who may see the job, send them its present fragment and follow it."""
@@ -220,11 +229,6 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.send(html)
         await self.send(changed(self.number))
         tailer().add(self)
-
-    async def disconnect(self, code: int) -> None:
-        """Stop following."""
-        tailer().drop(self)
-        await self.channel_layer.group_discard(group(self.number), self.channel_name)
 
     async def told(self, message: dict[str, str]) -> None:
         """Pass on what the tailer said."""

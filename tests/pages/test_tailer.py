@@ -1,9 +1,14 @@
 """What the tailer reads and whom it still talks to."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
+from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.test import Client
 
+from jobs import live
 from jobs.live import look, marks, still_allowed
 from tests.pages import scenes
 
@@ -46,6 +51,60 @@ def test_sessions_from_before_a_changed_password_are_told_nothing(watcher, dana)
 
 def test_a_session_does_not_speak_for_somebody_else(watcher, kim):
     assert still_allowed({(watcher[0], kim.pk)}) == set()
+
+
+class Socket:
+    """A connection that remembers how it was closed, or whose browser left without a word."""
+
+    session_key, user_id, number = "ended", 7, 1
+
+    def __init__(self, left=False):
+        self.left, self.code = left, None
+
+    async def close(self, code):
+        if self.left:
+            raise OSError("the browser left")
+        self.code = code
+
+
+def test_a_browser_that_left_does_not_keep_others_open_whose_session_ended(monkeypatch):
+    monkeypatch.setattr(live, "still_allowed", lambda pairs: set())
+    open_ones, tailer = [Socket(), Socket()], live.Tailer()
+    tailer.sockets = {Socket(left=True), Socket(left=True), *open_ones}
+    asyncio.run(tailer.close_ended())
+    assert [socket.code for socket in open_ones] == [live.ENDED, live.ENDED]
+
+
+def test_a_browser_that_left_while_it_was_told_something_is_forgotten(monkeypatch):
+    async def nothing(self):
+        pass
+
+    async def visit(tailer):
+        told, said = asyncio.Queue(), []
+
+        async def send(message):
+            said.append(message)
+            if message.get("text") == "news":
+                raise OSError("the browser left")
+
+        await told.put({"type": "websocket.connect"})
+        scope = {"type": "websocket", "user": User(pk=7), "session": SimpleNamespace(session_key="any")}
+        scope["url_route"] = {"kwargs": {"number": 1}}
+        serving = asyncio.create_task(live.JobConsumer()(scope, told.get, send))
+        while not tailer.sockets:
+            await asyncio.sleep(0)
+        await live.send(1, "news")
+        with pytest.raises(OSError, match="left"):
+            await serving
+        return said
+
+    tailer = live.Tailer()
+    monkeypatch.setattr(live.Tailer, "run", nothing)
+    monkeypatch.setattr(live, "tailer", lambda: tailer)
+    monkeypatch.setattr(live, "first_look", lambda user, number: (True, "fragment"))
+    said = asyncio.run(visit(tailer))
+    assert [message.get("text") for message in said] == [None, "fragment", '{"changed": 1}', "news"]
+    assert not tailer.sockets
 
 
 def test_only_jobs_that_moved_are_rendered(dana, hosts):
