@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
-from hosts.remote.host import Request
+from hosts.remote.host import Request, Unreachable
 from jobs.engine import checks, consent, plan, runner
 from jobs.engine.facts import Destination, Facts, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
@@ -76,6 +76,8 @@ class Work:
         if job.cancel_requested_at:
             return self._cancel()
         heard = self._ask(*PARTS)
+        if silent := [str(each.error) for each in heard.values() if isinstance(each.error, Unreachable)]:
+            return self._wait(" ".join(silent), timezone.now() + SLOT)
         case = checks.Case(job.migration(), self._facts(heard), self._around(heard))
         found = checks.look(case)
         job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])

@@ -125,7 +125,10 @@ class JobQuerySet(models.QuerySet["Job"]):
 
 
 class Job(models.Model):
-    """One migration: one source volume to one disk of one instance, through a relay; sizes in bytes."""
+    """One migration: one source volume to one disk of one instance, through a relay; sizes in bytes.
+
+    `lap` counts how often the copy was begun: one that goes stale before its use is made again.
+    """
 
     uuid = models.UUIDField(default=uuids.uuid4, unique=True, editable=False)
     requester = models.ForeignKey(User, models.PROTECT, related_name="+")

@@ -147,6 +147,15 @@ def test_work_whose_answer_was_lost_is_stopped_by_its_undo(drive, site, monkeypa
     assert (job.status, site.source.running, site.leftovers()) == ("undone", {}, [])
 
 
+def test_a_hypervisor_that_is_silent_while_it_is_looked_at_is_asked_again(drive, site):
+    site.relay.reachable = False
+    job = drive.submit()
+    assert (job.status, job.waiting_for) == ("checking", "Tried to reach jump: connection refused.")
+    site.relay.reachable = True
+    drive.go(job)
+    assert verified(job, site)
+
+
 # An owner that went away without letting go
 
 
