@@ -108,7 +108,7 @@ def register(request: HttpRequest) -> HttpResponse:
         with transaction.atomic():
             host = form.save()
             later("hosts.tasks.offer_key", host.pk)
-            Event.append("hypervisor.register", object=host.name, data=host.registration(), request=request)
+            Event.append("hypervisor.register", actor=request.user, object=host.name, data=host.registration())
         messages.success(request, f"{host.name} is registered. Compare its host key, then pin it.")
         return redirect("hosts:pin", host.pk)
     return render(request, "hosts/register.html", {"form": form, **installation("volmig")})

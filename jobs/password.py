@@ -38,7 +38,7 @@ def trouble(request: HttpRequest, asked: Approval, password: str) -> str:
         if until := closed_until(person):
             return f"Too many wrong passwords: you cannot decide anything before {timezone.localtime(until):%H:%M %Z}."
         if not person.check_password(password):
-            Event.append(REFUSED, request=request, job=asked.job_id, object=str(asked), data={"approval": asked.pk})
+            Event.append(REFUSED, actor=person, job=asked.job_id, object=str(asked), data={"approval": asked.pk})
             return "This is not your password."
     return ""
 

@@ -60,12 +60,12 @@ def login(request: HttpRequest) -> HttpResponseBase:
 def note_login(request: HttpRequest) -> None:
     if request.user.is_authenticated:
         request.session["password_at"] = time.time()
-        Event.append("person.login", request=request, object=request.user.get_username())
+        Event.append("person.login", actor=request.user, object=request.user.get_username())
         return
     # A name that nobody has may be a password that was typed into the wrong field: it is not kept.
     name = get_user_model().objects.filter(username=request.POST.get("username", "")).values_list("username", flat=True)
     locked = {"locked": True} if getattr(request, "axes_locked_out", False) else {}
-    Event.append("person.login_refused", request=request, object=name.first() or "", data=locked)
+    Event.append("person.login_refused", object=name.first() or "", data=locked)
 
 
 def locked_out(request: HttpRequest, response: HttpResponse, credentials: object) -> HttpResponse:
@@ -78,7 +78,7 @@ def locked_out(request: HttpRequest, response: HttpResponse, credentials: object
 
 @require_POST
 def logout(request: HttpRequest) -> HttpResponseBase:
-    Event.append("person.logout", request=request, object=request.user.get_username())
+    Event.append("person.logout", actor=request.user, object=request.user.get_username())
     return LogoutView.as_view()(request)
 
 

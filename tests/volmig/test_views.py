@@ -1,15 +1,19 @@
 """Logging in, security headers, the audit page and the health answer."""
 
 import datetime as dt
+import threading
 
 import pytest
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import DatabaseError
 from django.urls import reverse
 from django.utils import timezone
 from django_q.models import Task
 
+from hosts.models import Hypervisor
 from jobs.models import Lease
 from volmig.record.models import Event
+from volmig.record.origin import middleware, origin
 
 pytestmark = pytest.mark.django_db
 
@@ -116,13 +120,36 @@ def test_the_record_is_filtered(auditor, person, query, found):
     assert [event.seq for event in auditor.get(reverse("audit"), query).context["page"]] == found
 
 
-def test_an_event_remembers_where_it_came_from(rf, person, client):
-    client.force_login(person("ann", "operator"))
-    request = rf.get("/", REMOTE_ADDR="192.0.2.7")
-    request.user, request.session = person("bob"), client.session
-    event = Event.append("login", request=request)
-    assert (event.address, event.actor_name, len(event.session)) == ("192.0.2.7", "bob", 16)
+def test_an_event_that_a_model_writes_remembers_where_its_request_came_from(client, person):
+    client.force_login(person("ann", "administrator"))
+    host = Hypervisor.objects.create(name="cmp-1", address="cmp-1")
+    client.post(f"/hosts/{host.pk}/retire/", {"name": "cmp-1"}, REMOTE_ADDR="192.0.2.7")
+    event = Event.objects.get(action="hypervisor.retire")
+    assert (event.address, event.actor_name, len(event.session)) == ("192.0.2.7", "ann", 16)
     assert client.session.session_key not in event.session
+
+
+def test_an_event_outside_of_a_request_comes_from_nowhere(client, person):
+    client.force_login(person("ann", "administrator"))
+    client.get("/", REMOTE_ADDR="192.0.2.7")
+    event = Event.append("hypervisor.quarantine")
+    assert (event.address, event.session) == ("", "")
+
+
+def test_each_of_two_requests_at_once_is_remembered_for_its_own_events(rf):
+    both, found = threading.Barrier(2, timeout=10), {}
+
+    def answer(address):
+        request = rf.get("/", REMOTE_ADDR=address)
+        request.session = SessionStore()
+        middleware(lambda _: (both.wait(), found.setdefault(address, origin())))(request)
+
+    threads = [threading.Thread(target=answer, args=(address,)) for address in ("192.0.2.7", "192.0.2.8")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"192.0.2.7": ("192.0.2.7", ""), "192.0.2.8": ("192.0.2.8", "")}
 
 
 def test_health_is_answered_without_logging_in_and_tells_what_was_never_seen(client):

@@ -11,6 +11,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models, transaction
 from django.utils import timezone
 
+from volmig.record.origin import origin
+
 SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "action", "job", "object", "data")
 
 
@@ -68,13 +70,11 @@ class Event(models.Model):
         job: int | None = None,
         object: str = "",  # noqa: A002 - the word of the record
         data: dict[str, Any] | None = None,
-        request: Any = None,
     ) -> "Event":
         """Adds an event after the last one, in the caller's transaction when there is one."""
-        actor = actor or (request.user if request and request.user.is_authenticated else None)
         plain = json.loads(json.dumps(data or {}, cls=DjangoJSONEncoder))  # what is signed is what is read back
         event = cls(at=timezone.now(), action=action, actor=actor, job=job, object=object[:255], data=plain)
-        event.describe(actor, request)
+        event.describe(actor)
         with transaction.atomic():
             head, _ = ChainHead.objects.select_for_update().get_or_create(pk=1)
             event.seq, event.prev_hash = head.seq + 1, head.hash
@@ -83,17 +83,13 @@ class Event(models.Model):
             ChainHead.objects.filter(pk=1).update(seq=event.seq, hash=event.hash)
         return event
 
-    def describe(self, actor: Any, request: Any) -> None:
+    def describe(self, actor: Any) -> None:
         """Fills in who acted and from where, in words that stay true when the account changes."""
         if actor:
             self.actor_name = actor.get_username()
             groups = actor.groups.order_by("name").values_list("name", flat=True)
             self.role = "superuser" if actor.is_superuser else ", ".join(groups)
-        if request:
-            self.address = request.META.get("REMOTE_ADDR", "")
-            key = getattr(request.session, "session_key", None) or ""
-            # Enough to tell sessions apart; not enough to take one over.
-            self.session = hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+        self.address, self.session = origin()
 
     def signature(self) -> str:
         values = {name: getattr(self, name) for name in SIGNED}
