@@ -71,9 +71,15 @@ class Choices:
         )
 
 
+def whole(sent: Any) -> int | None:
+    """A positive whole number as it was sent, as far as a column can hold it."""
+    digits = str(sent or "")
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else None
+
+
 def one(rows: Any, key: Any) -> Any:
     """The row with this key as it was sent, or None."""
-    return rows.filter(pk=int(key)).first() if str(key or "").isdecimal() else None
+    return rows.filter(pk=whole(key)).first() if whole(key) else None
 
 
 def known(hypervisors: list[Hypervisor], key: Any) -> Hypervisor | None:

@@ -16,8 +16,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
-from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm
+from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, whole
 from jobs.models import Approval, Job, Lease, Refused
+from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, refusal, roles_of
@@ -61,7 +62,7 @@ def undecided() -> QuerySet[Approval]:
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
     """Is anything wrong, and must I act?"""
-    jobs = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
+    jobs = seen_by(request.user)
     active = list(jobs.active().with_runs().order_by("-pk"))
     halted = [job for job in active if job.halt_reason]
     mine = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
@@ -131,16 +132,20 @@ def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
 
 def found(request: HttpRequest, number: int) -> Job:
     """The job, or 404 for those who may not know that it exists."""
-    rows = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
-    return get_object_or_404(rows.with_runs(), pk=number)
+    return get_object_or_404(seen_by(request.user).with_runs(), pk=number)
+
+
+def seen_by(user: Any) -> JobQuerySet:
+    """The migrations that a person may see, with the names that every page shows of them."""
+    return Job.objects.visible_to(user).select_related("source", "relay", "destination", "requester")
 
 
 @require_GET
 @needs("view")
 def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
-    """One migration; htmx fetches its parts again with ?part=actions or ?part=tab."""
+    """One migration; htmx fetches its parts again with ?part=actions, facts or tab."""
     job = found(request, number)
-    tab = tab or request.GET.get("tab") or ("log" if job.runs.exists() else "plan")
+    tab = tab or request.GET.get("tab") or ("log" if job.runs.all() else "plan")
     if tab not in TABS:
         raise Http404
     offered = job.actions(request.user)
@@ -153,8 +158,8 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
         "rate_form": RateForm(initial={"rate": rate_of(job)}),
         "again": again(job, request.user),
     }
-    part = "jobs/_actions.html" if request.GET.get("part") == "actions" else "jobs/_tab.html"
-    return show(request, "jobs/job.html", part, values | PARTS[tab](job, request))
+    part = request.GET.get("part") if request.GET.get("part") in ("actions", "facts") else "tab"
+    return show(request, "jobs/job.html", f"jobs/_{part}.html", values | TAB_VALUES[tab](job, request))
 
 
 def rate_of(job: Job) -> float | None:
@@ -183,7 +188,7 @@ def log(job: Job, request: HttpRequest) -> dict[str, Any]:
     return {"log": lines if asked else acts, "questions": len(lines) - len(acts), "with_questions": asked}
 
 
-PARTS: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
+TAB_VALUES: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
     "plan": lambda job, request: {},
     "log": log,
     "evidence": lambda job, request: {
@@ -234,11 +239,10 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
 def history(request: HttpRequest) -> HttpResponse:
     """All migrations, newest first; filters live in the address and pages go on from a number, so they do not shift."""
     form = SearchForm(request.GET)
-    known = Job.objects.visible_to(request.user).select_related("source", "relay", "destination", "requester")
+    known = seen_by(request.user)
     rows = narrowed(known.order_by("-pk"), form.cleaned_data) if form.is_valid() else known.none()
-    after = request.GET.get("after", "")
-    if after.isdecimal():
-        rows = rows.filter(pk__lt=int(after))
+    if after := whole(request.GET.get("after")):
+        rows = rows.filter(pk__lt=after)
     page = list(rows[: PAGE + 1])
     query = request.GET.copy()
     query.pop("after", None)
@@ -264,7 +268,7 @@ def narrowed(rows: QuerySet[Job], wanted: dict[str, Any]) -> QuerySet[Job]:
     """Apply the filters of a search."""
     if text := wanted["q"].strip():
         columns = ("instance_name", "instance_id", "source_lv", "source_vg", "lv_uuid", "ticket")
-        match = Q(pk=int(text)) if text.isdecimal() and len(text) < 19 else Q()
+        match = Q(pk=whole(text)) if whole(text) else Q()
         for column in columns:
             match |= Q(**{f"{column}__icontains": text})
         rows = rows.filter(match)

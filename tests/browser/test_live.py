@@ -82,6 +82,18 @@ def test_what_depends_on_who_looks_is_fetched_again(logged_in, hosts):
     assert page.query_selector("#verb-start") is None
 
 
+def test_checks_and_plan_appear_when_they_are_made(logged_in, hosts):
+    page = logged_in("dana", "operator")
+    job = scenes.job(User.objects.get(username="dana"), "checking")
+    page.goto(f"/migrations/{job.pk}/")
+    wait_live(page)
+    page.wait_for_selector("#details:has-text('No plan yet')")
+    scenes.plan_for(job)
+    Job.objects.filter(pk=job.pk).update(status="planned")
+    page.wait_for_selector("#details:has-text('qemu-img convert')")
+    page.wait_for_selector("#facts h2:has-text('Checks')")
+
+
 def test_the_overview_follows_without_a_reload(logged_in, hosts):
     page = logged_in("dana", "operator")
     page.goto("/")

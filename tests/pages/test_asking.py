@@ -144,7 +144,15 @@ def test_htmx_gets_only_the_choices(picked, dana, browser_of):
 
 
 @pytest.mark.parametrize(
-    "nonsense", [{"source": "x"}, {"volume": "9" * 30}, {"disk": "a/b/c"}, {"relay": "-1"}, {"destination": "9999"}]
+    "nonsense",
+    [
+        {"source": "x"},
+        {"volume": "9" * 30},
+        {"volume": "9" * 6000},
+        {"disk": "a/b/c"},
+        {"relay": "-1"},
+        {"destination": "9999"},
+    ],
 )
 def test_values_that_no_form_sends_do_no_harm(nonsense, picked, dana, browser_of):
     assert browser_of(dana).get("/migrations/new", {**picked, **nonsense}).status_code == 200

@@ -31,7 +31,7 @@ def test_the_job_page_answers_in_every_status_and_in_every_tab(status, dana, bro
         response = browser_of(dana).get(reverse("jobs:job", args=[job.pk]), {"tab": tab})
         assert response.status_code == 200
         assert str(job.sentence()) in text(response)
-        for part in ("actions", "tab"):
+        for part in ("actions", "facts", "tab"):
             fetched = browser_of(dana).get(
                 response.request["PATH_INFO"], {"tab": tab, "part": part}, headers={"HX-Request": "true"}
             )
@@ -226,6 +226,7 @@ def test_the_history_is_searched_by_what_people_remember(dana, kim, person, brow
     assert "No migration matches" in text(browser.get(f"/migrations/?host={hosts['cmp-lvm-08'].pk}"))
     assert other.instance_name in text(browser.get(f"/migrations/?host={hosts['jump-02'].pk}"))
     assert browser.get("/migrations/?since=nonsense&status=never").status_code == 200
+    assert browser.get("/migrations/?after=" + "9" * 6000).status_code == 200
 
 
 def test_pages_of_the_history_go_on_below_a_number_and_keep_the_filters(dana, browser_of, hosts):
