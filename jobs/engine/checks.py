@@ -305,7 +305,9 @@ def _relay_is_clean(case: Case, relay: Relay) -> Finding:
 
 @rule("nothing of ours is left on the share", BLOCKS, "The share has nothing left of this job.", "destination")
 def _share_is_clean(case: Case, destination: Destination) -> Finding:
-    return _leftovers(case.migration.destination, destination.leftovers)
+    # The folders of other jobs hold the backups of their instances; they are as it should be.
+    ours = tuple(name for name in destination.leftovers if name.rsplit("/", 1)[-1] == case.migration.job)
+    return _leftovers(case.migration.destination, ours)
 
 
 def _leftovers(host: str, names: tuple[str, ...]) -> Finding:

@@ -6,7 +6,10 @@ from jobs.engine.checks import Around, Trouble, blocking, look
 from jobs.engine.facts import Contents, Facts, Filesystem, Guest, Probe
 from jobs.engine.plan import qcow2_size, relay_size
 
-from .sound import FACTS, INSTANCE, LIVE, MIB, case
+from .sound import FACTS, INSTANCE, LIVE, MIB, MIGRATION, case
+
+
+OURS = f"/var/lib/nova/instances/.volmig/{MIGRATION.job}"
 
 
 def refused(checks, name):
@@ -40,7 +43,7 @@ def test_a_sound_case_passes_every_check():
         ("relay has the volume group", "no volume group vg_nova0", {"relay__vg": None}),
         ("relay has space", "needs", {"group__free": 512 * MIB}),
         ("nothing of ours is left on the relay", "already has volmig_3f", {"relay__leftovers": ("volmig_3f",)}),
-        ("nothing of ours is left on the share", "already has", {"destination__leftovers": (".volmig/3f",)}),
+        ("nothing of ours is left on the share", "already has", {"destination__leftovers": (OURS,)}),
         ("relay mounts the share", "jump does not mount", {"relay__share": None}),
         ("destination mounts the share", "dst does not mount", {"destination__share": None}),
         ("relay mounts the share", "read-only", {"share__options": "ro,vers=3"}),
@@ -139,3 +142,10 @@ def test_a_data_volume_does_not_replace_a_root_disk():
 
 def test_a_volume_that_is_named_otherwise_may_replace_any_disk():
     assert all(check.ok for check in look(case(migration={"source_lv": "rescued"})) if check.name == "same name")
+
+
+def test_backups_of_other_migrations_on_the_share_are_no_hindrance():
+    checks = look(
+        case(destination__leftovers=("/var/lib/nova/instances/.volmig/c0ffee00-0000-4000-8000-000000000000",))
+    )
+    assert blocking(checks) == []
