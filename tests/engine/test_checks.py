@@ -8,7 +8,6 @@ from jobs.engine.plan import qcow2_size, relay_size
 
 from .sound import FACTS, INSTANCE, LIVE, MIB, MIGRATION, case
 
-
 OURS = f"/var/lib/nova/instances/.volmig/{MIGRATION.job}"
 
 
