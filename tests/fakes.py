@@ -323,7 +323,7 @@ class FakeHost:
             "disk_info": {LIVE: "qcow2"},
             "domain": domain,
             "contents": None,
-            "leftovers": [],
+            "leftovers": sorted({path.rsplit("/", 1)[0] for path in self.site.files if "/.volmig/" in path}),
             "stage": stage and stage.identity(),
             "acdirmax": 0,
             "time": time.time(),
