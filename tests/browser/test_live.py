@@ -94,6 +94,18 @@ def test_checks_and_plan_appear_when_they_are_made(logged_in, hosts):
     page.wait_for_selector("#facts h2:has-text('Checks')")
 
 
+def test_what_somebody_opened_stays_open_while_the_page_follows(logged_in, hosts):
+    page = logged_in("dana", "operator")
+    job = scenes.job(User.objects.get(username="dana"), "preparing")
+    page.goto(f"/migrations/{job.pk}/?tab=evidence")
+    wait_live(page)
+    page.click("#details summary")
+    job.runs.filter(step="convert").update(evidence={"seen": "news-77"})
+    Job.objects.filter(pk=job.pk).update(waiting_for="news")
+    page.wait_for_selector("#details:has-text('news-77')")
+    assert page.locator("#details details[open]").count() == 1
+
+
 def test_the_overview_follows_without_a_reload(logged_in, hosts):
     page = logged_in("dana", "operator")
     page.goto("/")
