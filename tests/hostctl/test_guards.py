@@ -264,6 +264,17 @@ def test_export_accepts_the_planned_one(monkeypatch):
     assert work.run(work)["already"]
 
 
+def test_an_export_that_is_listed_but_served_by_nobody_is_not_taken_for_done(monkeypatch):
+    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    stopped = Output(0, "LoadState=loaded\nActiveState=inactive\n")
+    listed = Output(0, EXPORT % (RELAY, JOB))
+    work = scripted("export", {"exportfs": listed, "systemctl show": stopped}, start=["nfs-server"])
+    with pytest.raises(Failed) as failed:
+        work.run(work)
+    assert failed.value.code == "nfs-not-running"
+    assert work.acted == ["systemctl start -- nfs-server"]
+
+
 def test_unexport_refuses_where_somebody_else_exports_it_too():
     listed = EXPORT.replace("10.0.0.1", "10.0.0.9") % (RELAY, JOB)
     refuses(scripted("unexport", {"exportfs": Output(0, listed)}, made={"started": []}), "foreign-export")

@@ -100,7 +100,8 @@ def export(work: Work) -> Dict[str, Any]:
     own, offer = export_acts(args, work.job)[-2:]
     before = work.memory.recall("nfs").get("before") or server(work)
     work.memory.remember("nfs", before=before)
-    if _exported(work):
+    # A host that lost its power still lists its exports, although nobody serves them.
+    if _exported(work) and not _down(work):
         return dict(_exported_evidence(args, before), already=True)
     for start in export_acts(args, work.job)[:-2]:
         work.must(start, timeout=60)
@@ -140,13 +141,14 @@ def _exported(work: Work) -> bool:
     )
 
 
+def _down(work: Work) -> List[str]:
+    """Units without which nothing is served and that do not run."""
+    needed = ("rpcbind", "nfs-mountd", "nfs-server")
+    return [unit for unit, state in server(work).items() if state == "inactive" and unit in needed]
+
+
 def _check_serving(work: Work) -> None:
-    states = server(work)
-    down = [
-        unit
-        for unit, state in states.items()
-        if state == "inactive" and unit in ("rpcbind", "nfs-mountd", "nfs-server")
-    ]
+    down = _down(work)
     if down:
         raise Failed(
             "nfs-not-running",
