@@ -59,6 +59,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "volmig.accounts.sessions.middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "axes.middleware.AxesMiddleware",
@@ -130,7 +131,12 @@ Q_CLUSTER = {
     "poll": 0.3,
     "guard_cycle": 1,
 }
-EVERY_MINUTE = ["hosts.tasks.refresh_stale", "jobs.watch.sweep", "volmig.notify.send_again"]
+EVERY_MINUTE = [
+    "hosts.tasks.refresh_stale",
+    "jobs.watch.sweep",
+    "volmig.notify.send_again",
+    "volmig.accounts.models.sweep",
+]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -179,7 +185,9 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
 SESSION_COOKIE_NAME = "__Host-sessionid" if SECURE else "sessionid"
 CSRF_COOKIE_NAME = "__Host-csrftoken" if SECURE else "csrftoken"
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
-SESSION_COOKIE_AGE = 8 * 3600
+IDLE_MINUTES = number("IDLE_MINUTES", 30)
+SESSION_HOURS = number("SESSION_HOURS", 8)
+SESSION_COOKIE_AGE = SESSION_HOURS * 3600
 SECURE_SSL_REDIRECT = SECURE
 SECURE_HSTS_SECONDS = 31536000 if SECURE else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE

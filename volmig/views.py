@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
 from jobs.models import Lease
+from volmig.accounts.models import Login
 from volmig.accounts.roles import needs
 from volmig.accounts.throttle import closed_until
 from volmig.queue import last_done
@@ -60,6 +61,7 @@ def login(request: HttpRequest) -> HttpResponseBase:
 def note_login(request: HttpRequest) -> None:
     if request.user.is_authenticated:
         request.session["password_at"] = time.time()
+        Login.objects.of(request)
         Event.append("person.login", actor=request.user, object=request.user.get_username())
         return
     # A name that nobody has may be a password that was typed into the wrong field: it is not kept.
