@@ -76,7 +76,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "halted": halted,
             "inbox": mine.select_related("job", "requester").order_by("created_at"),
             "failed": jobs.filter(
-                outcome__in=["failed", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)
+                outcome__in=["failed", "blocked", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)
             ).order_by("-ended_at")[:8],
             "groups": relay_groups(),
             "shares": Share.objects.with_held(),

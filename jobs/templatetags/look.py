@@ -29,7 +29,7 @@ STATUSES = {
     "purged": ("Purged", "trash-2", "flat"),
     "halted": ("Halted", "octagon-alert", "bad"),
 }
-OUTCOMES = {"failed": "failed", "cancelled": "cancelled", "rejected": "rejected"}
+OUTCOMES = {"failed", "blocked", "cancelled", "rejected"}  # the others say no more than the status
 STEP_STATES = {
     "todo": ("to do", "circle"),
     "running": ("running", "play"),
@@ -70,8 +70,8 @@ def status(job: Any) -> SafeString:
     if job.halt_reason:
         return badge(f"Halted while {STATUSES[job.status][0].lower()}", *STATUSES["halted"][1:])
     word, picture, tone = STATUSES[job.status]
-    if outcome := OUTCOMES.get(job.outcome or ""):
-        word, tone = f"{word}: {outcome}", "bad" if outcome == "failed" else tone
+    if job.outcome in OUTCOMES:
+        word, tone = f"{word}: {job.outcome}", "bad" if job.outcome == "failed" else tone
     return badge(word, picture, tone)
 
 

@@ -99,6 +99,14 @@ def test_pages_stand_on_an_empty_database_and_say_what_to_do_first(name, dana, b
     assert browser_of(dana).get(reverse(name)).status_code == 200
 
 
+@pytest.mark.parametrize("outcome", ["failed", "blocked", "rejected"])
+def test_what_came_to_nothing_is_on_the_overview_with_the_word_for_it(outcome, dana, browser_of, hosts):
+    scenes.job(dana, "undone", outcome=outcome, instance_name="lost-1")
+    page = text(browser_of(dana).get("/"))
+    assert "lost-1" in page
+    assert f"Undone: {outcome}" in page
+
+
 def test_the_first_overview_says_who_registers_hypervisors(dana, person, browser_of):
     assert "An administrator can register them" in text(browser_of(dana).get("/"))
     assert "Register the first hypervisor" in text(browser_of(person("ada", "administrator")).get("/"))
