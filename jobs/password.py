@@ -16,6 +16,7 @@ FRESH = 300  # seconds for which a password that was typed counts for a decision
 TRIES = 5
 WHILE = dt.timedelta(minutes=10)  # so many wrong ones in this time close it for as long
 REFUSED = "approval.password_refused"
+COUNTED = (REFUSED, "person.password_refused")  # the account page asks too: together they have five tries
 
 
 def typed_at(request: HttpRequest) -> float:
@@ -33,8 +34,7 @@ def trouble(request: HttpRequest, asked: Approval, password: str) -> str:
     if not password:
         return "Type your password."
     with transaction.atomic():
-        # One guess at a time: otherwise many sessions at once would all see fewer than five.
-        person = get_user_model().objects.select_for_update().get(username=request.user.get_username())
+        person = alone(request)
         if until := closed_until(person):
             return f"Too many wrong passwords: you cannot decide anything before {timezone.localtime(until):%H:%M %Z}."
         if not person.check_password(password):
@@ -43,9 +43,14 @@ def trouble(request: HttpRequest, asked: Approval, password: str) -> str:
     return ""
 
 
+def alone(request: HttpRequest) -> Any:
+    """This session's person, one guess at a time: otherwise many sessions at once would all see fewer than five."""
+    return get_user_model().objects.select_for_update().get(username=request.user.get_username())
+
+
 def closed_until(person: Any) -> dt.datetime | None:
     """When this person's password counts again, from the record and so for all sessions; None when it counts now."""
-    times = list(Event.objects.filter(actor=person, action=REFUSED).values_list("at", flat=True)[:TRIES])
+    times = list(Event.objects.filter(actor=person, action__in=COUNTED).values_list("at", flat=True)[:TRIES])
     if len(times) < TRIES or times[0] - times[-1] > WHILE:
         return None
     until = times[0] + WHILE

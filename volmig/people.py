@@ -1,18 +1,22 @@
-"""Making people from the command line; the first one is asked for when volmig starts on an empty database."""
+"""Making people, the first one when volmig starts on an empty database, and what administrators change of them."""
 
 import getpass
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.contrib.auth.password_validation import validate_password
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
+from django.shortcuts import get_object_or_404
 
+from volmig.accounts.models import Login
 from volmig.accounts.roles import ALLOWS
 from volmig.record.models import Event
+from volmig.record.origin import shortened
 
 
 @transaction.atomic
@@ -30,6 +34,67 @@ def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
     person.save()
     person.groups.set(Group.objects.filter(name__in=chosen))
     Event.append("person.make", object=name, data={"roles": sorted(chosen) or ["superuser"]})
+
+
+def why_not_change(person: Any, by: Any) -> str:
+    """Why `by` may not change this account, as a sentence; empty when they may."""
+    if person.pk == by.pk:
+        return "Your own account is for another administrator to change."  # so one is always left who can
+    if person.is_superuser and not by.is_superuser:
+        return "The account of a superuser is for another superuser to change."
+    return ""
+
+
+def theirs(pk: int, by: Any) -> Any:
+    """Locks somebody else's account for a change; raises PermissionDenied with the reason when it is not theirs."""
+    person = get_object_or_404(get_user_model().objects.select_for_update(), pk=pk)
+    if why := why_not_change(person, by):
+        raise PermissionDenied(why)
+    return person
+
+
+@transaction.atomic
+def set_active(pk: int, active: bool, by: Any) -> None:
+    """Disables or enables somebody; who is disabled is logged out everywhere."""
+    person = theirs(pk, by)
+    if person.is_active == active:
+        return
+    person.is_active = active
+    person.save(update_fields=["is_active"])
+    ended = 0 if active else person.logins.end()
+    change = {"before": {"active": not active}, "after": {"active": active}, "sessions_ended": ended}
+    Event.append("person.enable" if active else "person.disable", actor=by, object=person.get_username(), data=change)
+
+
+@transaction.atomic
+def set_roles(pk: int, roles: Iterable[str], by: Any) -> None:
+    """Gives somebody exactly these roles; groups that are no roles stay. Raises ValidationError for unknown ones."""
+    person, wanted = theirs(pk, by), sorted(set(roles))
+    if unknown := set(wanted) - set(ALLOWS):
+        raise ValidationError(f"No such role: {', '.join(sorted(unknown))}.")
+    had = sorted(person.groups.filter(name__in=ALLOWS).values_list("name", flat=True))
+    if had == wanted:
+        return
+    person.groups.remove(*Group.objects.filter(name__in=ALLOWS))
+    person.groups.add(*Group.objects.filter(name__in=wanted))
+    change = {"before": {"roles": had}, "after": {"roles": wanted}}
+    Event.append("person.roles", actor=by, object=person.get_username(), data=change)
+
+
+@transaction.atomic
+def end_sessions(pk: int, by: Any) -> int:
+    """Logs somebody out everywhere; returns how many sessions that were."""
+    person = theirs(pk, by)
+    ended: int = person.logins.end()
+    Event.append("person.sessions_end", actor=by, object=person.get_username(), data={"sessions_ended": ended})
+    return ended
+
+
+def end_session(login: Login) -> None:
+    """Ends one of somebody's own sessions."""
+    data = {"ended": shortened(login.session_key), "address": login.address, "since": login.since}
+    Event.append("person.session_end", actor=login.person, object=login.person.get_username(), data=data)
+    Login.objects.filter(pk=login.pk).end()
 
 
 def ask_name() -> str:

@@ -7,6 +7,11 @@ from volmig import views
 urlpatterns = [
     path("login/", views.login, name="login"),
     path("logout/", views.logout, name="logout"),
+    path("account/", views.account, name="account"),
+    path("account/sessions/<int:pk>/end/", views.end_session, name="end_session"),
+    path("accounts/", views.everybody, name="accounts"),
+    path("accounts/<int:pk>/", views.person, name="person"),
+    path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
     path("audit/", views.audit, name="audit"),
     path("healthz", views.health, name="health"),
     path("hosts/", include("hosts.urls")),

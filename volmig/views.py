@@ -1,23 +1,32 @@
-"""Logging in and out, the audit page and the health answer."""
+"""Logging in and out, accounts, the audit page and the health answer."""
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 from django import forms
-from django.contrib.auth import get_user_model
+from django.contrib import messages
+from django.contrib.auth import get_user_model, update_session_auth_hash
+from django.contrib.auth import logout as log_out
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.views import LoginView, LogoutView
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
-from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.db import DatabaseError, transaction
+from django.db.models import Count, Q
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from jobs import password
 from jobs.models import Lease
+from volmig import people
 from volmig.accounts.models import Login
-from volmig.accounts.roles import needs
+from volmig.accounts.roles import ALLOWS, SENTENCES, needs
 from volmig.accounts.throttle import closed_until
 from volmig.queue import last_done
 from volmig.record.models import Event
@@ -82,6 +91,105 @@ def locked_out(request: HttpRequest, response: HttpResponse, credentials: object
 def logout(request: HttpRequest) -> HttpResponseBase:
     Event.append("person.logout", actor=request.user, object=request.user.get_username())
     return LogoutView.as_view()(request)
+
+
+@require_http_methods(["GET", "POST"])
+def account(request: HttpRequest) -> HttpResponse:
+    """One's own sessions, and the change of one's password."""
+    person: Any = request.user
+    typed = request.method == "POST"
+    form = PasswordChangeForm(person, request.POST) if typed else PasswordChangeForm(person)
+    for field in form.fields.values():
+        field.widget.attrs |= {"class": "form-control", "autofocus": False}
+    if typed and change_password(request, form):
+        return redirect("account")
+    logins = Login.objects.alive().filter(person=person)
+    values = {"form": form, "logins": logins, "this": request.session.session_key}
+    return render(request, "registration/account.html", values, status=422 if form.errors else 200)
+
+
+@transaction.atomic
+def change_password(request: HttpRequest, form: PasswordChangeForm) -> bool:
+    """Changes the password and ends the other sessions; tells whether there is nothing to correct."""
+    person = password.alone(request)
+    if until := password.closed_until(person):
+        messages.error(request, f"Too many wrong passwords: come back at {timezone.localtime(until):%H:%M %Z}.")
+        return True
+    if form.has_error("old_password", "password_incorrect"):
+        Event.append("person.password_refused", actor=person, object=person.get_username())
+    if not form.is_valid():
+        return False
+    form.save()
+    ended = stay_alone(request, form.user)
+    Event.append("person.password", actor=person, object=person.get_username(), data={"sessions_ended": ended})
+    messages.success(request, "Your password is changed, and your other sessions are ended.")
+    return True
+
+
+def stay_alone(request: HttpRequest, person: Any) -> int:
+    """Keeps this session after a change of password, under a new key; returns how many others were ended."""
+    before = request.session.session_key
+    ended = Login.objects.filter(person=person).exclude(session_key=before).end()
+    update_session_auth_hash(request, person)
+    Login.objects.filter(session_key=before).update(session_key=request.session.session_key)
+    request.session["password_at"] = time.time()
+    return ended
+
+
+@require_POST
+def end_session(request: HttpRequest, pk: int) -> HttpResponse:
+    """Ends one of one's own sessions; this one, too."""
+    login = get_object_or_404(Login.objects.alive().filter(person_id=request.user.pk), pk=pk)
+    people.end_session(login)
+    if login.session_key == request.session.session_key:
+        log_out(request)
+        return redirect("login")
+    messages.success(request, "That session is ended.")
+    return redirect("account")
+
+
+@require_GET
+@needs("administer")
+def everybody(request: HttpRequest) -> HttpResponse:
+    """All people: roles, active or disabled, last login."""
+    alive = Count("logins", filter=Q(logins__in=Login.objects.alive()), distinct=True)
+    persons = get_user_model().objects.annotate(alive=alive).prefetch_related("groups").order_by("username")
+    return render(request, "registration/accounts.html", {"persons": persons})
+
+
+@require_GET
+@needs("administer")
+def person(request: HttpRequest, pk: int) -> HttpResponse:
+    """One person, and what an administrator may change of them."""
+    person = get_object_or_404(get_user_model(), pk=pk)
+    values = {
+        "person": person,
+        "why_not": people.why_not_change(person, request.user),
+        "roles": [(role, [SENTENCES[verb] for verb in sorted(ALLOWS[role])]) for role in ALLOWS],
+        "has": set(person.groups.values_list("name", flat=True)),
+        "logins": Login.objects.alive().filter(person=person),
+    }
+    return render(request, "registration/person.html", values)
+
+
+@require_POST
+@needs("administer")
+def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """Disables, enables, sets roles or ends sessions; the refusals are those of volmig.people."""
+    changes: dict[str, Callable[[], object]] = {
+        "disable": lambda: people.set_active(pk, False, request.user),
+        "enable": lambda: people.set_active(pk, True, request.user),
+        "roles": lambda: people.set_roles(pk, request.POST.getlist("role"), request.user),
+        "end-sessions": lambda: people.end_sessions(pk, request.user),
+    }
+    if verb not in changes:
+        raise Http404
+    try:
+        changes[verb]()
+    except ValidationError as error:
+        raise PermissionDenied(" ".join(error.messages)) from error
+    messages.success(request, "Done, and recorded.")
+    return redirect("person", pk)
 
 
 @require_GET
