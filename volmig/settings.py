@@ -136,6 +136,7 @@ EVERY_MINUTE = [
     "jobs.watch.sweep",
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
+    "volmig.record.chain.publish",
 ]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
@@ -219,6 +220,8 @@ APPROVERS = max(1, number("APPROVERS", 1))
 APPROVAL_HOURS = number("APPROVAL_HOURS", 24)
 STOP_DEADLINE = number("STOP_DEADLINE", 180)
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
+
+AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to
 
 NOTIFY_EMAILS = [address for address in text("NOTIFY_EMAILS").split(",") if address]
 WEBHOOK_URL = text("WEBHOOK_URL")

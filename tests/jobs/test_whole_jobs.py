@@ -8,7 +8,8 @@ from hosts.models import Hypervisor
 from jobs.models import Footprint, StepRun
 from tests.factories import admin, operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
-from volmig.record.models import Event, verify
+from volmig.record.chain import verify
+from volmig.record.models import Event
 
 
 def test_a_volume_becomes_the_disk_of_an_instance(drive, site):

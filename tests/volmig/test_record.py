@@ -1,14 +1,16 @@
 """The record is append-only, chained, and shows what was changed behind its back."""
 
+import json
 import threading
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
 from volmig.record.apps import drop_triggers, make_triggers
-from volmig.record.models import ChainHead, Event, verify
+from volmig.record.chain import publish, read_heads, verify
+from volmig.record.models import ChainHead, Event
 
 pytestmark = pytest.mark.django_db
 
@@ -23,6 +25,26 @@ def behind_its_back(change):
     drop_triggers()
     change()
     make_triggers()
+
+
+def swap(one, other):
+    """Lets two events change places."""
+    Event.objects.filter(seq=one).update(seq=-1)
+    Event.objects.filter(seq=other).update(seq=one)
+    Event.objects.filter(seq=-1).update(seq=other)
+
+
+def cut_off(seq):
+    """Forgets all events from this one on and rewinds the head: without its published heads the record looks whole."""
+    last = Event.objects.get(seq=seq - 1)
+    Event.objects.filter(seq__gte=seq).delete()
+    ChainHead.objects.update(seq=last.seq, hash=last.hash)
+
+
+@pytest.fixture
+def heads(tmp_path, settings):
+    settings.AUDIT_HEADS = tmp_path / "heads"
+    return settings.AUDIT_HEADS
 
 
 def test_events_follow_from_one_another(three):
@@ -58,11 +80,15 @@ def test_the_database_refuses_to_change_or_delete_events(three, change):
         (lambda: ChainHead.objects.all().delete(), "head of the chain is missing"),
         (lambda: Event.objects.filter(seq=3).update(data={"n": 4}), "Event 3 was changed"),
         (lambda: Event.objects.filter(seq=1).update(job=F("job") + 7), "Event 1 was changed"),
+        (lambda: Event.objects.filter(seq=2).update(prev_hash="0" * 64), "Event 2 does not follow"),
+        (lambda: swap(1, 2), "Event 1 does not follow"),
+        (lambda: ChainHead.objects.update(seq=2), "not event 3, with which the record ends"),
+        (lambda: ChainHead.objects.update(hash="0" * 64), "not event 3, with which the record ends"),
     ],
 )
 def test_what_was_changed_behind_its_back_is_found(three, change, sentence):
     behind_its_back(change)
-    assert sentence in " ".join(verify())
+    assert verify()[0].find(sentence) >= 0, "the first bad event is named first"
 
 
 def test_another_key_does_not_verify(three, settings):
@@ -84,6 +110,79 @@ def test_triggers_come_back_with_every_migrate(three):
     call_command("migrate", verbosity=0)
     with pytest.raises(DatabaseError, match="append-only"):
         Event.objects.update(action="other")
+
+
+def test_published_heads_are_seq_hash_and_time(three, heads):
+    publish()
+    assert {seq: head[0] for seq, head in read_heads(heads).items()} == {3: three[2].hash}
+    assert heads.stat().st_mode & 0o777 == 0o600
+    assert verify(read_heads(heads)) == []
+
+
+def test_a_head_is_published_once_and_every_new_one_is_added(three, heads):
+    publish()
+    publish()
+    Event.append("job.submit")
+    publish()
+    assert [json.loads(line)["seq"] for line in heads.read_text().splitlines()] == [3, 4]
+
+
+def test_nothing_is_published_of_an_empty_record(heads):
+    publish()
+    assert not heads.exists()
+
+
+def test_a_record_that_was_cut_off_looks_whole_until_held_against_its_heads(three, heads):
+    publish()
+    behind_its_back(lambda: cut_off(3))
+    assert verify() == []
+    (found,) = verify(read_heads(heads))
+    assert "ends at event 2, but event 3 was published" in found
+
+
+def test_a_record_that_grew_again_after_it_was_cut_off_is_named(three, heads):
+    publish()
+    behind_its_back(lambda: cut_off(2))
+    Event.append("other")
+    Event.append("other")
+    assert verify() == []
+    assert "Event 3 is another than the one that was published" in verify(read_heads(heads))[0]
+
+
+def test_the_publisher_says_at_once_that_the_record_was_cut_off(three, heads, caplog):
+    publish()
+    behind_its_back(lambda: cut_off(3))
+    publish()
+    assert "ends at event 2, but event 3 was published before" in caplog.text
+    assert "ends at event 2, but event 3 was published" in verify(read_heads(heads))[0]
+
+
+def test_the_command_finds_what_was_cut_off(three, heads):
+    publish()
+    behind_its_back(lambda: cut_off(3))
+    for options in ({"heads": heads}, {}):
+        with pytest.raises(CommandError, match="ends at event 2, but event 3 was published"):
+            call_command("verify_audit", **options)
+
+
+@pytest.mark.parametrize("text", ["no head", '{"seq": 3}', "[]"])
+def test_the_command_refuses_a_file_of_something_else(three, heads, text):
+    heads.write_text(f"{text}\n")
+    with pytest.raises(CommandError, match="line 1 is not a published head"):
+        call_command("verify_audit", heads=heads)
+
+
+def test_the_command_refuses_a_file_that_is_not_there(three, tmp_path):
+    with pytest.raises(CommandError, match="No such file"):
+        call_command("verify_audit", heads=tmp_path / "heads")
+
+
+def test_the_command_names_the_first_bad_event_and_not_all_of_a_long_record(three, settings):
+    for number in range(20):
+        Event.append("step", job=number)
+    settings.AUDIT_KEY = "another"
+    with pytest.raises(CommandError, match=r"^Event 1 was changed(.|\n)*… and 13 more\.$"):
+        call_command("verify_audit")
 
 
 @pytest.mark.django_db(transaction=True)

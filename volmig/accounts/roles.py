@@ -18,7 +18,7 @@ SENTENCES = {
     "view": "see hypervisors and migrations",
     "submit": "submit and control migrations",
     "approve": "approve swaps, rollbacks and purges",
-    "administer": "register and change hypervisors",
+    "administer": "register and change hypervisors and accounts",
     "audit": "read the audit record",
 }
 type_of_view = Callable[..., HttpResponse]
