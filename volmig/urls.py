@@ -13,6 +13,7 @@ urlpatterns = [
     path("accounts/<int:pk>/", views.person, name="person"),
     path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
     path("audit/", views.audit, name="audit"),
+    path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("healthz", views.health, name="health"),
     path("hosts/", include("hosts.urls")),
     path("", include("jobs.urls")),

@@ -12,11 +12,11 @@ from django.contrib.auth import logout as log_out
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.views import LoginView, LogoutView
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import DatabaseError, transaction
 from django.db.models import Count, Q
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
@@ -29,6 +29,7 @@ from volmig.accounts.models import Login
 from volmig.accounts.roles import ALLOWS, SENTENCES, needs
 from volmig.accounts.throttle import closed_until
 from volmig.queue import last_done
+from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event
 
 IDLE = 150  # seconds: a schedule gives the workers something to do every minute
@@ -201,6 +202,24 @@ def audit(request: HttpRequest) -> HttpResponse:
     events = Event.objects.filter(**form.lookups())
     page = Paginator(events, 100).get_page(request.GET.get("page"))
     return render(request, "record/audit.html", {"page": page, "form": form})
+
+
+@require_GET
+@needs("audit")
+def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
+    """The events that fit the audit page's filters, as a file; that somebody took it is itself an event."""
+    wanted = EventFilter(request.GET)
+    if form not in FORMATS:
+        raise Http404
+    if not wanted.is_valid():
+        raise BadRequest("A filter cannot be understood, so nothing was exported.")
+    filters = {name: value for name, value in wanted.cleaned_data.items() if value}
+    last = Event.append("audit.export", actor=request.user, data={"format": form, "filters": filters})
+    events = Event.objects.filter(seq__lte=last.seq, **wanted.lookups())
+    kind, header, write = FORMATS[form]
+    name = f"volmig-audit-{timezone.now():%Y%m%d-%H%M%S}.{form}"
+    told = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return StreamingHttpResponse(stream(events, header, write), content_type=kind, headers=told)
 
 
 @login_not_required

@@ -19,12 +19,13 @@ def pages(hosts, person):
     scenes.reservation(running)
     chosen = f"/migrations/new?source={hosts['cmp-lvm-07'].pk}&destination={hosts['cmp-nfs-03'].pk}"
     plain = ["/", "/migrations/", "/migrations/?q=nothing", chosen, "/approvals/", f"/approvals/{asked.pk}/", "/audit/"]
+    accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/"]
     tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in (*TABS, "log&questions=1")]
     ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), scenes.job(dana, "done"))]
     host, cloud = hosts["jump-02"].pk, Cloud.objects.create(name="eu-1").pk
     under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
     machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
-    return [*plain, *tabs, *ends, *machines, LOGIN]
+    return [*plain, *accounts, *tabs, *ends, *machines, LOGIN]
 
 
 def go(page, path):

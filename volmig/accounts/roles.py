@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 ALLOWS = {
     "viewer": {"view"},
@@ -21,7 +22,7 @@ SENTENCES = {
     "administer": "register and change hypervisors and accounts",
     "audit": "read the audit record",
 }
-type_of_view = Callable[..., HttpResponse]
+Answer = TypeVar("Answer", bound=HttpResponseBase)
 
 
 def roles_of(user: Any) -> set[str]:
@@ -47,12 +48,12 @@ def refusal(verb: str) -> str:
     return f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
 
 
-def needs(verb: str) -> Callable[[type_of_view], type_of_view]:
+def needs(verb: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """Makes a view that answers 403, naming the role that is missing, to people whose roles do not allow the verb."""
 
-    def decorate(view: type_of_view) -> type_of_view:
+    def decorate(view: Callable[..., Answer]) -> Callable[..., Answer]:
         @wraps(view)
-        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Answer:
             if not may(request.user, verb):
                 raise PermissionDenied(refusal(verb))
             return view(request, *args, **kwargs)
