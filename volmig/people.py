@@ -32,6 +32,7 @@ def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
     person.set_password(password)
     person.full_clean()
     person.save()
+    Login.objects.filter(person=person).end()
     person.groups.set(Group.objects.filter(name__in=chosen))
     Event.append("person.make", object=name, data={"roles": sorted(chosen) or ["superuser"]})
 

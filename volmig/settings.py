@@ -194,7 +194,8 @@ SECURE_HSTS_SECONDS = 31536000 if SECURE else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
 SECURE_REDIRECT_EXEMPT = [r"^healthz$"]
 SECURE_REFERRER_POLICY = "same-origin"
-if flag("BEHIND_PROXY", False):  # only behind a proxy that removes this header from what clients send
+BEHIND_PROXY = flag("BEHIND_PROXY", False)
+if BEHIND_PROXY:  # only behind a proxy that removes this header from what clients send
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 256 * 1024

@@ -27,7 +27,7 @@ from jobs.models import Lease
 from volmig import people
 from volmig.accounts.models import Login
 from volmig.accounts.roles import ALLOWS, SENTENCES, needs
-from volmig.accounts.throttle import closed_until
+from volmig.accounts.throttle import closed_until, turn
 from volmig.queue import last_done
 from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event
@@ -62,9 +62,12 @@ class EventFilter(forms.Form):
 def login(request: HttpRequest) -> HttpResponseBase:
     """Logs in, and notes when: consent asks for the password again once it was typed too long ago in this session."""
     known = request.user.is_authenticated  # Django sends such people on, whatever password they post
-    response = LoginView.as_view(redirect_authenticated_user=True)(request)
-    if request.method == "POST" and not known:
-        note_login(request)
+    page = LoginView.as_view(redirect_authenticated_user=True)
+    if request.method != "POST" or known:
+        return page(request)
+    with turn(request):
+        response = page(request)
+    note_login(request)
     return response
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
 
 from hosts.remote import hostctl
@@ -55,6 +56,21 @@ def test_admin_makes_people_with_roles(monkeypatch, capsys):
     assert (may(ann, "submit"), may(ann, "approve"), ann.is_superuser) == (True, False, False)
     call_command("admin", "ann", role=["approver"])
     assert not may(get_user_model().objects.get(), "submit")
+
+
+def test_a_new_password_from_the_command_line_ends_the_sessions(monkeypatch, client, person):
+    client.force_login(person("ann", "viewer"))
+    client.get("/account/")
+    monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", PASSWORD)
+    call_command("admin", "ann", role=["viewer"])
+    assert client.get("/account/").status_code == 302
+    assert not Session.objects.exists()
+
+
+@pytest.mark.parametrize(("behind", "option"), [(False, "--no-proxy-headers"), (True, "--proxy-headers")])
+def test_only_behind_a_proxy_is_anybody_believed_who_says_where_a_request_came_from(settings, behind, option):
+    settings.BEHIND_PROXY = behind
+    assert option in up.commands("127.0.0.1:8000")["web"]
 
 
 def test_admin_refuses_a_password_that_anybody_would_try(monkeypatch):

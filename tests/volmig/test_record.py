@@ -165,6 +165,16 @@ def test_the_command_finds_what_was_cut_off(three, heads):
             call_command("verify_audit", **options)
 
 
+def test_a_published_event_that_is_missing_in_the_middle_is_no_cut_end(three, heads):
+    publish()
+    Event.append("other")
+    behind_its_back(lambda: Event.objects.filter(seq=3).delete())
+    assert verify(read_heads(heads)) == [
+        "Events 3 to 3 are missing.",
+        "Event 4 does not follow from the one before it.",
+    ]
+
+
 @pytest.mark.parametrize("text", ["no head", '{"seq": 3}', "[]"])
 def test_the_command_refuses_a_file_of_something_else(three, heads, text):
     heads.write_text(f"{text}\n")

@@ -1,10 +1,15 @@
 """Guessing at the login page: five wrong passwords close a name from an address for ten minutes."""
 
 import datetime as dt
+import threading
+import time
 
 import pytest
 from axes.models import AccessAttempt
+from django.contrib.auth.backends import ModelBackend
+from django.db import connection
 from django.db.models import F
+from django.test import Client
 
 from volmig.record.models import Event
 
@@ -81,3 +86,28 @@ def test_names_are_counted_without_being_kept(client):
     kept = str(list(AccessAttempt.objects.values()))
     assert "hunter2" not in kept
     assert "wrong 1" not in kept
+
+
+@pytest.mark.django_db(transaction=True)
+def test_guesses_at_once_are_no_more_than_guesses_in_turn(person, monkeypatch):
+    person("ann", "viewer")
+    looked_at, look = [], ModelBackend.authenticate
+
+    def slowly(self, request, **credentials):
+        looked_at.append(credentials["password"])
+        time.sleep(0.05)  # as long as a real password takes
+        return look(self, request, **credentials)
+
+    def one(number):
+        try:
+            Client().post("/login/", {"username": "ann", "password": f"wrong {number}"})
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(ModelBackend, "authenticate", slowly)
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looked_at) == 5

@@ -148,8 +148,15 @@ def gone(pids):
     )
 
 
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended since it was listed
+        return b""
+
+
 def web_of(running):
-    return {pid for pid in family(running.process.pid) if b"uvicorn" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {pid for pid in family(running.process.pid) if b"uvicorn" in command_of(pid)}
 
 
 def test_everything_starts_what_dies_starts_again_and_nothing_is_left(up):

@@ -1,12 +1,21 @@
 """Wrong passwords at the login page: who is meant, and until when the name is closed from this address."""
 
 import datetime as dt
+import threading
 from typing import Any
 
 from axes.models import AccessAttempt
 from django.conf import settings
 from django.http import HttpRequest
 from django.utils.crypto import salted_hmac
+
+# Striped by name and address: strangers seldom wait for each other, and no list of names grows.
+TURNS = [threading.Lock() for _ in range(64)]
+
+
+def turn(request: HttpRequest) -> threading.Lock:
+    """One guess at a time: otherwise many at once would all be looked at before the first was counted."""
+    return TURNS[hash((name_of(request), request.META.get("REMOTE_ADDR"))) % len(TURNS)]
 
 
 def name_of(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str:

@@ -84,8 +84,7 @@ def walk(heads: Heads) -> Iterator[str]:
             yield f"Event {seq} is another than the one that was published as the head at {at}."
         last_seq, last_hash = seq, found
     yield from cut(last_seq, last_hash, written)
-    if heads:
-        seq = max(heads)
+    if (seq := max(heads, default=0)) > last_seq:
         yield f"The record ends at event {last_seq}, but event {seq} was published as its head at {heads[seq][1]}."
 
 
