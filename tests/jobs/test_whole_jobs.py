@@ -50,7 +50,7 @@ def test_the_backup_of_one_migration_does_not_hinder_the_next(drive, site):
     first = drive.done()
     second = drive.on_trial()
     backups = [f"/var/lib/nova/instances/.volmig/{job.uuid}/disk.old" for job in (first, second)]
-    assert site.leftovers() == sorted(backups)
+    assert sorted(site.leftovers()) == sorted(backups)
 
 
 def test_a_purge_leaves_nothing(drive, site):
