@@ -34,11 +34,12 @@ def go(page, path):
     page.goto(path)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_fault(scheme, pages, logged_in):
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_no_fault(scheme, width, pages, logged_in):
     from axe_playwright_python.sync_playwright import Axe
 
     page = logged_in("ada", "operator", "approver", "administrator", "auditor", color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
     found = []
     for path in pages:
         go(page, path)
