@@ -47,7 +47,9 @@ def _bench(lab: Lab, site: Site) -> None:
     downtimes(lab, {256 * MIB: 100, 2048 * MIB: 800})
     _throttle(lab, None)
     figures = latency.measure(lab)
-    print(f"\nProgress, from qemu-img's report to the browser: {json.dumps(figures)}")
+    print(f"\nProgress, from qemu-img's report to the browser, in seconds: {json.dumps(figures)}")
+    if figures["median"] > 1 or figures["p95"] > 2:
+        sys.exit("Progress reaches the browser too late: the median is to be under 1 s, 95 % under 2 s.")
 
 
 def compare(lab: Lab, size: int, data: int) -> None:
