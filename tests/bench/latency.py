@@ -24,8 +24,9 @@ from typing import Any
 import websockets
 
 from hosts.remote import ssh
-from hosts.remote.host import Address, HostError, Request
+from hosts.remote.host import Address, HostError
 from jobs.engine.steps import NAMED
+from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.site import PASSWORD, ROOT, Site
 
@@ -65,6 +66,11 @@ class Seen:
 
     reports: list[tuple[int, float]] = field(default_factory=list)
     fragments: list[tuple[int, float]] = field(default_factory=list)
+
+    def reported(self, done: int, at: float) -> None:
+        """Note a report that says something new; qemu-img repeats itself until the next percent is full."""
+        if not self.reports or done > self.reports[-1][0]:
+            self.reports.append((done, at))
 
     def delays(self, began: float, ended: float) -> list[float]:
         """Seconds from each report between two times to the first fragment that shows as much or more.
@@ -127,8 +133,8 @@ def watch(lab: Lab, site: Site, uuids: list[str], rate: int) -> list[Seen]:
     numbers = json.loads(told.stdout.splitlines()[-1])
     seen = {job: Seen() for job in numbers}
     address = entrance(lab, site)
-    slow, stop = skew(address), threading.Event()
-    follower = threading.Thread(target=follow, args=(address, seen, slow, stop), daemon=True)
+    ahead, stop = skew(lab.src), threading.Event()
+    follower = threading.Thread(target=follow, args=(address, seen, ahead, stop), daemon=True)
     follower.start()
     try:
         asyncio.run(listen(site, sign_in(site, "pavel"), {number: seen[job] for job, number in numbers.items()}))
@@ -154,19 +160,17 @@ def entrance(lab: Lab, site: Site) -> Address:
     return Address("127.0.0.1", src.port, "volmig", src.host_key, key_file=str(site.data / "ssh_key"))
 
 
-def skew(address: Address) -> float:
-    """By how many seconds the source's clock is ahead of ours: of ten calls, the one that was quickest."""
-    with ssh.connect(address) as host:
-        return min(asked_the_time(host) for _ in range(10))[1]
+def skew(guest: Guest) -> float:
+    """By how many seconds the guest's clock is ahead of ours: of twenty questions, the one answered quickest."""
+    return min(asked_the_time(guest) for _ in range(20))[1]
 
 
-def asked_the_time(host: ssh.SSHHost) -> tuple[float, float]:
-    """How long the answer took, and how far the time in it is from the middle of the call."""
+def asked_the_time(guest: Guest) -> tuple[float, float]:
+    """How long the answer took, and how far the time in it is from the middle of that."""
     began = time.time()
-    said = host.call(Request("hello")).evidence["time"]
+    said = float(guest.run("date +%s.%N"))
     ended = time.time()
-    # The clock is read before the tools are asked for their versions: early in the call, but never before it.
-    return ended - began, max(said - ended, 0.0) + min(said - began, 0.0)
+    return ended - began, said - (began + ended) / 2
 
 
 def follow(address: Address, seen: dict[str, Seen], ahead: float, stop: threading.Event) -> None:
@@ -178,7 +182,7 @@ def follow(address: Address, seen: dict[str, Seen], ahead: float, stop: threadin
                     return
                 report = line.get("progress", {})
                 if report.get("step") == "convert" and report["done"]:
-                    seen[report["job"]].reports.append((report["done"], report["at"] - ahead))
+                    seen[report["job"]].reported(report["done"], report["at"] - ahead)
     except HostError:
         if not stop.is_set():
             raise
