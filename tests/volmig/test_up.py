@@ -50,6 +50,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def at_a_terminal():
+    """What a login shell gives its children; a test run in the background would hand down an ignored Ctrl-C."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Up:
     def __init__(self, data, *parts, port=0, terminal=None):
         self.port, self.data = port or free_port(), data
@@ -65,7 +71,7 @@ class Up:
             stdout=output,
             stderr=output,
             start_new_session=terminal is not None,
-            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=None if terminal is None else at_a_terminal,
         )
 
     def health(self):
