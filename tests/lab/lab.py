@@ -42,7 +42,7 @@ from string import Template
 from typing import TypeVar
 
 from tests.lab import machine
-from tests.lab.guest import Guest
+from tests.lab.guest import CommandError, Guest
 from tests.lab.image import Image, ensure, say
 from tests.lab.network import MACHINES, Network, address, shaping
 
@@ -136,8 +136,7 @@ class Lab:
         for guest in self.guests.values():
             if not self.running(guest):
                 self.boot(guest)
-        self._each(lambda guest: guest.script("reset", role="hypervisor" if guest is self.dst else "", timeout=90),
-                   (self.src, self.jump, self.dst))  # fmt: skip
+        self._each(self._reset, (self.src, self.jump, self.dst))
         self.filer.script("reset", role="filer")
         self.squash(False)
         self.mount_share()
@@ -310,6 +309,16 @@ class Lab:
     def _furnish_local(self, guest: Guest) -> None:
         self._settle(guest)
         guest.script("hypervisor" if guest is self.dst else "volume_group")
+
+    def _reset(self, guest: Guest) -> None:
+        role = "hypervisor" if guest is self.dst else ""
+        try:
+            guest.script("reset", role=role, timeout=90)
+        except (CommandError, subprocess.TimeoutExpired) as error:
+            say(f"{guest.name} does not let go of what it holds, so its power is cut: {error}")
+            self.power_cut(guest)
+            self.boot(guest)
+            guest.script("reset", role=role, timeout=90)
 
     def _heal(self) -> None:
         for guest in self.guests.values():

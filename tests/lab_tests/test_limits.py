@@ -18,7 +18,7 @@ def test_a_second_conversion_from_a_source_waits_and_the_first_keeps_to_its_limi
     register()
     first = drive.submit(f"{FIRST}_disk.local", guests[FIRST], rate=RATE)
     second = drive.submit(f"{SECOND}_disk.local", guests[SECOND])
-    drive.until(lambda: second.waiting_for or second.status != "preparing", first, second)
+    drive.until(lambda: second.status == "preparing" and (second.waiting_for or second.runs.exists()), first, second)
     assert second.waiting_for == f"It waits for migration {first.pk}, which reads from src."
     drive.reach(first, "awaiting_approval")
     drive.until(lambda: second.runs.exists(), second)

@@ -26,7 +26,14 @@ if [ "$role" != filer ]; then
   if systemctl -q is-active nfs-server; then systemctl stop nfs-server; fi
 fi
 # The server of a hard mount may be gone by now (jump is reset at the same time): then umount ends only by SIGKILL.
-for target in $(mounts); do timeout -s KILL 5 umount "$target" 2>/dev/null || umount -i -f -l "$target"; done
+# A file system on a volume is busy until the NFS server has let go of it, and must not be unmounted lazily: its
+# volume could not be removed.
+for target in $(mounts); do
+  case $(findmnt -rno FSTYPE "$target") in
+    nfs*) timeout -s KILL 5 umount "$target" 2>/dev/null || umount -i -f -l "$target" ;;
+    *) timeout 20 sh -c "until umount '$target' 2>/dev/null; do sleep 0.2; done" ;;
+  esac
+done
 [ -z "$(mounts)" ] || fail "still mounted: $(mounts)"
 rm -rf --one-file-system /srv/volmig /mnt/volmig /var/lib/volmig /run/volmig
 for fill in $(find / /vol/nova -xdev -name .lab-fill -maxdepth 4 2>/dev/null); do rm -f "$fill"; done
