@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEBIAN := chromium fonts-dejavu-core openssh-server
 .DEFAULT_GOAL := help
-.PHONY: help demo test run check bench packages
+.PHONY: help demo test torture run check bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,10 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
 	$(BIN)/pytest -m "not lab and not browser"
-	$(BIN)/pytest -m "lab or browser"
+	$(BIN)/pytest -m "(lab or browser) and not torture" --durations=15
+
+torture: .venv/ready ## hosts that lose their power amid a migration, on the lab
+	$(BIN)/pytest -m torture
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import pytest
 from tests import factories
 from tests.lab_tests.conftest import MIB
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.torture]
 
 OLD, NEW = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666"
 VOLUME = f"{OLD}_disk.local"
