@@ -1,6 +1,7 @@
 """Bad input: each kind gets a sentence that says what is wrong, and nothing is made on any hypervisor."""
 
 from contextlib import contextmanager
+from functools import wraps
 
 import pytest
 
@@ -35,10 +36,23 @@ def page(scene, look_once):
     return scene
 
 
-# What goes wrong after the page was loaded; each is put right again.
+def spoils(steps):
+    """What goes wrong after the page was loaded, up to its yield; it is put right again however the test ends."""
+
+    @contextmanager
+    @wraps(steps)
+    def spoil(lab):
+        under_way = steps(lab)
+        next(under_way)
+        try:
+            yield
+        finally:
+            next(under_way, None)
+
+    return spoil
 
 
-@contextmanager
+@spoils
 def volume_in_use(lab):
     holds = f"-p StandardInput=file:/dev/vg_nova0/{VOLUME} sleep infinity"
     lab.src.run(f"systemd-run -q --unit=lab-holder {holds}")
@@ -46,42 +60,42 @@ def volume_in_use(lab):
     lab.src.run("systemctl stop lab-holder")
 
 
-@contextmanager
+@spoils
 def volume_gone(lab):
     remove(lab.src, SECOND)
     yield
     make(lab.src, SECOND, "-L 64M")
 
 
-@contextmanager
+@spoils
 def volume_replaced(lab):
     remove(lab.src, SECOND)
     make(lab.src, SECOND, "-L 64M")
     yield
 
 
-@contextmanager
+@spoils
 def relay_full(lab):
     make(lab.jump, "lab_rest", "-l 100%FREE")
     yield
     remove(lab.jump, "lab_rest")
 
 
-@contextmanager
+@spoils
 def share_full(lab):
     lab.fill(lab.filer, "/vol/nova", 40 * MIB)
     yield
     lab.unfill(lab.filer, "/vol/nova")
 
 
-@contextmanager
+@spoils
 def share_not_on_the_relay(lab):
     lab.jump.run(f"umount {INSTANCES}")
     yield
     lab.jump.run(f"mount {INSTANCES}")
 
 
-@contextmanager
+@spoils
 def source_out_of_reach(lab):
     lab.link_cut(lab.src, "mgmt")
     yield
@@ -89,14 +103,14 @@ def source_out_of_reach(lab):
     lab.src.wait_ssh()
 
 
-@contextmanager
+@spoils
 def relay_out_of_reach_of_the_source(lab):
     lab.link_cut(lab.src, "data")
     yield
     lab.link_heal(lab.src, "data")
 
 
-@contextmanager
+@spoils
 def disk_info_says_raw(lab):
     path = f"/vol/nova/{NEW}/disk.info"
     lab.filer.run(f"sed -i 's/qcow2/raw/g' {path}")
@@ -104,7 +118,7 @@ def disk_info_says_raw(lab):
     lab.filer.run(f"sed -i 's/raw/qcow2/g' {path}")
 
 
-@contextmanager
+@spoils
 def domain_says_raw(lab):
     define = "virsh dumpxml --inactive db-new | sed \"s/type='{}'/type='{}'/\" | virsh -q define /dev/stdin"
     lab.dst.run(define.format("qcow2", "raw"))
@@ -112,7 +126,7 @@ def domain_says_raw(lab):
     lab.dst.run(define.format("raw", "qcow2"))
 
 
-@contextmanager
+@spoils
 def all_well(lab):
     yield
 
@@ -127,7 +141,6 @@ def all_well(lab):
         (relay_full, VOLUME, "vg_nova0 on jump has 0 MiB left|the temporary volume needs"),
         (share_full, VOLUME, f"{SHARE} has|MiB left|the staged copy may need"),
         (share_not_on_the_relay, VOLUME, f"jump does not mount {SHARE}"),
-        (source_out_of_reach, VOLUME, "The source src: |log in to|volmig tries again by itself"),
         (relay_out_of_reach_of_the_source, VOLUME, "src cannot reach 10.77.|2049"),
         (disk_info_says_raw, VOLUME, "is not qcow2 everywhere|disk.info says raw"),
         (domain_says_raw, VOLUME, "is not qcow2 everywhere|the instance's definition says raw"),
@@ -143,6 +156,17 @@ def test_bad_input_is_refused_in_words_and_nothing_is_made(page, drive, spoil, v
     assert [word for word in words.split("|") if word not in job.outcome_reason] == [], job.outcome_reason
     assert not job.runs.exists()
     assert (page.leftovers(), free_extents(page)) == ([], free)
+
+
+def test_a_source_out_of_reach_is_asked_until_it_answers_and_nothing_is_made(page, drive):
+    with source_out_of_reach(page):
+        job = drive.submit(VOLUME, page.db, start=False)
+        assert (job.status, job.plan) == ("checking", {})
+        assert "Tried to log in to volmig@" in job.waiting_for
+        assert "volmig tries again by itself" in job.waiting_for
+    drive.reach(job, "planned", seconds=60)
+    assert not job.runs.exists()
+    assert page.leftovers() == []
 
 
 def test_another_host_key_quarantines_and_no_command_is_sent(page, drive):
