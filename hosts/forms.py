@@ -5,6 +5,7 @@ from typing import Any
 from django import forms
 
 from hosts.models import Cloud, Hypervisor
+from volmig.accounts.models import Team
 
 MIB = 1024**2
 TYPED = 8
@@ -30,25 +31,29 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
 
     class Meta:
         model = Hypervisor
-        fields = ["name", "address", "port", "user", "shipped", "bastion", "cloud"]
+        fields = ["name", "address", "port", "user", "shipped", "bastion", "cloud", "team"]
         labels = {"shipped": "hostctl is shipped (root logins only)", "user": "SSH user", "cloud": "Cloud"}
         help_texts = {
             "name": "As people call it; shown everywhere.",
             "address": "Where SSH listens. NFS traffic uses other addresses, which volmig finds by itself.",
             "user": "volmig, with the forced command; or root, when hostctl is shipped.",
+            "team": "Its members see it, and the migrations over it.",
             "bastion": "A registered hypervisor through which this one is reached.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         ways = Hypervisor.objects.reachable() | Hypervisor.objects.filter(pk=self.instance.bastion_id)
+        if Team.objects.count() < 2:  # a site with one team has nothing to choose
+            del self.fields["team"]
         self.fields["bastion"].queryset = ways.exclude(pk=self.instance.pk)  # type: ignore[attr-defined]
         dress(self)
 
     def told(self) -> dict[str, Any]:
         """The values of the model's columns that were typed; the limit in bytes."""
         limit = self.cleaned_data["limit_mib"]
-        return {name: self.cleaned_data[name] for name in self.Meta.fields} | {"rate_limit": limit and limit * MIB}
+        typed = {name: self.cleaned_data[name] for name in self.Meta.fields if name in self.fields}
+        return typed | {"rate_limit": limit and limit * MIB}
 
     def save(self, commit: bool = True) -> Hypervisor:
         self.instance.rate_limit = self.told()["rate_limit"]

@@ -14,14 +14,15 @@ from django.utils import timezone
 
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
 from volmig import data
-from volmig.accounts.roles import may
+from volmig.accounts.models import STANDARD, Team
+from volmig.accounts.roles import OwnedQuerySet
 from volmig.notify import announce
 from volmig.record.models import Event
 
 NFS_PORTS = (111, 2049, 20048)
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
 # What people tell volmig about a hypervisor, beside its name; everything else is found out.
-REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "rate_limit")
+REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "team", "rate_limit")
 WAY = {"address", "port", "bastion"}  # another one of these may lead to another machine
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
@@ -31,6 +32,12 @@ def ssh_key_file() -> str:
     if settings.SSH_KEY == "agent":
         return ""
     return settings.SSH_KEY or str(data.ssh_key())
+
+
+def standard_team() -> int:
+    """The key of the team that a hypervisor belongs to unless somebody says another."""
+    first = Team.objects.order_by("pk").values_list("pk", flat=True).first()  # the key alone: a migration asks too
+    return first or Team.objects.create(name=STANDARD, everybody=True).pk
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -66,7 +73,7 @@ class Cloud(models.Model):
         Event.append(action, actor=by, object=name, data=difference(before, self.registration()))
 
 
-class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
+class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
     def active(self) -> Self:
         return self.filter(retired_at=None)
 
@@ -83,9 +90,6 @@ class HypervisorQuerySet(models.QuerySet["Hypervisor"]):
 
     def stale(self, before: dt.datetime) -> Self:
         return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
-
-    def visible_to(self, user: Any) -> Self:
-        return self.all() if may(user, "view") else self.none()
 
 
 class Hypervisor(models.Model):
@@ -110,6 +114,7 @@ class Hypervisor(models.Model):
     shipped = models.BooleanField(default=False)
     bastion = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="behind")
     cloud = models.ForeignKey(Cloud, models.PROTECT, null=True, blank=True, related_name="hypervisors")
+    team = models.ForeignKey(Team, models.PROTECT, default=standard_team, related_name="hypervisors")
     rate_limit = models.BigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
     offered_key = models.TextField(blank=True)
     host_key = models.TextField(blank=True)
@@ -132,6 +137,10 @@ class Hypervisor(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def teams(self) -> list[Team]:
+        """To whom it belongs."""
+        return [self.team]
 
     def clean(self) -> None:
         if self.shipped != (self.user == "root"):
@@ -156,7 +165,7 @@ class Hypervisor(models.Model):
 
     def registration(self) -> dict[str, Any]:
         told = {name: getattr(self, name) for name in REGISTRATION}
-        return told | {name: str(told[name] or "") for name in ("bastion", "cloud")}
+        return told | {name: str(told[name] or "") for name in ("bastion", "cloud", "team")}
 
     @transaction.atomic
     def reregister(self, by: Any, **told: Any) -> bool:
@@ -315,7 +324,14 @@ def held(ledger: str, **of: Any) -> Sum:
     return Sum(f"{ledger}__bytes", filter=Q(**where), default=0)
 
 
+def seen_by(user: Any) -> HypervisorQuerySet:
+    return Hypervisor.objects.visible_to(user)
+
+
 class VolumeGroupQuerySet(models.QuerySet["VolumeGroup"]):
+    def visible_to(self, user: Any) -> Self:
+        return self.filter(hypervisor__in=seen_by(user))
+
     def with_held(self) -> Self:
         return self.annotate(held=held("hypervisor__footprints", name=F("name")))
 
@@ -343,6 +359,11 @@ class VolumeGroup(models.Model):
         return self.size - self.free
 
 
+class LogicalVolumeQuerySet(models.QuerySet["LogicalVolume"]):
+    def visible_to(self, user: Any) -> Self:
+        return self.filter(volume_group__hypervisor__in=seen_by(user))
+
+
 class LogicalVolume(models.Model):
     volume_group = models.ForeignKey(VolumeGroup, models.CASCADE, related_name="logical_volumes")
     name = models.CharField(max_length=128)
@@ -352,6 +373,8 @@ class LogicalVolume(models.Model):
     is_open = models.BooleanField()
     tags = models.JSONField(default=list)
     seen_at = models.DateTimeField()
+
+    objects = LogicalVolumeQuerySet.as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -367,6 +390,10 @@ class LogicalVolume(models.Model):
 
 
 class ShareQuerySet(models.QuerySet["Share"]):
+    def visible_to(self, user: Any) -> Self:
+        """Those that a hypervisor of the person's mounts."""
+        return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user)).values("share"))
+
     def with_held(self) -> Self:
         return self.annotate(held=held("footprints"))
 
@@ -407,6 +434,11 @@ class Mount(models.Model):
         return f"{self.share.source} on {self.path}"
 
 
+class InstanceQuerySet(models.QuerySet["Instance"]):
+    def visible_to(self, user: Any) -> Self:
+        return self.filter(hypervisor__in=seen_by(user))
+
+
 class Instance(models.Model):
     """An instance seen on a hypervisor, with those of its disks that lie on a mounted share."""
 
@@ -416,6 +448,8 @@ class Instance(models.Model):
     state = models.CharField(max_length=40)
     disks = models.JSONField(default=list)  # [{"name": "disk.local", "path": …, "format": …}]
     seen_at = models.DateTimeField()
+
+    objects = InstanceQuerySet.as_manager()
 
     class Meta:
         ordering = ["name"]

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm
 from hosts.models import (
@@ -24,6 +24,7 @@ from hosts.models import (
 )
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
+from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import ssh_public_key
 from volmig.queue import later
@@ -36,16 +37,17 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 @require_GET
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
-    hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud")
+    hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
     seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances", "reaches"))
     mounts = Mount.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
     context = {
         "hypervisors": seen,
         "matrix": matrix(seen),
-        "shares": Share.objects.with_held().prefetch_related(Prefetch("mounts", mounts)),
+        "shares": Share.objects.visible_to(request.user).with_held().prefetch_related(Prefetch("mounts", mounts)),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
+        "several_teams": Team.objects.count() > 1,
     }
     return render(request, "hosts/list.html", context)
 
@@ -68,14 +70,9 @@ def matrix(hypervisors: list[Hypervisor]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "ports": NFS_PORTS}
 
 
-def found(request: HttpRequest, pk: int) -> Hypervisor:
-    return get_object_or_404(Hypervisor.objects.visible_to(request.user), pk=pk)
-
-
 @require_GET
-@needs("view")
 def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
-    host = found(request, pk)
+    host = Hypervisor.objects.find(request.user, "view", pk=pk)
     sort = request.GET.get("sort", "name")
     volumes = LogicalVolume.objects.filter(volume_group__hypervisor=host).select_related("volume_group")
     context = {
@@ -101,6 +98,7 @@ def installation(user: str) -> dict[str, str]:
     return {"login": user, "public_key": public or "PUBLIC-KEY-OF-VOLMIG", "hash": hostctl.source_hash()}
 
 
+@require_http_methods(["GET", "POST"])
 @needs("administer")
 def register(request: HttpRequest) -> HttpResponse:
     form = RegisterForm(request.POST or None)
@@ -114,12 +112,13 @@ def register(request: HttpRequest) -> HttpResponse:
     return render(request, "hosts/register.html", {"form": form, **installation("volmig")})
 
 
-@needs("administer")
+@require_http_methods(["GET", "POST"])
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
-    host = get_object_or_404(Hypervisor.objects.visible_to(request.user).active(), pk=pk)
+    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
     form = EditForm(request.POST or None, instance=host)
     if request.method == "POST" and form.is_valid():
-        return edited(request, found(request, pk), form)  # the form wrote what was typed into its own instance
+        again = Hypervisor.objects.find(request.user, "administer", pk=pk)
+        return edited(request, again, form)  # the form wrote what was typed into its own instance
     return render(request, "hosts/edit.html", {"host": host, "form": form})
 
 
@@ -144,6 +143,7 @@ def clouds(request: HttpRequest) -> HttpResponse:
     return render(request, "hosts/clouds.html", {"clouds": Cloud.objects.prefetch_related(members), "alone": alone})
 
 
+@require_http_methods(["GET", "POST"])
 @needs("administer")
 def cloud(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     """Adds a cloud, or changes the one of this key."""
@@ -157,9 +157,9 @@ def cloud(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     return render(request, "hosts/cloud.html", {"form": form, "name": form.initial.get("name")})
 
 
-@needs("administer")
+@require_http_methods(["GET", "POST"])
 def pin(request: HttpRequest, pk: int) -> HttpResponse:
-    host = found(request, pk)
+    host = Hypervisor.objects.find(request.user, "administer", pk=pk)
     offered = fingerprint(host.offered_key) if host.offered_key else ""
     form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
     if request.method == "POST" and offered and form.is_valid():
@@ -173,28 +173,25 @@ def pin(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @require_POST
-@needs("administer")
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
-    host = found(request, pk)
+    host = Hypervisor.objects.find(request.user, "administer", pk=pk)
     host.put(offered_key="", last_error="")
     later("hosts.tasks.offer_key", host.pk)
     return redirect("hosts:pin", host.pk)
 
 
 @require_POST
-@needs("view")
 def refresh(request: HttpRequest, pk: int) -> HttpResponse:
-    host = found(request, pk)
+    host = Hypervisor.objects.find(request.user, "view", pk=pk)
     later("hosts.tasks.refresh", host.pk)
     messages.info(request, f"{host.name} is being looked at. The ages below tell when the figures are new.")
     return redirect("hosts:hypervisor", host.pk)
 
 
 @require_POST
-@needs("administer")
 def retire(request: HttpRequest, pk: int) -> HttpResponse:
-    host = found(request, pk)
+    host = Hypervisor.objects.find(request.user, "administer", pk=pk)
     if request.POST.get("name") != host.name:
         messages.error(request, f"Type {host.name} to retire it. Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)

@@ -14,6 +14,7 @@ from jobs.engine import states
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Approval, Footprint, Job
+from volmig.accounts.roles import why_not
 
 MIB = 1024**2
 STATUS_WORDS = [(name, name.replace("_", " ")) for name in states.STATUSES]
@@ -52,15 +53,17 @@ class Choices:
         return any(option.chosen for option in self.destinations)
 
     @classmethod
-    def of(cls, picked: Any) -> "Choices":
-        """Read what was discovered; `picked` is the form's values as they were sent, complete or not."""
-        hypervisors = list(Hypervisor.objects.active().order_by("name"))
+    def of(cls, user: Any, picked: Any) -> "Choices":
+        """Read what was discovered and this person sees; `picked` is the form's values as sent, complete or not."""
+        hypervisors = list(Hypervisor.objects.visible_to(user).active().select_related("team").order_by("name"))
+        for each in hypervisors:
+            each.strange = why_not(user, "submit", each.teams())  # type: ignore[attr-defined]
         busy = list(Job.objects.active().only("pk", "lv_uuid", "instance_id"))
         source, destination = known(hypervisors, picked.get("source")), known(hypervisors, picked.get("destination"))
         volume = one(LogicalVolume.objects.select_related("volume_group"), picked.get("volume"))
         if volume and (not source or volume.volume_group.hypervisor_id != source.pk):
             volume = None
-        disk = split_disk(picked.get("disk", ""))
+        disk = split_disk(picked.get("disk", ""), user)
         mount = mount_of(*disk, destination) if destination else None
         return cls(
             sources=[machine(each, source) for each in hypervisors],
@@ -88,7 +91,9 @@ def known(hypervisors: list[Hypervisor], key: Any) -> Hypervisor | None:
 
 
 def closed(hypervisor: Hypervisor) -> list[str]:
-    """Why volmig may not enter a hypervisor at all."""
+    """Why volmig may not enter a hypervisor at all, or not for this person."""
+    if strange := getattr(hypervisor, "strange", None):
+        return [f"{hypervisor.name} belongs to the team {hypervisor.team}, of which you are no member" for _ in strange]
     if hypervisor.quarantined_at:
         return [f"{hypervisor.name} is quarantined: {hypervisor.quarantine_reason}"]
     return [] if hypervisor.host_key else [f"the host key of {hypervisor.name} is not pinned yet"]
@@ -142,10 +147,10 @@ def disk_refusals(
     ]
 
 
-def split_disk(value: str) -> tuple[Instance | None, str]:
+def split_disk(value: str, user: Any) -> tuple[Instance | None, str]:
     """The instance and the disk's name in a value of the form's disk field."""
     key, _, name = value.partition("/")
-    return one(Instance.objects, key), name
+    return one(Instance.objects.visible_to(user), key), name
 
 
 def mount_of(instance: Instance | None, disk: str, destination: Hypervisor) -> Mount | None:
@@ -245,9 +250,15 @@ class MigrationForm(RateForm):
     ticket = forms.CharField(label="Ticket", max_length=100, required=False)
     ticket.widget.attrs.update({"class": "form-control", "placeholder": "OPS-5519"})
 
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user = user
+        for name in ("volume", "relay"):
+            self.fields[name].queryset = self.fields[name].queryset.visible_to(user)  # type: ignore[attr-defined]
+
     def clean_disk(self) -> tuple[Instance, str]:
         """Return the instance and the name of its disk."""
-        instance, name = split_disk(self.cleaned_data["disk"])
+        instance, name = split_disk(self.cleaned_data["disk"], self.user)
         if instance is None or name not in {disk["name"] for disk in instance.disks}:
             raise forms.ValidationError("The disk is gone: it was there when this page was loaded. Choose again.")
         return instance, name
@@ -318,7 +329,8 @@ class SearchForm(forms.Form):
     since = forms.DateField(label="Asked for from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
     until = forms.DateField(label="until", required=False, widget=forms.DateInput(attrs={"type": "date"}))
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.fields["host"].queryset = Hypervisor.objects.visible_to(user)  # type: ignore[attr-defined]
         for name, shown in self.fields.items():
             shown.widget.attrs["class"] = "form-select" if name in ("host", "status") else "form-control"

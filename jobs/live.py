@@ -12,7 +12,9 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
+from django.core.exceptions import PermissionDenied
 from django.db.models import Max
+from django.http import Http404
 from django.template.loader import render_to_string
 from django.urls import path
 from django.utils import timezone
@@ -53,6 +55,7 @@ RUN_FIELDS = (
     "ended_at",
 )
 
+Mark = tuple[str, int, int]  # session key, user, what it watches
 Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves bars)
 
 
@@ -153,27 +156,38 @@ class Tailer:
     async def close_ended(self) -> None:
         """Close the sockets whose person may no longer see what they show."""
         sockets = list(self.sockets)
-        allowed = await database_sync_to_async(still_allowed)({(s.session_key, s.user_id) for s in sockets})
-        ended = [socket for socket in sockets if (socket.session_key, socket.user_id) not in allowed]
+        allowed = await database_sync_to_async(still_allowed)({mark_of(socket) for socket in sockets})
+        ended = [socket for socket in sockets if mark_of(socket) not in allowed]
         # One whose browser just left raises; the others have to be closed all the same.
         await asyncio.gather(*(socket.close(code=ENDED) for socket in ended), return_exceptions=True)
 
 
-def still_allowed(pairs: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Those (session key, user id) whose session is alive, of an active person with the right to look."""
-    keys, ids = {key for key, _ in pairs}, {user for _, user in pairs}
+def mark_of(socket: "JobConsumer") -> Mark:
+    return socket.session_key, socket.user_id, socket.number
+
+
+def still_allowed(marked: set[Mark]) -> set[Mark]:
+    """Those whose session is alive, of an active person who may still see what is watched."""
+    keys, ids = {key for key, _, _ in marked}, {user for _, user, _ in marked}
     sessions = {
         s.session_key: s.get_decoded() for s in Session.objects.filter(pk__in=keys, expire_date__gt=timezone.now())
     }
     users = {user.pk: user for user in get_user_model().objects.filter(pk__in=ids, is_active=True) if may(user, "view")}
+    seen = {pk: seen_of(user, {number for _, theirs, number in marked if theirs == pk}) for pk, user in users.items()}
     return {
-        (key, user)
-        for key, user in pairs
+        (key, user, number)
+        for key, user, number in marked
         if key in sessions
         and user in users
+        and number in seen[user]
         # The hash moves with the password: a changed password ends the sockets of older logins too.
         and constant_time_compare(sessions[key].get("_auth_user_hash", ""), users[user].get_session_auth_hash())
     }
+
+
+def seen_of(user: Any, numbers: set[int]) -> set[int]:
+    """What of `numbers` the person may watch."""
+    return {LIST, *Job.objects.visible_to(user).filter(pk__in=numbers).values_list("pk", flat=True)}
 
 
 def changed(number: int) -> str:
@@ -237,12 +251,12 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
 def first_look(user: Any, number: int) -> tuple[bool, str]:
     """Whether `user` may watch `number`, and the fragment to begin with."""
-    if not (user.is_authenticated and may(user, "view")):
-        return False, ""
     if number == LIST:
-        return True, ""
-    job = Job.objects.visible_to(user).with_runs().filter(pk=number).first()
-    return job is not None, fragment(job) if job else ""
+        return may(user, "view"), ""
+    try:
+        return True, fragment(Job.objects.with_runs().find(user, "view", pk=number))
+    except (Http404, PermissionDenied):
+        return False, ""
 
 
 routes = [

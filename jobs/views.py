@@ -7,10 +7,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -18,10 +17,11 @@ from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, whole
 from jobs.models import Approval, Job, Lease, Refused
+from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
-from volmig.accounts.roles import may, needs, refusal, roles_of
+from volmig.accounts.roles import may, needs, roles_of
 from volmig.record.models import Event
 
 PAGE = 50
@@ -36,22 +36,23 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return colours
-    waiting = inbox(user).count() if may(user, "approve") else 0
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
         "nobody_approves": Approval.needed() == 0,
-        "waiting_approvals": waiting,
+        "waiting_approvals": inbox(user).count(),
         "role_words": words,
         **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
     }
 
 
-def inbox(user: Any) -> QuerySet[Approval]:
+def inbox(user: Any) -> ApprovalQuerySet:
     """Open approvals that this person may decide and has not decided yet."""
-    return undecided().exclude(Q(requester=user) | Q(last_editor=user)).exclude(decisions__person=user)
+    if not may(user, "approve"):
+        return Approval.objects.none()
+    return undecided().of_teams(user).exclude(Q(requester=user) | Q(last_editor=user)).exclude(decisions__person=user)
 
 
-def undecided() -> QuerySet[Approval]:
+def undecided() -> ApprovalQuerySet:
     """Approvals that still want a yes."""
     yes = Count("decisions", filter=Q(decisions__verdict="approve"))
     rows = Approval.objects.open().filter(expires_at__gt=timezone.now()).annotate(yes=yes)
@@ -65,7 +66,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     jobs = seen_by(request.user)
     active = list(jobs.active().with_runs().order_by("-pk"))
     halted = [job for job in active if job.halt_reason]
-    mine = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
+    hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
         "jobs/overview.html",
@@ -74,23 +75,23 @@ def overview(request: HttpRequest) -> HttpResponse:
             "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
             "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
             "halted": halted,
-            "inbox": mine.select_related("job", "requester").order_by("created_at"),
+            "inbox": inbox(request.user).select_related("job", "requester").order_by("created_at"),
             "failed": jobs.filter(
                 outcome__in=["failed", "blocked", "rejected"], ended_at__gte=timezone.now() - dt.timedelta(days=14)
             ).order_by("-ended_at")[:8],
-            "groups": relay_groups(),
-            "shares": Share.objects.with_held(),
-            "hypervisors": Hypervisor.objects.active().count(),
-            "quarantined": Hypervisor.objects.active().exclude(quarantined_at=None),
+            "groups": relay_groups(hypervisors),
+            "shares": Share.objects.visible_to(request.user).with_held(),
+            "hypervisors": hypervisors.count(),
+            "quarantined": hypervisors.exclude(quarantined_at=None),
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
             "any_job": bool(active) or jobs.exists(),
         },
     )
 
 
-def relay_groups() -> QuerySet[VolumeGroup]:
+def relay_groups(hypervisors: QuerySet[Hypervisor]) -> QuerySet[VolumeGroup]:
     """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
-    relays = Hypervisor.objects.active().exclude(mounts=None)
+    relays = hypervisors.exclude(mounts=None)
     rows = VolumeGroup.objects.with_held().filter(hypervisor__in=relays)
     return rows.select_related("hypervisor").order_by("hypervisor__name", "name")
 
@@ -109,12 +110,12 @@ def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> 
 def new(request: HttpRequest) -> HttpResponse:
     """Choose source, destination and relay; GET narrows the choices, POST submits."""
     if request.method == "POST":
-        form = MigrationForm(request.POST)
+        form = MigrationForm(request.user, request.POST)
         if form.is_valid() and (job := submit(request, form)):
             return redirect("jobs:job", job.pk)
     else:
-        form = MigrationForm(initial=request.GET.dict())
-    choices = Choices.of(request.POST if request.method == "POST" else request.GET)
+        form = MigrationForm(request.user, initial=request.GET.dict())
+    choices = Choices.of(request.user, request.POST if request.method == "POST" else request.GET)
     response = show(request, "jobs/new.html", "jobs/_choices.html", {"form": form, "choices": choices})
     response.status_code = 422 if form.errors else 200
     return response
@@ -130,21 +131,15 @@ def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
     return None
 
 
-def found(request: HttpRequest, number: int) -> Job:
-    """The job, or 404 for those who may not know that it exists."""
-    return get_object_or_404(seen_by(request.user).with_runs(), pk=number)
-
-
 def seen_by(user: Any) -> JobQuerySet:
     """The migrations that a person may see, with the names that every page shows of them."""
-    return Job.objects.visible_to(user).select_related("source", "relay", "destination", "requester")
+    return Job.objects.visible_to(user).with_names()
 
 
 @require_GET
-@needs("view")
 def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
     """One migration; htmx fetches its parts again with ?part=actions, facts or tab."""
-    job = found(request, number)
+    job = Job.objects.with_names().with_runs().find(request.user, "view", pk=number)
     tab = tab or request.GET.get("tab") or ("log" if job.runs.all() else "plan")
     if tab not in TABS:
         raise Http404
@@ -201,10 +196,9 @@ TAB_VALUES: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
 
 
 @require_POST
-@needs("submit")
 def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
     """One of the things that can be done to a job."""
-    job = found(request, number)
+    job = Job.objects.find(request.user, "submit", pk=number)
     if verb not in VERBS:
         raise Http404
     try:
@@ -238,7 +232,7 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
 @needs("view")
 def history(request: HttpRequest) -> HttpResponse:
     """All migrations, newest first; filters live in the address and pages go on from a number, so they do not shift."""
-    form = SearchForm(request.GET)
+    form = SearchForm(request.user, request.GET)
     known = seen_by(request.user)
     rows = narrowed(known.order_by("-pk"), form.cleaned_data) if form.is_valid() else known.none()
     if after := whole(request.GET.get("after")):
@@ -300,8 +294,8 @@ def in_state(rows: QuerySet[Job], status: str) -> QuerySet[Job]:
 @needs("view")
 def approvals(request: HttpRequest) -> HttpResponse:
     """What waits for this person, what waits for others, and what was decided lately."""
-    rows = Approval.objects.filter(job__in=Job.objects.visible_to(request.user)).select_related("job", "requester")
-    waiting = inbox(request.user) if may(request.user, "approve") else Approval.objects.none()
+    rows = Approval.objects.visible_to(request.user).select_related("job", "requester")
+    waiting = inbox(request.user)
     mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
     others = rows.filter(pk__in=undecided().values("pk")).exclude(pk__in=waiting.values("pk")).order_by("created_at")
     closed = rows.exclude(pk__in=undecided().values("pk")).prefetch_related("decisions__person").order_by("-pk")[:PAGE]
@@ -311,16 +305,11 @@ def approvals(request: HttpRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@needs("view")
 def approval(request: HttpRequest, pk: int) -> HttpResponse:
     """Everything a yes stands on, and the form to say it."""
-    rows = Approval.objects.filter(job__in=Job.objects.visible_to(request.user))
-    asked = get_object_or_404(
-        rows.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor"), pk=pk
-    )
+    rows = Approval.objects.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor")
+    asked = rows.find(request.user, "approve" if request.method == "POST" else "view", pk=pk)
     verdict = request.POST.get("verdict", "")
-    if request.method == "POST" and not may(request.user, "approve"):
-        raise PermissionDenied(refusal("approve"))
     form = DecisionForm(request, asked)
     if request.method == "POST" and form.is_valid() and decide(request, asked, verdict, form):
         return redirect("jobs:job", asked.job_id)

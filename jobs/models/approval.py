@@ -10,14 +10,17 @@ from django.utils import timezone
 
 from jobs.models.refused import Refused
 from jobs.queue import wake
-from volmig.accounts.roles import may, refusal
+from volmig.accounts.models import Team
+from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
 
 KINDS = ("swap", "rollback", "purge")
 User = settings.AUTH_USER_MODEL
 
 
-class ApprovalQuerySet(models.QuerySet["Approval"]):
+class ApprovalQuerySet(OwnedQuerySet["Approval"]):
+    owners = ("job__source__team", "job__relay__team", "job__destination__team")
+
     def open(self) -> Self:
         """Neither used nor void; it may be expired, or approved and waiting for its use."""
         return self.filter(voided_at=None, consumed_at=None)
@@ -77,7 +80,12 @@ class Approval(models.Model):
     def is_enough(self) -> bool:
         """Whether enough people consented who may still consent today."""
         people = [each.person for each in self.decisions.filter(verdict="approve").select_related("person")]
-        return sum(may(person, "approve") for person in people) >= self.needed()
+        teams = self.teams()
+        return sum(not why_not(person, "approve", teams) for person in people) >= self.needed()
+
+    def teams(self) -> list[Team]:
+        """Those that its job belongs to."""
+        return self.job.teams()
 
     def reasons(self) -> str:
         """What those who consented gave as reasons."""
@@ -85,7 +93,7 @@ class Approval(models.Model):
 
     def why_not(self, by: Any) -> list[str]:
         """Why this person may not decide, whoever they are; empty when they may."""
-        sentences = [] if may(by, "approve") else [refusal("approve")]
+        sentences = why_not(by, "approve", self.teams())
         if by.pk == self.requester_id:
             sentences.append("You asked for this; somebody else has to decide.")
         elif by.pk == self.last_editor_id:

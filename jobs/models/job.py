@@ -23,19 +23,24 @@ from jobs.models.approval import Approval, expiry
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
 from jobs.queue import wake
-from volmig.accounts.roles import may, refusal
+from volmig.accounts.models import Team
+from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
 
 User = settings.AUTH_USER_MODEL
+ROLES = ("source", "relay", "destination")
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
 
 
-class JobQuerySet(models.QuerySet["Job"]):
-    def visible_to(self, user: Any) -> Self:
-        return self.all() if may(user, "view") else self.none()
+class JobQuerySet(OwnedQuerySet["Job"]):
+    owners = tuple(f"{role}__team" for role in ROLES)  # a job across teams needs membership in each
+
+    def with_names(self) -> Self:
+        """For pages: the names that every one of them shows."""
+        return self.select_related("source", "relay", "destination", "requester")
 
     def with_runs(self) -> Self:
         """For pages: the journal comes along in one query for all, without its bulky columns."""
@@ -225,8 +230,13 @@ class Job(models.Model):
             "rate",
             "ticket",
         )
-        hosts = {role: getattr(self, role).name for role in ("source", "relay", "destination")}
+        hosts = {role: getattr(self, role).name for role in ROLES}
         return {**hosts, **{name: getattr(self, name) for name in names}}
+
+    def teams(self) -> list[Team]:
+        """Those that it belongs to: the teams of its hypervisors."""
+        hypervisors = [self.source_id, self.relay_id, self.destination_id]
+        return list(Team.objects.filter(hypervisors__in=hypervisors).distinct())
 
     # The engine's view of this row
 
@@ -463,8 +473,8 @@ class Job(models.Model):
     @contextmanager
     def _verb(self, by: Any, needs: str, action: str, data: dict[str, Any] | None = None) -> Any:
         """Who may, under the row's lock; the event and the wake are part of the same transaction."""
-        if not may(by, needs):
-            raise Refused(refusal(needs))
+        if sentences := why_not(by, needs, self.teams()):
+            raise Refused(sentences)
         with transaction.atomic():
             self.refresh_from_db(from_queryset=Job.objects.select_for_update())
             yield
@@ -492,7 +502,7 @@ def refusals(
 ) -> list[str]:
     """Why this may not even be asked, from what was last seen; the checks look at the hypervisors themselves."""
     source, destination = volume.volume_group.hypervisor, instance.hypervisor
-    sentences = [] if may(by, "submit") else [refusal("submit")]
+    sentences = why_not(by, "submit", [each.team for each in (source, relay, destination)])
     sentences += [
         f"{each.name} cannot be used: {why}." for each in (source, relay, destination) if (why := unusable(each))
     ]

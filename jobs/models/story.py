@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from django.utils import timezone
 
 from jobs.engine import states
-from volmig.accounts.roles import may, refusal
+from volmig.accounts.roles import why_not
 
 if TYPE_CHECKING:
     from jobs.models.job import Job
     from jobs.models.steprun import StepRun
+    from volmig.accounts.models import Team
 
 SENTENCES = {
     "checking": "The three hypervisors are being looked at; nothing is touched.",
@@ -58,9 +59,9 @@ class Action:
     allowed: bool = True
     why_not: str = ""
 
-    def for_user(self, user: Any, why_not: str = "") -> Action:
-        """The same with this person's permission."""
-        why = why_not or ("" if may(user, self.needs) else refusal(self.needs))
+    def for_user(self, user: Any, teams: list[Team], at_present: str = "") -> Action:
+        """The same with this person's permission on what belongs to these teams; `at_present` says why not now."""
+        why = at_present or " ".join(why_not(user, self.needs, teams))
         return Action(self.verb, self.label, self.explains, self.needs, self.url_name, not why, why)
 
 
@@ -188,23 +189,24 @@ def log(job: Job) -> list[dict[str, Any]]:
 
 def actions(job: Job, user: Any) -> list[Action]:
     """What can be done about it now; what this person may not do says why."""
-    offered = [RESUME.for_user(user)] if job.halt_reason else []
+    teams = job.teams()
+    offered = [RESUME.for_user(user, teams)] if job.halt_reason else []
     if job.status == "planned":
         waiting = "It is starting already." if job.start_requested_at else ""
-        offered.append(START.for_user(user, waiting))
+        offered.append(START.for_user(user, teams, waiting))
     approval = job.open_approval()
     if approval and approval.expires_at > timezone.now():
-        offered.append(REVIEW.for_user(user, " ".join(approval.why_not(user)[:1])))
+        offered.append(REVIEW.for_user(user, teams, " ".join(approval.why_not(user)[:1])))
     if job.status == "on_trial":
-        offered.append(CONFIRM.for_user(user, _why_not_confirm(job)))
-        offered.append(ROLLBACK.for_user(user, _asked(job, "rollback")))
+        offered.append(CONFIRM.for_user(user, teams, _why_not_confirm(job)))
+        offered.append(ROLLBACK.for_user(user, teams, _asked(job, "rollback")))
     if job.status in ("done", "rolled_back") and job.has_backup():
-        offered.append(PURGE.for_user(user, _asked(job, "purge")))
+        offered.append(PURGE.for_user(user, teams, _asked(job, "purge")))
     if job.status in ("checking", "planned", "preparing"):
-        offered.append(RATE.for_user(user))
+        offered.append(RATE.for_user(user, teams))
     if job.status in states.CANCELLABLE:
         cancelling = "It is being cancelled already." if job.cancel_requested_at else ""
-        offered.append(CANCEL.for_user(user, cancelling))
+        offered.append(CANCEL.for_user(user, teams, cancelling))
     return offered
 
 

@@ -17,10 +17,10 @@ EASY = "correct horse battery"
 
 @pytest.fixture
 def watcher(dana):
-    """The session key and the number of a person who logged in."""
+    """The session key and the number of a person who logged in, and that they watch the list."""
     client = Client()
     client.force_login(dana)
-    return client.session.session_key, dana.pk
+    return client.session.session_key, dana.pk, live.LIST
 
 
 def test_whoever_is_logged_in_and_may_look_is_told(watcher):
@@ -50,7 +50,7 @@ def test_sessions_from_before_a_changed_password_are_told_nothing(watcher, dana)
 
 
 def test_a_session_does_not_speak_for_somebody_else(watcher, kim):
-    assert still_allowed({(watcher[0], kim.pk)}) == set()
+    assert still_allowed({(watcher[0], kim.pk, live.LIST)}) == set()
 
 
 class Socket:
@@ -68,7 +68,7 @@ class Socket:
 
 
 def test_a_browser_that_left_does_not_keep_others_open_whose_session_ended(monkeypatch):
-    monkeypatch.setattr(live, "still_allowed", lambda pairs: set())
+    monkeypatch.setattr(live, "still_allowed", lambda marked: set())
     open_ones, tailer = [Socket(), Socket()], live.Tailer()
     tailer.sockets = {Socket(left=True), Socket(left=True), *open_ones}
     asyncio.run(tailer.close_ended())

@@ -9,7 +9,7 @@ from django.db.models import F
 from django.test import Client
 
 from hosts.models import Cloud
-from jobs.live import still_allowed
+from jobs.live import LIST, still_allowed
 from volmig.accounts.models import Login, sweep
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +36,7 @@ def ago(field, **time):
 
 def watched(client, user):
     """Whether a socket of this session would stay open at its next check."""
-    return bool(still_allowed({(client.cookies["sessionid"].value, user.pk)}))
+    return bool(still_allowed({(client.cookies["sessionid"].value, user.pk, LIST)}))
 
 
 def test_a_session_in_use_goes_on_and_its_use_is_noted(browser):

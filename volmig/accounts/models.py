@@ -1,7 +1,7 @@
-"""Logins: the sessions of each person, since when they last, when they were last used and from where."""
+"""Teams, to which hypervisors belong, and logins: each person's sessions, since when and from where."""
 
 import datetime as dt
-from typing import Self
+from typing import Any, Self
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
@@ -10,7 +10,35 @@ from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
+STANDARD = "everybody"  # the team that everything belongs to until somebody says otherwise
 SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the database
+
+
+class TeamQuerySet(models.QuerySet["Team"]):
+    def of(self, user: Any) -> Self:
+        """Those that a person is a member of."""
+        if user.is_superuser:
+            return self.all()
+        return self.filter(Q(everybody=True) | Q(pk__in=Team.members.through.objects.filter(user=user).values("team")))
+
+
+class Team(models.Model):
+    """Whose hypervisors they are: members see them and the migrations between them, and act on them by their roles."""
+
+    name = models.CharField(max_length=100, unique=True)
+    everybody = models.BooleanField("everybody with a role is a member", default=False)
+    members = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="teams")
+
+    objects = TeamQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return f"/teams/{self.pk}/"
 
 
 class LoginQuerySet(models.QuerySet["Login"]):

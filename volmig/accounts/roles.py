@@ -1,12 +1,15 @@
-"""Who may do what: five roles, which are Django groups, and the verbs that each allows."""
+"""Who may do what and on what: five roles, which are Django groups, the verbs that each allows, and teams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest
+from django.db import models
+from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
+
+from volmig.accounts.models import Team
 
 ALLOWS = {
     "viewer": {"view"},
@@ -22,6 +25,9 @@ SENTENCES = {
     "administer": "register and change hypervisors and accounts",
     "audit": "read the audit record",
 }
+SEE_ALL = {"administrator", "auditor"}
+OF_MEMBERS = {"submit", "approve"}  # others than these are not done to what belongs to a team
+Row = TypeVar("Row", bound=models.Model)
 Answer = TypeVar("Answer", bound=HttpResponseBase)
 
 
@@ -46,6 +52,67 @@ def may(user: Any, verb: str) -> bool:
 def refusal(verb: str) -> str:
     roles = sorted(role for role, verbs in ALLOWS.items() if verb in verbs)
     return f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
+
+
+def sees_all(user: Any) -> bool:
+    """Whether the person sees what belongs to any team."""
+    return bool(roles_of(user) & SEE_ALL)
+
+
+def teams_of(user: Any) -> set[int]:
+    """Returns the keys of the teams that the person is a member of."""
+    if not hasattr(user, "_teams"):  # asked several times in one request
+        user._teams = set(Team.objects.of(user).values_list("pk", flat=True))
+    return set(user._teams)
+
+
+def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[str]:
+    """Why the person may not do this to what belongs to all of these teams, as sentences; none when they may."""
+    sentences = [] if may(user, verb) else [refusal(verb)]
+    if verb in OF_MEMBERS:
+        mine = teams_of(user) if user.is_active else set()
+        strange = sorted({team.name for team in teams if team.pk not in mine})
+        sentences += [outsider(strange)] if strange else []
+    return sentences
+
+
+def outsider(names: list[str]) -> str:
+    team = "team" if len(names) == 1 else "teams"
+    return f"You are no member of the {team} {' and '.join(names)}. An administrator can make you one."
+
+
+class OwnedQuerySet(models.QuerySet[Row]):
+    """Rows that belong to the teams of hypervisors: the one way to find them for a person."""
+
+    owners: tuple[str, ...] = ("team",)  # lookups of the teams; membership in all of them is needed
+
+    def visible_to(self, user: Any) -> Self:
+        """What the person may know of."""
+        if not may(user, "view"):
+            return self.none()
+        return self.all() if sees_all(user) else self.of_teams(user)
+
+    def of_teams(self, user: Any) -> Self:
+        """What belongs to teams of which the person is a member."""
+        mine = teams_of(user)
+        if not Team.objects.exclude(pk__in=mine).exists():
+            return self.all()  # as on most sites: nothing to join for
+        return self.filter(**{f"{owner}__in": mine for owner in self.owners})
+
+    def find(self, user: Any, verb: str, **key: Any) -> Row:
+        """Finds and authorises in one: the row for this person and verb.
+
+        Raises PermissionDenied with the sentence when they may not do this, and Http404 when they may not even know
+        whether there is such a row.
+        """
+        if not may(user, verb):
+            raise PermissionDenied(refusal(verb))
+        row = self.visible_to(user).filter(**key).first()
+        if row is None:
+            raise Http404
+        if sentences := why_not(user, verb, row.teams()):  # type: ignore[attr-defined]
+            raise PermissionDenied(" ".join(sentences))
+        return row
 
 
 def needs(verb: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:

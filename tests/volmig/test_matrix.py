@@ -1,0 +1,239 @@
+"""Every address and live connection, for every role, method and team: nothing is allowed that is not listed here."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.routing import URLRouter
+from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.backends.db import SessionStore
+from django.db import transaction
+from django.test import Client
+from django.urls import get_resolver, reverse
+from django.utils import timezone
+
+from hosts.models import Cloud
+from jobs import live
+from tests.pages import scenes
+from volmig.accounts.models import Login, Team
+from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
+
+ANYBODY = "anybody"  # no login is needed
+KNOWN = "known"  # whoever is logged in, whatever their roles
+# address -> method -> the verb that a role has to allow; methods that are not here are answered with 405.
+MATRIX = {
+    "login": {"GET": ANYBODY, "POST": ANYBODY},
+    "health": {"GET": ANYBODY},
+    "logout": {"POST": KNOWN},
+    "account": {"GET": KNOWN, "POST": KNOWN},
+    "end_session": {"POST": KNOWN},
+    "overview": {"GET": "view"},
+    "accounts": {"GET": "administer"},
+    "person": {"GET": "administer"},
+    "change_person": {"POST": "administer"},
+    "teams": {"GET": "administer"},
+    "add_team": {"GET": "administer", "POST": "administer"},
+    "team": {"GET": "administer", "POST": "administer"},
+    "remove_team": {"POST": "administer"},
+    "audit": {"GET": "audit"},
+    "audit_export": {"GET": "audit"},
+    "hosts:list": {"GET": "view"},
+    "hosts:bundle": {"GET": "view"},
+    "hosts:register": {"GET": "administer", "POST": "administer"},
+    "hosts:clouds": {"GET": "administer"},
+    "hosts:add_cloud": {"GET": "administer", "POST": "administer"},
+    "hosts:cloud": {"GET": "administer", "POST": "administer"},
+    "hosts:hypervisor": {"GET": "view"},
+    "hosts:edit": {"GET": "administer", "POST": "administer"},
+    "hosts:pin": {"GET": "administer", "POST": "administer"},
+    "hosts:offer": {"POST": "administer"},
+    "hosts:refresh": {"POST": "view"},
+    "hosts:retire": {"POST": "administer"},
+    "jobs:list": {"GET": "view"},
+    "jobs:new": {"GET": "submit", "POST": "submit"},
+    "jobs:job": {"GET": "view"},
+    "jobs:plan": {"GET": "view"},
+    "jobs:verb": {"POST": "submit"},
+    "jobs:approvals": {"GET": "view"},
+    "jobs:approval": {"GET": "view", "POST": "approve"},
+}
+OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
+    "jobs:job", "jobs:plan", "jobs:verb", "jobs:approval",
+}  # fmt: skip
+CONSUMERS = {"live/migrations/": False, "live/migrations/<int:number>/": True}  # whether it is of a team
+METHODS = ("GET", "POST", "PUT", "DELETE")
+PEOPLE = (*ALLOWS, "anonymous", "disabled", "without a role")
+
+
+def addresses(patterns=None, space=""):
+    """The name of every address that volmig answers."""
+    for each in get_resolver().url_patterns if patterns is None else patterns:
+        if hasattr(each, "url_patterns"):
+            yield from addresses(each.url_patterns, f"{each.namespace}:" if each.namespace else space)
+        else:
+            yield f"{space}{each.name}"
+
+
+def test_every_address_is_in_the_matrix():
+    assert set(addresses()) == set(MATRIX), "a new address needs a row that says who may do what there"
+
+
+def test_every_live_connection_is_in_the_matrix():
+    assert {str(route.pattern) for route in live.routes} == set(CONSUMERS)
+
+
+@pytest.fixture
+def people(person):
+    """One person of each kind, all members of the team red, none of the team blue."""
+    made = {role: person(role, role) for role in ALLOWS}
+    made["disabled"] = person("disabled", *ALLOWS, is_active=False)
+    made["without a role"] = person("none")
+    red, _ = (Team.objects.create(name=name) for name in ("red", "blue"))
+    red.members.set(made.values())
+    return made
+
+
+@pytest.fixture
+def things(people, person):
+    """A hypervisor, a migration and an open approval of each team, as arguments of the addresses."""
+    hosts, by = scenes.hypervisors(), person("somebody", "operator")
+    made = {}
+    for name in ("red", "blue"):
+        team = Team.objects.get(name=name)
+        copies = {}
+        for host in hosts.values():
+            host.pk, host.name = None, f"{name}-{host.name.removeprefix('red-')}"
+            host.team, host._state.adding = team, True
+            host.save()
+            copies[host.name] = host
+        source, relay, destination = (copies[f"{name}-{each}"] for each in ("cmp-lvm-07", "jump-02", "cmp-nfs-03"))
+        job = scenes.job(by, "checking", source=source, relay=relay, destination=destination)
+        scenes.plan_for(job)
+        job.put(status="awaiting_approval")
+        made[name] = {"hosts": source.pk, "job": job.pk, "approval": scenes.approval(job).pk}
+    return made
+
+
+def somebodys_session():
+    """A session that is alive, and of none of those who ask."""
+    SessionStore(session_key="theirs").save(must_create=True)
+    now = timezone.now()
+    somebody = User.objects.get(username="somebody")
+    return Login.objects.create(session_key="theirs", person=somebody, since=now, seen_at=now).pk
+
+
+def arguments(name, thing):
+    """What goes into an address: the object of a team where it names one."""
+    if name in ("hosts:cloud",):
+        return [Cloud.objects.get_or_create(name="eu-1")[0].pk]
+    if name in ("team", "remove_team"):
+        return [Team.objects.get(name="blue").pk]
+    if name == "person":
+        return [User.objects.get(username="somebody").pk]
+    if name == "change_person":
+        return [User.objects.get(username="somebody").pk, "end-sessions"]
+    if name == "end_session":
+        return [somebodys_session()]
+    if name == "audit_export":
+        return ["csv"]
+    if name == "jobs:verb":
+        return [thing["job"], "cancel"]
+    if name == "jobs:approval":
+        return [thing["approval"]]
+    if name in OF_TEAMS:
+        return [thing["job" if name.startswith("jobs") else "hosts"]]
+    return []
+
+
+def wanted(name, who, method, team):
+    """What has to come of it: login, 405, 403, 404 or allowed."""
+    verb = MATRIX[name].get(method)
+    roles = {who} & set(ALLOWS)
+    known = who not in ("anonymous", "disabled")
+    if verb == ANYBODY or not (known or verb):
+        return "allowed" if verb else "login or 405"
+    if not known:
+        return "login or 405"
+    if not verb:
+        return "405"
+    if verb == KNOWN:
+        return "allowed"
+    if not any(verb in ALLOWS[role] for role in roles):
+        return "403"
+    if name in OF_TEAMS and team == "blue":
+        return "404" if not roles & SEE_ALL else "403" if verb in OF_MEMBERS else "allowed"
+    return "allowed"
+
+
+def outcome(response):
+    if response.status_code == 302 and response.headers["Location"].startswith("/login/"):
+        return "login"
+    return str(response.status_code) if response.status_code in (403, 404, 405) else "allowed"
+
+
+def fits(name, got, want):
+    if name == "logout" and want == "allowed":
+        return got == "login"  # where it leads
+    if name == "end_session" and want == "allowed":
+        return got == "404"  # somebody else's
+    return got == want or got in want.split(" or ")
+
+
+def teams_for(name):
+    """The other team's object is asked for where there is one."""
+    return ("red", "blue") if name in OF_TEAMS else ("red",)
+
+
+class Undone(Exception):  # noqa: N818
+    """Takes back what a request has changed."""
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things):
+    wrong = []
+    addresses = {team: reverse(name, args=arguments(name, things[team])) for team in teams_for(name)}
+    for who in PEOPLE:
+        client = Client()
+        if who != "anonymous":
+            client.force_login(people[who])
+        cookies = client.cookies.output()
+        for team, address in addresses.items():
+            for method in METHODS:
+                try:
+                    with transaction.atomic():
+                        got = outcome(client.generic(method, address))
+                        raise Undone
+                except Undone:
+                    client.cookies.load(cookies.replace("Set-Cookie: ", ""))
+                if not fits(name, got, want := wanted(name, who, method, team)):
+                    wrong.append(f"{method} {address} of {team} by {who}: {got}, not {want}")
+    assert not wrong, "\n".join(wrong)
+
+
+async def first_answer(user, path):
+    """Whether a live connection stays open."""
+    session = SimpleNamespace(session_key="any")
+    scope = {"type": "websocket", "path": f"/{path}", "user": user, "session": session}
+    connection = ApplicationCommunicator(URLRouter(live.routes), scope)
+    await connection.send_input({"type": "websocket.connect"})
+    assert (await connection.receive_output())["type"] == "websocket.accept"
+    said = await connection.receive_output()
+    await connection.send_input({"type": "websocket.disconnect", "code": 1000})
+    await connection.wait()
+    return said["type"] != "websocket.close"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("route", CONSUMERS)
+def test_a_live_connection_is_only_for_those_who_may_see_what_it_shows(route, people, things, monkeypatch):
+    async def nothing(self):
+        pass
+
+    monkeypatch.setattr(live.Tailer, "run", nothing)
+    for who in PEOPLE:
+        user = AnonymousUser() if who == "anonymous" else people[who]
+        for team in ("red", "blue"):
+            path = route.replace("<int:number>", str(things[team]["job"]))
+            may = bool({who} & set(ALLOWS)) and (not CONSUMERS[route] or team == "red" or bool({who} & SEE_ALL))
+            assert asyncio.run(first_answer(user, path)) == may, (who, team)
