@@ -230,6 +230,10 @@ class RateForm(forms.Form):
 class MigrationForm(RateForm):
     """A new migration; whether it may be is for the model's verb to say."""
 
+    rollback_minutes = forms.IntegerField(
+        label="Rollback approved in advance, minutes", required=False, min_value=0, max_value=24 * 60
+    )
+    rollback_minutes.widget.attrs.update({"class": "form-control", "inputmode": "numeric", "placeholder": "none"})
     source = forms.CharField(required=False)
     destination = forms.CharField(required=False)
     volume = forms.ModelChoiceField(
@@ -274,6 +278,7 @@ class MigrationForm(RateForm):
             "relay_vg": values["relay"].name,
             "ticket": values["ticket"],
             "rate": self.rate_in_bytes(),
+            "rollback_minutes": values["rollback_minutes"] or 0,
         }
 
 

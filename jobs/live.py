@@ -13,7 +13,7 @@ from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
-from django.db.models import Max
+from django.db.models import Count, Max, Sum
 from django.http import Http404
 from django.template.loader import render_to_string
 from django.urls import path
@@ -29,6 +29,7 @@ POLL = 0.25  # seconds between two looks: qemu-img itself reports no faster than
 RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
 LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
 ENDED = 4403  # close code: do not reconnect, the permission is gone
+INBOX = -1  # what a page watches that shows nothing live but how much waits for this person
 LIST = 0  # what a socket watches that follows all jobs and not one; no job has this number
 
 JOB_FIELDS = (
@@ -61,7 +62,7 @@ Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves 
 
 def group(number: int) -> str:
     """The channel group of those who watch job `number`, or the list."""
-    return f"job-{number}" if number else "jobs"
+    return f"job-{number}" if number > 0 else {LIST: "jobs", INBOX: "inbox"}[number]
 
 
 def fragment(job: Job) -> str:
@@ -83,6 +84,15 @@ def marks(numbers: Iterable[int] | None) -> Marks:
         moved[row[1]].append(row)
         turned[row[1]] = (*turned[row[1]], row[0], row[2])
     return {number: (turned[number], tuple(moved[number][-1:])) for number in turned}
+
+
+def waiting() -> tuple[Any, ...]:
+    """What is open and what was said to it, in a form that differs when somebody's inbox would."""
+    asked = Approval.objects.open().filter(expires_at__gt=timezone.now())
+    said = Decision.objects.filter(approval__in=asked.values("pk"))
+    rows: dict[str, Any] = asked.aggregate(Count("pk"), Max("pk"), Sum("approvers"))
+    rows |= said.aggregate(decisions=Count("pk"), newest=Max("pk"), withdrawn=Count("withdrawn_at"))
+    return tuple(rows.values())
 
 
 def look(numbers: set[int], before: Marks) -> tuple[Marks, dict[int, str]]:
@@ -113,11 +123,13 @@ class Tailer:
         """Look, tell, sleep, until nobody watches; an error costs one turn and is logged."""
         jobs: Marks = {}
         everything: Marks = {}
+        inbox: tuple[Any, ...] | None = None
         told_list = checked = 0.0
         while self.sockets:
             now = asyncio.get_running_loop().time()
             try:
                 jobs = await self.follow_jobs(jobs)
+                inbox = await self.follow_inbox(inbox)
                 if self.watched()[LIST]:
                     everything, told_list = await self.follow_list(everything, told_list, now)
                 if now - checked >= RECHECK:
@@ -133,7 +145,7 @@ class Tailer:
 
     async def follow_jobs(self, before: Marks) -> Marks:
         """Send the new fragment of every watched job that moved, and `changed` when more than its bars did."""
-        numbers = set(self.watched()) - {LIST}
+        numbers = set(self.watched()) - {LIST, INBOX}
         if not numbers:
             return {}
         now: Marks
@@ -152,6 +164,13 @@ class Tailer:
             return before, told
         await send(LIST, changed(LIST))
         return now, at
+
+    async def follow_inbox(self, before: tuple[Any, ...] | None) -> tuple[Any, ...]:
+        """Tell every page when what waits for people is not what it was; each then asks how much waits for its own."""
+        now: tuple[Any, ...] = await database_sync_to_async(waiting)()
+        if before is not None and now != before:
+            await send(INBOX, json.dumps({"inbox": True}))
+        return now
 
     async def close_ended(self) -> None:
         """Close the sockets whose person may no longer see what they show."""
@@ -187,7 +206,7 @@ def still_allowed(marked: set[Mark]) -> set[Mark]:
 
 def seen_of(user: Any, numbers: set[int]) -> set[int]:
     """What of `numbers` the person may watch."""
-    return {LIST, *Job.objects.visible_to(user).filter(pk__in=numbers).values_list("pk", flat=True)}
+    return {LIST, INBOX, *Job.objects.visible_to(user).filter(pk__in=numbers).values_list("pk", flat=True)}
 
 
 def changed(number: int) -> str:
@@ -212,7 +231,7 @@ def tailer() -> Tailer:
 
 
 class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
-    """One open page: of a job, or of a list when no number is in its address."""
+    """One open page: of a job, of a list when no number is in its address, or of nothing that moves but the inbox."""
 
     number = LIST
     user_id: int
@@ -225,7 +244,8 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         finally:
             # Not in `disconnect`: telling a browser that just left raises, and that is then not called.
             tailer().drop(self)
-            await self.channel_layer.group_discard(group(self.number), self.channel_name)
+            for number in {self.number, INBOX}:
+                await self.channel_layer.group_discard(group(number), self.channel_name)
 
     async def connect(self) -> None:
         """Accept those who may see the job, send them its present fragment and follow it."""
@@ -237,11 +257,13 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(code=ENDED)
             return
         self.user_id, self.session_key = user.pk, self.scope["session"].session_key
-        await self.channel_layer.group_add(group(self.number), self.channel_name)
+        for number in {self.number, INBOX}:
+            await self.channel_layer.group_add(group(number), self.channel_name)
         await self.accept()
         if html:
             await self.send(html)
-        await self.send(changed(self.number))
+        if self.number != INBOX:
+            await self.send(changed(self.number))
         tailer().add(self)
 
     async def told(self, message: dict[str, str]) -> None:
@@ -251,7 +273,7 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
 def first_look(user: Any, number: int) -> tuple[bool, str]:
     """Whether `user` may watch `number`, and the fragment to begin with."""
-    if number == LIST:
+    if number in (LIST, INBOX):
         return may(user, "view"), ""
     try:
         return True, fragment(Job.objects.with_runs().find(user, "view", pk=number))
@@ -262,4 +284,5 @@ def first_look(user: Any, number: int) -> tuple[bool, str]:
 routes = [
     path("live/migrations/<int:number>/", JobConsumer.as_asgi()),
     path("live/migrations/", JobConsumer.as_asgi()),
+    path("live/inbox/", JobConsumer.as_asgi(), {"number": INBOX}),
 ]

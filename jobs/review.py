@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from django.utils import timezone
 from django.utils.html import format_html
 
+from jobs.engine import consent, windows
 from jobs.models import Approval, StepRun
+from volmig.record.models import Event
 from volmig.templatetags.units import size, spoken
 
 
@@ -38,10 +41,11 @@ class Line:
     sentence: str
 
 
+AT_ONCE = "when the facts were read once more, at once after the last yes that is needed"
 WORDS = {
     "swap": (
         "Replace {disk} of {name}?",
-        "when the facts were read once more, at once after the last yes that is needed",
+        AT_ONCE,
         "renamed back by itself until the guest first runs; after that only with a new approval",
     ),
     "rollback": (
@@ -63,10 +67,60 @@ class Review:
 
     def __init__(self, asked: Approval) -> None:
         self.asked, self.job, self.bound = asked, asked.job, asked.bound
-        question, self.when, self.if_wrong = WORDS[asked.kind]
+        question, self.at_once, self.if_wrong = WORDS[asked.kind]
         self.question = question.format(disk=self.job.disk, name=self.job.instance_name)
         self.downtime = (self.job.plan or {}).get("downtime") if asked.kind == "swap" else None
         self.downtime_words = DOWN.get(asked.kind, "not known")
+        if "rollback" in self.bound:
+            told = (
+                f"; for {self.job.rollback_minutes} minutes after the swap {asked.requester} may put the old disk back"
+            )
+            self.if_wrong += f"{told} without asking again, and what was written since is then given up"
+
+    @property
+    def when(self) -> str:
+        """When it would be done: in which window, where its team's policy knows any."""
+        if (
+            self.asked.kind != "swap"
+            or not self.asked.is_open
+            or self.job.status not in ("awaiting_approval", "approved")
+        ):
+            return self.at_once
+        schedules, now = self.job.terms().schedules, timezone.now()
+        span = self.job.window()
+        if not schedules or (span and span.begin <= now):
+            return self.at_once
+        if span is None:
+            return "not within a year: no window is long enough for the high end of the forecast"
+        told = windows.words(span, now, ZoneInfo(schedules[0].zone))
+        return f"{told}, when the facts were read once more; until that window ends the consent counts"
+
+    @property
+    def needed(self) -> str:
+        """How many people have to say yes, and how many did."""
+        wanted, said = self.asked.approvers, self.asked.count()
+        if self.asked.granted_by_id:
+            return "Approved in advance, together with the swap."
+        if not wanted:
+            return "This site asks for no second person's approval."
+        return f"{said} of {wanted} {'person' if wanted == 1 else 'people'} who have to approve did."
+
+    @property
+    def requested(self) -> list[Line]:
+        """What differs between what was asked for and checked at first, and what is to be consented to."""
+        event = Event.objects.of_job(self.job.pk).filter(action="job.submit").first()
+        changes = consent.difference(event.data, self.job.asked()) if event else []
+        changes += self.moved() if self.asked.kind == "swap" and self.asked.is_open else []
+        return [Line(False, change) for change in changes] or [Line(True, "Nothing: it is what was asked for.")]
+
+    def moved(self) -> list[str]:
+        """Which facts are not as they were when the plan was made."""
+        try:
+            checked = self.job.bound("swap", self.job.seen())
+        except (KeyError, TypeError):
+            return ["the facts of the first check: they are not complete"]
+        same = [name for name in ("source", "live", "instance") if name in self.bound]
+        return consent.difference({name: checked[name] for name in same}, {name: self.bound[name] for name in same})
 
     @property
     def commands(self) -> list[str]:

@@ -12,6 +12,7 @@ jobs = (
         path("migrations/<int:number>/plan", views.plan, name="plan"),
         path("migrations/<int:number>/<slug:verb>", views.verb, name="verb"),
         path("approvals/", views.approvals, name="approvals"),
+        path("approvals/count", views.count, name="count"),
         path("approvals/<int:pk>/", views.approval, name="approval"),
     ],
     "jobs",

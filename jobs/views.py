@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib import messages
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -16,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from hosts.models import Hypervisor, Share, VolumeGroup
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, whole
-from jobs.models import Approval, Job, Lease, Refused
+from jobs.models import Approval, Decision, Job, Lease, Refused
 from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
@@ -38,7 +39,7 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
         return colours
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
-        "nobody_approves": Approval.needed() == 0,
+        "nobody_approves": settings.APPROVERS == 0,
         "waiting_approvals": inbox(user).count(),
         "role_words": words,
         **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
@@ -49,14 +50,15 @@ def inbox(user: Any) -> ApprovalQuerySet:
     """Open approvals that this person may decide and has not decided yet."""
     if not may(user, "approve"):
         return Approval.objects.none()
-    return undecided().of_teams(user).exclude(Q(requester=user) | Q(last_editor=user)).exclude(decisions__person=user)
+    mine = Decision.objects.filter(person=user, withdrawn_at=None).values("approval")
+    return undecided().of_teams(user).exclude(Q(requester=user) | Q(last_editor=user)).exclude(pk__in=mine)
 
 
 def undecided() -> ApprovalQuerySet:
     """Approvals that still want a yes."""
-    yes = Count("decisions", filter=Q(decisions__verdict="approve"))
+    yes = Count("decisions", filter=Q(decisions__verdict="approve", decisions__withdrawn_at=None))
     rows = Approval.objects.open().filter(expires_at__gt=timezone.now()).annotate(yes=yes)
-    return rows.filter(yes__lt=Approval.needed())
+    return rows.filter(yes__lt=F("approvers"))
 
 
 @require_GET
@@ -223,6 +225,7 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
     "resume": lambda request, job: job.resume(request.user),
     "confirm": lambda request, job: job.confirm(request.user),
     "rate": rate,
+    "roll-back": lambda request, job: job.roll_back(request.user),
     "ask-rollback": lambda request, job: job.ask("rollback", request.user),
     "ask-purge": lambda request, job: job.ask("purge", request.user),
 }
@@ -304,12 +307,21 @@ def approvals(request: HttpRequest) -> HttpResponse:
     )
 
 
+@require_GET
+@needs("view")
+def count(request: HttpRequest) -> HttpResponse:
+    """How much waits for this person, for the navigation, which asks again when something was asked or decided."""
+    return render(request, "jobs/_count.html", {"waiting_approvals": inbox(request.user).count()})
+
+
 @require_http_methods(["GET", "POST"])
 def approval(request: HttpRequest, pk: int) -> HttpResponse:
     """Everything a yes stands on, and the form to say it."""
     rows = Approval.objects.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor")
     asked = rows.find(request.user, "approve" if request.method == "POST" else "view", pk=pk)
     verdict = request.POST.get("verdict", "")
+    if verdict == "withdraw":
+        return withdraw(request, asked)
     form = DecisionForm(request, asked)
     if request.method == "POST" and form.is_valid() and decide(request, asked, verdict, form):
         return redirect("jobs:job", asked.job_id)
@@ -319,10 +331,24 @@ def approval(request: HttpRequest, pk: int) -> HttpResponse:
         "form": form,
         "why_not": asked.why_not(request.user),
         "review": Review(asked),
+        "mine": asked.consents().filter(person_id=request.user.pk).exists() and asked.state in ("open", "approved"),
     }
     if typed := typed_at(request):
         values["typed_at"] = dt.datetime.fromtimestamp(typed, dt.UTC)
-    return render(request, "jobs/approval.html", values, status=422 if form.errors else 200)
+    response = show(request, "jobs/approval.html", "jobs/_request.html", values)
+    response.status_code = 422 if form.errors else 200
+    return response
+
+
+def withdraw(request: HttpRequest, asked: Approval) -> HttpResponse:
+    """Take one's own yes back; that is safe, so no password is asked for."""
+    try:
+        asked.withdraw(request.user, request.POST.get("reason", ""))
+        messages.success(request, "Your consent is withdrawn, and that is recorded.")
+    except Refused as refused:
+        for sentence in refused.sentences:
+            messages.error(request, sentence)
+    return redirect("jobs:approval", asked.pk)
 
 
 def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionForm) -> bool:

@@ -154,18 +154,30 @@ class Work:
     def _approved(self) -> None:
         if self.job.cancel_requested_at:
             return self._cancel()
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is not None:
+            approval.keep_up()
+            if approval.state == "approved" and self._waits_for_window(approval):
+                return None
         facts = self._fresh()
         if self._went_stale(facts):
             return None
-        approval = self.job.approvals.open().filter(kind="swap").first()
         if approval is None or approval.state != "approved":
-            why = "It expired." if approval and approval.state == "expired" else "Whoever consented may not any more."
+            lost = "Not as many people consent any more as have to."
+            why = "It expired." if approval and approval.state == "expired" else lost
             return self._ask_for_swap(facts, "expired", why)
         seen = self.job.bound("swap", facts)
         if consent.digest(seen) != approval.digest:
             changes = consent.difference(approval.bound, seen)
             return self._ask_for_swap(facts, "void", "What was approved is not so any more.", changes)
         return self._use(approval, "consumed")
+
+    def _waits_for_window(self, approval: Approval) -> bool:
+        """Whether the swap has to wait, for as long as the consent counts: never is it late by a window's end."""
+        sentence, until = self.job.why_wait()
+        if sentence:
+            self._wait(sentence, min(until, approval.expires_at))
+        return bool(sentence)
 
     def _went_stale(self, facts: Facts) -> bool:
         """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
@@ -190,8 +202,9 @@ class Work:
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
         with transaction.atomic():
-            if Approval.objects.consume(approval):
-                self.job.go(event, **values)
+            if approval.use():
+                return self.job.go(event, **values)
+        return wake(self.job.pk, timezone.now() + SLOT)
 
     # Phase B and after
 
@@ -199,12 +212,19 @@ class Work:
         job = self.job
         if job.cancel_requested_at and not runner.begun("start", self._journal()):
             return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
+        if self._is_late():
+            why = "The window closed before the instance was shut down, so it was not."
+            return job.go("failed", outcome="failed", outcome_reason=why)
         outcome = self._advance("B")
         if isinstance(outcome, runner.Finished):
             return self._arrive("seen_running", "swap_done", "runs on its new disk")
         if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
+
+    def _is_late(self) -> bool:
+        """Whether a worker came so late that the swap would outlast its window; once the stop began it goes through."""
+        return not runner.begun("stop", self._journal()) and bool(self.job.why_wait()[0])
 
     def _try_out(self) -> None:
         job = self.job
@@ -214,7 +234,7 @@ class Work:
                 rollback,
                 "rollback_approved",
                 outcome="rolled back",
-                outcome_reason=f"A rollback was approved: {rollback.reasons()}",
+                outcome_reason=why_back(rollback),
             )
         outcome = self._advance("C")
         if not isinstance(outcome, runner.Finished):
@@ -405,6 +425,13 @@ def safe_to_go_back(failed: runner.Failed) -> bool:
     if failed.step == "start":
         return said.get("ever_ran") is False or failed.error.get("touched") is False
     return failed.step in ("lock", "stop") or failed.error.get("touched") is False
+
+
+def why_back(rollback: Approval) -> str:
+    """Why the old disk is put back, for people."""
+    if rollback.granted_by_id:
+        return f"{rollback.requester} used the rollback that was approved in advance with the swap."
+    return f"A rollback was approved: {rollback.reasons() or 'this site asks for no second person.'}"
 
 
 def reserved(job: Job, **where: Any) -> int:

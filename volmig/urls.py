@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from volmig import views
+from volmig import teams, views
 
 urlpatterns = [
     path("login/", views.login, name="login"),
@@ -12,10 +12,13 @@ urlpatterns = [
     path("accounts/", views.everybody, name="accounts"),
     path("accounts/<int:pk>/", views.person, name="person"),
     path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
-    path("teams/", views.teams, name="teams"),
-    path("teams/add/", views.team, name="add_team"),
-    path("teams/<int:pk>/", views.team, name="team"),
-    path("teams/<int:pk>/remove/", views.remove_team, name="remove_team"),
+    path("teams/", teams.teams, name="teams"),
+    path("teams/add/", teams.team, name="add_team"),
+    path("teams/<int:pk>/", teams.team, name="team"),
+    path("teams/<int:pk>/remove/", teams.remove_team, name="remove_team"),
+    path("teams/<int:pk>/policies/add/", teams.policy, name="add_policy"),
+    path("teams/<int:pk>/policies/<int:policy>/", teams.policy, name="policy"),
+    path("teams/<int:pk>/policies/<int:policy>/remove/", teams.remove_policy, name="remove_policy"),
     path("audit/", views.audit, name="audit"),
     path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("healthz", views.health, name="health"),

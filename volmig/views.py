@@ -22,11 +22,10 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
-from hosts.models import Hypervisor
 from jobs import password
 from jobs.models import Lease
 from volmig import people
-from volmig.accounts.models import Login, Team
+from volmig.accounts.models import Login
 from volmig.accounts.roles import ALLOWS, SENTENCES, needs
 from volmig.accounts.throttle import closed_until, turn
 from volmig.queue import last_done
@@ -196,65 +195,6 @@ def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         raise PermissionDenied(" ".join(error.messages)) from error
     messages.success(request, "Done, and recorded.")
     return redirect("person", pk)
-
-
-class TeamForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A team, who is a member of it, and which hypervisors belong to it."""
-
-    hypervisors = forms.ModelMultipleChoiceField(
-        Hypervisor.objects.select_related("team"), required=False, widget=forms.CheckboxSelectMultiple
-    )
-
-    class Meta:
-        model = Team
-        fields = ["name", "everybody", "members"]
-        widgets = {"members": forms.CheckboxSelectMultiple}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.initial["hypervisors"] = self.instance.hypervisors.all() if self.instance.pk else []
-        named: Any = self.fields["hypervisors"]
-        named.label_from_instance = lambda host: f"{host.name} (in {host.team.name})"
-        people: Any = self.fields["members"]
-        people.queryset = get_user_model().objects.order_by("username")
-        for field in self.fields.values():
-            ticks = isinstance(field.widget, forms.CheckboxInput | forms.CheckboxSelectMultiple)
-            field.widget.attrs["class"] = "form-check-input" if ticks else "form-control"
-
-
-@require_GET
-@needs("administer")
-def teams(request: HttpRequest) -> HttpResponse:
-    """All teams: who is in them and what belongs to them."""
-    known = Team.objects.prefetch_related("members", "hypervisors")
-    return render(request, "registration/teams.html", {"teams": known})
-
-
-@require_http_methods(["GET", "POST"])
-@needs("administer")
-def team(request: HttpRequest, pk: int | None = None) -> HttpResponse:
-    """Adds a team, or changes the one of this key."""
-    known = get_object_or_404(Team, pk=pk) if pk else None
-    form = TeamForm(request.POST or None, instance=known)
-    if request.method == "POST" and form.is_valid():
-        changed = get_object_or_404(Team, pk=pk) if pk else Team()
-        people.set_team(changed, form.cleaned_data, request.user)
-        messages.success(request, f"{changed.name} is {'changed' if pk else 'added'}, and that is recorded.")
-        return redirect("team", changed.pk)
-    values = {"form": form, "team": known, "name": form.initial.get("name")}
-    return render(request, "registration/team.html", values, status=422 if form.errors else 200)
-
-
-@require_POST
-@needs("administer")
-def remove_team(request: HttpRequest, pk: int) -> HttpResponse:
-    try:
-        people.remove_team(pk, request.user)
-    except ValidationError as error:
-        messages.error(request, " ".join(error.messages))
-        return redirect("team", pk)
-    messages.success(request, "The team is removed, and that is recorded.")
-    return redirect("teams")
 
 
 @require_GET

@@ -4,7 +4,8 @@ from jobs.models.approval import Approval, Decision
 from jobs.models.footprint import Footprint
 from jobs.models.job import Job
 from jobs.models.lease import Lease
+from jobs.models.policy import Policy
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
 
-__all__ = ["Approval", "Decision", "Footprint", "Job", "Lease", "Moved", "Refused", "StepRun"]
+__all__ = ["Approval", "Decision", "Footprint", "Job", "Lease", "Moved", "Policy", "Refused", "StepRun"]

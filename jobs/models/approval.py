@@ -26,13 +26,16 @@ class ApprovalQuerySet(OwnedQuerySet["Approval"]):
         return self.filter(voided_at=None, consumed_at=None)
 
     def consume(self, approval: "Approval") -> bool:
-        """Use it up, once; call it in the transaction that writes what it allows."""
+        """Use it up, once; Approval.use is how to call it."""
         now = timezone.now()
         return bool(self.open().filter(pk=approval.pk, expires_at__gt=now).update(consumed_at=now))
 
 
 class Approval(models.Model):
-    """A request for consent to `bound`, whose SHA-256 is `digest`."""
+    """A request for consent to `bound`, whose SHA-256 is `digest`, by as many people as `approvers`.
+
+    `granted_by` is the used approval of the swap that allowed this rollback in advance.
+    """
 
     job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="approvals")
     kind = models.CharField(max_length=10, choices=[(kind, kind) for kind in KINDS])
@@ -47,6 +50,8 @@ class Approval(models.Model):
     void_reason = models.TextField(blank=True)
     void_changes = models.JSONField(default=list, blank=True)
     consumed_at = models.DateTimeField(null=True, blank=True)
+    approvers = models.PositiveSmallIntegerField(default=1)
+    granted_by = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="grants")
 
     objects = ApprovalQuerySet.as_manager()
 
@@ -72,16 +77,26 @@ class Approval(models.Model):
             return "expired"
         return "approved" if self.is_enough() else "open"
 
-    @staticmethod
-    def needed() -> int:
-        """How many people have to consent."""
-        return int(settings.APPROVERS)
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still be decided or used; it may be expired."""
+        return not self.voided_at and not self.consumed_at
+
+    def consents(self) -> "models.QuerySet[Decision]":
+        """Each yes that was not withdrawn."""
+        return self.decisions.filter(verdict="approve", withdrawn_at=None)
+
+    def count(self) -> int:
+        """How many people consented who may still consent today."""
+        teams = self.teams()
+        people = [each.person for each in self.consents().select_related("person")]
+        return sum(not why_not(person, "approve", teams) for person in people)
 
     def is_enough(self) -> bool:
-        """Whether enough people consented who may still consent today."""
-        people = [each.person for each in self.decisions.filter(verdict="approve").select_related("person")]
-        teams = self.teams()
-        return sum(not why_not(person, "approve", teams) for person in people) >= self.needed()
+        """Whether what is needed was said: by people now, or in advance with the swap."""
+        if self.granted_by is not None:
+            return self.granted_by.consumed_at is not None
+        return self.count() >= self.approvers
 
     def teams(self) -> list[Team]:
         """Those that its job belongs to."""
@@ -89,7 +104,7 @@ class Approval(models.Model):
 
     def reasons(self) -> str:
         """What those who consented gave as reasons."""
-        return "; ".join(self.decisions.filter(verdict="approve").values_list("reason", flat=True))
+        return "; ".join(self.consents().values_list("reason", flat=True))
 
     def why_not(self, by: Any) -> list[str]:
         """Why this person may not decide, whoever they are; empty when they may."""
@@ -98,7 +113,7 @@ class Approval(models.Model):
             sentences.append("You asked for this; somebody else has to decide.")
         elif by.pk == self.last_editor_id:
             sentences.append("You changed this migration last; somebody else has to decide.")
-        if self.decisions.filter(person=by).exists():
+        if self.decisions.filter(person=by, withdrawn_at=None).exists():
             sentences.append("You have already decided.")
         if self.state not in ("open", "approved"):
             sentences.append(f"This request is {self.state}.")
@@ -111,7 +126,9 @@ class Approval(models.Model):
             self._refuse(by, reason)
             if digest != self.digest:
                 raise Refused("What you looked at is not what is asked now; look at it again.")
-            self._decide(by, "approve", reason)
+            enough = self.count() + 1 >= self.approvers
+            holds = {"holds_until": until} if enough and (until := self._hold_until_window()) else {}
+            self._decide(by, "approve", reason, **holds)
             if self.kind == "swap" and self.is_enough() and self.job.status == "awaiting_approval":
                 self.job.go("approved", actor=by)
             wake(self.job_id)
@@ -126,6 +143,60 @@ class Approval(models.Model):
             if self.kind == "swap":
                 self.job.withdraw_consent(by)
             wake(self.job_id)
+
+    def withdraw(self, by: Any, reason: str) -> None:
+        """Take one's own yes back, as long as nothing was done by it."""
+        with transaction.atomic():
+            self._lock()
+            mine = self.consents().filter(person=by).first()
+            if mine is None:
+                raise Refused("You have not consented to this.")
+            if self.state not in ("open", "approved"):
+                raise Refused(f"This request is {self.state}: there is nothing left to withdraw from.")
+            if not reason.strip():
+                raise Refused("Say why: the record keeps it.")
+            mine.withdrawn_at = timezone.now()
+            mine.save(update_fields=["withdrawn_at"])
+            data = {"approval": self.pk, "digest": self.digest, "reason": reason.strip()}
+            Event.append("approval.withdraw", actor=by, job=self.job_id, object=str(self), data=data)
+            if self.kind == "swap" and self.job.status == "approved" and not self.is_enough():
+                self.job.go("withdrawn", actor=by)
+            wake(self.job_id)
+
+    def use(self) -> bool:
+        """Use it up in the caller's transaction, which writes what it allows; false when it may not be used any more.
+
+        The job's row is locked, so that no withdrawal, loss of a role or change of a policy comes in between.
+        """
+        list(type(self.job)._default_manager.select_for_update().filter(pk=self.job_id).values_list("pk"))
+        self.keep_up()
+        if not self.is_enough() or not Approval.objects.consume(self):
+            return False
+        people = list(self.consents().values_list("person__username", flat=True))
+        data = {"approval": self.pk, "digest": self.digest, "approvers": self.approvers, "consents": people}
+        data |= {"granted_by": self.granted_by_id} if self.granted_by_id else {}
+        data |= {"one_person_site": True} if self.is_one_persons() else {}
+        Event.append("approval.use", job=self.job_id, object=str(self), data=data)
+        return True
+
+    def is_one_persons(self) -> bool:
+        """Whether nobody but the requester was to be asked, because the site has only one person."""
+        return not self.approvers and not self.granted_by_id
+
+    def keep_up(self) -> None:
+        """Want as many consents as policies and settings want by now, should that be more than when it was asked."""
+        if not self.granted_by_id and (wanted := self.job.terms().approvers) > self.approvers:
+            self.approvers = wanted
+            self.save(update_fields=["approvers"])
+
+    def _hold_until_window(self) -> dt.datetime | None:
+        """A yes for a window that is still to come counts until that window ends; returns until when, if so."""
+        span = self.job.window() if self.kind == "swap" else None
+        if span is None or span.begin <= timezone.now() or span.end <= self.expires_at:
+            return None
+        self.expires_at = span.end
+        self.save(update_fields=["expires_at"])
+        return self.expires_at
 
     def void(self, reason: str, changes: list[str] | None = None) -> None:
         """Make it worthless; what was consented to is not what would happen."""
@@ -143,7 +214,7 @@ class Approval(models.Model):
         self.job.refresh_from_db(from_queryset=type(self.job)._default_manager.select_for_update())
         self.refresh_from_db(
             from_queryset=Approval.objects.select_for_update(),
-            fields=["digest", "expires_at", "voided_at", "consumed_at"],
+            fields=["digest", "expires_at", "voided_at", "consumed_at", "approvers"],
         )
 
     def _refuse(self, by: Any, reason: str) -> None:
@@ -153,7 +224,7 @@ class Approval(models.Model):
         if sentences:
             raise Refused(sentences)
 
-    def _decide(self, by: Any, verdict: str, reason: str) -> None:
+    def _decide(self, by: Any, verdict: str, reason: str, **also: Any) -> None:
         Decision.objects.create(
             approval=self,
             person=by,
@@ -167,7 +238,7 @@ class Approval(models.Model):
             actor=by,
             job=self.job_id,
             object=str(self),
-            data={"approval": self.pk, "digest": self.digest, "reason": reason.strip()},
+            data={"approval": self.pk, "digest": self.digest, "reason": reason.strip(), **also},
         )
 
 
@@ -181,11 +252,14 @@ class Decision(models.Model):
     verdict = models.CharField(max_length=10, choices=[("approve", "approve"), ("reject", "reject")])
     reason = models.TextField()
     at = models.DateTimeField(default=timezone.now)
+    withdrawn_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["pk"]
         constraints = [
-            models.UniqueConstraint(fields=["approval", "person"], name="one_decision"),
+            models.UniqueConstraint(
+                fields=["approval", "person"], condition=Q(withdrawn_at=None), name="one_standing_decision"
+            ),
             models.CheckConstraint(
                 condition=~Q(person=F("requester")) & ~Q(person=F("last_editor")), name="decided_by_another"
             ),
@@ -193,8 +267,3 @@ class Decision(models.Model):
 
     def __str__(self) -> str:
         return f"{self.verdict} by {self.person}"
-
-
-def expiry() -> dt.datetime:
-    """Until when a new request may be used."""
-    return timezone.now() + dt.timedelta(hours=settings.APPROVAL_HOURS)

@@ -14,12 +14,13 @@ from django.utils import timezone
 
 from hosts.models import DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
 from hosts.remote.hostctl import source_hash
-from jobs.engine import consent, states
+from jobs.engine import consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
 from jobs.models import story
-from jobs.models.approval import Approval, expiry
+from jobs.models.approval import Approval
+from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
 from jobs.queue import wake
@@ -28,6 +29,7 @@ from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
+from volmig.templatetags.units import spoken
 
 User = settings.AUTH_USER_MODEL
 ROLES = ("source", "relay", "destination")
@@ -88,11 +90,13 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         relay_vg: str,
         ticket: str = "",
         rate: int | None = None,
+        rollback_minutes: int = 0,
         start: bool = False,
     ) -> "Job":
         """Ask for a migration and have it checked; raise Refused, with nothing created, when that may not be.
 
-        `rate` is bytes per second; `start` begins it as soon as the checks pass.
+        `rate` is bytes per second; `rollback_minutes` is for how long after the swap the requester may go back by the
+        swap's own approval; `start` begins it as soon as the checks pass.
         """
         source, share = source_volume.volume_group.hypervisor, share_of(destination, disk)
         sentences = [*refusals(by, source_volume, destination, disk, relay, relay_vg, share)]
@@ -117,6 +121,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             instance_name=destination.name,
             disk=disk,
             rate=rate,
+            rollback_minutes=rollback_minutes,
             start_when_checked=start,
         )
         try:
@@ -153,6 +158,7 @@ class Job(models.Model):
     disk = models.CharField(max_length=64)
     route = models.CharField(max_length=20, default="relay-nfs")
     rate = models.BigIntegerField(null=True, blank=True)
+    rollback_minutes = models.PositiveSmallIntegerField(default=0)
     status = models.CharField(max_length=20, default="checking", choices=[(name, name) for name in states.STATUSES])
     outcome = models.CharField(max_length=20, blank=True)
     outcome_reason = models.TextField(blank=True)
@@ -229,6 +235,7 @@ class Job(models.Model):
             "disk",
             "rate",
             "ticket",
+            "rollback_minutes",
         )
         hosts = {role: getattr(self, role).name for role in ROLES}
         return {**hosts, **{name: getattr(self, name) for name in names}}
@@ -337,6 +344,37 @@ class Job(models.Model):
                 old.void("It expired.")
             return self.make_approval(kind, self.bound(kind), by)
 
+    def roll_back(self, by: Any) -> None:
+        """Go back at once, by what was approved in advance together with the swap."""
+        with self._verb(by, "submit", "rollback", {"in_advance": f"{self.rollback_minutes} minutes"}):
+            self._only_when("on_trial")
+            if sentence := self.why_no_rollback(by):
+                raise Refused(sentence)
+            for old in self.approvals.open().filter(kind="rollback"):
+                old.void("The rollback that was approved in advance is used instead.")
+            self.make_approval("rollback", self.bound("rollback"), by, granted_by=self.swap_approval())
+
+    def why_no_rollback(self, by: Any) -> str:
+        """Why the rollback that was approved in advance may not be used now; empty when it may."""
+        until = self.rollback_until()
+        if until is None or until <= timezone.now():
+            return "No rollback is approved in advance any more; ask for one."
+        if by.pk != self.requester_id:
+            return "Only whoever asked for the migration may use the rollback that was approved in advance."
+        return "It is confirmed already." if self.confirmed_at else ""
+
+    def rollback_until(self) -> dt.datetime | None:
+        """Until when the swap's own approval also allows to go back; None when it never did."""
+        granted = self.swap_approval()
+        swapped = self.runs.filter(step="swap", direction="do", result="done").last()
+        if granted is None or swapped is None or not granted.bound.get("rollback"):
+            return None
+        return (swapped.ended_at or swapped.started_at) + dt.timedelta(minutes=self.rollback_minutes)
+
+    def swap_approval(self) -> Approval | None:
+        """The one that was used."""
+        return self.approvals.filter(kind="swap", consumed_at__isnull=False).first()
+
     def resume(self, by: Any) -> None:
         """Go on where it was halted: the step is probed again before anything is done."""
         with self._verb(by, "submit", "resume", {"halt_reason": self.halt_reason}):
@@ -408,10 +446,43 @@ class Job(models.Model):
         """What an approval of this kind is bound to, from fresh `facts` where it depends on any."""
         migration, made, evidence = self.migration(), self.planned(), self.evidence()
         if kind == "swap":
-            return consent.swap(migration, facts or self.seen(), made, evidence, source_hash())
+            shown = consent.swap(migration, facts or self.seen(), made, evidence, source_hash())
+            return shown | self.bound_rollback()
         if kind == "rollback":
             return consent.rollback(migration, made, evidence)
         return consent.purge(migration, self.purging_plan(), evidence, self.kept_words)
+
+    def bound_rollback(self) -> dict[str, Any]:
+        """What a consent to the swap says about going back, when it does."""
+        if not self.rollback_minutes:
+            return {}
+        allowed = f"allowed in advance for {self.rollback_minutes} minutes after the swap, when the requester asks"
+        return {"rollback": {"is": allowed, "gives up": "everything that the instance wrote since the swap"}}
+
+    # The clock
+
+    def terms(self) -> Terms:
+        """What its teams' policies want of it."""
+        return Policy.objects.terms(self)
+
+    def downtime(self) -> dt.timedelta:
+        """How long phase B may take: the high end of its forecast."""
+        made = self.planned()
+        return dt.timedelta(seconds=made.seconds(each.step.name for each in made.phase("B"))[2])
+
+    def window(self) -> windows.Span | None:
+        """The span in which the swap fits next; None when it may run at any time, or not within a year."""
+        schedules = self.terms().schedules
+        return windows.next_fit(schedules, timezone.now(), self.downtime()) if schedules else None
+
+    def why_wait(self) -> tuple[str, dt.datetime]:
+        """Why the swap may not begin now, as a sentence, and when to look again; an empty one when it may."""
+        schedules, now = self.terms().schedules, timezone.now()
+        span = self.window()
+        if not schedules or (span and span.begin <= now):
+            return "", now
+        sentence = windows.sentence(schedules, now, self.downtime(), spoken(self.downtime().total_seconds()))
+        return sentence, span.begin if span else now + windows.HORIZON
 
     def purging_plan(self) -> planning.Plan:
         """The plan whose purge deletes the disk that is not in use: the old one, or after a rollback the new one."""
@@ -432,8 +503,9 @@ class Job(models.Model):
         """What every finished step measured, by the step's name."""
         return {run.step: run.evidence for run in self.runs.filter(direction="do", result="done", lap=self.lap)}
 
-    def make_approval(self, kind: str, bound: dict[str, Any], by: Any) -> Approval:
-        """Ask people; the request binds exactly what `bound` shows."""
+    def make_approval(self, kind: str, bound: dict[str, Any], by: Any, granted_by: Approval | None = None) -> Approval:
+        """Ask people; the request binds exactly what `bound` shows. What was granted in advance asks nobody."""
+        terms = self.terms()
         approval = Approval.objects.create(
             job=self,
             kind=kind,
@@ -442,22 +514,26 @@ class Job(models.Model):
             bound=bound,
             requester=by,
             last_editor=self.last_editor,
-            expires_at=expiry(),
+            expires_at=timezone.now() + terms.expiry,
+            approvers=0 if granted_by else terms.approvers,
+            granted_by=granted_by,
         )
-        Event.append(
-            "approval.ask",
-            actor=by,
-            job=self.pk,
-            object=str(approval),
-            data={"approval": approval.pk, "digest": approval.digest, "bound": bound},
-        )
+        data = {"approval": approval.pk, "digest": approval.digest, "bound": bound, "approvers": approval.approvers}
+        data |= {"granted_by": granted_by.pk} if granted_by else {}
+        data |= {"one_person_site": True} if approval.is_one_persons() else {}
+        Event.append("approval.ask", actor=by, job=self.pk, object=str(approval), data=data)
+        if approval.approvers:
+            self._tell_approvers(approval)
+        return approval
+
+    def _tell_approvers(self, approval: Approval) -> None:
+        kind = approval.kind
         announce(
             "approval_waiting",
             subject=f"Migration {self.pk}: {kind} waits for approval",
             text=f"{self}: {approval.requester} asks for approval of the {kind}.",
             url_path=f"/approvals/{approval.pk}/",
         )
-        return approval
 
     def open_approval(self) -> Approval | None:
         return self.approvals.open().first()

@@ -75,6 +75,18 @@ ROLLBACK = Action(
     "Ask for a rollback",
     "Another person has to approve; what was written since the swap is then lost to the instance.",
 )
+ROLL_BACK = Action(
+    "roll-back",
+    "Roll back now",
+    "Approved in advance together with the swap; what was written since the swap is then lost to the instance.",
+)
+WITHDRAW = Action(
+    "withdraw",
+    "Withdraw your consent",
+    "As long as the swap has not begun; the request then waits for somebody again.",
+    "view",
+    "jobs:approval",
+)
 PURGE = Action(
     "ask-purge",
     "Ask for the purge",
@@ -196,10 +208,14 @@ def actions(job: Job, user: Any) -> list[Action]:
         offered.append(START.for_user(user, teams, waiting))
     approval = job.open_approval()
     if approval and approval.expires_at > timezone.now():
+        if approval.consents().filter(person=user).exists():
+            offered.append(WITHDRAW.for_user(user, teams))
         offered.append(REVIEW.for_user(user, teams, " ".join(approval.why_not(user)[:1])))
     if job.status == "on_trial":
         offered.append(CONFIRM.for_user(user, teams, _why_not_confirm(job)))
         offered.append(ROLLBACK.for_user(user, teams, _asked(job, "rollback")))
+        if (until := job.rollback_until()) and until > timezone.now():
+            offered.append(ROLL_BACK.for_user(user, teams, job.why_no_rollback(user)))
     if job.status in ("done", "rolled_back") and job.has_backup():
         offered.append(PURGE.for_user(user, teams, _asked(job, "purge")))
     if job.status in ("checking", "planned", "preparing"):

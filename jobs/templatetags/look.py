@@ -94,19 +94,14 @@ def step_icon(state: str) -> str:
 
 
 @register.simple_tag(takes_context=True)
-def nav_item(context: dict[str, Any], there: str, label: str, count: int = 0, exact: bool = False) -> SafeString:
+def nav_item(context: dict[str, Any], there: str, label: str, exact: bool = False) -> SafeString:
     """One entry of the navigation, marked when the page is at or below it."""
     if not there:
         return SafeString("")
     here = context["request"].path
     current = here == there if exact else here.startswith(there)
     mark = SafeString(' aria-current="page"') if current else ""
-    told = (
-        format_html(' <span class="count">{}<span class="visually-hidden"> waiting</span></span>', count)
-        if count
-        else ""
-    )
-    return format_html('<li><a href="{}"{}>{}{}</a></li>', there, mark, label, told)
+    return format_html('<li><a href="{}"{}>{}</a></li>', there, mark, label)
 
 
 @register.simple_tag

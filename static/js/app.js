@@ -30,17 +30,21 @@
       element.textContent = word;
     });
   }
-  document.addEventListener("htmx:ws:after:connection", () => connection("live", "live"));
+  const tell = (name) => document.body.dispatchEvent(new CustomEvent(name, { bubbles: true }));
+  document.addEventListener("htmx:ws:after:connection", () => {
+    connection("live", "live");
+    tell("inbox");
+  });
   document.addEventListener("htmx:ws:close", (event) => {
     const ended = event.detail && event.detail.code === 4403;
     connection(ended ? "ended" : "reconnecting", ended ? "not live: reload the page" : "reconnecting");
   });
 
-  /* `changed` from the server: whatever depends on who looks is fetched again through its own view */
+  /* `changed` and `inbox` from the server: whatever depends on who looks is fetched again through its own view */
   document.addEventListener("htmx:ws:after:message:incoming", (event) => {
     const data = event.detail.message.data;
     if (typeof data === "string" && data.startsWith("{")) {
-      document.body.dispatchEvent(new CustomEvent("changed", { bubbles: true }));
+      tell("inbox" in JSON.parse(data) ? "inbox" : "changed");
     }
     announce();
     draw();

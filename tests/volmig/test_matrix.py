@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from hosts.models import Cloud
 from jobs import live
+from jobs.models import Policy
 from tests.pages import scenes
 from volmig.accounts.models import Login, Team
 from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
@@ -36,6 +37,9 @@ MATRIX = {
     "add_team": {"GET": "administer", "POST": "administer"},
     "team": {"GET": "administer", "POST": "administer"},
     "remove_team": {"POST": "administer"},
+    "add_policy": {"GET": "administer", "POST": "administer"},
+    "policy": {"GET": "administer", "POST": "administer"},
+    "remove_policy": {"POST": "administer"},
     "audit": {"GET": "audit"},
     "audit_export": {"GET": "audit"},
     "hosts:list": {"GET": "view"},
@@ -56,12 +60,17 @@ MATRIX = {
     "jobs:plan": {"GET": "view"},
     "jobs:verb": {"POST": "submit"},
     "jobs:approvals": {"GET": "view"},
+    "jobs:count": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
     "jobs:job", "jobs:plan", "jobs:verb", "jobs:approval",
 }  # fmt: skip
-CONSUMERS = {"live/migrations/": False, "live/migrations/<int:number>/": True}  # whether it is of a team
+CONSUMERS = {
+    "live/migrations/": False,
+    "live/migrations/<int:number>/": True,
+    "live/inbox/": False,
+}  # whether it is of a team
 METHODS = ("GET", "POST", "PUT", "DELETE")
 PEOPLE = (*ALLOWS, "anonymous", "disabled", "without a role")
 
@@ -125,25 +134,23 @@ def somebodys_session():
 
 def arguments(name, thing):
     """What goes into an address: the object of a team where it names one."""
-    if name in ("hosts:cloud",):
-        return [Cloud.objects.get_or_create(name="eu-1")[0].pk]
-    if name in ("team", "remove_team"):
-        return [Team.objects.get(name="blue").pk]
-    if name == "person":
-        return [User.objects.get(username="somebody").pk]
-    if name == "change_person":
-        return [User.objects.get(username="somebody").pk, "end-sessions"]
-    if name == "end_session":
-        return [somebodys_session()]
-    if name == "audit_export":
-        return ["csv"]
-    if name == "jobs:verb":
-        return [thing["job"], "cancel"]
-    if name == "jobs:approval":
-        return [thing["approval"]]
     if name in OF_TEAMS:
-        return [thing["job" if name.startswith("jobs") else "hosts"]]
-    return []
+        kind = "hosts" if name.startswith("hosts") else "approval" if name == "jobs:approval" else "job"
+        return [thing[kind], *(["cancel"] if name == "jobs:verb" else [])]
+    somebody, blue = User.objects.get(username="somebody").pk, Team.objects.get(name="blue").pk
+    makers = {
+        "hosts:cloud": lambda: [Cloud.objects.get_or_create(name="eu-1")[0].pk],
+        "team": lambda: [blue],
+        "remove_team": lambda: [blue],
+        "add_policy": lambda: [blue],
+        "policy": lambda: [blue, Policy.objects.get_or_create(team_id=blue)[0].pk],
+        "remove_policy": lambda: [blue, Policy.objects.get_or_create(team_id=blue)[0].pk],
+        "person": lambda: [somebody],
+        "change_person": lambda: [somebody, "end-sessions"],
+        "end_session": lambda: [somebodys_session()],
+        "audit_export": lambda: ["csv"],
+    }
+    return makers[name]() if name in makers else []
 
 
 def wanted(name, who, method, team):
@@ -218,10 +225,10 @@ async def first_answer(user, path):
     connection = ApplicationCommunicator(URLRouter(live.routes), scope)
     await connection.send_input({"type": "websocket.connect"})
     assert (await connection.receive_output())["type"] == "websocket.accept"
-    said = await connection.receive_output()
+    stays = await connection.receive_nothing() or (await connection.receive_output())["type"] != "websocket.close"
     await connection.send_input({"type": "websocket.disconnect", "code": 1000})
     await connection.wait()
-    return said["type"] != "websocket.close"
+    return stays
 
 
 @pytest.mark.django_db(transaction=True)
