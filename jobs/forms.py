@@ -1,4 +1,4 @@
-"""What people type and choose: a new migration with reasons for what cannot be chosen, a rate, a decision, a search."""
+"""What people type and choose: a new migration with reasons for what cannot be chosen, a rate, a decision."""
 
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -10,14 +10,13 @@ from django.http import HttpRequest
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, VolumeGroup
 from jobs import password
-from jobs.engine import states
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Approval, Footprint, Job
 from volmig.accounts.roles import why_not
+from volmig.paging import whole
 
 MIB = 1024**2
-STATUS_WORDS = [(name, name.replace("_", " ")) for name in states.STATUSES]
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,6 @@ class Choices:
             disks=disks(destination, picked.get("disk", ""), volume, busy) if destination else [],
             relays=relays(hypervisors, (source, destination), volume, mount, picked.get("relay")),
         )
-
-
-def whole(sent: Any) -> int | None:
-    """A positive whole number as it was sent, as far as a column can hold it."""
-    digits = str(sent or "")
-    return int(digits) if digits.isdecimal() and len(digits) < 19 else None
 
 
 def one(rows: Any, key: Any) -> Any:
@@ -316,26 +309,3 @@ class DecisionForm(forms.Form):
         if trouble := password.trouble(self.request, self.asked, typed):
             raise forms.ValidationError(trouble)
         return typed
-
-
-class SearchForm(forms.Form):
-    """Filters of the history; all of them live in the address."""
-
-    q = forms.CharField(label="Instance, volume, ticket or number", required=False, max_length=200)
-    host = forms.ModelChoiceField(
-        Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any"
-    )
-    person = forms.CharField(label="Person", required=False, max_length=150)
-    status = forms.ChoiceField(
-        label="State",
-        required=False,
-        choices=[("", "any"), ("active", "active"), ("halted", "halted"), ("failed", "failed"), *STATUS_WORDS],
-    )
-    since = forms.DateField(label="Asked for from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
-    until = forms.DateField(label="until", required=False, widget=forms.DateInput(attrs={"type": "date"}))
-
-    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["host"].queryset = Hypervisor.objects.visible_to(user)  # type: ignore[attr-defined]
-        for name, shown in self.fields.items():
-            shown.widget.attrs["class"] = "form-select" if name in ("host", "status") else "form-control"

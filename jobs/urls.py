@@ -7,6 +7,7 @@ from jobs import views
 jobs = (
     [
         path("migrations/", views.history, name="list"),
+        path("migrations/export.csv", views.export, name="export"),
         path("migrations/new", views.new, name="new"),
         path("migrations/<int:number>/", views.job, name="job"),
         path("migrations/<int:number>/plan", views.plan, name="plan"),

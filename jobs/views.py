@@ -8,21 +8,23 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
+from django.core.exceptions import BadRequest
 from django.db.models import Count, F, Q, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.models import Hypervisor, Share, VolumeGroup
-from jobs.engine import states
-from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm, SearchForm, whole
+from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
+from jobs.history import BULKY, SearchForm, narrowed, stream
 from jobs.models import Approval, Decision, Job, Lease, Refused
 from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
 from volmig.accounts.roles import may, needs, roles_of
+from volmig.paging import page
 from volmig.record.models import Event
 
 PAGE = 50
@@ -234,63 +236,26 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
 @require_GET
 @needs("view")
 def history(request: HttpRequest) -> HttpResponse:
-    """All migrations, newest first; filters live in the address and pages go on from a number, so they do not shift."""
+    """All migrations there ever were; filters and order live in the address."""
     form = SearchForm(request.user, request.GET)
-    known = seen_by(request.user)
-    rows = narrowed(known.order_by("-pk"), form.cleaned_data) if form.is_valid() else known.none()
-    if after := whole(request.GET.get("after")):
-        rows = rows.filter(pk__lt=after)
-    page = list(rows[: PAGE + 1])
-    query = request.GET.copy()
-    query.pop("after", None)
-    older = query.copy()
-    if len(page) > PAGE:
-        older["after"] = str(page[PAGE - 1].pk)
-    return show(
-        request,
-        "jobs/history.html",
-        "jobs/_history.html",
-        {
-            "form": form,
-            "jobs": page[:PAGE],
-            "after": after,
-            "newest": query.urlencode(),
-            "filtered": any(query.values()),
-            "older": older.urlencode() if len(page) > PAGE else "",
-        },
-    )
+    rows = narrowed(seen_by(request.user).defer(*BULKY), form)
+    found = page(rows, form.order, request.GET, PAGE)
+    values = {"form": form, "page": found, "filtered": any(request.GET.values())}
+    return show(request, "jobs/history.html", "jobs/_history.html", values)
 
 
-def narrowed(rows: QuerySet[Job], wanted: dict[str, Any]) -> QuerySet[Job]:
-    """Apply the filters of a search."""
-    if text := wanted["q"].strip():
-        columns = ("instance_name", "instance_id", "source_lv", "source_vg", "lv_uuid", "ticket")
-        match = Q(pk=whole(text)) if whole(text) else Q()
-        for column in columns:
-            match |= Q(**{f"{column}__icontains": text})
-        rows = rows.filter(match)
-    if host := wanted["host"]:
-        rows = rows.filter(Q(source=host) | Q(relay=host) | Q(destination=host))
-    if person := wanted["person"]:
-        rows = rows.filter(
-            Q(requester__username__iexact=person) | Q(approvals__decisions__person__username__iexact=person)
-        ).distinct()
-    if wanted["since"]:
-        rows = rows.filter(created_at__date__gte=wanted["since"])
-    if wanted["until"]:
-        rows = rows.filter(created_at__date__lte=wanted["until"])
-    return in_state(rows, wanted["status"])
-
-
-def in_state(rows: QuerySet[Job], status: str) -> QuerySet[Job]:
-    """Apply the filter of the state, which knows a few words more than the statuses."""
-    if status == "active":
-        return rows.filter(status__in=states.ACTIVE)
-    if status == "halted":
-        return rows.exclude(halt_reason="")
-    if status == "failed":
-        return rows.filter(outcome="failed")
-    return rows.filter(status=status) if status else rows
+@require_GET
+@needs("view")
+def export(request: HttpRequest) -> StreamingHttpResponse:
+    """The migrations that fit the filters, as CSV; that somebody took them is recorded."""
+    form = SearchForm(request.user, request.GET)
+    if not form.is_valid():
+        raise BadRequest("A filter cannot be understood, so nothing was exported.")
+    Event.append("history.export", actor=request.user, data={"filters": form.wanted()})
+    name = f"volmig-migrations-{timezone.now():%Y%m%d-%H%M%S}.csv"
+    told = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    rows = narrowed(Job.objects.visible_to(request.user), form)
+    return StreamingHttpResponse(stream(rows), content_type="text/csv; charset=utf-8", headers=told)
 
 
 @require_GET

@@ -13,7 +13,6 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.views import LoginView, LogoutView
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
-from django.core.paginator import Paginator
 from django.db import DatabaseError, transaction
 from django.db.models import Count, Q
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -28,9 +27,10 @@ from volmig import people
 from volmig.accounts.models import Login
 from volmig.accounts.roles import ALLOWS, SENTENCES, needs
 from volmig.accounts.throttle import closed_until, turn
+from volmig.paging import page
 from volmig.queue import last_done
 from volmig.record.export import FORMATS, stream
-from volmig.record.models import Event
+from volmig.record.models import Event, EventQuerySet
 
 IDLE = 150  # seconds: a schedule gives the workers something to do every minute
 
@@ -44,18 +44,16 @@ class EventFilter(forms.Form):
     job = forms.IntegerField(label="Migration", required=False, min_value=1)
     since = forms.DateTimeField(required=False, widget=forms.DateTimeInput(attrs={"type": "datetime-local"}))
 
-    LOOKUPS = {
-        "who": "actor_name__iexact",
-        "what": "action__icontains",
-        "on": "object__icontains",
-        "job": "job",
-        "since": "at__gte",
-    }
+    def narrowed(self) -> EventQuerySet:
+        """The events that fit; all of them when a filter cannot be understood."""
+        wanted = self.cleaned_data if self.is_valid() else {}
+        events = Event.objects.all()
+        for name, value in wanted.items():
+            if value:
+                events = getattr(events, self.LOOKUPS[name])(value)
+        return events
 
-    def lookups(self) -> dict[str, object]:
-        if not self.is_valid():
-            return {}
-        return {lookup: self.cleaned_data[name] for name, lookup in self.LOOKUPS.items() if self.cleaned_data[name]}
+    LOOKUPS = {"who": "by", "what": "like", "on": "about", "job": "of_job", "since": "since"}
 
 
 @require_http_methods(["GET", "POST"])
@@ -203,9 +201,8 @@ def audit(request: HttpRequest) -> HttpResponse:
     form = EventFilter(request.GET)
     for field in form.fields.values():
         field.widget.attrs["class"] = "form-control"
-    events = Event.objects.filter(**form.lookups())
-    page = Paginator(events, 100).get_page(request.GET.get("page"))
-    return render(request, "record/audit.html", {"page": page, "form": form})
+    found = page(form.narrowed(), "-seq", request.GET, 100, key="seq")
+    return render(request, "record/audit.html", {"page": found, "form": form})
 
 
 @require_GET
@@ -219,7 +216,7 @@ def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
         raise BadRequest("A filter cannot be understood, so nothing was exported.")
     filters = {name: value for name, value in wanted.cleaned_data.items() if value}
     last = Event.append("audit.export", actor=request.user, data={"format": form, "filters": filters})
-    events = Event.objects.filter(seq__lte=last.seq, **wanted.lookups())
+    events = wanted.narrowed().filter(seq__lte=last.seq)
     kind, header, write = FORMATS[form]
     name = f"volmig-audit-{timezone.now():%Y%m%d-%H%M%S}.{form}"
     told = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}

@@ -8,7 +8,9 @@ from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from jobs.models import word
 from jobs.models.refused import Refused
+from jobs.models.word import Word
 from jobs.queue import wake
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
@@ -61,6 +63,9 @@ class Approval(models.Model):
             models.UniqueConstraint(
                 fields=["job", "kind"], condition=Q(voided_at=None, consumed_at=None), name="one_open_approval"
             ),
+        ]
+        indexes = [
+            models.Index(fields=["expires_at"], condition=Q(voided_at=None, consumed_at=None), name="approval_open"),
         ]
 
     def __str__(self) -> str:
@@ -267,3 +272,10 @@ class Decision(models.Model):
 
     def __str__(self) -> str:
         return f"{self.verdict} by {self.person}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """The job is found by who decided about it, too."""
+        new = self._state.adding
+        super().save(*args, **kwargs)
+        if new:
+            Word.objects.keep(self.approval.job_id, [word.person(self.person.get_username())])

@@ -18,11 +18,12 @@ from jobs.engine import consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
-from jobs.models import story
+from jobs.models import story, word
 from jobs.models.approval import Approval
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
+from jobs.models.word import Word
 from jobs.queue import wake
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
@@ -199,10 +200,23 @@ class Job(models.Model):
             models.Index(fields=["status", "-id"], name="job_status"),
             models.Index(fields=["lv_uuid", "-id"], name="job_lv_uuid"),
             models.Index(fields=["instance_id", "-id"], name="job_instance_id"),
+            models.Index(fields=["outcome", "-id"], name="job_outcome"),
+            models.Index(fields=["-id"], condition=~Q(halt_reason=""), name="job_halted"),
+            models.Index(fields=["created_at", "id"], name="job_created_at"),
+            models.Index(fields=["ended_at", "id"], name="job_ended_at"),
+            models.Index(fields=["instance_name", "id"], name="job_instance_name"),
+            models.Index(fields=["source_size", "id"], name="job_source_size"),
         ]
 
     def __str__(self) -> str:
         return f"Migration {self.pk}: {self.source_vg}/{self.source_lv} to {self.instance_name} {self.disk}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """A new one is found from then on by the words in it; these never change."""
+        new = self._state.adding
+        super().save(*args, **kwargs)
+        if new:
+            Word.objects.keep(self.pk, word.of_job(self))
 
     def get_absolute_url(self) -> str:
         return f"/migrations/{self.pk}/"

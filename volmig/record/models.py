@@ -1,5 +1,6 @@
 """Events: append-only rows, each signed together with the one before it."""
 
+import datetime as dt
 import hashlib
 import hmac
 import json
@@ -8,13 +9,22 @@ from datetime import UTC
 from typing import Any, Self
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models, transaction
+from django.db import connections, models, transaction
 from django.utils import timezone
 
 from volmig.record.origin import origin
 
 SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "action", "job", "object", "data")
+
+LAST = "\U0010ffff"  # sorts behind every text that begins in the same way
+SLACK = 1000  # times are noted a moment before numbers are given; many at once may differ by so much
+ACTIONS = """WITH RECURSIVE each(action) AS (
+  SELECT min(action) FROM record_event
+  UNION ALL
+  SELECT (SELECT min(action) FROM record_event WHERE action > each.action) FROM each WHERE each.action IS NOT NULL
+) SELECT action FROM each WHERE action IS NOT NULL"""
 
 
 class ChainHead(models.Model):
@@ -30,6 +40,32 @@ class ChainHead(models.Model):
 class EventQuerySet(models.QuerySet["Event"]):
     def of_job(self, number: int) -> Self:
         return self.filter(job=number)
+
+    def by(self, name: str) -> Self:
+        """By a person, however their name is written in capitals and small letters."""
+        people = get_user_model().objects.filter(username__iexact=name)
+        return self.filter(actor_name__in={name, *people.values_list("username", flat=True)})
+
+    def like(self, words: str) -> Self:
+        """Those in whose action the words occur."""
+        return self.filter(action__in=[each for each in self.actions() if words.lower() in each])
+
+    def actions(self) -> list[str]:
+        """Every action that ever was recorded: there are dozens, so the index is asked for one after the other."""
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(ACTIONS)
+            return [row[0] for row in cursor.fetchall()]
+
+    def about(self, name: str) -> Self:
+        """On what begins with these words, capitals and small letters as they are."""
+        if connections[self.db].vendor == "sqlite":
+            return self.filter(object__gte=name, object__lt=name + LAST)  # its LIKE uses no index
+        return self.filter(object__startswith=name)
+
+    def since(self, at: dt.datetime) -> Self:
+        """From a time on; bounded by numbers, too, for that is the order in which they are read."""
+        first = self.model.objects.filter(at__gte=at).order_by("at").values_list("seq", flat=True).first()
+        return self.filter(at__gte=at, seq__gte=first - SLACK) if first else self.none()
 
 
 class Event(models.Model):
@@ -57,6 +93,9 @@ class Event(models.Model):
             models.Index(fields=["job", "-seq"], name="event_by_job"),
             models.Index(fields=["action", "-seq"], name="event_by_action"),
             models.Index(fields=["actor", "-seq"], name="event_by_actor"),
+            models.Index(fields=["actor_name", "-seq"], name="event_by_name"),
+            models.Index(fields=["object", "-seq"], name="event_by_object"),
+            models.Index(fields=["at", "seq"], name="event_by_time"),
         ]
 
     def __str__(self) -> str:

@@ -1,0 +1,148 @@
+"""The history of migrations: which ones are wanted, in which order, and as a file."""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django import forms
+from django.db.models import Q
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from jobs.engine import states
+from jobs.models import Job, Word, word
+from jobs.models.job import JobQuerySet
+from volmig.paging import whole
+from volmig.record.export import cells
+
+STATUS_WORDS = [(name, name.replace("_", " ")) for name in states.STATUSES]
+ORDERS = {
+    "newest": ("-pk", "newest first"),
+    "oldest": ("pk", "oldest first"),
+    "name": ("instance_name", "instance, A to Z"),
+    "name-down": ("-instance_name", "instance, Z to A"),
+    "largest": ("-source_size", "largest first"),
+    "smallest": ("source_size", "smallest first"),
+    "ended": ("-ended_at", "last ended first"),
+}
+BULKY = ("plan", "facts", "checks", "halt_data")  # which no list shows
+SLACK = 1000  # numbers are given and times are noted in almost the same order; many at once may differ by so much
+CHUNK = 1000
+COLUMNS = {
+    "number": "pk", "status": "status", "outcome": "outcome", "halted": "halt_reason", "ticket": "ticket",
+    "requester": "requester__username", "requested_at": "created_at", "ended_at": "ended_at",
+    "instance": "instance_name", "instance_id": "instance_id", "disk": "disk", "bytes": "source_size",
+    "source": "source__name", "volume_group": "source_vg", "logical_volume": "source_lv", "lv_uuid": "lv_uuid",
+    "relay": "relay__name", "destination": "destination__name", "share": "share_source", "why": "outcome_reason",
+}  # fmt: skip
+
+
+class SearchForm(forms.Form):
+    """Filters of the history; all of them live in the address."""
+
+    q = forms.CharField(
+        label="Instance, volume, ticket or number",
+        required=False,
+        max_length=200,
+        help_text="Any of their words, from its beginning.",
+    )
+    host = forms.ModelChoiceField(
+        Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any"
+    )
+    person = forms.CharField(label="Person", required=False, max_length=150)
+    status = forms.ChoiceField(
+        label="State",
+        required=False,
+        choices=[("", "any"), ("active", "active"), ("halted", "halted"), ("failed", "failed"), *STATUS_WORDS],
+    )
+    since = forms.DateField(label="Asked for from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
+    until = forms.DateField(label="until", required=False, widget=forms.DateInput(attrs={"type": "date"}))
+    sort = forms.ChoiceField(
+        label="Order", required=False, choices=[(name, words) for name, (_, words) in ORDERS.items()]
+    )
+
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["host"].queryset = Hypervisor.objects.visible_to(user)  # type: ignore[attr-defined]
+        for name, shown in self.fields.items():
+            shown.widget.attrs["class"] = "form-select" if name in ("host", "status", "sort") else "form-control"
+
+    @property
+    def order(self) -> str:
+        """The column to sort by, as a QuerySet takes it."""
+        return ORDERS[self.cleaned_data.get("sort") or "newest"][0] if self.is_valid() else "-pk"
+
+    def wanted(self) -> dict[str, str]:
+        """The filters that are filled in, for the record."""
+        return {name: str(value) for name, value in self.cleaned_data.items() if value and name != "sort"}
+
+
+def narrowed(rows: JobQuerySet, form: SearchForm) -> JobQuerySet:
+    """Those that fit the filters; none when a filter cannot be understood."""
+    if not form.is_valid():
+        return rows.none()
+    wanted = form.cleaned_data
+    if text := wanted["q"].strip():
+        rows = rows.filter(remembered(text))
+    # A word that is looked for as a whole leads to its jobs in their order, however many or few there are.
+    if wanted["host"]:
+        rows = rows.filter(words__text=word.plain(word.host(wanted["host"].pk)))
+    if wanted["person"]:
+        rows = rows.filter(words__text=word.plain(word.person(wanted["person"])))
+    rows = between(rows, wanted["since"], wanted["until"])
+    if form.order == "-ended_at":
+        rows = rows.filter(ended_at__isnull=False)
+    return in_state(rows, wanted["status"])
+
+
+def remembered(text: str) -> Q:
+    """By its number, or by a word that begins like this."""
+    match = Q(pk__in=Word.objects.beginning(text).values("job"))
+    return match | Q(pk=whole(text)) if whole(text) else match
+
+
+def between(rows: JobQuerySet, first: dt.date | None, last: dt.date | None) -> JobQuerySet:
+    """Those asked for on these days; bounded by numbers, too, for that is the order in which they are read."""
+    if first:
+        begin = midnight(first)
+        earliest = Job.objects.filter(created_at__gte=begin).order_by("created_at").values_list("pk", flat=True).first()
+        rows = rows.filter(created_at__gte=begin, pk__gte=(earliest or 0) - SLACK) if earliest else rows.none()
+    if last:
+        end = midnight(last + dt.timedelta(days=1))
+        latest = Job.objects.filter(created_at__lt=end).order_by("-created_at").values_list("pk", flat=True).first()
+        rows = rows.filter(created_at__lt=end, pk__lte=latest + SLACK) if latest else rows.none()
+    return rows
+
+
+def midnight(day: dt.date) -> dt.datetime:
+    return timezone.make_aware(dt.datetime.combine(day, dt.time()))
+
+
+def in_state(rows: JobQuerySet, status: str) -> JobQuerySet:
+    """Apply the filter of the state, which knows a few words more than the statuses."""
+    if status == "active":
+        return rows.filter(status__in=sorted(states.ACTIVE))
+    if status == "halted":
+        return rows.exclude(halt_reason="")
+    if status == "failed":
+        return rows.filter(outcome="failed")
+    return rows.filter(status=status) if status else rows
+
+
+async def stream(rows: JobQuerySet) -> AsyncIterator[str]:
+    """The rows as CSV, newest first; each chunk is a query of its own, so no transaction lasts a download."""
+    yield cells(COLUMNS)
+    last: int | None = None
+    while found := await sync_to_async(chunk)(rows, last):
+        yield "".join(cells(map(told, row)) for row in found)
+        last = found[-1][0]
+
+
+def chunk(rows: JobQuerySet, below: int | None) -> list[tuple[Any, ...]]:
+    rest = rows if below is None else rows.filter(pk__lt=below)
+    return list(rest.order_by("-pk").values_list(*COLUMNS.values())[:CHUNK])
+
+
+def told(value: Any) -> Any:
+    return value.astimezone(dt.UTC).isoformat(timespec="seconds") if isinstance(value, dt.datetime) else value
