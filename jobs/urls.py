@@ -11,6 +11,7 @@ jobs = (
         path("migrations/new", views.new, name="new"),
         path("migrations/<int:number>/", views.job, name="job"),
         path("migrations/<int:number>/plan", views.plan, name="plan"),
+        path("migrations/<int:number>/evidence.zip", views.evidence, name="evidence"),
         path("migrations/<int:number>/<slug:verb>", views.verb, name="verb"),
         path("approvals/", views.approvals, name="approvals"),
         path("approvals/count", views.count, name="count"),

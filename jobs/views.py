@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.models import Hypervisor, Share, VolumeGroup
+from jobs.bundle import archive
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
 from jobs.models import Approval, Decision, Job, Lease, Refused
@@ -197,6 +198,15 @@ TAB_VALUES: dict[str, Callable[[Job, HttpRequest], dict[str, Any]]] = {
     "approvals": lambda job, request: {"approvals": job.approvals.prefetch_related("decisions__person")},
     "events": lambda job, request: {"events": Event.objects.of_job(job.pk).select_related("actor")[:500]},
 }
+
+
+@require_GET
+def evidence(request: HttpRequest, number: int) -> HttpResponse:
+    """Everything about a migration as one archive; that somebody took it is recorded, though not among its events."""
+    job = Job.objects.with_names().find(request.user, "view", pk=number)
+    Event.append("evidence.export", actor=request.user, object=str(job))
+    told = {"Content-Disposition": f'attachment; filename="volmig-migration-{number}.zip"', "Cache-Control": "no-store"}
+    return HttpResponse(archive(job), content_type="application/zip", headers=told)
 
 
 @require_POST

@@ -1,11 +1,13 @@
 """The chain's proof: walking it, and publishing its head outside of the database, so that a cut end shows."""
 
+import datetime as dt
 import hmac
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
@@ -59,6 +61,34 @@ def read_heads(path: Path) -> Heads:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not a published head.") from error
     return heads
+
+
+def verify_lines(lines: Iterable[str]) -> list[str]:
+    """Checks events of an export or a bundle: their signatures, and that they are the rows of this record.
+
+    Raises ValueError that names the line which is no event.
+    """
+    return [fault for number, line in enumerate(lines, 1) if (fault := why_not_ours(*parsed(number, line)))]
+
+
+def parsed(number: int, line: str) -> tuple[str, str, list[Any]]:
+    """An event's prev_hash, its hash and the values of its SIGNED fields."""
+    try:
+        event = json.loads(line)
+        values = [event[name] for name in SIGNED]
+        values[SIGNED.index("at")] = dt.datetime.fromisoformat(event["at"])
+        return str(event["prev_hash"]), str(event["hash"]), values
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Line {number} is no event of a record.") from error
+
+
+def why_not_ours(prev_hash: str, found: str, values: list[Any]) -> str:
+    """Why an event is not as this record wrote it; empty when it is."""
+    seq = values[0]
+    if not hmac.compare_digest(found, sign(prev_hash, values)):
+        return f"Event {seq} is not as it was written."
+    kept = Event.objects.filter(seq=seq).values_list("hash", flat=True).first()
+    return "" if kept == found else f"Event {seq} is not in this record."
 
 
 def verify(heads: Heads | None = None) -> list[str]:

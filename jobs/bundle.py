@@ -1,0 +1,198 @@
+"""A migration's evidence as one archive: what was asked, decided, run and measured, with the record's proof of it.
+
+The same rows give the same bytes, so two copies can be compared by their hash.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.serializers.json import DjangoJSONEncoder
+
+from hosts.remote.hostctl import source_hash
+from jobs.models import Job
+from volmig.record.chain import head_now, read_heads
+from volmig.record.export import COLUMNS, json_line
+from volmig.record.models import Event
+
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every file: an archive made later is the same
+README = """Evidence of migration {number} of volmig
+========================================
+
+job.json        what was asked for, by whom, and what became of it
+checks.json     what was checked before anything was made, and what was found
+facts.json      what was read from the hypervisors when the plan was made
+plan.json       every step with its commands, as they were shown
+timeline.json   every attempt at a step: where, when, how long, with which result
+commands.jsonl  every command that ran, one a line, with its exit status and output
+evidence.json   what each step measured: identities, hashes, the output of compare and check
+approvals.json  every request for consent with all that it was bound to, and who said what, when and why
+versions.json   the hostctl that the consent was bound to, and the tools of the hypervisors as last seen
+events.jsonl    the migration's events of volmig's record, one a line, with their signatures
+chain.json      where these events stand in the record, and a head of it that was published after them
+SHA256SUMS      the hashes of these files:  sha256sum -c SHA256SUMS
+
+How to check that the events belong to the record and are as they were written
+-------------------------------------------------------------------------------
+On volmig's server, with its key and its database:
+
+    manage.py verify_audit                    the whole record is whole
+    manage.py verify_audit --bundle FILE      these events are that record's
+
+By hand, with the key alone (the file audit_key in volmig's data directory). An event's hash is the HMAC-SHA256, under
+the key, of the hash of the event before it, a line feed, and the event as JSON with sorted keys and no spaces:
+
+    import hashlib, hmac, json
+    key = open("audit_key", "rb").read().strip()
+    for line in open("events.jsonl"):
+        event = json.loads(line)
+        before, found = event.pop("prev_hash"), event.pop("hash")
+        text = json.dumps(event, sort_keys=True, separators=(",", ":"))
+        good = hmac.new(key, (before + "\\n" + text).encode(), hashlib.sha256).hexdigest() == found
+        print(event["seq"], event["action"], "as written" if good else "CHANGED")
+
+Other migrations' events stand between these: "prev_hash" is the hash of the event with the number before, which need
+not be in this archive. The published head in chain.json is a line of the file VOLMIG_AUDIT_HEADS, of which a copy
+should be kept on another machine; the record up to that head cannot have been changed after it was published.
+"""
+
+
+def archive(job: Job) -> bytes:
+    """The whole archive; a migration's evidence is a few hundred kilobytes."""
+    files = {name: content.encode() for name, content in parts(job).items()}
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in sorted({**files, "SHA256SUMS": sums.encode()}.items()):
+            member = zipfile.ZipInfo(f"migration-{job.pk}/{name}", LONG_AGO)
+            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            packed.writestr(member, content)
+    return made.getvalue()
+
+
+def parts(job: Job) -> dict[str, str]:
+    """The files by their names."""
+    return {
+        "README.txt": README.format(number=job.pk),
+        "job.json": pretty(described(job)),
+        "checks.json": pretty(job.checks),
+        "facts.json": pretty({"read_at": job.facts_at, "facts": job.facts}),
+        "plan.json": pretty(job.plan),
+        "timeline.json": pretty([attempt(run) for run in job.runs.select_related("hypervisor")]),
+        "commands.jsonl": lines(job.log()),
+        "evidence.json": pretty([measured(run) for run in job.runs.select_related("hypervisor")]),
+        "approvals.json": pretty([approval(asked) for asked in job.approvals.order_by("pk")]),
+        "versions.json": pretty(versions(job)),
+        "events.jsonl": "".join(json_line(row) for row in events(job).values_list(*COLUMNS)),
+        "chain.json": pretty(chain(job)),
+    }
+
+
+def events(job: Job) -> Any:
+    return Event.objects.of_job(job.pk).order_by("seq")
+
+
+def described(job: Job) -> dict[str, Any]:
+    names = (
+        "status",
+        "outcome",
+        "outcome_reason",
+        "halt_reason",
+        "halt_data",
+        "created_at",
+        "ended_at",
+        "confirmed_at",
+    )
+    return {
+        "number": job.pk,
+        "uuid": job.uuid,
+        "requester": job.requester.get_username(),
+        "last_editor": job.last_editor.get_username(),
+        "teams": sorted(team.name for team in job.teams()),
+        "asked": job.asked(),
+        "plan_version": job.version,
+        "plan_sha256": job.digest,
+        **{name: getattr(job, name) for name in names},
+    }
+
+
+def attempt(run: Any) -> dict[str, Any]:
+    names = ("step", "direction", "attempt", "lap", "started_at", "ended_at", "result", "error", "unit", "boot_id")
+    figures = ("bytes_total", "bytes_read", "bytes_written")
+    on = run.hypervisor.name if run.hypervisor else ""
+    seconds = round((run.ended_at - run.started_at).total_seconds(), 3) if run.ended_at else None
+    return {"hypervisor": on, "seconds": seconds, **{name: getattr(run, name) for name in (*names, *figures)}}
+
+
+def measured(run: Any) -> dict[str, Any]:
+    where = {name: getattr(run, name) for name in ("step", "direction", "attempt", "result")}
+    return {**where, "hypervisor": run.hypervisor.name if run.hypervisor else "", "evidence": run.evidence}
+
+
+def approval(asked: Any) -> dict[str, Any]:
+    names = ("kind", "version", "digest", "approvers", "created_at", "expires_at", "consumed_at", "voided_at")
+    said = asked.decisions.select_related("person").order_by("pk")
+    return {
+        "number": asked.pk,
+        "requester": asked.requester.get_username(),
+        "last_editor": asked.last_editor.get_username(),
+        "granted_by": asked.granted_by_id,
+        "one_person_site": asked.is_one_persons(),
+        **{name: getattr(asked, name) for name in (*names, "void_reason", "void_changes", "bound")},
+        "decisions": [
+            {"person": each.person.get_username()}
+            | {name: getattr(each, name) for name in ("verdict", "reason", "at", "withdrawn_at")}
+            for each in said
+        ],
+    }
+
+
+def versions(job: Job) -> dict[str, Any]:
+    bound = [asked.bound.get("hostctl") for asked in job.approvals.filter(kind="swap").order_by("pk")]
+    hosts = {role: getattr(job, role) for role in ("source", "relay", "destination")}
+    return {
+        "hostctl_bound": [each for each in bound if each],
+        "hostctl_of_this_volmig": source_hash(),
+        "hypervisors": {
+            role: {
+                "name": host.name,
+                "seen_at": host.seen_at,
+                "hostctl": host.hostctl_hash,
+                "tools": host.facts.get("tools"),
+                "python": host.facts.get("python"),
+            }
+            for role, host in hosts.items()
+        },
+    }
+
+
+def chain(job: Job) -> dict[str, Any]:
+    """Where the events stand, and the first head that was published after them: it stays the same from then on."""
+    rows = list(events(job).values_list("seq", "prev_hash", "hash"))
+    last = rows[-1][0] if rows else 0
+    path = Path(settings.AUDIT_HEADS)
+    heads = read_heads(path) if path.exists() else {}
+    after = min((seq for seq in heads if seq >= last), default=None)
+    published = {"seq": after, "hash": heads[after][0], "at": heads[after][1]} if after else None
+    seq, digest = head_now()
+    return {
+        "events": [{"seq": seq, "prev_hash": before, "hash": found} for seq, before, found in rows],
+        "published_head": published,
+        # Only until one is published: it moves with every event of anybody.
+        "head": None if published else {"seq": seq, "hash": digest},
+    }
+
+
+def pretty(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, cls=DjangoJSONEncoder) + "\n"
+
+
+def lines(values: Iterable[Any]) -> str:
+    return "".join(
+        json.dumps(each, sort_keys=True, ensure_ascii=False, cls=DjangoJSONEncoder) + "\n" for each in values
+    )
