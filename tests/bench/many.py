@@ -37,18 +37,17 @@ class Seed:
         self.began = self.now - dt.timedelta(days=4 * 365)
 
     def sow(self) -> None:
-        with transaction.atomic():
-            self.people = [self.person(f"operator-{n}", "operator") for n in range(30)]
-            self.deciders = [self.person(f"approver-{n}", "approver") for n in range(10)]
-            self.hosts = [self.hypervisor(f"cmp-{n:03}", n) for n in range(60)]
-            self.first = (Job.objects.order_by("-pk").values_list("pk", flat=True).first() or 0) + 1
-            rows = self.migrations()
-            insert(Job, rows)
-            insert(Word, self.words())
-            insert(Approval, self.approvals())
-            insert(Decision, self.decisions())
-            insert(Event, self.events())
-            ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
+        self.people = [self.person(f"operator-{n}", "operator") for n in range(30)]
+        self.deciders = [self.person(f"approver-{n}", "approver") for n in range(10)]
+        self.hosts = [self.hypervisor(f"cmp-{n:03}", n) for n in range(60)]
+        self.first = (Job.objects.order_by("-pk").values_list("pk", flat=True).first() or 0) + 1
+        rows = self.migrations()
+        insert(Job, rows)
+        insert(Word, self.words())
+        insert(Approval, self.approvals())
+        insert(Decision, self.decisions())
+        insert(Event, self.events())
+        ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
         sequences()
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE")
@@ -162,7 +161,7 @@ def prepared(field: Any, value: Any) -> Any:
 
 def write(model: type[models.Model], columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     listed = ", ".join(f'"{column}"' for column in columns)
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             with cursor.copy(f"COPY {model._meta.db_table} ({listed}) FROM STDIN") as copy:
                 for row in rows:

@@ -56,7 +56,7 @@ MATRIX = {
     "hosts:retire": {"POST": "administer"},
     "jobs:list": {"GET": "view"},
     "jobs:new": {"GET": "submit", "POST": "submit"},
-    "jobs:job", "jobs:evidence": {"GET": "view"},
+    "jobs:job": {"GET": "view"},
     "jobs:plan": {"GET": "view"},
     "jobs:evidence": {"GET": "view"},
     "jobs:export": {"GET": "view"},
@@ -66,7 +66,7 @@ MATRIX = {
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
-    "jobs:job", "jobs:plan", "jobs:verb", "jobs:approval",
+    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval",
 }  # fmt: skip
 CONSUMERS = {
     "live/migrations/": False,
