@@ -33,12 +33,20 @@ def trouble(request: HttpRequest, asked: Approval, password: str) -> str:
     """Why this password does not count, as a sentence; empty when it does. A wrong one becomes an event."""
     if not password:
         return "Type your password."
+    told = {"job": asked.job_id, "object": str(asked), "data": {"approval": asked.pk}}
+    return why_wrong(request, password, "you cannot decide anything", REFUSED, **told)
+
+
+def why_wrong(
+    request: HttpRequest, password: str, closed: str = "nothing is changed", action: str = COUNTED[1], **told: Any
+) -> str:
+    """Why a password does not count, as a sentence; empty when it does. A wrong one becomes an event."""
     with transaction.atomic():
         person = alone(request)
         if until := closed_until(person):
-            return f"Too many wrong passwords: you cannot decide anything before {timezone.localtime(until):%H:%M %Z}."
+            return f"Too many wrong passwords: {closed} before {timezone.localtime(until):%H:%M %Z}."
         if not person.check_password(password):
-            Event.append(REFUSED, actor=person, job=asked.job_id, object=str(asked), data={"approval": asked.pk})
+            Event.append(action, actor=person, **{"object": person.get_username(), **told})
             return "This is not your password."
     return ""
 

@@ -24,6 +24,7 @@ from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
+from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of
 from volmig.paging import page
 from volmig.record.models import Event
@@ -306,6 +307,7 @@ def approval(request: HttpRequest, pk: int) -> HttpResponse:
         "form": form,
         "why_not": asked.why_not(request.user),
         "review": Review(asked),
+        "needs_factor": may(request.user, "approve") and factors.is_missing(request.user),
         "mine": asked.consents().filter(person_id=request.user.pk).exists() and asked.state in ("open", "approved"),
     }
     if typed := typed_at(request):

@@ -14,6 +14,7 @@ from django.db import transaction
 from django.shortcuts import get_object_or_404
 
 from hosts.models import Hypervisor, difference
+from volmig.accounts import factors
 from volmig.accounts.models import Login, Team
 from volmig.accounts.roles import ALLOWS
 from volmig.record.models import Event
@@ -34,6 +35,7 @@ def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
     person.full_clean()
     person.save()
     Login.objects.filter(person=person).end()
+    factors.remove(person)  # who has the server's command line helps people who lost their telephone
     person.groups.set(Group.objects.filter(name__in=chosen))
     Event.append("person.make", object=name, data={"roles": sorted(chosen) or ["superuser"]})
 
@@ -90,6 +92,15 @@ def end_sessions(pk: int, by: Any) -> int:
     ended: int = person.logins.end()
     Event.append("person.sessions_end", actor=by, object=person.get_username(), data={"sessions_ended": ended})
     return ended
+
+
+@transaction.atomic
+def remove_factor(pk: int, by: Any) -> None:
+    """Takes somebody's second factor away, who lost it; they are logged out everywhere."""
+    person = theirs(pk, by)
+    if factors.remove(person):
+        ended = person.logins.end()
+        Event.append("person.factor_remove", actor=by, object=person.get_username(), data={"sessions_ended": ended})
 
 
 def described(team: Team) -> dict[str, Any]:

@@ -26,6 +26,7 @@ DATA = data.directory()
 
 DEBUG = flag("DEBUG", False)
 SECRET_KEY = data.secret("secret_key")
+FACTOR_KEY = data.secret("factor_key")  # under which the keys of people's second factors are kept
 AUDIT_KEY = data.secret("audit_key")  # kept outside the database: who can edit rows cannot forge the chain
 ALLOWED_HOSTS = text("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
 LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}
@@ -41,6 +42,9 @@ INSTALLED_APPS = [
     "axes",
     "channels",
     "django_htmx",
+    "django_otp",
+    "django_otp.plugins.otp_static",
+    "django_otp.plugins.otp_totp",
     "django_q",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -219,6 +223,7 @@ LOCK_MARGIN = number("LOCK_MARGIN", 30)
 CONVERSIONS_PER_SOURCE = number("CONVERSIONS_PER_SOURCE", 1)
 CONVERSIONS_PER_RELAY = number("CONVERSIONS_PER_RELAY", 2)
 APPROVERS = max(0, number("APPROVERS", 1))  # 0: a site of one person, and every page and record says so
+APPROVERS_NEED_TOTP = flag("APPROVERS_NEED_TOTP", False)
 APPROVAL_HOURS = number("APPROVAL_HOURS", 24)
 STOP_DEADLINE = number("STOP_DEADLINE", 180)
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)

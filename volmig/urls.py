@@ -6,8 +6,11 @@ from volmig import teams, views
 
 urlpatterns = [
     path("login/", views.login, name="login"),
+    path("login/code/", views.login_code, name="login_code"),
     path("logout/", views.logout, name="logout"),
     path("account/", views.account, name="account"),
+    path("account/factor/", views.factor, name="factor"),
+    path("account/factor/<slug:verb>/", views.change_factor, name="change_factor"),
     path("account/sessions/<int:pk>/end/", views.end_session, name="end_session"),
     path("accounts/", views.everybody, name="accounts"),
     path("accounts/<int:pk>/", views.person, name="person"),

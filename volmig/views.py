@@ -8,6 +8,7 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.auth import get_user_model, update_session_auth_hash
+from django.contrib.auth import login as log_in
 from django.contrib.auth import logout as log_out
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordChangeForm
@@ -24,14 +25,16 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from jobs import password
 from jobs.models import Lease
 from volmig import people
+from volmig.accounts import factors
 from volmig.accounts.models import Login
-from volmig.accounts.roles import ALLOWS, SENTENCES, needs
+from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import closed_until, turn
 from volmig.paging import page
 from volmig.queue import last_done
 from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event, EventQuerySet
 
+CODE_SECONDS = 300  # within which the code has to follow the password
 IDLE = 150  # seconds: a schedule gives the workers something to do every minute
 
 
@@ -56,18 +59,69 @@ class EventFilter(forms.Form):
     LOOKUPS = {"who": "by", "what": "like", "on": "about", "job": "of_job", "since": "since"}
 
 
+class PasswordPage(LoginView):
+    """The first page of a login: for people with a second factor it is followed by the page that asks for the code."""
+
+    redirect_authenticated_user = True
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        person = form.get_user()
+        if not factors.has(person):
+            return super().form_valid(form)
+        self.request.session.cycle_key()
+        self.request.session["half"] = {
+            "person": person.pk, "backend": person.backend, "at": time.time(), "next": self.get_success_url(),
+        }  # fmt: skip
+        return redirect("login_code")
+
+
 @require_http_methods(["GET", "POST"])
 @login_not_required
 def login(request: HttpRequest) -> HttpResponseBase:
     """Logs in, and notes when: consent asks for the password again once it was typed too long ago in this session."""
     known = request.user.is_authenticated  # Django sends such people on, whatever password they post
-    page = LoginView.as_view(redirect_authenticated_user=True)
+    page = PasswordPage.as_view()
     if request.method != "POST" or known:
         return page(request)
     with turn(request):
         response = page(request)
-    note_login(request)
+    if not half_way(request):
+        note_login(request)
     return response
+
+
+def half_way(request: HttpRequest) -> dict[str, Any]:
+    """Who typed the right password a moment ago and now has to give a code; empty when nobody did."""
+    half: dict[str, Any] = request.session.get("half") or {}
+    return half if half and time.time() - half["at"] < CODE_SECONDS else {}
+
+
+@require_http_methods(["GET", "POST"])
+@login_not_required
+def login_code(request: HttpRequest) -> HttpResponse:
+    """The second page of a login, for people with a second factor."""
+    if request.user.is_authenticated:
+        return redirect("overview")
+    half = half_way(request)
+    person = get_user_model().objects.filter(pk=half.get("person", 0), is_active=True).first()
+    if person is None:
+        return redirect("login")
+    if request.method == "POST":
+        if how := factors.is_right(person, request.POST.get("code", "")):
+            return enter(request, person, half, how)
+        Event.append("person.code_refused", object=person.get_username())
+    return render(request, "registration/code.html", status=422 if request.method == "POST" else 200)
+
+
+def enter(request: HttpRequest, person: Any, half: dict[str, Any], how: str) -> HttpResponse:
+    del request.session["half"]
+    log_in(request, person, backend=half["backend"])
+    note_login(request)
+    if how == "recovery code":
+        left = factors.codes_left(person)
+        Event.append("person.recovery_code", actor=person, object=person.get_username(), data={"left": left})
+        messages.warning(request, f"A recovery code was used up; {left} are left. Your account page makes new ones.")
+    return redirect(half["next"])
 
 
 def note_login(request: HttpRequest) -> None:
@@ -107,7 +161,7 @@ def account(request: HttpRequest) -> HttpResponse:
     if typed and change_password(request, form):
         return redirect("account")
     logins = Login.objects.alive().filter(person=person)
-    values = {"form": form, "logins": logins, "this": request.session.session_key}
+    values = {"form": form, "logins": logins, "this": request.session.session_key, **factor_of(person)}
     return render(request, "registration/account.html", values, status=422 if form.errors else 200)
 
 
@@ -137,6 +191,82 @@ def stay_alone(request: HttpRequest, person: Any) -> int:
     Login.objects.filter(session_key=before).update(session_key=request.session.session_key)
     request.session["password_at"] = time.time()
     return ended
+
+
+def factor_of(person: Any) -> dict[str, Any]:
+    return {
+        "has_factor": factors.has(person),
+        "codes_left": factors.codes_left(person),
+        "needs_factor": factors.is_missing(person) and may(person, "approve"),
+    }
+
+
+class FactorForm(forms.Form):
+    """What a change of one's second factor takes: the password, and for a new app the code that it shows."""
+
+    code = forms.CharField(label="The six digits that the app shows", max_length=20)
+    password = forms.CharField(label="Your password", widget=forms.PasswordInput)
+
+    def __init__(self, request: HttpRequest, *, code: bool) -> None:
+        super().__init__(request.POST or None)
+        self.request = request
+        if not code:
+            del self.fields["code"]
+        for name, field in self.fields.items():
+            autocomplete = "one-time-code" if name == "code" else "current-password"
+            field.widget.attrs |= {"class": "form-control", "autocomplete": autocomplete}
+
+    def clean_password(self) -> str:
+        typed = str(self.cleaned_data["password"])
+        if why := password.why_wrong(self.request, typed):
+            raise ValidationError(why)
+        return typed
+
+
+@require_http_methods(["GET", "POST"])
+def factor(request: HttpRequest) -> HttpResponse:
+    """Sets up an app as second factor, in place of the one that there may be."""
+    form = FactorForm(request, code=True)
+    if request.method == "POST" and form.is_valid():
+        if codes := factors.confirm(request.user, form.cleaned_data["code"]):
+            return changed_factor(request, "person.factor_add", codes)
+        form.add_error("code", "This is not what the app shows now. After a wrong one, wait a moment.")
+    values = {"form": form, "app": factors.begin(request.user), "has_factor": factors.has(request.user)}
+    return render(request, "registration/factor.html", values, status=422 if form.errors else 200)
+
+
+@require_http_methods(["GET", "POST"])
+def change_factor(request: HttpRequest, verb: str) -> HttpResponse:
+    """Makes new recovery codes, or takes the second factor away."""
+    if verb not in FACTOR_WORDS or not factors.has(request.user):
+        raise Http404
+    form = FactorForm(request, code=False)
+    if request.method == "POST" and form.is_valid():
+        if verb == "new-codes":
+            return changed_factor(request, "person.recovery_codes", factors.new_codes(request.user))
+        factors.remove(request.user)
+        return changed_factor(request, "person.factor_remove", [])
+    values = {"form": form, "words": FACTOR_WORDS[verb]}
+    return render(request, "registration/change_factor.html", values, status=422 if form.errors else 200)
+
+
+FACTOR_WORDS = {
+    "new-codes": ("Make new recovery codes", "The ones that you have are worth nothing any more then."),
+    "remove": ("Take the second factor away", "The password alone lets you in then."),
+}
+
+
+def changed_factor(request: HttpRequest, action: str, codes: list[str]) -> HttpResponse:
+    """Ends the other sessions, which were begun without it; shows the recovery codes, this once."""
+    person: Any = request.user
+    ended = Login.objects.filter(person=person).exclude(session_key=request.session.session_key).end()
+    Event.append(action, actor=person, object=person.get_username(), data={"sessions_ended": ended})
+    if not codes:
+        messages.success(request, "Your second factor is taken away, and your other sessions are ended.")
+        return redirect("account")
+    response = render(request, "registration/codes.html", {"codes": codes})
+    response["Cache-Control"] = "no-store"
+    return response
 
 
 @require_POST
@@ -171,6 +301,7 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
         "roles": [(role, [SENTENCES[verb] for verb in sorted(ALLOWS[role])]) for role in ALLOWS],
         "has": set(person.groups.values_list("name", flat=True)),
         "logins": Login.objects.alive().filter(person=person),
+        **factor_of(person),
     }
     return render(request, "registration/person.html", values)
 
@@ -184,6 +315,7 @@ def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         "enable": lambda: people.set_active(pk, True, request.user),
         "roles": lambda: people.set_roles(pk, request.POST.getlist("role"), request.user),
         "end-sessions": lambda: people.end_sessions(pk, request.user),
+        "remove-factor": lambda: people.remove_factor(pk, request.user),
     }
     if verb not in changes:
         raise Http404

@@ -12,6 +12,7 @@ from jobs.models import word
 from jobs.models.refused import Refused
 from jobs.models.word import Word
 from jobs.queue import wake
+from volmig.accounts import factors
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
@@ -114,6 +115,8 @@ class Approval(models.Model):
     def why_not(self, by: Any) -> list[str]:
         """Why this person may not decide, whoever they are; empty when they may."""
         sentences = why_not(by, "approve", self.teams())
+        if not sentences and factors.is_missing(by):
+            sentences.append("To decide you need a second factor: set one up on your account page, then come back.")
         if by.pk == self.requester_id:
             sentences.append("You asked for this; somebody else has to decide.")
         elif by.pk == self.last_editor_id:

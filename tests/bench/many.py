@@ -48,9 +48,7 @@ class Seed:
         insert(Decision, self.decisions())
         insert(Event, self.events())
         ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
-        sequences()
-        with connection.cursor() as cursor:
-            cursor.execute("ANALYZE")
+        settle()
 
     def person(self, name: str, role: str) -> User:
         user = User.objects.create(username=name, password="!")
@@ -171,11 +169,12 @@ def write(model: type[models.Model], columns: list[str], rows: list[tuple[Any, .
         cursor.connection.executemany(f"INSERT INTO {model._meta.db_table} ({listed}) VALUES ({marks})", rows)  # noqa: S608
 
 
-def sequences() -> None:
-    """On PostgreSQL the next row goes on after those that were given their keys."""
+def settle() -> None:
+    """What PostgreSQL does by itself in time: it counts, and goes on after the keys that were given."""
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:
         for model in (Job, Word, Approval, Decision, Event):
             table = model._meta.db_table
+            cursor.execute(f"VACUUM ANALYZE {table}")
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608

@@ -25,6 +25,9 @@ KNOWN = "known"  # whoever is logged in, whatever their roles
 # address -> method -> the verb that a role has to allow; methods that are not here are answered with 405.
 MATRIX = {
     "login": {"GET": ANYBODY, "POST": ANYBODY},
+    "login_code": {"GET": ANYBODY, "POST": ANYBODY},
+    "factor": {"GET": KNOWN, "POST": KNOWN},
+    "change_factor": {"GET": KNOWN, "POST": KNOWN},
     "health": {"GET": ANYBODY},
     "logout": {"POST": KNOWN},
     "account": {"GET": KNOWN, "POST": KNOWN},
@@ -149,6 +152,7 @@ def arguments(name, thing):
         "remove_policy": lambda: [blue, Policy.objects.get_or_create(team_id=blue)[0].pk],
         "person": lambda: [somebody],
         "change_person": lambda: [somebody, "end-sessions"],
+        "change_factor": lambda: ["remove"],
         "end_session": lambda: [somebodys_session()],
         "audit_export": lambda: ["csv"],
     }
@@ -182,8 +186,10 @@ def outcome(response):
 
 
 def fits(name, got, want):
-    if name == "logout" and want == "allowed":
-        return got == "login"  # where it leads
+    if name in ("logout", "login_code") and want == "allowed":
+        return got in ("login", "allowed")  # where it leads, without a password that was typed before
+    if name == "change_factor" and want == "allowed":
+        return got == "404"  # for nobody here has one
     if name == "end_session" and want == "allowed":
         return got == "404"  # somebody else's
     return got == want or got in want.split(" or ")

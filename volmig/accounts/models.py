@@ -10,6 +10,8 @@ from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
+from volmig.accounts.factors import App  # noqa: F401 - a model of this app, too
+
 STANDARD = "everybody"  # the team that everything belongs to until somebody says otherwise
 SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the database
 
