@@ -17,6 +17,7 @@ def test_a_second_conversion_from_a_source_waits_and_the_first_keeps_to_its_limi
         guests[uuid] = lab.instance(uuid, name, disk_bytes=128 * MIB)
     register()
     first = drive.submit(f"{FIRST}_disk.local", guests[FIRST], rate=RATE)
+    drive.until(lambda: first.runs.exists(), first)  # on a busy machine the second may be looked at sooner
     second = drive.submit(f"{SECOND}_disk.local", guests[SECOND])
     drive.until(lambda: second.status == "preparing" and (second.waiting_for or second.runs.exists()), first, second)
     assert second.waiting_for == f"It waits for migration {first.pk}, which reads from src."
