@@ -98,7 +98,7 @@ class Site:
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=60)  # twice what `up` allows its own children
 
     def wipe(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)

@@ -18,6 +18,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +138,9 @@ def watch(lab: Lab, site: Site, uuids: list[str], rate: int) -> list[Seen]:
     follower = threading.Thread(target=follow, args=(address, seen, ahead, stop), daemon=True)
     follower.start()
     try:
-        asyncio.run(listen(site, sign_in(site, "pavel"), {number: seen[job] for job, number in numbers.items()}))
+        pages = listen(site, sign_in(site, "pavel"), {number: seen[job] for job, number in numbers.items()})
+        with ThreadPoolExecutor(1) as apart:  # in this thread a browser of an earlier test may have a loop of its own
+            apart.submit(asyncio.run, pages).result()
     finally:
         stop.set()
         follower.join(timeout=15)

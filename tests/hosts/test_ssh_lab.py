@@ -31,6 +31,7 @@ def test_hostctl_is_shipped_and_answers(lab, root):
 
 def test_the_real_watch_beats(root):
     with ssh.connect(root) as host:
+        host.call(Request("hello"))  # ships hostctl: a watch follows work, so something was called there before
         stream = host.watch()
         assert "beat" in next(line for line in stream if "beat" in line)
 

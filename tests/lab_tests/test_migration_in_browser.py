@@ -109,11 +109,11 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
     assert [line for line, shape in zip(logged, planned, strict=True) if not fits(shape, line)] == []
 
     job = re.search(r"filer: share ([0-9a-f-]{36})/", "\n".join(lab.leftovers()))[1]
-    backup = f"/var/lib/nova/instances/.volmig/{job}/disk.old"
+    backup = f"/vol/nova/.volmig/{job}/disk.old"  # read on the filer: its folder is closed to a squashed root
     assert sorted(lab.leftovers()) == [f"filer: share {job}/{name}" for name in ("README", "card.json", "disk.old")]
     assert lab.sha256(lab.src, DEVICE) == source_before
     if backup_expected:
-        assert lab.sha256(lab.dst, backup) == backup_expected
+        assert lab.sha256(lab.filer, backup) == backup_expected
     assert lab.jump.run("systemctl is-active nfs-server", check=False).strip() == "inactive"
 
 
