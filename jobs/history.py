@@ -87,9 +87,9 @@ def narrowed(rows: JobQuerySet, form: SearchForm) -> JobQuerySet:
         rows = rows.filter(remembered(text))
     # A word that is looked for as a whole leads to its jobs in their order, however many or few there are.
     if wanted["host"]:
-        rows = rows.filter(words__text=word.plain(word.host(wanted["host"].pk)))
+        rows = rows.filter(found_by__text=word.plain(word.host(wanted["host"].pk)))
     if wanted["person"]:
-        rows = rows.filter(words__text=word.plain(word.person(wanted["person"])))
+        rows = rows.filter(found_by__text=word.plain(word.person(wanted["person"])))
     rows = between(rows, wanted["since"], wanted["until"])
     if form.order == "-ended_at":
         rows = rows.filter(ended_at__isnull=False)

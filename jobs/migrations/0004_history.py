@@ -74,7 +74,7 @@ class Migration(migrations.Migration):
             model_name="word",
             name="job",
             field=models.ForeignKey(
-                db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name="words", to="jobs.job"
+                db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name="found_by", to="jobs.job"
             ),
         ),
         migrations.AddIndex(

@@ -31,7 +31,7 @@ class WordQuerySet(models.QuerySet["Word"]):
 class Word(models.Model):
     """One word of one job. Bytes, because these sort alike everywhere, and a beginning is a range of them."""
 
-    job = models.ForeignKey("jobs.Job", models.CASCADE, related_name="words", db_index=False)
+    job = models.ForeignKey("jobs.Job", models.CASCADE, related_name="found_by", db_index=False)
     text = models.BinaryField(max_length=LONGEST)
 
     objects = WordQuerySet.as_manager()
