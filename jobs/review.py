@@ -103,7 +103,7 @@ class Review:
             return "Approved in advance, together with the swap."
         if not wanted:
             return "This site asks for no second person's approval."
-        return f"{said} of {wanted} {'person' if wanted == 1 else 'people'} who have to approve did."
+        return f"{said} of {wanted} consents that it needs {'is' if said == 1 else 'are'} given."
 
     @property
     def requested(self) -> list[Line]:

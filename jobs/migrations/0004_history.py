@@ -60,6 +60,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="job",
+            index=models.Index(fields=["source", "relay", "destination", "id"], name="job_hypervisors"),
+        ),
+        migrations.AddIndex(
+            model_name="job",
             index=models.Index(fields=["ended_at", "id"], name="job_ended_at"),
         ),
         migrations.AddIndex(

@@ -22,6 +22,9 @@ class WordQuerySet(models.QuerySet["Word"]):
         first = plain(typed)
         return self.filter(text__gte=first, text__lt=first + b"\xff")
 
+    def exactly(self, text: str) -> models.QuerySet[Word]:
+        return self.filter(text=plain(text))
+
     def keep(self, job: int, words: Iterable[str]) -> None:
         """Lets the job be found by these words, too."""
         rows = [Word(job_id=job, text=text) for text in sorted(set(map(plain, words)) - {b""})]

@@ -139,22 +139,21 @@ class Seed:
 
 def insert(model: type[models.Model], rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows of plain values as fast as the database takes them; JSON comes as text."""
+    columns = {field.attname: field.column for field in model._meta.concrete_fields}
+    plain: dict[type, Any] = SQLITE if connection.vendor == "sqlite" else {}
     names: list[str] = []
     batch: list[tuple[Any, ...]] = []
-    fields = {field.attname: field for field in model._meta.concrete_fields}
     for row in rows:
         names = names or list(row)
-        batch.append(tuple(prepared(fields[name], row[name]) for name in names))
+        batch.append(tuple(plain[type(value)](value) if type(value) in plain else value for value in row.values()))
         if len(batch) == BATCH:
-            write(model, [fields[name].column for name in names], batch)
+            write(model, [columns[name] for name in names], batch)
             batch = []
-    write(model, [fields[name].column for name in names], batch)
+    write(model, [columns[name] for name in names], batch)
 
 
-def prepared(field: Any, value: Any) -> Any:
-    if isinstance(field, models.JSONField) or value is None:
-        return value
-    return field.get_db_prep_save(value, connection) if connection.vendor == "sqlite" else value
+# As Django writes them there.
+SQLITE = {dt.datetime: lambda at: str(at.astimezone(dt.UTC).replace(tzinfo=None)), uuid.UUID: lambda key: key.hex}
 
 
 def write(model: type[models.Model], columns: list[str], rows: list[tuple[Any, ...]]) -> None:

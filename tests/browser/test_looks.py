@@ -2,10 +2,17 @@
 
 import pytest
 from django.contrib.auth.models import User
+from django.urls import resolve
+from django.utils import timezone
 
 from hosts.models import Cloud
+from jobs.models import Policy
 from jobs.views import TABS
+from tests.browser.test_two_people import KEPT, PASSWORD
 from tests.pages import scenes
+from tests.volmig.test_matrix import MATRIX
+from volmig.accounts import factors
+from volmig.accounts.models import Team
 
 LOGIN = "/login/"
 
@@ -19,13 +26,32 @@ def pages(hosts, person):
     scenes.reservation(running)
     chosen = f"/migrations/new?source={hosts['cmp-lvm-07'].pk}&destination={hosts['cmp-nfs-03'].pk}"
     plain = ["/", "/migrations/", "/migrations/?q=nothing", chosen, "/approvals/", f"/approvals/{asked.pk}/", "/audit/"]
-    accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/"]
+    team = Team.objects.get()
+    policy = Policy.objects.create(team=team, windows=["Thu 02:00-04:00"], blackouts=["2026-12-24"])
+    accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/", "/account/factor/"]
+    accounts += ["/teams/", "/teams/add/", f"/teams/{team.pk}/"]
+    accounts += [f"/teams/{team.pk}/policies/{page}/" for page in ("add", policy.pk)]
+    void, used = scenes.approval(scenes.job(dana, "preparing")), scenes.approval(scenes.job(dana, "on_trial"))
+    void.void("What was approved is not so any more.", ["source writes: was 40, is 41"])
+    used.consumed_at = timezone.now()
+    used.save()
+    accounts += [f"/approvals/{void.pk}/", f"/approvals/{used.pk}/"]
     tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in (*TABS, "log&questions=1")]
     ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), scenes.job(dana, "done"))]
     host, cloud = hosts["jump-02"].pk, Cloud.objects.create(name="eu-1").pk
     under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
     machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
     return [*plain, *accounts, *tabs, *ends, *machines, LOGIN]
+
+
+# Answers that are no pages, a part of one, and pages that are looked at by themselves below.
+NO_PAGES = {"health", "audit_export", "hosts:bundle", "jobs:export", "jobs:evidence", "jobs:count", "jobs:plan"}
+BY_THEMSELVES = {"login_code", "change_factor"}
+
+
+def test_every_page_is_looked_at(pages):
+    looked = {resolve(path.split("?")[0]).view_name for path in pages}
+    assert {name for name, methods in MATRIX.items() if "GET" in methods} - NO_PAGES - BY_THEMSELVES == looked
 
 
 def go(page, path):
@@ -70,3 +96,24 @@ def test_the_first_stop_of_the_keyboard_skips_to_the_content(pages, logged_in):
     assert page.inner_text(":focus") == "Skip to the content"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault_on_the_pages_of_a_second_factor(scheme, hosts, person, logged_in):
+    from axe_playwright_python.sync_playwright import Axe
+
+    known = person("kim", "approver")
+    page = logged_in("kim", "approver", color_scheme=scheme)
+    factors.begin(known)
+    factors.App.objects.update(confirmed=True)
+    for path in ("/account/", "/account/factor/remove/", "/account/factor/new-codes/"):
+        page.goto(path)
+        assert not Axe().run(page).response["violations"], path
+    User.objects.filter(pk=known.pk).update(password=KEPT)
+    page.context.clear_cookies()
+    page.goto("/login/")
+    page.fill("#id_username", "kim")
+    page.fill("#id_password", PASSWORD)
+    page.click("text=Log in >> nth=-1")
+    page.wait_for_url("**/login/code/")
+    assert not Axe().run(page).response["violations"]

@@ -96,8 +96,11 @@ class OwnedQuerySet(models.QuerySet[Row]):
         """What belongs to teams of which the person is a member."""
         mine = teams_of(user)
         if not Team.objects.exclude(pk__in=mine).exists():
-            return self.all()  # as on most sites: nothing to join for
-        return self.filter(**{f"{owner}__in": mine for owner in self.owners})
+            return self.all()  # as on most sites: nothing to look for
+        return self.owned_by(mine)
+
+    def owned_by(self, teams: set[int]) -> Self:
+        return self.filter(**{f"{owner}__in": teams for owner in self.owners})
 
     def find(self, user: Any, verb: str, **key: Any) -> Row:
         """Finds and authorises in one: the row for this person and verb.

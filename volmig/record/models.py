@@ -19,6 +19,7 @@ from volmig.record.origin import origin
 SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "action", "job", "object", "data")
 
 LAST = "\U0010ffff"  # sorts behind every text that begins in the same way
+MANY = 5000  # so many are sorted in no time; of more, some are soon met when the record is read backwards
 SLACK = 1000  # times are noted a moment before numbers are given; many at once may differ by so much
 ACTIONS = """WITH RECURSIVE each(action) AS (
   SELECT min(action) FROM record_event
@@ -57,9 +58,12 @@ class EventQuerySet(models.QuerySet["Event"]):
             return [row[0] for row in cursor.fetchall()]
 
     def about(self, name: str) -> Self:
-        """On what begins with these words, capitals and small letters as they are."""
-        if connections[self.db].vendor == "sqlite":
-            return self.filter(object__gte=name, object__lt=name + LAST)  # its LIKE uses no index
+        """On what is called so; when nothing is, on what begins like this. Capitals and small letters as they are."""
+        if self.model.objects.filter(object=name).exists():
+            return self.filter(object=name)
+        beginning = self.filter(object__gte=name, object__lt=name + LAST)
+        if connections[self.db].vendor == "sqlite" and not beginning[MANY:].exists():
+            return beginning  # its LIKE uses no index, which is what is wanted for what many events are on
         return self.filter(object__startswith=name)
 
     def since(self, at: dt.datetime) -> Self:

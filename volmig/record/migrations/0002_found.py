@@ -4,6 +4,12 @@ from django.conf import settings
 from django.db import migrations, models
 
 
+def make_beginnings_found(apps, schema_editor):
+    """By PostgreSQL an index in the order of a language is of no use for LIKE."""
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute("CREATE INDEX event_object_like ON record_event (object varchar_pattern_ops)")
+
+
 class Migration(migrations.Migration):
     dependencies = [
         ("record", "0001_initial"),
@@ -23,4 +29,5 @@ class Migration(migrations.Migration):
             model_name="event",
             index=models.Index(fields=["at", "seq"], name="event_by_time"),
         ),
+        migrations.RunPython(make_beginnings_found, migrations.RunPython.noop),
     ]
