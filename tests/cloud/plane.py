@@ -124,8 +124,7 @@ class ControlPlane:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: host.runs or host.start(), hosts))
         self._delete_all()
-        for host in hosts:
-            host.part()
+        self._forget(hosts)
 
     # Contents
 
@@ -279,6 +278,18 @@ class ControlPlane:
         for uuid in found:
             compute.delete_server(uuid, ignore_missing=True, force=True)
         self._wait_deleted(*found)
+
+    def _forget(self, hosts: list[Host]) -> None:
+        """Undo what a test did to hosts, and drop the records of moves: later tests would take them for their own."""
+        compute = self._maker("admin").compute
+        for service in compute.services(binary="nova-compute"):
+            if service.is_forced_down:
+                compute.update_service_forced_down(service, forced=False)
+            if service.status != "enabled":
+                compute.enable_service(service)
+        Services(self._place()).sql("delete from nova_cell1.migrations")
+        for host in hosts:
+            host.part()
 
     def _wait_deleted(self, *uuids: str) -> None:
         compute = self._maker("admin").compute

@@ -12,9 +12,9 @@ import openstack
 from openstack.connection import Connection
 
 from tests.cloud import processes
-from tests.cloud.config import APIS, PASSWORD, REGION, USERS, Place, empty, free_base
+from tests.cloud.config import APIS, DATABASES, PASSWORD, REGION, USERS, Place, empty, free_base
 from tests.cloud.install import HERE, Installation, lock, say
-from tests.cloud.services import Services, all_databases
+from tests.cloud.services import Services
 
 FLAVORS = {
     # name -> vcpus, MiB of memory, GiB of root disk, GiB of ephemeral disk
@@ -41,7 +41,7 @@ def ensure(installation: Installation, hosts: tuple[str, ...]) -> Path:
 def recipe(hosts: tuple[str, ...]) -> str:
     """Hash of everything that decides what the state holds."""
     digest = hashlib.sha256(repr(hosts).encode())
-    parts = [HERE / "seed.py", HERE / "services.py", HERE / "config.py", *sorted((HERE / "etc").iterdir())]
+    parts = [HERE / "seed.py", HERE / "config.py", *sorted((HERE / "etc").iterdir())]
     for part in parts:
         digest.update(part.name.encode() + part.read_bytes())
     return digest.hexdigest()[:16]
@@ -118,7 +118,7 @@ def _furnish(services: Services) -> None:
     place.prepare()
     services.create_databases()
     services.start_stores()
-    services.sql(all_databases())
+    services.sql("".join(f"create database {name} character set utf8mb3;" for name in DATABASES))
     with ThreadPoolExecutor() as pool:
         made = [pool.submit(make, services) for make in (_nova_schemas, _keystone, _other_schemas)]
     for schema in made:
