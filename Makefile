@@ -15,8 +15,8 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	$(BIN)/pytest -m "not lab and not browser"
-	$(BIN)/pytest -m "(lab or browser) and not torture" --durations=15
+	$(BIN)/pytest -m "not lab and not browser and not cloud"
+	$(BIN)/pytest -m "(lab or browser or cloud) and not torture" --durations=15
 
 torture: .venv/ready ## hosts that lose their power amid a migration, on the lab
 	$(BIN)/pytest -m torture

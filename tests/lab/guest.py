@@ -112,6 +112,14 @@ class Guest:
         """An SSH session on this terminal; returns its exit status."""
         return subprocess.run([*self._ssh("root"), *words]).returncode
 
+    def way_in(self, sockets: Path) -> list[str]:
+        """The argv by which another program runs commands as root: followed by one, its words unquoted.
+
+        It keeps a connection of its own in the folder `sockets`.
+        """
+        shared = ["ControlMaster=auto", f"ControlPath={sockets / self.name}.ssh", "ControlPersist=60"]
+        return [*self._ssh("root"), *(word for option in shared for word in ("-o", option)), "--"]
+
     @property
     def _socket(self) -> Path:
         return self.sockets / f"{self.name}.ssh"

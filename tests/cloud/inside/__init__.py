@@ -1,0 +1,1 @@
+"""What runs in the control plane's own Python environment, beside OpenStack."""
