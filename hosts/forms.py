@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 
+from hosts.clouds import VALUES, entries
 from hosts.models import Cloud, Hypervisor
 from volmig.accounts.models import Team
 
@@ -31,7 +32,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
 
     class Meta:
         model = Hypervisor
-        fields = ["name", "address", "port", "user", "shipped", "bastion", "cloud", "team"]
+        fields = ["name", "address", "port", "user", "shipped", "bastion", "cloud", "nova_host", "team"]
         labels = {"shipped": "hostctl is shipped (root logins only)", "user": "SSH user", "cloud": "Cloud"}
         help_texts = {
             "name": "As people call it; shown everywhere.",
@@ -39,6 +40,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
             "user": "volmig, with the forced command; or root, when hostctl is shipped.",
             "team": "Its members see it, and the migrations over it.",
             "bastion": "A registered hypervisor through which this one is reached.",
+            "nova_host": "Only where Nova calls it neither by its name here nor by its own host name.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,19 +84,96 @@ class Members(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
 
 
 class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A cloud, and which hypervisors belong to it."""
+    """A cloud, which hypervisors belong to it, and how Nova is entered: by a clouds.yaml, or by what is entered here.
+
+    The secret is never shown again: an empty field keeps it, as long as the rest of the credential stays.
+    """
 
     hypervisors = Members(Hypervisor.objects.active().select_related("cloud"), required=False)
+    entry = forms.ChoiceField(
+        label="Name in clouds.yaml",
+        required=False,
+        help_text="The file that the workers read; whatever openstacksdk can log in with. Empty: entered below.",
+    )
+    auth_url = forms.URLField(label="Identity service (Keystone)", required=False, assume_scheme="https")
+    application_credential_id = forms.CharField(label="ID of the application credential", required=False)
+    username = forms.CharField(label="User", required=False)
+    user_domain_name = forms.CharField(label="Domain of the user", required=False)
+    project_name = forms.CharField(label="Project", required=False)
+    project_domain_name = forms.CharField(label="Domain of the project", required=False)
+    secret = forms.CharField(
+        label="Secret or password",
+        required=False,
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text="Kept encrypted, and never shown again.",
+    )
 
     class Meta:
         model = Cloud
-        fields = ["name", "control"]
-        labels = {"control": "How its instances are stopped and started"}
+        fields = ["name", "control", "entry", "auth_type", "region", "ca_file", "verify"]
+        labels = {
+            "control": "How its instances are stopped and started",
+            "auth_type": "Kind of credential",
+            "ca_file": "CA file on the workers, if the cloud's certificate needs one",
+            "verify": "Verify the cloud's certificate",
+        }
+
+    credential = ("auth_url", *dict.fromkeys(name for names in VALUES.values() for name in names if name != "auth_url"))
+    entered = ("auth_type", *credential, "secret", "region", "ca_file")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.before = (self.instance.auth_type, self.instance.auth) if self.instance.pk else ("", {})
         self.initial["hypervisors"] = self.instance.hypervisors.all() if self.instance.pk else []
+        self.initial.update({name: value for name, value in self.instance.auth.items() if name in self.fields})
+        self.initial.setdefault("auth_type", "")
+        names = dict.fromkeys([*entries(), *([self.instance.entry] if self.instance.entry else [])])
+        choices = [("", "entered below"), *((name, name) for name in names)]
+        self.fields["entry"].choices = choices  # type: ignore[attr-defined]
+        if not self.initial["auth_type"]:
+            self.initial["auth_type"] = "v3applicationcredential"
         dress(self)
+
+    def clean_auth_url(self) -> str:
+        url = str(self.cleaned_data["auth_url"])
+        if url and not url.startswith(("https://", "http://")):
+            raise forms.ValidationError("It begins with https:// or http://.")
+        return url
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or {}
+        kind = values.get("auth_type") or ""
+        if values.get("control") != "openstack" or values.get("entry"):
+            return values
+        wanted = VALUES.get(kind, ())
+        if not wanted:
+            self.add_error("auth_type", "Choose the kind of credential, or a name in clouds.yaml.")
+        for name in wanted:
+            if not values.get(name) and name not in self.errors:
+                self.add_error(name, "This is needed to log in.")
+        if not values.get("secret") and ((kind, self._auth(values)) != self.before or not self.instance.secret):
+            self.add_error("secret", "Enter the secret: a new or changed credential needs it once.")
+        return values
+
+    def _auth(self, values: dict[str, Any]) -> dict[str, str]:
+        return {name: values.get(name, "") for name in VALUES.get(values.get("auth_type") or "", ())}
+
+    def told(self) -> dict[str, Any]:
+        """What the model's verb takes; of a cloud without Nova, or from a clouds.yaml, no credential is kept."""
+        values = self.cleaned_data
+        nova = values["control"] == "openstack"
+        here = nova and not values["entry"]
+        return {
+            **{name: values[name] for name in ("name", "control", "hypervisors")},
+            "entry": values["entry"] if nova else "",
+            "region": values["region"] if nova else "",
+            "auth_type": values["auth_type"] if here else "",
+            "auth": self._auth(values) if here else {},
+            "secret": values["secret"] if here else "",
+            "ca_file": values["ca_file"] if here else "",
+            "verify": values["verify"] if here else True,
+        }
 
 
 class PinForm(forms.Form):

@@ -1,6 +1,8 @@
 """Hypervisors and what was last seen on them; every figure carries the time at which it was seen."""
 
 import datetime as dt
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, Self
@@ -12,6 +14,10 @@ from django.db import models, transaction
 from django.db.models import F, ProtectedError, Q, Sum
 from django.utils import timezone
 
+from hosts.clouds import Cloud as Cloud
+from hosts.clouds import Compute as Compute
+from hosts.clouds import Server as Server
+from hosts.clouds import difference as difference
 from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
@@ -22,8 +28,9 @@ from volmig.record.models import Event
 NFS_PORTS = (111, 2049, 20048)
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
 # What people tell volmig about a hypervisor, beside its name; everything else is found out.
-REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "team", "rate_limit")
+REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "nova_host", "team", "rate_limit")
 WAY = {"address", "port", "bastion"}  # another one of these may lead to another machine
+INSTANCE_DISK = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_(disk(?:\.\w+)?)"  # how Nova names a volume
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
@@ -38,39 +45,6 @@ def standard_team() -> int:
     """The key of the team that a hypervisor belongs to unless somebody says another."""
     first = Team.objects.order_by("pk").values_list("pk", flat=True).first()  # the key alone: a migration asks too
     return first or Team.objects.create(name=STANDARD, everybody=True).pk
-
-
-def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What an event says about a change: the values that differ, as they were and as they are."""
-    changed = [name for name in after if before.get(name) != after[name]]
-    return {"before": {name: before.get(name) for name in changed}, "after": {name: after[name] for name in changed}}
-
-
-class Cloud(models.Model):
-    """Hypervisors whose instances are stopped and started in the same way."""
-
-    name = models.CharField(max_length=100, unique=True)
-    control = models.CharField(max_length=20, choices=[("libvirt", "libvirt on each hypervisor")], default="libvirt")
-
-    class Meta:
-        ordering = ["name"]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def registration(self) -> dict[str, Any]:
-        members = self.hypervisors.active().values_list("name", flat=True) if self.pk else []
-        return {"name": self.name, "control": self.control, "hypervisors": list(members)}
-
-    @transaction.atomic
-    def reregister(self, by: Any, name: str, control: str, hypervisors: "HypervisorQuerySet") -> None:
-        """Adds or changes it; exactly these hypervisors belong to it then, of those that are not retired."""
-        before, action = (self.registration(), "cloud.change") if self.pk else ({}, "cloud.add")
-        self.name, self.control = name, control
-        self.save()
-        self.hypervisors.active().exclude(pk__in=hypervisors).update(cloud=None)
-        Hypervisor.objects.active().filter(pk__in=hypervisors).update(cloud=self)
-        Event.append(action, actor=by, object=name, data=difference(before, self.registration()))
 
 
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
@@ -115,6 +89,7 @@ class Hypervisor(models.Model):
     bastion = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="behind")
     cloud = models.ForeignKey(Cloud, models.PROTECT, null=True, blank=True, related_name="hypervisors")
     team = models.ForeignKey(Team, models.PROTECT, default=standard_team, related_name="hypervisors")
+    nova_host = models.CharField("name in Nova", max_length=255, blank=True)
     rate_limit = models.BigIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
     offered_key = models.TextField(blank=True)
     host_key = models.TextField(blank=True)
@@ -218,6 +193,10 @@ class Hypervisor(models.Model):
         for name, value in values.items():
             setattr(self, name, value)
         self.save(update_fields=list(values))
+
+    def names_in_nova(self) -> set[str]:
+        """What Nova may call it: what a person said, else its name here and the one that it gives itself."""
+        return {self.nova_host} if self.nova_host else {self.name, str(self.facts.get("hostname") or "")} - {""}
 
     @property
     def role_hints(self) -> list[str]:
@@ -363,6 +342,13 @@ class LogicalVolumeQuerySet(models.QuerySet["LogicalVolume"]):
     def visible_to(self, user: Any) -> Self:
         return self.filter(volume_group__hypervisor__in=seen_by(user))
 
+    def of_instances(self, uuids: Iterable[str]) -> Self:
+        """The disks of instances that are volumes: Nova names them by the instance's id and the disk."""
+        named = Q(pk__in=())
+        for uuid in uuids:
+            named |= Q(name__startswith=f"{uuid}_disk")
+        return self.filter(named).select_related("volume_group__hypervisor")
+
 
 class LogicalVolume(models.Model):
     volume_group = models.ForeignKey(VolumeGroup, models.CASCADE, related_name="logical_volumes")
@@ -387,6 +373,18 @@ class LogicalVolume(models.Model):
     def path(self) -> str:
         """VG/LV, as LVM writes it."""
         return f"{self.volume_group.name}/{self.name}"
+
+    @property
+    def instance(self) -> str:
+        """The id of the instance whose disk it was made as; empty for other volumes."""
+        found = re.fullmatch(INSTANCE_DISK, self.name)
+        return found[1] if found else ""
+
+    @property
+    def disk(self) -> str:
+        """Which disk of that instance; empty for other volumes."""
+        found = re.fullmatch(INSTANCE_DISK, self.name)
+        return found[2] if found else ""
 
 
 class ShareQuerySet(models.QuerySet["Share"]):
@@ -437,6 +435,13 @@ class Mount(models.Model):
 class InstanceQuerySet(models.QuerySet["Instance"]):
     def visible_to(self, user: Any) -> Self:
         return self.filter(hypervisor__in=seen_by(user))
+
+    def search(self, words: str) -> Self:
+        """Those in which every word occurs, in name or id."""
+        wanted = Q()
+        for word in words.lower().split()[:8]:
+            wanted &= Q(name__icontains=word) | Q(uuid__contains=word)
+        return self.filter(wanted)
 
 
 class Instance(models.Model):

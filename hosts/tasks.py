@@ -2,18 +2,24 @@
 
 import datetime as dt
 import math
+import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from hosts.models import NFS_PORTS, WAY, DataAddress, Hypervisor, keep
-from hosts.remote import hostctl, ssh
-from hosts.remote.host import Answer, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
+from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, keep
+from hosts.remote import hostctl, instances, nova, ssh
+from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
+PAGE = 500  # instances that are asked for at once
+TURN = 15.0  # seconds of reading pages after which the next task goes on
+LONGEST_ROUND = dt.timedelta(minutes=15)  # a reading that has taken longer was lost, and begins anew
 
 
 def refresh_stale() -> None:
@@ -95,3 +101,186 @@ def offer_key(hypervisor_id: int) -> None:
     else:
         way = {name: getattr(hypervisor, name) for name in WAY}  # who changed it meanwhile wants another machine's key
         Hypervisor.objects.filter(pk=hypervisor.pk, **way).update(offered_key=key)
+
+
+# Clouds
+
+
+def refresh_clouds() -> None:
+    """Task, once a minute: queues a reading of the clouds whose figures are older than VOLMIG_REFRESH_SECONDS."""
+    now = timezone.now()
+    before = now - dt.timedelta(seconds=settings.REFRESH_SECONDS)
+    for cloud in Cloud.objects.with_nova():
+        if cloud.round_at and now - cloud.round_at < LONGEST_ROUND:
+            continue
+        if cloud.tried_at is None or cloud.tried_at < before:
+            later("hosts.tasks.refresh_cloud", cloud.pk)
+            cloud.put(tried_at=now)
+
+
+def refresh_cloud(cloud_id: int) -> None:
+    """Task: reads computes, then instances page by page; what does not fit into one turn is left to the next task.
+
+    Figures are replaced as pages come; instances that no page of a whole round had are gone.
+    """
+    cloud = Cloud.objects.with_nova().filter(pk=cloud_id).first()
+    if cloud is None:
+        return
+    now = timezone.now()
+    try:
+        way = nova.connect(cloud.access())
+        if not cloud.marker or cloud.round_at is None or now - cloud.round_at > LONGEST_ROUND:
+            cloud.put(tried_at=now, round_at=now, marker="")
+            cloud.record_computes(list(way.hypervisors()), way.services())
+        if not read_pages(cloud, way):
+            later("hosts.tasks.refresh_cloud", cloud.pk)
+    except HostError as error:
+        cloud.put(last_error=str(error), round_at=None, marker="")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = f"Tried to read what {cloud} has: {type(error).__name__}: {error}."
+        cloud.put(last_error=found, round_at=None, marker="")
+
+
+def read_pages(cloud: Cloud, way: nova.Nova) -> bool:
+    """Reads on from the marker for one turn; true when the last page was read."""
+    began, names = time.monotonic(), projects(way)
+    while True:
+        page = way.servers(cloud.marker, PAGE)
+        cloud.record_servers([server_row(each, names) for each in page])
+        if len(page) < PAGE:
+            cloud.servers.filter(seen_at__lt=cloud.round_at).delete()
+            cloud.put(seen_at=timezone.now(), round_at=None, marker="", last_error="", version=way.version())
+            return True
+        cloud.put(marker=str(page[-1]["id"]))
+        if time.monotonic() - began > TURN:
+            return False
+
+
+def projects(way: nova.Nova) -> dict[str, str]:
+    """Names of projects by id; empty when Keystone does not list them for this credential."""
+    try:
+        return {str(row["id"]): str(row.get("name") or "") for row in way.projects()}
+    except HostError:
+        return {}
+
+
+def server_row(found: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The columns of a Server."""
+    seen = instances.server(found)
+    networks = found.get("addresses") or {}
+    addresses = [str(row["addr"])[:45] for rows in networks.values() for row in rows if row.get("addr")][:32]
+    project = names.get(seen["project"], "")
+    words = " ".join([seen["name"], seen["uuid"], seen["project"], project, *addresses]).lower()
+    same = ("uuid", "name", "project", "host", "status", "vm_state", "task_state", "flavor", "ephemeral_gb", "image")
+    return {name: seen[name] for name in (*same, "locked", "locked_reason")} | {
+        "name": seen["name"][:255],
+        "project_name": project[:255],
+        "hypervisor_name": seen["hypervisor"][:255],
+        "addresses": addresses,
+        "words": words,
+        "updated_at": moment(seen["updated"]),
+        "seen_at": timezone.now(),
+    }
+
+
+def moment(text: str) -> dt.datetime | None:
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def check_cloud(cloud_id: int) -> None:
+    """Task: finds out which calls the credential may make, without changing anything anywhere."""
+    cloud = Cloud.objects.with_nova().filter(pk=cloud_id).first()
+    if cloud is None:
+        return
+    nova.forget()  # a new token shows what the credential may do now
+    try:
+        found, version = looked_at(nova.connect(cloud.access()))
+    except HostError as error:
+        found, version = [call("log in", "no", str(error))], ""
+    cloud.put(calls=found, checked_at=timezone.now(), version=version)
+
+
+def call(what: str, may: str, sentence: str) -> dict[str, str]:
+    return {"call": what, "may": may, "sentence": sentence}
+
+
+def looked_at(way: nova.Nova) -> tuple[list[dict[str, str]], str]:
+    """Every call that volmig makes, with yes, no, likely or unknown, and Nova's microversion."""
+    me = way.who()
+    roles = ", ".join(me["roles"]) or "no role"
+    found = [call("log in", "yes", f"As {me['user'] or me['user_id']} in project {me['project']}, with {roles}.")]
+    try:
+        version = way.version()
+    except HostError as error:
+        return [*found, call("lock with a reason", "no", str(error))], ""
+    found.append(call("lock with a reason", "yes", f"Nova's API is spoken as {version}."))
+    page: list[dict[str, Any]] = []
+    asks: list[tuple[str, Callable[[], Any]]] = [
+        ("list the instances of all projects", lambda: page.extend(way.servers("", 1))),
+        ("list hypervisors", lambda: next(way.hypervisors(), None)),
+        ("list compute services", way.services),
+        ("list migrations and evacuations", lambda: way.migrations(NOBODY)),
+        ("list projects by name", way.projects),
+    ]
+    found += [tried(what, ask) for what, ask in asks]
+    return [*found, *of_an_instance(way, page), *changes(me)], version
+
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+def tried(what: str, ask: Callable[[], Any]) -> dict[str, str]:
+    try:
+        ask()
+    except Denied as error:
+        return call(what, "no", error.found)
+    except HostError as error:
+        return call(what, "unknown", error.found)
+    return call(what, "yes", "Nova answered." if "projects" not in what else "It was answered.")
+
+
+def of_an_instance(way: nova.Nova, page: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What can only be seen on an instance that is there."""
+    host, history = "see the hypervisor of an instance", "read what was done to an instance"
+    if not page:
+        why = "There is no instance to see it on."
+        return [call(host, "unknown", why), call(history, "unknown", why)]
+    seen = instances.server(page[0])
+    there = call(host, "yes", f"{seen['name']} is on {seen['host']}.") if seen["host"] else None
+    hidden = call(host, "no", f"Nova does not tell where {seen['name']} is; only administrators are told.")
+    return [there or hidden, tried(history, lambda: way.actions(seen["uuid"], 1))]
+
+
+def changes(me: dict[str, Any]) -> list[dict[str, str]]:
+    """Whether it may lock, stop and start: told by its roles, because to try would be to do."""
+    if "admin" in me["roles"]:
+        why = "By Nova's default policy for the role admin. It is not tried; a job's first lock proves it."
+        said = [call(what, "likely", why) for what in ("lock and unlock", "stop", "start")]
+    else:
+        why = "The role admin is needed: anybody else is held back by the very lock that keeps users away."
+        said = [call(what, "no", why) for what in ("lock and unlock", "stop", "start")]
+    return [ruled(each, me["rules"]) for each in said] if me["rules"] is not None else said
+
+
+def ruled(said: dict[str, str], rules: list[dict[str, str]]) -> dict[str, str]:
+    """An application credential with access rules may only make the calls that they name."""
+    path = f"/v2.1/servers/{NOBODY}/action"
+    if any(
+        rule.get("service") == "compute" and rule.get("method") == "POST" and fits(rule.get("path", ""), path)
+        for rule in rules
+    ):
+        return said
+    why = "The access rules of the application credential do not name POST /v2.1/servers/*/action."
+    return call(said["call"], "no", why)
+
+
+def fits(pattern: str, path: str) -> bool:
+    """Whether a path of Keystone's access rules covers this one: * and {name} stand for a part, ** for any rest."""
+    parts = (re.escape(part) for part in re.split(r"(\*\*|\*|\{[^}]*\})", pattern))
+    wild = {r"\*\*": ".*", r"\*": "[^/]+"}
+    shaped = "".join("[^/]+" if part.startswith(r"\{") else wild.get(part, part) for part in parts)
+    return re.fullmatch(shaped, path) is not None

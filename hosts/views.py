@@ -6,18 +6,21 @@ from typing import Any
 from django.contrib import messages
 from django.db import transaction
 from django.db.models import Prefetch
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from hosts.clouds import FOUND
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm
 from hosts.models import (
     NFS_PORTS,
     Cloud,
     DataAddress,
     Hypervisor,
+    Instance,
     LogicalVolume,
     Mount,
+    Server,
     Share,
     VolumeGroup,
     ssh_key_file,
@@ -151,10 +154,92 @@ def cloud(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     form = CloudForm(request.POST or None, instance=known)
     if request.method == "POST" and form.is_valid():
         changed = get_object_or_404(Cloud, pk=pk) if pk else Cloud()
-        changed.reregister(request.user, **form.cleaned_data)
+        changed.reregister(request.user, **form.told())
         messages.success(request, f"{changed.name} is {'changed' if pk else 'added'}.")
         return redirect("hosts:clouds")
-    return render(request, "hosts/cloud.html", {"form": form, "name": form.initial.get("name")})
+    secret = known is not None and Cloud.objects.filter(pk=known.pk).exclude(secret="").exists()
+    return render(request, "hosts/cloud.html", {"form": form, "name": form.initial.get("name"), "has_secret": secret})
+
+
+@require_GET
+@needs("administer")
+def nova(request: HttpRequest, pk: int) -> HttpResponse:
+    """What a cloud's Nova last told, and what the credential may do there."""
+    known = get_object_or_404(Cloud.objects.with_nova(), pk=pk)
+    matched = known.matched()
+    members = known.hypervisors.active()
+    context = {
+        "cloud": known,
+        "members": [{"hypervisor": each, "computes": matched.get(each.pk, [])} for each in members],
+        "unmatched": known.unmatched(),
+        "servers": known.servers.count(),
+    }
+    return render(request, "hosts/nova.html", context)
+
+
+@require_POST
+@needs("administer")
+def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
+    """Has the workers check the credential, or read computes and instances again."""
+    known = get_object_or_404(Cloud.objects.with_nova(), pk=pk)
+    later({"check": "hosts.tasks.check_cloud", "refresh": "hosts.tasks.refresh_cloud"}[what], known.pk)
+    messages.info(request, f"{known.name} is being asked. The ages below tell when the answers are new.")
+    return redirect("hosts:nova", known.pk)
+
+
+@require_GET
+@needs("view")
+def instances(request: HttpRequest) -> HttpResponse:
+    """Instances by name, id, project or address, from what was last read; nobody is asked for this page."""
+    words = request.GET.get("q", "").strip()[:200]
+    found = Server.objects.visible_to(request.user).search(words)
+    elsewhere = Instance.objects.visible_to(request.user).filter(hypervisor__retired_at=None)
+    elsewhere = elsewhere.exclude(uuid__in=Server.objects.values("uuid")).search(words)
+    context = {
+        "q": words,
+        "total": found.count(),
+        "servers": with_hypervisors(list(found.defer("words").select_related("cloud")[:FOUND])),
+        "elsewhere": elsewhere.select_related("hypervisor")[:FOUND],
+        "clouds": Cloud.objects.with_nova(),
+    }
+    return render(request, "hosts/instances.html", context)
+
+
+def with_hypervisors(servers: list[Server]) -> list[dict[str, Any]]:
+    """Each with the registered hypervisor that Nova has it on, or None."""
+    named = {
+        (each.cloud_id, name): each
+        for each in Hypervisor.objects.active().only("pk", "name", "nova_host", "cloud_id", "facts")
+        for name in each.names_in_nova()
+    }
+    return [
+        {
+            "server": each,
+            "hypervisor": named.get((each.cloud_id, each.host)) or named.get((each.cloud_id, each.hypervisor_name)),
+        }
+        for each in servers
+    ]
+
+
+@require_GET
+@needs("view")
+def instance(request: HttpRequest, uuid: str) -> HttpResponse:
+    """One instance as Nova and libvirt each last told of it, with its disks on registered hypervisors."""
+    told = with_hypervisors(list(Server.objects.visible_to(request.user).filter(uuid=uuid).select_related("cloud")))
+    here = Instance.objects.visible_to(request.user).filter(uuid=uuid, hypervisor__retired_at=None)
+    seen = list(here.select_related("hypervisor"))
+    found = LogicalVolume.objects.visible_to(request.user).filter(volume_group__hypervisor__retired_at=None)
+    volumes = list(found.of_instances([uuid]))
+    if not (told or seen or volumes):
+        raise Http404(f"No instance {uuid} was seen.")
+    context = {
+        "uuid": uuid,
+        "name": next((row["server"].name for row in told), next((each.name for each in seen), uuid)),
+        "told": told,
+        "seen": seen,
+        "volumes": volumes,
+    }
+    return render(request, "hosts/instance.html", context)
 
 
 @require_http_methods(["GET", "POST"])

@@ -8,7 +8,7 @@ from django import forms
 from django.db.models import Sum
 from django.http import HttpRequest
 
-from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, VolumeGroup
+from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup
 from jobs import password
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
@@ -17,6 +17,7 @@ from volmig.accounts.roles import why_not
 from volmig.paging import whole
 
 MIB = 1024**2
+FOUND = 20  # instances of which a search offers the disks
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ class Option:
 
 @dataclass(frozen=True)
 class Choices:
-    """The three columns of a new migration, narrowed by what was chosen in the others."""
+    """The three columns of a new migration, narrowed by what was chosen in the others.
+
+    Volumes and disks are those of a hypervisor, or those of the instances that `find_from` and `find_to` look for.
+    """
 
     sources: list[Option]
     volumes: list[Option]
     destinations: list[Option]
     disks: list[Option]
     relays: list[Option]
+    find_from: str = ""
+    find_to: str = ""
 
     @property
     def source_chosen(self) -> bool:
@@ -58,19 +64,54 @@ class Choices:
         for each in hypervisors:
             each.strange = why_not(user, "submit", each.teams())  # type: ignore[attr-defined]
         busy = list(Job.objects.active().only("pk", "lv_uuid", "instance_id"))
+        find_from, find_to = (str(picked.get(name) or "").strip()[:200] for name in ("find_from", "find_to"))
+        volume = one(LogicalVolume.objects.select_related("volume_group__hypervisor"), picked.get("volume"))
         source, destination = known(hypervisors, picked.get("source")), known(hypervisors, picked.get("destination"))
-        volume = one(LogicalVolume.objects.select_related("volume_group"), picked.get("volume"))
+        machines = {each.pk: each for each in hypervisors}
+        if find_from:
+            source = machines.get(volume.volume_group.hypervisor_id) if volume else None
         if volume and (not source or volume.volume_group.hypervisor_id != source.pk):
             volume = None
-        disk = split_disk(picked.get("disk", ""), user)
-        mount = mount_of(*disk, destination) if destination else None
+        chosen = str(picked.get("disk") or "")
+        instance, disk = split_disk(chosen, user)
+        if find_to:
+            destination = machines.get(instance.hypervisor_id) if instance else None
+        mount = mount_of(instance, disk, destination) if destination else None
         return cls(
             sources=[machine(each, source) for each in hypervisors],
-            volumes=volumes(source, volume, busy) if source else [],
+            volumes=volumes(volumes_of(user, source, find_from), machines, volume, busy, bool(find_from)),
             destinations=[machine(each, destination) for each in hypervisors],
-            disks=disks(destination, picked.get("disk", ""), volume, busy) if destination else [],
+            disks=disks(instances_of(user, destination, find_to), machines, chosen, volume, busy, bool(find_to)),
             relays=relays(hypervisors, (source, destination), volume, mount, picked.get("relay")),
+            find_from=find_from,
+            find_to=find_to,
         )
+
+
+def found_ids(user: Any, words: str) -> list[str]:
+    """The ids of the instances that a search finds, in Nova or in libvirt."""
+    told = list(Server.objects.visible_to(user).search(words).values_list("uuid", flat=True)[:FOUND])
+    seen = Instance.objects.visible_to(user).filter(hypervisor__retired_at=None).search(words)
+    return [*told, *seen.values_list("uuid", flat=True)[:FOUND]]
+
+
+def volumes_of(user: Any, source: Hypervisor | None, words: str) -> Any:
+    """The volumes of a hypervisor, or those of the instances that are looked for."""
+    rows = LogicalVolume.objects.select_related("volume_group__hypervisor").order_by("volume_group__name", "name")
+    if words:
+        here = rows.visible_to(user).filter(volume_group__hypervisor__retired_at=None)
+        # An instance that left has its volume under its id, which no search by name finds any more.
+        return here.of_instances(found_ids(user, words)) | here.filter(name__icontains=words)
+    return rows.filter(volume_group__hypervisor=source) if source else rows.none()
+
+
+def instances_of(user: Any, destination: Hypervisor | None, words: str) -> Any:
+    """The instances of a hypervisor, or those that are looked for."""
+    rows = Instance.objects.select_related("hypervisor")
+    if words:
+        ids = found_ids(user, words)
+        return rows.visible_to(user).filter(uuid__in=ids, hypervisor__retired_at=None)
+    return rows.filter(hypervisor=destination) if destination else rows.none()
 
 
 def one(rows: Any, key: Any) -> Any:
@@ -97,14 +138,30 @@ def machine(hypervisor: Hypervisor, chosen: Hypervisor | None) -> Option:
     return Option(str(hypervisor.pk), hypervisor.name, hypervisor == chosen, why_not=closed(hypervisor))
 
 
-def volumes(source: Hypervisor, chosen: LogicalVolume | None, busy: list[Job]) -> list[Option]:
-    """The logical volumes of a hypervisor."""
+Machines = dict[int, Hypervisor]
+
+
+def volumes(
+    rows: Any, machines: Machines, chosen: LogicalVolume | None, busy: list[Job], anywhere: bool
+) -> list[Option]:
+    """Logical volumes; `anywhere` they are called by their instance, and say on which hypervisor they are."""
     taken = {job.lv_uuid: job.pk for job in busy}
-    rows = LogicalVolume.objects.filter(volume_group__hypervisor=source).select_related("volume_group")
-    return [
-        Option(str(row.pk), row.path, row == chosen, row.size, why_not=closed(source) + volume_refusals(row, taken))
-        for row in rows.order_by("volume_group__name", "name")
-    ]
+    listed = list(rows)
+    names = names_of({row.instance for row in listed} - {""}) if anywhere else {}
+    offered = []
+    for row in listed:
+        hypervisor = machines[row.volume_group.hypervisor_id]
+        title = f"{names.get(row.instance, row.instance)} {row.disk}" if anywhere and row.disk else row.path
+        detail = f"{hypervisor.name} {row.path}" if anywhere else ""
+        why = closed(hypervisor) + volume_refusals(row, taken)
+        offered.append(Option(str(row.pk), title, row == chosen, row.size, detail, why))
+    return offered
+
+
+def names_of(uuids: set[str]) -> dict[str, str]:
+    """What instances are called: in Nova, else in libvirt."""
+    seen = dict(Instance.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
+    return seen | dict(Server.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
 
 
 def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
@@ -116,15 +173,21 @@ def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
     ]
 
 
-def disks(destination: Hypervisor, chosen: str, volume: LogicalVolume | None, busy: list[Job]) -> list[Option]:
-    """The disks, on a share, of the instances of a hypervisor; those that can be chosen first."""
+def disks(
+    rows: Any, machines: Machines, chosen: str, volume: LogicalVolume | None, busy: list[Job], anywhere: bool
+) -> list[Option]:
+    """The disks, on a share, of instances; those that can be chosen first. `anywhere` they say where they are."""
     taken = {job.instance_id: job.pk for job in busy}
+    listed = list(rows)
+    names = names_of({each.uuid for each in listed})
     offered = []
-    for instance in Instance.objects.filter(hypervisor=destination):
+    for instance in listed:
         for disk in instance.disks:
             value = f"{instance.pk}/{disk['name']}"
-            why = closed(destination) + disk_refusals(instance, disk, volume, taken)
-            offered.append(Option(value, f"{instance.name} {disk['name']}", value == chosen, None, instance.uuid, why))
+            why = closed(machines[instance.hypervisor_id]) + disk_refusals(instance, disk, volume, taken)
+            where = f"{instance.hypervisor.name} {instance.uuid}" if anywhere else instance.uuid
+            title = f"{names[instance.uuid]} {disk['name']}"
+            offered.append(Option(value, title, value == chosen, None, where, why))
     return sorted(offered, key=lambda option: bool(option.why_not))
 
 
@@ -229,6 +292,8 @@ class MigrationForm(RateForm):
     rollback_minutes.widget.attrs.update({"class": "form-control", "inputmode": "numeric", "placeholder": "none"})
     source = forms.CharField(required=False)
     destination = forms.CharField(required=False)
+    find_from = forms.CharField(required=False)
+    find_to = forms.CharField(required=False)
     volume = forms.ModelChoiceField(
         LogicalVolume.objects.select_related("volume_group__hypervisor"),
         error_messages={

@@ -1,4 +1,4 @@
-"""Hands: what a tick acts with: one connection to each hypervisor, and the envelope of each request."""
+"""Hands: what a tick acts with: a connection to each hypervisor and to the cloud, and the envelope of each request."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -6,17 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import transaction
+from django.db.models.functions import Now
+
 from hosts.models import Hypervisor
-from hosts.remote.host import Address, Answer, Host, HostError, Request, Unreachable
+from hosts.remote.host import Access, Address, Answer, Host, HostError, Request, Unreachable
+from hosts.remote.instances import Control, Nova
 from hosts.tasks import note
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
 from jobs.journal import host_of
-from jobs.models import Job
+from jobs.models import Job, Moved
 
 TICK_SECONDS = 20.0
 FACTS_SECONDS = 20.0
 Connect = Callable[[Address], Host]
+Enter = Callable[[Access], Nova]
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,19 @@ class Heard:
 
 
 class Hands:
-    """For one tick of one job; `connect` is how a hypervisor is entered."""
+    """For one tick of one job; `connect` is how a hypervisor is entered, `enter` how a cloud is."""
 
-    def __init__(self, job: Job, connect: Connect) -> None:
-        self.job, self.connect = job, connect
+    def __init__(self, job: Job, connect: Connect, enter: Enter) -> None:
+        self.job, self.connect, self.enter = job, connect, enter
         self.hosts: dict[int, Host] = {}
+        self.cloud: Control | None = None
         self.until = time.monotonic() + TICK_SECONDS
 
     def host(self, on: str) -> Host:
-        """The way to where a step runs. `instance` is the control adapter of its cloud; with libvirt that is hostctl
-        on the instance's own hypervisor, and Nova will be another Host here."""
+        """The way to where a step runs. `instance` is the control adapter of its cloud: Nova, or with libvirt hostctl
+        on the instance's own hypervisor."""
+        if on == "instance" and self.job.through_nova:
+            return self._control()
         hypervisor = host_of(self.job, on)
         if hypervisor.pk not in self.hosts:
             try:
@@ -47,6 +55,25 @@ class Hands:
                 note(hypervisor, error)
                 raise
         return self.hosts[hypervisor.pk]
+
+    def _control(self) -> Control:
+        if self.cloud is None:
+            cloud, names = self.job.destination.cloud, frozenset(self.job.names_in_nova())
+            if cloud is None:
+                found = f"{self.job.destination} belongs to no cloud any more"
+                raise HostError("ask Nova", found, "Put it back into its cloud, then resume.")
+            nova = self.enter(cloud.access())
+            self.cloud = Control(nova, lambda: self.host("destination"), names, self._intend)
+        return self.cloud
+
+    @transaction.atomic
+    def _intend(self, request: Request, found: dict[str, Any]) -> None:
+        """A cloud knows no fence and remembers nothing: the database is asked and told before something is changed."""
+        if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence, lease_until__gt=Now()).exists():
+            raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+        run = self.job.runs.get(step=request.step, direction=request.direction, attempt=request.attempt)
+        run.evidence |= found
+        run.save(update_fields=["evidence"])
 
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
         step = planned.step
@@ -60,6 +87,7 @@ class Hands:
             attempt=run.attempt,
             fence=self.job.fence,
             stops=stops,
+            known=self.job.known(run.evidence, run.pk) if planned.control else {},
         )
 
     def boots(self, roles: Iterable[str]) -> dict[str, str | HostError]:
@@ -85,21 +113,35 @@ class Hands:
 
     def ask(self, requests: Mapping[str, Request]) -> dict[str, Heard]:
         """Ask several hypervisors at once, each by its role; the database is not used in the threads."""
-        ways = {on: self._way(host_of(self.job, on)) for on in requests}
-        with ThreadPoolExecutor(max_workers=3) as pool:
+        ways = {on: self._way(on) for on in requests}
+        with ThreadPoolExecutor(max_workers=4) as pool:
             heard = {on: pool.submit(way, requests[on]) for on, way in ways.items()}
             answers = {on: future.result() for on, future in heard.items()}
         for on, each in answers.items():
-            if each.error is not None:
+            if each.error is not None and on != "instance":
                 note(host_of(self.job, on), each.error)
         return answers
 
-    def _way(self, hypervisor: Hypervisor) -> Callable[[Request], Heard]:
+    def _way(self, on: str) -> Callable[[Request], Heard]:
         try:
-            address = hypervisor.remote()
+            return self._to_cloud() if on == "instance" else self._to_hypervisor(host_of(self.job, on))
         except HostError as error:
             said = error
             return lambda request: Heard(error=said)
+
+    def _to_cloud(self) -> Callable[[Request], Heard]:
+        control = self._control()
+
+        def call(request: Request) -> Heard:
+            try:
+                return Heard(control.call(request))
+            except HostError as error:
+                return Heard(error=error)
+
+        return call
+
+    def _to_hypervisor(self, hypervisor: Hypervisor) -> Callable[[Request], Heard]:
+        address = hypervisor.remote()
 
         def call(request: Request) -> Heard:
             try:

@@ -88,7 +88,8 @@ class Journal:
         if answer.boot_id and run.hypervisor:
             self.learn(run.hypervisor.name, answer.boot_id)
         if answer.state == "running":
-            run.result = "running"
+            run.result = "running"  # what a program measured that remembers nothing is kept from one look to the next
+            run.evidence, run.commands = {**run.evidence, **answer.evidence}, [*run.commands, *answer.commands]
         elif answer.state != "busy":
             self._end(run, answer)
         with transaction.atomic():
@@ -116,7 +117,7 @@ class Journal:
     def _end(self, run: StepRun, answer: Answer) -> None:
         run.silent_since = None
         run.result, run.ended_at = answer.state, timezone.now()
-        run.evidence, run.commands, run.error = answer.evidence, answer.commands, answer.error
+        run.evidence, run.commands, run.error = answer.evidence, [*run.commands, *answer.commands], answer.error
 
     def _settle(self, run: StepRun) -> None:
         """What an ended step means for the ledger and the record."""

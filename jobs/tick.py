@@ -15,7 +15,7 @@ from django.db import DatabaseError, connection
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from hosts.remote import ssh
+from hosts.remote import nova, ssh
 from jobs.hands import Hands
 from jobs.models import Job, Moved
 from jobs.queue import wake
@@ -33,7 +33,7 @@ def run(job_id: int) -> None:
     job = Job.objects.claim(job_id, owner, settings.LEASE_SECONDS)
     if job is None:
         return
-    hands = Hands(job, ssh.connect)
+    hands = Hands(job, ssh.connect, nova.connect)
     try:
         with kept_alive(job):
             go_on(job, hands)

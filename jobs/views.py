@@ -9,14 +9,15 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import BadRequest
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from hosts.models import Hypervisor, Share, VolumeGroup
+from hosts.models import Hypervisor, Server, Share, VolumeGroup
 from jobs.bundle import archive
+from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
 from jobs.models import Approval, Decision, Job, Lease, Refused
@@ -87,6 +88,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "shares": Share.objects.visible_to(request.user).with_held(),
             "hypervisors": hypervisors.count(),
             "quarantined": hypervisors.exclude(quarantined_at=None),
+            "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
             "any_job": bool(active) or jobs.exists(),
         },
@@ -98,6 +100,14 @@ def failed(jobs: JobQuerySet) -> JobQuerySet:
     lately = Job.objects.filter(ended_at__gte=timezone.now() - dt.timedelta(days=14)).order_by()
     rows = jobs.filter(pk__in=lately.values("pk"), outcome__in=["failed", "blocked", "rejected"])
     return rows.order_by("-ended_at")[:8]
+
+
+def forgotten_locks() -> list[Server]:
+    """Instances that, as Nova last told, are locked by volmig although no migration works on them (any more)."""
+    since = Q(status__in=states.ACTIVE) | Q(ended_at__gte=OuterRef("seen_at"))
+    jobs = Job.objects.filter(since, instance_id=OuterRef("uuid"))
+    locked = Server.objects.filter(locked=True, locked_reason__startswith="volmig:")
+    return list(locked.exclude(Exists(jobs)).select_related("cloud").defer("words")[:20])
 
 
 def relay_groups(hypervisors: QuerySet[Hypervisor]) -> QuerySet[VolumeGroup]:
@@ -114,6 +124,20 @@ def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> 
     response["Vary"] = "HX-Request"
     response["Cache-Control"] = "no-store"
     return response
+
+
+@require_GET
+@needs("view")
+def checks(request: HttpRequest) -> HttpResponse:
+    """What each check means, from the documentation."""
+    return render(request, "jobs/checks.html", {"chapters": explanations()})
+
+
+def explanations() -> list[dict[str, Any]]:
+    """docs/checks.md as chapters: a heading of the second level with its paragraphs."""
+    text = (settings.BASE_DIR / "docs/checks.md").read_text(encoding="utf-8")
+    parts = [part.strip().split("\n\n") for part in text.split("\n## ")[1:]]
+    return [{"name": part[0].strip(), "paragraphs": part[1:]} for part in parts]
 
 
 @require_http_methods(["GET", "POST"])

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 WRITE_EVERY = 0.25
 FOLLOW_EVERY = 1.0
 SWEEP_EVERY = 5.0
+ALARMS_EVERY = 0.5  # between sweeps: Nova's work is looked at every two seconds, with the instance down
 LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
@@ -102,6 +103,7 @@ class Watcher:
         self.needed_at: dict[int, float] = {}
         self.speeds: dict[int, Speed] = {}
         self.due: dict[str, float] = {}
+        self.rung: set[tuple[int, Any]] = set()
         self.mine = False
 
     def run(self, stop: threading.Event) -> None:
@@ -129,6 +131,15 @@ class Watcher:
             self.follow()
         if self._is_due("sweep", SWEEP_EVERY):
             sweep()
+        elif self._is_due("alarms", ALARMS_EVERY):
+            self.ring()
+
+    def ring(self) -> None:
+        """Queue a tick for every alarm that has gone off since the last look, once for each alarm."""
+        due = set(Job.objects.due().exclude(wake_at=None).values_list("pk", "wake_at"))
+        for pk, _ in due - self.rung:
+            later("jobs.tick.run", pk)
+        self.rung = due
 
     def follow(self) -> None:
         """Have a follower on each hypervisor with work under way, and none where there has been none for a while."""

@@ -1,6 +1,8 @@
 """What a tick does in each status of a job: look, decide by the engine, act through it, move on by the table."""
 
+import dataclasses
 import datetime as dt
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +13,9 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
 from hosts.remote.host import Request, Unreachable
+from hosts.remote.instances import HARMLESS, foreign, told
 from jobs.engine import checks, consent, plan, runner
-from jobs.engine.facts import Destination, Facts, Relay, Source, read
+from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
 from jobs.engine.steps import TABLE
 from jobs.hands import Hands, Heard
@@ -20,15 +23,19 @@ from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, StepRun
 from jobs.queue import wake
 from volmig.notify import announce
+from volmig.record.models import Event
 
 STALE = dt.timedelta(minutes=10)
 SLOT = dt.timedelta(seconds=10)
 BUSY = dt.timedelta(seconds=3)
-PARTS: dict[str, type[Source] | type[Relay] | type[Destination]] = {
+PARTS: dict[str, type[Source] | type[Relay] | type[Destination] | type[Nova]] = {
     "source": Source,
     "relay": Relay,
     "destination": Destination,
+    "instance": Nova,
 }
+# What others may have Nova do to an instance on trial without the old disk or the way back to it suffering.
+USUAL = HARMLESS | {"start", "reboot", "pause", "unpause", "suspend", "resume", "createImage", "createBackup"}
 
 
 class Unheard(Exception):  # noqa: N818 - the word that callers read
@@ -75,7 +82,7 @@ class Work:
         job = self.job
         if job.cancel_requested_at:
             return self._cancel()
-        heard = self._ask(*PARTS)
+        heard = self._ask(*PARTS, fully=True)
         if silent := [str(each.error) for each in heard.values() if isinstance(each.error, Unreachable)]:
             return self._wait(" ".join(silent), timezone.now() + SLOT)
         case = checks.Case(job.migration(), self._facts(heard), self._around(heard))
@@ -117,15 +124,28 @@ class Work:
         return self._rest(outcome)
 
     def _ask_for_swap(self, facts: Facts, event: str = "", voided: str = "", changes: list[str] | None = None) -> None:
-        """Bind what is true now, ask people, and move on; one transaction, so that nobody sees half of it."""
-        bound = self.job.bound("swap", facts)
+        """Bind what is true now, ask people, and move on; one transaction, so that nobody sees half of it.
+
+        Nobody is asked about an instance on which Nova is at work, or which is not there any more.
+        """
+        bound, (why_not, passes) = self.job.bound("swap", facts), consent.not_now(facts)
         with transaction.atomic():
             for old in self.job.approvals.open().filter(kind="swap"):
-                old.void(voided, changes)
-            approval = self.job.make_approval("swap", bound, self.job.requester)
+                old.void(voided or why_not, changes)
+            if not why_not:
+                self.job.make_approval("swap", bound, self.job.requester)
             if event:
                 self.job.go(event)
-        wake(self.job.pk, approval.expires_at)
+        if why_not and not passes:
+            return self.job.halt(why_not, {"code": "unknown-instance", "found": changes or why_not})
+        return self._wait(why_not, timezone.now() + SLOT) if why_not else self._look_again()
+
+    def _look_again(self) -> None:
+        """While people decide: when the request expires, or sooner, to see what others do to the instance."""
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is not None:
+            notice = [timezone.now() + notice_every()] if self.job.through_nova else []
+            wake(self.job.pk, min([approval.expires_at, *notice]))
 
     def _took_back_earlier(self) -> bool:
         """A copy that went stale is taken back before the next is made; true when nothing of it is left."""
@@ -149,7 +169,25 @@ class Work:
             return None if self._went_stale(facts) else self._ask_for_swap(facts, voided="It expired.")
         if approval.state == "approved":
             return self.job.go("approved")
-        return wake(self.job.pk, approval.expires_at)
+        if changes := self._noticed(approval):
+            return self._ask_for_swap(self._fresh(), "", "The instance is not as it was when this was asked.", changes)
+        return self._look_again()
+
+    def _noticed(self, approval: Approval) -> list[str]:
+        """What Nova says differently about the instance than when people were asked."""
+        if not self.job.through_nova or approval.created_at > timezone.now() - notice_every():
+            return []
+        nova = self._of_nova()
+        seen = consent.in_nova(nova, f"volmig:{self.job.uuid}")
+        asked = {name: approval.bound["instance"].get(name) for name in seen}
+        return consent.difference({"instance": asked}, {"instance": seen})
+
+    def _of_nova(self) -> Nova:
+        """What Nova says about the instance now; raises Unheard when it does not say."""
+        heard = self._ask("instance")
+        if said := trouble(heard["instance"]):
+            raise Unheard(f"Nova has to be asked again: {said.sentence}")
+        return read(Nova, heard["instance"].answer.evidence if heard["instance"].answer else {})
 
     def _approved(self) -> None:
         if self.job.cancel_requested_at:
@@ -219,12 +257,25 @@ class Work:
         if isinstance(outcome, runner.Finished):
             return self._arrive("seen_running", "swap_done", "runs on its new disk")
         if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
+            if others := self._acted_upon():
+                why = f"Somebody acted on the instance meanwhile: {'; '.join(others)}. {outcome.sentence}"
+                return job.halt(why, {"step": outcome.step, **outcome.error, "code": "foreign-action"})
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
 
     def _is_late(self) -> bool:
         """Whether a worker came so late that the swap would outlast its window; once the stop began it goes through."""
         return not runner.begun("stop", self._journal()) and bool(self.job.why_wait()[0])
+
+    def _acted_upon(self) -> list[str]:
+        """What others had Nova do since the approval, in words."""
+        if not self.job.through_nova:
+            return []
+        return [told(row) for row in self._others(self._of_nova())]
+
+    def _others(self, nova: Nova) -> list[dict[str, Any]]:
+        rows = [dataclasses.asdict(row) for row in nova.actions]
+        return foreign(rows, **self.job.acted())
 
     def _try_out(self) -> None:
         job = self.job
@@ -241,7 +292,28 @@ class Work:
             return self._rest(outcome)
         if job.confirmed_at and rollback is None:
             return job.go("confirmed", outcome="done")
+        if job.through_nova and self._disturbed():
+            return None
         return job.put(waiting_for="A person has to look at the instance and confirm that its data is there.")
+
+    def _disturbed(self) -> bool:
+        """Whether somebody did to the instance on trial what stands against the way back; all they did is recorded."""
+        job, now = self.job, timezone.now()
+        wake(job.pk, now + notice_every())
+        if job.runs.filter(ended_at__gt=now - notice_every()).exists():
+            return False  # Nova was asked about it just now
+        nova = self._of_nova()
+        others = self._others(nova)
+        for row in others:
+            if not Event.objects.filter(job=job.pk, action="instance.action", object=row["request"]).exists():
+                Event.append("instance.action", job=job.pk, object=row["request"], data=row)
+        grave = [told(row) for row in others if row["action"] not in USUAL]
+        lost, _ = consent.not_now(Facts(instance=nova)) if nova.server is None or grave else ("", True)
+        if not grave and not lost:
+            return False
+        said = " ".join([*(["Somebody had Nova do this: " + "; ".join(grave) + "."] if grave else []), lost]).strip()
+        job.halt(f"The instance was changed while on trial. {said}", {"code": "foreign-action", "found": grave or lost})
+        return True
 
     def _roll_back(self) -> None:
         if not self._locked_again():
@@ -333,16 +405,29 @@ class Work:
         """Wait, or halt: what fails where the table knows no way on is for a person."""
         if isinstance(outcome, runner.Wait):
             self._wait(outcome.sentence, outcome.until)
+            if outcome.silent_since and self.job.status in ("swapping", "rolling_back"):
+                self._alert(outcome)
         elif isinstance(outcome, runner.Failed | runner.Halt):
             data = dict(outcome.data if isinstance(outcome, runner.Halt) else outcome.error)
             self.job.halt(outcome.sentence, {"step": outcome.step, **data})
+
+    def _alert(self, outcome: runner.Wait) -> None:
+        """Tell people, once in every silence, that an instance is locked or down until somebody answers."""
+        job = self.job
+        if Event.objects.filter(job=job.pk, action="job.unanswered", at__gte=outcome.silent_since).exists():
+            return
+        with transaction.atomic():
+            Event.append("job.unanswered", job=job.pk, object=str(job), data={"waiting_for": outcome.sentence})
+            text = f"{outcome.sentence} The instance stays as it is, and volmig goes on by itself when it is answered."
+            subject = f"Migration {job.pk}: {job.instance_name} waits in mid-swap"
+            announce("unanswered", subject=subject, text=text, url_path=job.get_absolute_url())
 
     def _wait(self, sentence: str, until: dt.datetime) -> None:
         self.job.put(waiting_for=sentence)
         wake(self.job.pk, until)
 
-    def _ask(self, *roles: str) -> dict[str, Heard]:
-        requests = fact_requests(self.job)
+    def _ask(self, *roles: str, fully: bool = False) -> dict[str, Heard]:
+        requests = fact_requests(self.job, fully)
         return self.hands.ask({role: requests[role] for role in roles if role in requests})
 
     def _facts(self, heard: dict[str, Heard]) -> Facts:
@@ -355,7 +440,7 @@ class Work:
 
     def _fresh(self) -> Facts:
         """Source and destination as they are now; raise Unheard when one does not say."""
-        heard = self._ask("source", "destination")
+        heard = self._ask("source", "destination", "instance")
         silent = {role: said for role, each in heard.items() if (said := trouble(each))}
         if silent:
             raise Unheard("The facts have to be read again: " + " ".join(each.sentence for each in silent.values()))
@@ -373,8 +458,15 @@ class Work:
         )
 
 
-def fact_requests(job: Job) -> dict[str, Request]:
-    """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way."""
+def notice_every() -> dt.timedelta:
+    return dt.timedelta(seconds=settings.NOTICE_SECONDS)
+
+
+def fact_requests(job: Job, fully: bool = False) -> dict[str, Request]:
+    """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way.
+
+    Nova is asked where it controls the instance, and `fully` where checks are to be made.
+    """
     migration, share = job.migration(), {"share_source": job.share_source}
     asked: dict[str, tuple[str, dict[str, Any]]] = {
         "source": (
@@ -386,10 +478,19 @@ def fact_requests(job: Job) -> dict[str, Request]:
     }
     if not migration.relay_address:
         del asked["source"]
+    if job.through_nova:
+        around = {"source_instance": instance_of(job.source_lv), "source_names": sorted(job.names_in_nova("source"))}
+        asked["instance"] = ("nova_facts", {"instance": job.instance_id, **(around if fully else {})})
     return {
         role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
         for role, (verb, args) in asked.items()
     }
+
+
+def instance_of(volume: str) -> str:
+    """The instance that a volume of Nova's belongs to; empty when its name does not say."""
+    found = re.fullmatch(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_disk(?:\.\w+)?", volume)
+    return found[1] if found else ""
 
 
 def trouble(heard: Heard) -> checks.Trouble | None:

@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib.auth.models import Group, User
 from django.utils import timezone
 
-from hosts.models import Hypervisor, LogicalVolume, Share, VolumeGroup
+from hosts.models import Cloud, Hypervisor, LogicalVolume, Share, VolumeGroup
 from jobs.models import Job
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
@@ -89,17 +89,30 @@ def an_instance(hypervisor: Hypervisor, uuid: str = INSTANCE, **fields: Any) -> 
     return hypervisor.instances.get_or_create(uuid=uuid, defaults=values)[0]
 
 
-def asked() -> dict[str, Any]:
-    """What Job.objects.submit takes for the one migration that the fake site is made for."""
-    source = a_hypervisor("src", "10.77.0.11", "10.20.0.1")
+def in_cloud(fake: Any, *names: str) -> Cloud:
+    """A cloud with Nova, entered with the right credential, to which these hypervisors belong."""
+    auth = {"auth_url": f"{fake.url}/identity/v3", "application_credential_id": "id"}
+    told = {"name": "prod", "control": "openstack", "auth_type": "v3applicationcredential", "auth": auth}
+    cloud = Cloud()
+    members = [a_hypervisor(name).pk for name in names or ("src", "dst")]
+    cloud.reregister(admin(), Hypervisor.objects.filter(pk__in=members), "right", **told)
+    return cloud
+
+
+def asked(uuid: str = INSTANCE, source: str = "") -> dict[str, Any]:
+    """What Job.objects.submit takes for the one migration that the fake site of this instance is made for.
+
+    The volume is named after the instance too, or after the one with the id `source`.
+    """
+    volumes_on = a_hypervisor("src", "10.77.0.11", "10.20.0.1")
     relay = a_hypervisor("jump", "10.77.0.12", "10.20.0.2", "10.30.0.2")
     destination = a_hypervisor("dst", "10.77.0.14", "10.30.0.4")
     a_volume_group(relay)
     mounts(relay)
     mounts(destination)
     return {
-        "source_volume": a_volume(a_volume_group(source)),
-        "destination": an_instance(destination),
+        "source_volume": a_volume(a_volume_group(volumes_on), SOURCE_LV.replace(INSTANCE, source or uuid)),
+        "destination": an_instance(destination, uuid),
         "disk": "disk.local",
         "relay": relay,
         "relay_vg": "vg_nova0",

@@ -15,7 +15,7 @@ INSTANCES = "/var/lib/nova/instances"
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
 LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
 SOURCE_LV = f"{INSTANCE}_disk.local"
-READS = {"hello", "inventory", "status", "source_facts", "relay_facts", "destination_facts"}
+READS = {"hello", "inventory", "status", "source_facts", "relay_facts", "destination_facts", "instance_state"}
 
 
 class Refusal(Exception):  # noqa: N818 - the word that tests read
@@ -67,14 +67,15 @@ class Volume:
 
 
 class Site:
-    """Source, relay and destination, and the files of the share that the last two mount."""
+    """Source, relay and destination, and the files of the share that the last two mount; `live` is the instance's."""
 
-    def __init__(self, size: int = 512 * MIB) -> None:
-        self.size = size
-        self.files = {LIVE: File(4711, "old disk")}
+    def __init__(self, size: int = 512 * MIB, instance: str = INSTANCE, source: str = "") -> None:
+        self.size, self.live = size, LIVE.replace(INSTANCE, instance)
+        self.files = {self.live: File(4711, "old disk")}
         self.inodes = iter(range(4712, 9999))
         self.source, self.relay, self.destination = (FakeHost(self, name) for name in ("src", "jump", "dst"))
-        self.source.volumes[SOURCE_LV] = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
+        volume = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
+        self.source.volumes[SOURCE_LV.replace(INSTANCE, source or instance)] = volume
         self.destination.state = "running"
 
     def connect(self, address: Address) -> "FakeHost":
@@ -121,6 +122,7 @@ class FakeHost:
         self.slow: set[str] = set()
         self.faults: dict[str, Refusal] = {}
         self.facts: dict[str, Any] = {}
+        self.runs: list[dict[str, Any]] = []  # when libvirt started the instance, and how each run ended
         self.requests: list[Request] = []
         self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
@@ -296,9 +298,9 @@ class FakeHost:
         } | self.facts
 
     def destination_facts(self, args: dict[str, Any]) -> dict[str, Any]:
-        live, stage = self.site.files.get(LIVE), self.site.files.get(self.beside(args["job"], "disk.new"))
+        live, stage = self.site.files.get(self.site.live), self.site.files.get(self.beside(args["job"], "disk.new"))
         disk = live and {
-            "path": LIVE,
+            "path": self.site.live,
             "device": 1,
             "format": "qcow2",
             "virtual_size": self.site.size,
@@ -313,14 +315,14 @@ class FakeHost:
             "name": "db7",
             "state": self.state,
             "driver": "qcow2",
-            "source": LIVE,
+            "source": self.site.live,
             "max_bytes": None,
         }
         return {
             "share": self.share(),
             "instances": INSTANCES,
             "disk": disk,
-            "disk_info": {LIVE: "qcow2"},
+            "disk_info": {self.site.live: "qcow2"},
             "domain": domain,
             "contents": None,
             "leftovers": sorted({path.rsplit("/", 1)[0] for path in self.site.files if "/.volmig/" in path}),
@@ -328,6 +330,24 @@ class FakeHost:
             "acdirmax": 0,
             "time": time.time(),
         } | self.facts
+
+    def instance_state(self, args: dict[str, Any]) -> dict[str, Any]:
+        live = self.site.files.get(self.site.live)
+        return {
+            "state": self.state,
+            "disks": [{"target": "vdb", "source": self.site.live, "format": "qcow2"}],
+            "live": live and {**live.identity(), "path": self.site.live},
+            "runs": self.runs,
+            "time": time.time(),
+        }
+
+    def turn(self, on: bool) -> None:
+        """What another one than volmig has libvirt do here, as nova-compute does."""
+        self.state = "running" if on else "shut off"
+        if on:
+            self.runs.append({"at": time.time(), "ended": ""})
+        elif self.runs:
+            self.runs[-1]["ended"] = "shutdown"
 
     # Acts on the relay and the source
 
@@ -456,24 +476,24 @@ class FakeHost:
 
     def instance_stop(self, args, job):
         was, self.state = self.state, "shut off"
-        return {"was": was, "stopped_at": time.time(), "live": self.site.files[LIVE].identity()}
+        return {"was": was, "stopped_at": time.time(), "live": self.site.files[self.site.live].identity()}
 
     def instance_start(self, args, job):
         if args.get("made", {}).get("was") == "shut off":
             return {"state": self.state}
-        live = self.site.files[LIVE]
+        live = self.site.files[self.site.live]
         if args.get("expect_inode", live.inode) != live.inode:
             raise Refusal("unknown-inode", f"inode {live.inode}")
         self.state = "running"
         return {"started_at": time.time(), "state": "running"}
 
     def swap(self, args, job):
-        old, new = self.site.files[LIVE], self.site.files.get(self.beside(job, "disk.new"))
+        old, new = self.site.files[self.site.live], self.site.files.get(self.beside(job, "disk.new"))
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
         if new is None or new.inode != args["stage"]["inode"] or old.inode != args["live"]["inode"]:
             raise Refusal("unknown-file", "not the files that were recorded")
-        self.site.files |= {self.beside(job, "disk.old"): old, LIVE: new}
+        self.site.files |= {self.beside(job, "disk.old"): old, self.site.live: new}
         del self.site.files[self.beside(job, "disk.new")]
         return {
             "live_inode": new.inode,
@@ -485,17 +505,17 @@ class FakeHost:
     def swap_back(self, args, job):
         old = self.site.files.pop(self.beside(job, "disk.old"), None)
         if old is None:
-            return {"live_inode": self.site.files[LIVE].inode, "already": True}
+            return {"live_inode": self.site.files[self.site.live].inode, "already": True}
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
-        new = self.site.files[LIVE]
-        self.site.files |= {self.beside(job, "disk.rejected"): new, LIVE: old}
+        new = self.site.files[self.site.live]
+        self.site.files |= {self.beside(job, "disk.rejected"): new, self.site.live: old}
         return {"live_inode": old.inode, "rejected_inode": new.inode}
 
     def purge(self, args, job):
         kept = [path for path in self.site.files if f"/.volmig/{job}/" in path]
         wrong = [path for path in kept if self.site.files[path].inode != args["backup_inode"]]
-        if wrong or self.site.files[LIVE].inode != args["live_inode"]:
+        if wrong or self.site.files[self.site.live].inode != args["live_inode"]:
             raise Refusal("unknown-files", "not the recorded backup")
         for path in kept:
             del self.site.files[path]

@@ -15,12 +15,25 @@ def directory() -> Path:
     return path
 
 
-def write_once(path: Path, content: bytes) -> bytes:
-    """Writes a 0600 file unless it exists; returns what the file holds, whoever won the race."""
+def provisional_file(path: Path, content: bytes) -> Path:
+    """Writes a 0600 file beside `path`, to be put in its place in one step."""
     provisional = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(provisional, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return provisional
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Puts a new 0600 file in the place of an old one; readers see the old or the new, never a part."""
+    provisional_file(path, content).replace(path)
+
+
+def write_once(path: Path, content: bytes) -> bytes:
+    """Writes a 0600 file unless it exists; returns what the file holds, whoever won the race."""
+    provisional = provisional_file(path, content)
     try:
         os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
     except FileExistsError:

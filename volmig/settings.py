@@ -138,6 +138,7 @@ Q_CLUSTER = {
 }
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
+    "hosts.tasks.refresh_clouds",
     "jobs.watch.sweep",
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
@@ -226,6 +227,8 @@ APPROVERS = max(0, number("APPROVERS", 1))  # 0: a site of one person, and every
 APPROVERS_NEED_TOTP = flag("APPROVERS_NEED_TOTP", False)
 APPROVAL_HOURS = number("APPROVAL_HOURS", 24)
 STOP_DEADLINE = number("STOP_DEADLINE", 180)
+NOTICE_SECONDS = number("NOTICE_SECONDS", 60)  # how often Nova is asked what others did to an instance that waits
+CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")  # empty: the usual places
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
 
 AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to

@@ -2,6 +2,8 @@
 
 from django.urls import include, path
 
+from hosts import views as hosts
+from jobs import views as jobs
 from volmig import teams, views
 
 urlpatterns = [
@@ -26,5 +28,8 @@ urlpatterns = [
     path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("healthz", views.health, name="health"),
     path("hosts/", include("hosts.urls")),
+    path("instances/", hosts.instances, name="instances"),
+    path("instances/<uuid:uuid>/", hosts.instance, name="instance"),
+    path("checks/", jobs.checks, name="checks"),
     path("", include("jobs.urls")),
 ]

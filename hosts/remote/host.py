@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
@@ -70,6 +70,31 @@ class Garbled(HostError):  # noqa: N818
     """The answer is not the JSON document that was expected."""
 
 
+class Denied(HostError):  # noqa: N818
+    """A cloud does not believe the credential, or does not let it do this."""
+
+
+class TooOld(HostError):  # noqa: N818
+    """A cloud's API lacks something that volmig cannot do without."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to enter a cloud: by a name in a clouds.yaml, or by what an administrator entered.
+
+    `auth` are Keystone's values as pairs, the secret among them in the clear; it is never shown by repr().
+    """
+
+    name: str
+    entry: str = ""  # the cloud's name in the clouds.yaml; empty when it was entered
+    file: str = ""  # that clouds.yaml; empty for openstacksdk's own places
+    auth_type: str = ""
+    auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    region: str = ""
+    ca_file: str = ""
+    verify: bool = True
+
+
 @dataclass(frozen=True)
 class Request:
     """One call of a hostctl verb; sizes in `args` are bytes."""
@@ -83,6 +108,12 @@ class Request:
     attempt: int = 1
     fence: int = 0
     stops: str = ""  # a unit of the same job to stop first
+    # What this job has measured so far, for an adapter that remembers nothing itself; hostctl does, and is not told.
+    known: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """What hostctl reads."""
+        return {name: value for name, value in asdict(self).items() if name != "known"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,7 @@ class Answer:
     error: dict[str, Any] | None = None
     unit: str = ""
     boot_id: str = ""
+    again: float = 0  # seconds until running work is to be asked about; 0: somebody follows it
 
 
 class Host(Protocol):

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, NoReturn
 
 import paramiko
@@ -172,7 +171,7 @@ class SSHHost:
         return self.understood(request, output)
 
     def ask(self, request: Request, timeout: float) -> "Output":
-        document = json.dumps(asdict(request) | {"hash": self.hash}).encode()
+        document = json.dumps(request.document() | {"hash": self.hash}).encode()
         return self.run(f"call {request.verb} on {self.address}", self.command(), document, timeout)
 
     def command(self) -> str:
@@ -272,7 +271,7 @@ class SSHHost:
                 channel = self.transport().open_session(timeout=CONNECT_SECONDS)
                 channel.settimeout(SILENCE_SECONDS)
                 channel.exec_command(self.command())
-                channel.sendall(json.dumps(asdict(Request("watch")) | {"hash": self.hash}).encode())
+                channel.sendall(json.dumps(Request("watch").document() | {"hash": self.hash}).encode())
                 channel.shutdown_write()
             with contextlib.closing(channel):
                 for line in lines(channel):

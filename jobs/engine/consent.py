@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.engine.facts import Facts, Source
+from hosts.remote.instances import HARMLESS, told
+from jobs.engine.facts import Facts, Nova, Source
 from jobs.engine.plan import Migration, Plan
 
 MAY_BE = ("running", "shut off")
+NOVA_MAY_BE = ("ACTIVE", "SHUTOFF")
 
 
 def digest(bound: Mapping[str, Any]) -> str:
@@ -124,7 +127,43 @@ def _instance(migration: Migration, facts: Facts) -> dict[str, Any]:
         "host": migration.destination,
         "may be": list(MAY_BE),
         "is": "as allowed" if state in MAY_BE else state,
+        **(in_nova(facts.instance, f"volmig:{migration.job}") if facts.instance else {}),
     }
+
+
+def in_nova(nova: Nova, reason: str) -> dict[str, Any]:
+    """What a consent stands on of what Nova says: where it is, that it rests, and what was last done to it."""
+    server = nova.server
+    if server is None:
+        return {"in Nova": "deleted"}
+    last = next((row for row in nova.actions if row.action not in HARMLESS), None)
+    locked = server.locked and server.locked_reason != reason
+    return {
+        "in Nova": "as allowed" if server.status in NOVA_MAY_BE else server.status,
+        "on": server.host or "no host",
+        "task": server.task_state or "none",
+        "locked by others": (server.locked_reason or "yes") if locked else "no",
+        "flavour": server.flavor,
+        "last action": told(dataclasses.asdict(last)) if last else "none on record",
+        "request": last.request if last else "",
+    }
+
+
+def not_now(facts: Facts) -> tuple[str, bool]:
+    """Why nobody can be asked to consent just now, and whether that passes by itself; an empty sentence: they can."""
+    nova = facts.instance
+    if nova is None:
+        return "", True
+    server = nova.server
+    if server is None:
+        return "Nova does not know the instance any more: it was deleted.", False
+    if server.host not in nova.names and server.hypervisor not in nova.names:
+        where, wanted = server.host or "no host", " or ".join(nova.names)
+        return f"Nova has the instance on {where} now, not on {wanted}: it was moved.", False
+    if server.task_state or server.status not in NOVA_MAY_BE:
+        busy = f" ({server.task_state})" if server.task_state else ""
+        return f"The instance is {server.status}{busy} in Nova; people are asked when it runs or is shut off.", True
+    return "", True
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

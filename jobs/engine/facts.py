@@ -169,12 +169,89 @@ class Destination:
 
 
 @dataclass(frozen=True)
+class Server:
+    """An instance as Nova says it is; sizes in GiB, "" for what is not set."""
+
+    uuid: str
+    name: str = ""
+    host: str = ""
+    hypervisor: str = ""
+    status: str = ""
+    vm_state: str = ""
+    task_state: str = ""
+    locked: bool = False
+    locked_reason: str = ""
+    flavor: str = ""
+    ephemeral_gb: int = 0
+    root_gb: int = 0
+    image: str = ""
+    host_status: str = ""
+    updated: str = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A nova-compute as Nova sees it."""
+
+    host: str
+    state: str = ""
+    status: str = ""
+    forced_down: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A migration or evacuation of an instance between computes."""
+
+    kind: str
+    status: str
+    source: str = ""
+    destination: str = ""
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that somebody asked Nova to do with an instance."""
+
+    action: str
+    at: str = ""
+    request: str = ""
+    user: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Nova:
+    """What Nova says about the instance and around it; `server` is None when it was deleted.
+
+    `names` are what Nova may call the destination, `source_names` the source. `actions` come newest first.
+    `services`, `moves` and all of the source are read for checks only.
+    """
+
+    names: tuple[str, ...] = ()
+    version: str = ""
+    server: Server | None = None
+    properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    actions: tuple[Action, ...] = ()
+    source_names: tuple[str, ...] = ()
+    source_server: Server | None = None
+    services: tuple[Service, ...] = ()
+    moves: tuple[Move, ...] = ()
+    source_moves: tuple[Move, ...] = ()
+    time: float = 0
+
+
+@dataclass(frozen=True)
 class Facts:
-    """All three answers; None stands for a hypervisor that gave none."""
+    """All answers; None stands for a hypervisor that gave none, and where no Nova controls the instance."""
 
     source: Source | None = None
     relay: Relay | None = None
     destination: Destination | None = None
+    instance: Nova | None = None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Facts:

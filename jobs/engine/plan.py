@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from hosts.remote.hostctl import acts
+from hosts.remote import hostctl, instances
+from hosts.remote.hostctl.act import Act
 from jobs.engine.facts import Facts
-from jobs.engine.steps import NAMED, RELAY, SOURCE, TABLE, Made, Step
+from jobs.engine.steps import INSTANCE, NAMED, RELAY, SOURCE, TABLE, Made, Step
 
 MIB: Final = 1 << 20
 CLUSTER: Final = 1 << 16
+AFTER_TIMEOUT: Final = 120  # seconds beyond the image's own shutdown timeout until a stop counts as stuck
 Range = tuple[float, float, float]
 # Bytes per second (slow, usual, fast) of a pass until earlier jobs have shown better; 1 Gbit/s is about 110 MB/s.
 GUESSES: Final[Mapping[str, Range]] = {
@@ -52,6 +54,7 @@ class Migration:
     rate: int = 0
     deadline: int = 180
     margin: int = 30
+    control: str = ""  # how the instance is locked, stopped and started: "openstack", or by its own hypervisor
 
     @property
     def hex(self) -> str:
@@ -89,7 +92,10 @@ class Ref:
 
 @dataclass(frozen=True)
 class Planned:
-    """One step of a plan: its forecast, the seconds after the swap that it waits, the name of what it leaves."""
+    """One step of a plan: its forecast, the seconds after the swap that it waits, the name of what it leaves.
+
+    `control` is "openstack" where Nova is asked to do it.
+    """
 
     step: Step
     hypervisor: str
@@ -98,6 +104,7 @@ class Planned:
     seconds: Range = QUICK
     not_before: int = 0
     leaves: str = ""
+    control: str = ""
 
     def filled(self, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments with every Ref resolved; raise Unready when one cannot be."""
@@ -107,12 +114,19 @@ class Planned:
         return dict(_refs(self.args, Ref.shown))
 
     def commands(self, job: str) -> list[dict[str, str]]:
-        return [{"kind": act.kind, "text": act.text} for act in acts(self.step.verb, self.shown(), job)]
+        return [{"kind": act.kind, "text": act.text} for act in self.acts(self.step.verb, self.shown(), job)]
 
     def undo_commands(self, job: str) -> list[dict[str, str]]:
         if not self.step.undo:
             return []
-        return [{"kind": act.kind, "text": act.text} for act in acts(self.step.undo, self.shown(), job)]
+        return [{"kind": act.kind, "text": act.text} for act in self.acts(self.step.undo, self.shown(), job)]
+
+    def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
+        """What a verb of this step changes, by the builders of whoever carries it out."""
+        builders: Callable[[str, dict[str, Any], str], tuple[Act, ...]] = (
+            instances.acts if self.control == "openstack" else hostctl.acts
+        )
+        return builders(verb, args, job)
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ class Plan:
             "seconds": list(each.seconds),
             "not_before": each.not_before,
             "leaves": each.leaves,
+            "control": each.control,
         }
 
     @classmethod
@@ -213,9 +228,9 @@ def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
                 "disk",
                 "relay_address",
                 "rate",
-                "deadline",
             )
         },
+        "deadline": stop_deadline(migration, facts),
         "relay_size": relay_size(migration.source_size, relay.vg.extent_size),
         "stage_size": qcow2_size(migration.source_size),
         "fs_uuid": migration.job,
@@ -236,6 +251,12 @@ def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
         "holder_unit": f"volmig-{migration.hex}-holder",
         "settle": settle,
     }
+
+
+def stop_deadline(migration: Migration, facts: Facts) -> int:
+    """Seconds that the instance gets to shut down; Nova cuts its power off after what the image says."""
+    said = facts.instance.properties.get("os_shutdown_timeout", "") if facts.instance else ""
+    return max(migration.deadline, int(said) + AFTER_TIMEOUT) if said.isdecimal() else migration.deadline
 
 
 def at_rate(plan: Plan, rate: int) -> Plan:
@@ -264,7 +285,8 @@ def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], spee
     seconds = _forecast(size, speeds[step.work], limit) if step.work else SECONDS.get(step.name, QUICK)
     args = _given(step.args, values)
     settle, name = values["settle"] if step.settles else 0, values[step.named] if step.named else ""
-    return Planned(step, migration.host(step.on), args, size, seconds, settle, name)
+    control = migration.control if step.on == INSTANCE else ""
+    return Planned(step, migration.host(step.on), args, size, seconds, settle, name, control)
 
 
 def _forecast(size: int, speed: Range, limit: int) -> Range:
@@ -311,4 +333,5 @@ def _planned(row: Mapping[str, Any]) -> Planned:
         (low, middle, high),
         row["not_before"],
         row["leaves"],
+        row.get("control", ""),
     )

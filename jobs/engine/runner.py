@@ -91,6 +91,7 @@ class Wait:
 
     sentence: str
     until: datetime
+    silent_since: datetime | None = None  # since when somebody who is needed has not answered, once that is long
 
 
 @dataclass(frozen=True)
@@ -243,13 +244,13 @@ class _Work:
             return Halt(planned.step.name, str(error), {"code": type(error).__name__, "hypervisor": planned.hypervisor})
         self.journal.record(run, answer)
         if answer.state == "running":
-            return self._running(planned, request.direction, run, known)
+            return self._running(planned, request.direction, run, known, answer.again)
         if answer.state == "busy":
             sentence = f"{planned.hypervisor} is still busy with another step of this job."
             return Wait(sentence, self.clock() + timedelta(seconds=2))
         return None
 
-    def _running(self, planned: Planned, direction: str, run: Run, known: bool) -> Outcome | None:
+    def _running(self, planned: Planned, direction: str, run: Run, known: bool, again: float) -> Outcome | None:
         """Work that has been running for a while may hang on another hypervisor that is away or has rebooted."""
         silent = self._greet(planned, run) if known and direction == "do" else []
         if silent:
@@ -259,7 +260,7 @@ class _Work:
             return None
         undoing = "Undo: " if direction == "undo" else ""
         sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}."
-        return Wait(sentence, self.clock() + LOOK_AGAIN)
+        return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else LOOK_AGAIN))
 
     # Judging
 
@@ -389,7 +390,8 @@ def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datet
     pause = min(max(silence, timedelta(seconds=2)), timedelta(seconds=60))
     since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
     said = " ".join(str(error) for error in errors)
-    return Wait(f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}", now + pause)
+    sentence = f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}"
+    return Wait(sentence, now + pause, run.silent_since if silence > FLAGGED_AFTER else None)
 
 
 def _still_there(errors: Iterable[Failed]) -> Halt:

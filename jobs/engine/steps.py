@@ -303,7 +303,7 @@ TABLE: Final[tuple[Step, ...]] = (
         INSTANCE,
         "instance_start",
         "Start the instance on the new disk",
-        {**_LIVE, "expect_inode": Made("swap", "live_inode", "inode of the new disk")},
+        {**_LIVE, "expect_inode": Made("swap", "live_inode", "inode of the new disk"), "deadline": "deadline"},
         undo="instance_stop",
         repeatable=False,
     ),

@@ -12,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from hosts.models import DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
+from hosts.models import Compute, DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
 from hosts.remote.hostctl import source_hash
 from jobs.engine import consent, states, windows
 from jobs.engine import plan as planning
@@ -84,7 +84,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             **mine, taken_over=True
         ):
             return None
-        return self.select_related("source", "relay", "destination").get(pk=job_id)
+        return self.select_related("source__cloud", "relay", "destination__cloud").get(pk=job_id)
 
     def submit(
         self,
@@ -266,6 +266,57 @@ class Job(models.Model):
         hypervisors = [self.source_id, self.relay_id, self.destination_id]
         return list(Team.objects.filter(hypervisors__in=hypervisors).distinct())
 
+    # What Nova is asked about it
+
+    @property
+    def through_nova(self) -> bool:
+        """Whether the instance is locked, stopped and started through Nova.
+
+        Once there is a plan, as it was planned: another control of the cloud counts for migrations yet to come.
+        """
+        steps = (self.plan or {}).get("steps") or ()
+        planned = {step.get("control", "") for step in steps if step["on"] == "instance"}
+        cloud = self.destination.cloud
+        return "openstack" in planned if planned else cloud is not None and cloud.through_nova
+
+    def names_in_nova(self, role: str = "destination") -> set[str]:
+        """What Nova may call the hypervisor in this role."""
+        hypervisor: Hypervisor = getattr(self, role)
+        names = hypervisor.names_in_nova()
+        rows = Compute.objects.filter(cloud=hypervisor.cloud).filter(Q(name__in=names) | Q(host__in=names))
+        return names.union(*rows.values_list("name", "host"))
+
+    def known(self, measured: dict[str, Any], pk: int) -> dict[str, Any]:
+        """What an adapter has to know that remembers nothing itself: what was measured and asked for so far.
+
+        `measured` is what the attempt in hand has measured, `pk` the key of its row.
+        """
+        rows = list(self.runs.filter(lap=self.lap).only("step", "direction", "evidence", "started_at"))
+        steps: dict[str, dict[str, Any]] = {}
+        for each in rows:
+            if each.direction == "do":
+                steps[each.step] = {**steps.get(each.step, {}), **each.evidence}
+        return {
+            **{name: steps.get(name, {}) for name in ("stop", "swap", "stage_verify")},
+            **self.acted(rows),
+            "this": measured,
+            "began": next(each.started_at.timestamp() for each in rows if each.pk == pk),
+        }
+
+    def acted(self, rows: list[StepRun] | None = None) -> dict[str, Any]:
+        """Which actions Nova may know of: approved is the last one that was consented to, ours are volmig's own.
+
+        What was done until a person said to go on has been seen: accepted is that moment.
+        """
+        used = self.approvals.filter(kind="swap", consumed_at__isnull=False).first()
+        runs = rows if rows is not None else list(self.runs.filter(lap=self.lap).only("evidence"))
+        at = self.resumed_at.astimezone(dt.UTC) if self.resumed_at else None
+        return {
+            "approved": used.bound["instance"].get("request", "") if used else "",
+            "ours": [each.evidence["request"] for each in runs if each.evidence.get("request")],
+            "accepted": at.replace(tzinfo=None).isoformat() if at else "",
+        }
+
     # The engine's view of this row
 
     def migration(self) -> planning.Migration:
@@ -290,6 +341,7 @@ class Job(models.Model):
             rate=self.rate_allowed(),
             deadline=settings.STOP_DEADLINE,
             margin=settings.LOCK_MARGIN,
+            control="openstack" if self.through_nova else "",
             **{name: getattr(self, name) for name in names},
         )
 

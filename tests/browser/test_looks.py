@@ -5,7 +5,6 @@ from django.contrib.auth.models import User
 from django.urls import resolve
 from django.utils import timezone
 
-from hosts.models import Cloud
 from jobs.models import Policy
 from jobs.views import TABS
 from tests.browser.test_two_people import KEPT, PASSWORD
@@ -38,8 +37,10 @@ def pages(hosts, person):
     accounts += [f"/approvals/{void.pk}/", f"/approvals/{used.pk}/"]
     tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in (*TABS, "log&questions=1")]
     ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), scenes.job(dana, "done"))]
-    host, cloud = hosts["jump-02"].pk, Cloud.objects.create(name="eu-1").pk
+    host, cloud = hosts["jump-02"].pk, scenes.nova(hosts).pk
     under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
+    under = (*under, f"clouds/{cloud}/nova/")
+    plain += ["/instances/", f"/instances/{scenes.OLD}/", "/checks/", "/migrations/new?find_from=orders&find_to=orders"]
     machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
     return [*plain, *accounts, *tabs, *ends, *machines, LOGIN]
 

@@ -1,10 +1,15 @@
 """Jobs on the fake site: every tick goes to its hypervisors instead of over SSH."""
 
-import pytest
+import datetime as dt
 
+import pytest
+from django.utils import timezone
+
+from hosts.remote import nova
 from jobs import tick
 from jobs.models import Job
-from tests.factories import approver, asked, operator
+from tests.factories import approver, asked, in_cloud, operator
+from tests.fakenova import Cloud
 from tests.fakes import Site
 
 
@@ -29,13 +34,25 @@ class Drive:
     def go(self, job):
         """Tick until a tick changes nothing any more."""
         for _ in range(50):
-            job.refresh_from_db()
-            before = (job.status, job.halt_reason, job.runs.count(), job.runs.filter(ended_at=None).count())
+            before = self.where(job)
             tick.run(job.pk)
-            job.refresh_from_db()
-            if before == (job.status, job.halt_reason, job.runs.count(), job.runs.filter(ended_at=None).count()):
+            if before == self.where(job):
                 return job
         raise AssertionError(f"{job} never rests: {job.status} {job.waiting_for}")
+
+    def where(self, job):
+        """How far a job has come, and what its work under way has measured."""
+        job.refresh_from_db()
+        under_way = list(job.runs.filter(ended_at=None).values_list("pk", "evidence"))
+        return job.status, job.halt_reason, job.runs.count(), under_way
+
+    def due(self, job):
+        """Tick as often as the job's alarm goes off within the next seconds, as the watcher would."""
+        job.refresh_from_db()
+        while job.wake_at and job.wake_at < timezone.now() + dt.timedelta(seconds=5):
+            tick.run(job.pk)
+            job.refresh_from_db()
+        return job
 
     def approve(self, job, kind="swap"):
         approval = job.approvals.open().get(kind=kind)
@@ -54,3 +71,22 @@ class Drive:
 @pytest.fixture
 def drive(site):
     return Drive(site)
+
+
+@pytest.fixture
+def cloud(site):
+    """A cloud whose Nova controls the instance of the fake site; registered, with both hypervisors in it."""
+    fake = Cloud(site)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def nova_drive(site, cloud, settings, monkeypatch):
+    """The same as `drive`, with the instance in a cloud that is entered through Nova."""
+    settings.NOTICE_SECONDS = 0
+    monkeypatch.setattr("hosts.remote.nova.PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.01)
+    in_cloud(cloud)
+    yield Drive(site)
+    nova.forget()

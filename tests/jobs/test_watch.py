@@ -1,10 +1,11 @@
 """The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
 
 import pytest
+from django.utils import timezone
 from django_q.models import OrmQ
 
 from hosts.remote.host import HostKeyChanged, Unreachable
-from jobs.models import Lease, StepRun
+from jobs.models import Job, Lease, StepRun
 from jobs.watch import Follower, Speed, Watcher
 
 
@@ -124,6 +125,17 @@ def test_a_second_watcher_stands_by(running, site):
     second.due.clear()
     second.turn()
     assert second.mine
+
+
+def test_an_alarm_between_two_sweeps_is_rung_once(running, site):
+    watcher = Watcher(site.connect)
+    Job.objects.filter(pk=running.pk).update(wake_at=timezone.now())
+    for _ in range(3):
+        watcher.ring()
+    assert OrmQ.objects.count() == 1
+    Job.objects.filter(pk=running.pk).update(wake_at=timezone.now())
+    watcher.ring()
+    assert OrmQ.objects.count() == 2
 
 
 def test_the_rate_is_of_the_last_half_minute():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from django.utils import timezone
 
-from hosts.models import Hypervisor, Share
+from hosts.models import Cloud, Hypervisor, Share
 from jobs.engine import consent
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
@@ -379,3 +379,26 @@ def reservation(made):
     Footprint.objects.create(
         job=made, kind="space", share=Share.objects.get(source=SHARE), name="stage", bytes=600 * GIB, state="reserved"
     )
+
+
+def nova(hosts: dict[str, Hypervisor]) -> Cloud:
+    """A cloud whose Nova was read: an instance found again, one elsewhere, and a compute that nobody registered."""
+    calls = [
+        {"call": "log in", "may": "yes", "sentence": "As volmig in project service, with admin."},
+        {"call": "list projects by name", "may": "no", "sentence": "403 You are not authorized."},
+        {"call": "stop", "may": "likely", "sentence": "By Nova's default policy for the role admin."},
+        {"call": "see the hypervisor of an instance", "may": "unknown", "sentence": "There is no instance."},
+    ]
+    now = timezone.now()
+    auth = {"auth_url": "https://keystone.example.org/v3", "application_credential_id": "5f0c" * 8}
+    kept = {"auth_type": "v3applicationcredential", "auth": auth, "secret": "sealed", "seen_at": now, "tried_at": now}
+    cloud = Cloud.objects.create(name="eu-1", control="openstack", calls=calls, checked_at=now, version="2.96", **kept)
+    Hypervisor.objects.filter(name__in=["cmp-lvm-07", "cmp-nfs-03", "jump-02"]).update(cloud=cloud)
+    for name, status in (("cmp-lvm-07", "enabled"), ("cmp-nfs-03", "disabled"), ("cmp-nfs-99.example.org", "enabled")):
+        cloud.computes.create(name=name, host=name, kind="QEMU", state="up", status=status, seen_at=now)
+    for key, name, host in ((OLD, "orders-db", "cmp-lvm-07"), (str(uuid.uuid4()), "web-" * 20, "cmp-nfs-99")):
+        told = {"status": "SHUTOFF", "vm_state": "stopped", "flavor": "m1.data", "ephemeral_gb": 512, "host": host}
+        shown = {"project_name": "shop", "addresses": ["10.9.0.7", "2001:db8::7"], "words": f"{name} {key}"}
+        locked = {"locked": True, "locked_reason": "maintenance", "updated_at": now, "seen_at": now}
+        cloud.servers.create(uuid=key, name=name, **told, **shown, **locked)
+    return cloud

@@ -1,8 +1,9 @@
 """A new migration and the verbs of a job: what is offered, what is refused and why, and that nothing typed is lost."""
 
 import pytest
+from django.utils import timezone
 
-from hosts.models import Instance, LogicalVolume, VolumeGroup
+from hosts.models import Cloud, Instance, LogicalVolume, Server, VolumeGroup
 from jobs.models import Job
 from tests.pages import scenes
 
@@ -221,3 +222,49 @@ def test_verbs_refuse_without_the_token_of_the_form(dana, hosts):
     assert browser.post(f"/migrations/{job.pk}/start").status_code == 403
     job.refresh_from_db()
     assert job.start_requested_at is None
+
+
+# By instance instead of by hypervisor
+
+
+@pytest.fixture
+def in_nova(hosts):
+    """Both instances as Nova tells of them: the one that the volume was of is called otherwise there."""
+    cloud = Cloud.objects.create(name="eu-1", control="openstack")
+    for uuid, name in ((scenes.OLD, "orders-db"), (Instance.objects.get(name="db-new").uuid, "orders-db-2")):
+        words = f"{name} {uuid} shop 10.9.0.7"
+        Server.objects.create(cloud=cloud, uuid=uuid, name=name, words=words, seen_at=timezone.now())
+
+
+def test_the_disks_of_two_instances_are_found_by_their_names_without_a_path(in_nova, picked, dana, browser_of):
+    page = text(browser_of(dana).get("/migrations/new", {"find_from": "orders", "find_to": "10.9.0.7"}))
+    assert "orders-db disk.local" in page
+    assert "orders-db-2 disk.local" in page
+    del picked["source"], picked["destination"]
+    browser_of(dana).post("/migrations/new", {**picked, "find_from": "orders", "find_to": "orders"})
+    job = Job.objects.get()
+    assert (job.source.name, job.destination.name) == ("cmp-lvm-07", "cmp-nfs-03")
+
+
+def test_what_was_looked_for_stays_when_the_form_is_sent_back(in_nova, picked, dana, browser_of):
+    response = browser_of(dana).post("/migrations/new", {**picked, "find_from": "orders", "volume": ""})
+    assert response.status_code == 422
+    assert 'value="orders"' in text(response)
+    assert "orders-db disk.local" in text(response)
+
+
+def test_the_first_button_of_the_form_looks_and_starts_nothing(dana, browser_of, hosts):
+    page = text(browser_of(dana).get("/migrations/new"))
+    form = page[page.index('id="migration"') :]
+    assert form.index('formmethod="get"') < form.index('name="start"')
+
+
+def test_an_instance_that_nobody_knows_is_said(dana, browser_of, hosts):
+    page = text(browser_of(dana).get("/migrations/new", {"find_from": "nope", "find_to": "nope"}))
+    assert "No volume of such an instance was seen" in page
+    assert "No such instance with a disk on a share was seen" in page
+
+
+def test_every_check_leads_to_its_explanation(dana, browser_of, hosts):
+    page = text(browser_of(dana).get("/checks/"))
+    assert 'id="no-evacuation-threatens-the-source"' in page

@@ -1,6 +1,7 @@
 """Every address and live connection, for every role, method and team: nothing is allowed that is not listed here."""
 
 import asyncio
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from django.utils import timezone
 from hosts.models import Cloud
 from jobs import live
 from jobs.models import Policy
+from tests.factories import an_instance
 from tests.pages import scenes
 from volmig.accounts.models import Login, Team
 from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
@@ -51,6 +53,12 @@ MATRIX = {
     "hosts:clouds": {"GET": "administer"},
     "hosts:add_cloud": {"GET": "administer", "POST": "administer"},
     "hosts:cloud": {"GET": "administer", "POST": "administer"},
+    "hosts:nova": {"GET": "administer"},
+    "hosts:check_cloud": {"POST": "administer"},
+    "hosts:refresh_cloud": {"POST": "administer"},
+    "instances": {"GET": "view"},
+    "instance": {"GET": "view"},
+    "checks": {"GET": "view"},
     "hosts:hypervisor": {"GET": "view"},
     "hosts:edit": {"GET": "administer", "POST": "administer"},
     "hosts:pin": {"GET": "administer", "POST": "administer"},
@@ -69,7 +77,7 @@ MATRIX = {
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
-    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval",
+    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval", "instance",
 }  # fmt: skip
 CONSUMERS = {
     "live/migrations/": False,
@@ -125,7 +133,8 @@ def things(people, person):
         job = scenes.job(by, "checking", source=source, relay=relay, destination=destination)
         scenes.plan_for(job)
         job.put(status="awaiting_approval")
-        made[name] = {"hosts": source.pk, "job": job.pk, "approval": scenes.approval(job).pk}
+        instance = an_instance(destination, str(uuid.uuid4())).uuid
+        made[name] = {"hosts": source.pk, "job": job.pk, "approval": scenes.approval(job).pk, "instance": instance}
     return made
 
 
@@ -137,14 +146,20 @@ def somebodys_session():
     return Login.objects.create(session_key="theirs", person=somebody, since=now, seen_at=now).pk
 
 
+def with_nova():
+    return Cloud.objects.get_or_create(name="eu-2", control="openstack")[0]
+
+
 def arguments(name, thing):
     """What goes into an address: the object of a team where it names one."""
     if name in OF_TEAMS:
-        kind = "hosts" if name.startswith("hosts") else "approval" if name == "jobs:approval" else "job"
+        own = {"jobs:approval": "approval", "instance": "instance"}
+        kind = "hosts" if name.startswith("hosts") else own.get(name, "job")
         return [thing[kind], *(["cancel"] if name == "jobs:verb" else [])]
     somebody, blue = User.objects.get(username="somebody").pk, Team.objects.get(name="blue").pk
     makers = {
         "hosts:cloud": lambda: [Cloud.objects.get_or_create(name="eu-1")[0].pk],
+        **dict.fromkeys(("hosts:nova", "hosts:check_cloud", "hosts:refresh_cloud"), lambda: [with_nova().pk]),
         "team": lambda: [blue],
         "remove_team": lambda: [blue],
         "add_policy": lambda: [blue],

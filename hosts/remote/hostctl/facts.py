@@ -486,6 +486,22 @@ def staged(args: Args, job: str) -> Optional[Dict[str, Any]]:
 
 
 def instance_state(work: Work) -> Dict[str, Any]:
-    """State and disks of one instance."""
-    found = virsh.state(work, work.args["instance"])
-    return {"state": found or "unknown", "disks": virsh.disks(work, work.args["instance"]) if found else []}
+    """State and disks of one instance; with `instances` and `disk` also that file, and when libvirt last started it."""
+    args = work.args
+    found = virsh.state(work, args["instance"])
+    seen: Dict[str, Any] = virsh.domain(work, args["instance"]) if found else {"name": "", "disks": []}
+    path = "%(instances)s/%(instance)s/%(disk)s" % args if "disk" in args and "instances" in args else ""
+    return {
+        "state": found or "unknown",
+        "disks": seen["disks"],
+        "live": _live(args["instances"], path) if path else None,
+        "runs": virsh.runs(seen["name"]),
+        "time": time.time(),
+    }
+
+
+def _live(instances: str, path: str) -> Optional[Dict[str, Any]]:
+    try:
+        return dict(virsh.live(instances, path), path=path)
+    except OSError:
+        return None

@@ -1,9 +1,11 @@
 """libvirt through virsh: state, lock mark, stop and start of one domain; never destroy."""
 
+import calendar
 import os
+import re
 import stat
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -13,6 +15,11 @@ from .tools import Output, Work, find
 
 URI = "qemu:///system"
 MARK = "https://volmig.invalid/lock"
+LOG = "/var/log/libvirt/qemu/%s.log"
+LOG_TAIL = 1 << 16
+LIFE = re.compile(
+    r"^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d+\+0000: (starting up\b|shutting down, reason=\w+)", re.MULTILINE
+)
 
 
 def _virsh(*words: object) -> Act:
@@ -119,6 +126,32 @@ def domains(work: Work) -> List[Dict[str, Any]]:
 def domain(work: Work, uuid: str) -> Dict[str, Any]:
     tree = _tree(work, uuid)
     return {"uuid": uuid, "name": tree.findtext("name") or "", "state": state(work, uuid), "disks": _disks(tree)}
+
+
+def runs(name: str, log: str = LOG) -> Optional[List[Dict[str, Any]]]:
+    """When libvirt started a guest and how each run ended: [{at, ended}]; None where its log cannot be read.
+
+    `ended` is libvirt's reason (shutdown, destroyed, crashed, failed: it never ran, …), "" while nothing is said.
+    """
+    if not name or "/" in name:
+        return None
+    try:
+        with open(log % name, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL))
+            text = file.read(LOG_TAIL).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return None
+    found: List[Dict[str, Any]] = []
+    for day, clock, said in LIFE.findall(text):
+        if said.startswith("starting"):
+            found.append({"at": _epoch(day, clock), "ended": ""})
+        elif found:
+            found[-1]["ended"] = said.split("=")[-1]
+    return found[-20:]
+
+
+def _epoch(day: str, clock: str) -> float:
+    return calendar.timegm(time.strptime("%s %s" % (day, clock), "%Y-%m-%d %H:%M:%S"))
 
 
 # Doing

@@ -1,0 +1,31 @@
+"""rotate_secrets: seals every kept secret with a new key; the file of keys lies in the data directory."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from hosts.models import Cloud
+from volmig import sealed
+
+
+class Command(BaseCommand):
+    help = "Seals the secrets of clouds with a new key. The key before stays for backups; older ones are removed."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            seal_anew()  # by the newest key: no secret needs an older one then, also after a run that was cut off
+        except sealed.Unopened as error:
+            raise CommandError(f"{error}. No key was changed.") from error
+        sealed.new_key()
+        count = seal_anew()
+        self.stdout.write(f"{count} secret{'' if count == 1 else 's'} sealed with a new key in {sealed.KEYS}.")
+
+
+@transaction.atomic
+def seal_anew() -> int:
+    """Seals every secret with the newest key; how many there are. Raises Unopened, with nothing changed."""
+    rows = list(Cloud.objects.exclude(secret="").select_for_update())
+    for cloud in rows:
+        cloud.put(secret=sealed.seal_anew(cloud.secret))
+    return len(rows)
