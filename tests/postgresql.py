@@ -10,7 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "listen_addresses=", "max_wal_size=4GB")
+FAST = (
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "listen_addresses=",
+    "max_wal_size=4GB",
+    "max_connections=200",
+)
 
 
 def programs() -> Path | None:

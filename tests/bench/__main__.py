@@ -1,4 +1,4 @@
-"""`make bench`: pages of a long history, the manual procedure against volmig, downtime by size, and how late progress is."""
+"""`make bench`: pages of a long history, the manual procedure against volmig, downtime by size, progress latency."""
 
 import json
 import os

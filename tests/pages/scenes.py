@@ -133,7 +133,7 @@ def job(by, status="planned", **changed):
         "destination": hosts["cmp-nfs-03"],
         "source_vg": "vg_nova0",
         "source_lv": f"{OLD}_disk.local",
-        "lv_uuid": f"lv-{uuid.uuid4()}",
+        "lv_uuid": f"lv-{uuid.uuid4()}"[:38],
         "source_size": SIZE,
         "relay_vg": "vg_nova0",
         "share_source": SHARE,
