@@ -330,7 +330,12 @@ def approval(made, kind="swap", **changed):
         "job": str(made.uuid),
         "commands": commands,
         "hostctl": "abcdef0123456789",
-        "instance": {"id": made.instance_id, "host": made.destination.name},
+        "instance": {
+            "id": made.instance_id,
+            "host": made.destination.name,
+            "may be": ["running", "shut off"],
+            "is": "as allowed",
+        },
         "live": {key: disk[key] for key in ("path", "inode", "format", "virtual_size", "backing")},
         "stage": {key: EVIDENCE["stage_verify"][key] for key in ("sha256", "inode", "file_size")},
     }
