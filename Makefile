@@ -30,7 +30,7 @@ check: .venv/ready ## the quick ones: linters, types, import arrows, templates, 
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-bench: .venv/ready ## the manual procedure against volmig, on the lab with links at 100 Mbit/s
+bench: .venv/ready ## pages of a long history, then the manual procedure against volmig on the lab with links at 100 Mbit/s
 	@$(BIN)/python -m tests.bench
 
 packages:

@@ -45,7 +45,7 @@ class SearchForm(forms.Form):
         label="Instance, volume, ticket or number",
         required=False,
         max_length=200,
-        help_text="Any of their words, from its beginning.",
+        widget=forms.TextInput(attrs={"placeholder": "a word from its beginning"}),
     )
     host = forms.ModelChoiceField(
         Hypervisor.objects.order_by("name"), label="Hypervisor", required=False, empty_label="any"

@@ -5,11 +5,19 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "listen_addresses=", "max_wal_size=4GB")
+FAST = (
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "listen_addresses=",
+    "max_wal_size=4GB",
+    "max_connections=200",
+)
 
 
 def programs() -> Path | None:
@@ -42,3 +50,14 @@ def cluster(*more: str) -> Iterator[str]:
     finally:
         run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> int:
+    """`python -m tests.postgresql tests/jobs …`: these tests on PostgreSQL in place of SQLite."""
+    with cluster() as address:
+        environment = {**os.environ, "VOLMIG_DB": address}
+        return subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

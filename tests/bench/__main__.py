@@ -1,4 +1,4 @@
-"""`make bench`: the manual procedure against volmig on links of 100 Mbit/s, downtime by size, and progress latency."""
+"""`make bench`: pages of a long history, the manual procedure against volmig, downtime by size, progress latency."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.bench import latency, manual
+from tests.bench import history, latency, manual
 from tests.lab.image import say
 from tests.lab.lab import Instance, Lab
 from tests.site import Site
@@ -20,6 +20,7 @@ MBIT = 100
 
 
 def main() -> None:
+    quick = history.main()
     lab = Lab()
     site = Site(lab, DATA, PORT)
     os.environ.update(site.environment)
@@ -29,6 +30,8 @@ def main() -> None:
         finally:
             site.stop()
             lab.down()
+    if not quick:
+        sys.exit("Pages of the history or of the record take too long.")
 
 
 def _bench(lab: Lab, site: Site) -> None:

@@ -38,7 +38,7 @@ def site(tmp_path_factory, django_db_setup, django_db_blocker):
     data, ours = tmp_path_factory.mktemp("site"), Path(settings.DATA)
     with django_db_blocker.unblock():
         (data / "db.sqlite3").symlink_to(Path(connection.settings_dict["NAME"]).absolute())
-    for name in ("secret_key", "audit_key"):
+    for name in ("secret_key", "audit_key", "factor_key"):
         (data / name).symlink_to(ours / name)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "volmig.asgi:application", "--port", str(port), "--lifespan", "off"]

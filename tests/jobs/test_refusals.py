@@ -279,7 +279,7 @@ def test_of_a_hundred_uses_at_once_exactly_one_is_made(transactional_db):
     job = Job.objects.submit(operator(), **asked())
     approval = job.make_approval("swap", {"job": str(job.uuid)}, operator())
     approval.approve(approver(), approval.digest, "as agreed")
-    ready, used = threading.Barrier(100), []
+    ready, used = threading.Barrier(100, timeout=60), []
 
     def use():
         mine = Approval.objects.get(pk=approval.pk)

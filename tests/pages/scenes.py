@@ -133,7 +133,7 @@ def job(by, status="planned", **changed):
         "destination": hosts["cmp-nfs-03"],
         "source_vg": "vg_nova0",
         "source_lv": f"{OLD}_disk.local",
-        "lv_uuid": f"lv-{uuid.uuid4()}",
+        "lv_uuid": f"lv-{uuid.uuid4()}"[:38],
         "source_size": SIZE,
         "relay_vg": "vg_nova0",
         "share_source": SHARE,
@@ -330,7 +330,12 @@ def approval(made, kind="swap", **changed):
         "job": str(made.uuid),
         "commands": commands,
         "hostctl": "abcdef0123456789",
-        "instance": {"id": made.instance_id, "host": made.destination.name},
+        "instance": {
+            "id": made.instance_id,
+            "host": made.destination.name,
+            "may be": ["running", "shut off"],
+            "is": "as allowed",
+        },
         "live": {key: disk[key] for key in ("path", "inode", "format", "virtual_size", "backing")},
         "stage": {key: EVIDENCE["stage_verify"][key] for key in ("sha256", "inode", "file_size")},
     }
