@@ -302,7 +302,8 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
 @needs("view")
 def approvals(request: HttpRequest) -> HttpResponse:
     """What waits for this person, what waits for others, and what was decided lately."""
-    rows = Approval.objects.visible_to(request.user).select_related("job", "requester")
+    bulky = ("bound", *(f"job__{name}" for name in BULKY))
+    rows = Approval.objects.visible_to(request.user).select_related("job", "requester").defer(*bulky)
     waiting = inbox(request.user)
     mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
     others = rows.filter(pk__in=undecided().values("pk")).exclude(pk__in=waiting.values("pk")).order_by("created_at")

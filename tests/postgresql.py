@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def cluster(*more: str) -> Iterator[str]:
 
 def main() -> int:
     """`python -m tests.postgresql tests/jobs …`: these tests on PostgreSQL in place of SQLite."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no PostgreSQL is left running
     with cluster() as address:
         environment = {**os.environ, "VOLMIG_DB": address}
         return subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], env=environment).returncode

@@ -199,3 +199,13 @@ def test_events_are_found_by_how_what_they_are_on_begins(dana, person, browser_o
     for wanted, found in {"cmp-1": ["cmp-1"], "cmp": ["cmp-2", "cmp-10", "cmp-1"], "mp": []}.items():
         page = browser.get("/audit/", {"on": wanted}).context["page"]
         assert [event.object for event in page] == found
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_words_that_many_have_and_words_that_few_have_are_found_alike(many, dana, browser_of, monkeypatch, few):
+    monkeypatch.setattr("jobs.history.MANY", few)
+    monkeypatch.setattr("jobs.views.PAGE", 50)
+    browser = browser_of(dana)
+    assert numbers(text(browser.get("/migrations/?q=vg_nova0"))) == sorted(many, reverse=True)
+    assert len(numbers(text(browser.get("/migrations/?q=alpha")))) == 4
+    assert numbers(text(browser.get(f"/migrations/?q={many[0]}&status=undone")))[-1] == many[0]

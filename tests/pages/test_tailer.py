@@ -67,7 +67,7 @@ class Socket:
         self.code = code
 
 
-def test_a_browser_that_left_does_not_keep_others_open_whose_session_ended(monkeypatch):
+def test_a_browser_that_left_does_not_keep_others_open_whose_session_ended(db, monkeypatch):
     monkeypatch.setattr(live, "still_allowed", lambda marked: set())
     open_ones, tailer = [Socket(), Socket()], live.Tailer()
     tailer.sockets = {Socket(left=True), Socket(left=True), *open_ones}
@@ -75,7 +75,7 @@ def test_a_browser_that_left_does_not_keep_others_open_whose_session_ended(monke
     assert [socket.code for socket in open_ones] == [live.ENDED, live.ENDED]
 
 
-def test_a_browser_that_left_while_it_was_told_something_is_forgotten(monkeypatch):
+def test_a_browser_that_left_while_it_was_told_something_is_forgotten(db, monkeypatch):
     async def nothing(self):
         pass
 
