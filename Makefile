@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEBIAN := chromium fonts-dejavu-core openssh-server
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture run check bench packages
+.PHONY: help demo test cloud torture run check bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,8 +15,11 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	$(BIN)/pytest -m "not lab and not browser and not cloud"
+	$(BIN)/pytest -m "not lab and not browser and not cloud and not real"
 	$(BIN)/pytest -m "(lab or browser or cloud) and not torture" --durations=15
+
+cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
+	$(BIN)/pytest -m real
 
 torture: .venv/ready ## hosts that lose their power amid a migration, on the lab
 	$(BIN)/pytest -m torture

@@ -1,10 +1,14 @@
-"""The control plane by hand: python -m tests.cloud up | down | status | reset | openstack [ARGUMENT…]"""
+"""The control plane by hand: python -m tests.cloud [real] up | down | status | reset | openstack [ARGUMENT…]
+
+With `real` it is the one whose nova-computes drive libvirt on the storage lab.
+"""
 
 import os
 import sys
 
 from tests.cloud import processes
 from tests.cloud.plane import ControlPlane
+from tests.cloud.real import RealPlane
 
 
 def status(plane: ControlPlane) -> int:
@@ -25,14 +29,15 @@ def command_line(plane: ControlPlane, words: list[str]) -> int:
 
 def main(words: list[str]) -> int:
     """Run one command; returns its exit status."""
+    kind, words = (RealPlane, words[1:]) if words[:1] == ["real"] else (ControlPlane, words)
     match words:
         case ["up" | "down" | "reset" as verb]:
-            getattr(ControlPlane(), verb)()
+            getattr(kind(), verb)()
             return 0
         case ["status"]:
-            return status(ControlPlane())
+            return status(kind())
         case ["openstack", *rest]:
-            return command_line(ControlPlane(), rest)
+            return command_line(kind(), rest)
     print(__doc__, file=sys.stderr)
     return 2
 

@@ -10,6 +10,7 @@ from string import Template
 from tests.cloud.install import Installation
 
 ETC = Path(__file__).parent / "etc"
+LOOPBACK = "127.0.0.1"
 PASSWORD = "volmig"
 REGION = "RegionOne"
 # What clients reach through the proxy (public) and services directly (internal), in the order of their ports.
@@ -21,14 +22,18 @@ PORTS = 20  # a plane's block
 
 @dataclass(frozen=True)
 class Place:
-    """One plane's folder and ports. `name` is short: it is part of sockets' paths, whose length is limited."""
+    """One plane's folder and ports. `name` is short: it is part of sockets' paths, whose length is limited.
+
+    Clients reach the proxy on loopback. The services themselves are at `address`, which may lie in a network namespace.
+    """
 
     name: str
     folder: Path
     base: int
     installation: Installation
     hosts: tuple[str, ...]
-    address: str = "127.0.0.1"
+    address: str = LOOPBACK
+    namespace: str = ""
 
     @property
     def run(self) -> Path:
@@ -66,7 +71,8 @@ class Place:
 
     def url(self, api: str, public: bool = True) -> str:
         """The endpoint as the catalogue has it."""
-        return f"http://{self.address}:{self.public(api) if public else self.internal(api)}{APIS[api]}"
+        address = f"{LOOPBACK}:{self.public(api)}" if public else f"{self.address}:{self.internal(api)}"
+        return f"http://{address}{APIS[api]}"
 
     def database(self, name: str) -> str:
         return f"mysql+pymysql://root@localhost/{name}?unix_socket={self.socket}&charset=utf8mb4"
@@ -127,7 +133,7 @@ def _free(ports: Iterable[int]) -> bool:
         with socket.socket() as attempt:
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                attempt.bind(("127.0.0.1", port))
+                attempt.bind((LOOPBACK, port))
             except OSError:
                 return False
     return True

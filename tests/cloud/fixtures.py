@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cloud.plane import ControlPlane
+from tests.cloud.real import RealPlane
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,17 @@ def clean_cloud(cloud: ControlPlane) -> ControlPlane:
     """The plane as after its first start; cleaned before the test, so that what a failed one left can be looked at."""
     cloud.reset()
     return cloud
+
+
+@pytest.fixture(scope="session")
+def real_cloud() -> Iterator[RealPlane]:
+    """The lab with Nova's own libvirt driver on it, likewise."""
+    plane = RealPlane()
+    with plane.lab.held(), plane.held():
+        keep = plane.is_up() or os.environ.get("VOLMIG_CLOUD_KEEP") == "1"
+        try:
+            plane.up()
+            yield plane
+        finally:
+            if not keep:
+                plane.down()

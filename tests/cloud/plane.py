@@ -40,14 +40,14 @@ from openstack.connection import Connection
 
 from tests.cloud import install, processes, seed
 from tests.cloud.api import Api, Calls
-from tests.cloud.config import APIS, PORTS, REGION, Place, empty, free_base
+from tests.cloud.config import APIS, LOOPBACK, PORTS, REGION, Place, empty, free_base
 from tests.cloud.host import Host
 from tests.cloud.install import Installation, say
 from tests.cloud.services import Services
 from tests.lab.lab import Lab
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-HOSTS = ("src", "jump", "dst")
+HOSTS = ("src", "jump", "dst")  # pretended ones
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,11 @@ class Server:
 class ControlPlane:
     """The plane of one checkout. Making the object starts nothing and attaches to what runs."""
 
+    prefix, cache, hosts = "vmcloud", "cloud", HOSTS
+
     def __init__(self, checkout: Path = CHECKOUT) -> None:
-        self.name = f"vmcloud-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
-        self.folder = checkout / ".cache/cloud"
+        self.name = f"{self.prefix}-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
+        self.folder = checkout / ".cache" / self.cache
         self._connections: dict[str, Connection] = {}
 
     src = property(lambda self: self.host("src"))
@@ -80,7 +82,7 @@ class ControlPlane:
     def up(self) -> None:
         """Start the plane unless it is up; what a killed one left behind is cleared first. Takes half a minute."""
         installation = install.ensure()
-        state = seed.ensure(installation, HOSTS)
+        state = seed.ensure(installation, self.hosts)
         with self._lock():
             if self.is_up() and self._state()["seed"] == str(state):
                 return
@@ -118,7 +120,7 @@ class ControlPlane:
     def reset(self) -> None:
         """Return to no trouble, no servers and every host up, in a few seconds."""
         (self.folder / "faults.json").unlink(missing_ok=True)
-        hosts = [self.host(name) for name in HOSTS]
+        hosts = [self.host(name) for name in self.hosts]
         for host in hosts:
             host.heal()
         with ThreadPoolExecutor() as pool:
@@ -209,9 +211,12 @@ class ControlPlane:
         state = self._state()
         if not state:
             raise RuntimeError(f"there is no control plane in {self.folder}; python -m tests.cloud up")
-        return Place(
-            self.name, self.folder, int(str(state["base"])), Installation(Path(str(state["installed"]))), HOSTS
-        )
+        installation = Installation(Path(str(state["installed"])))
+        return Place(self.name, self.folder, int(str(state["base"])), installation, self.hosts, *self._network())
+
+    def _network(self) -> tuple[str, ...]:
+        """The services' address, and the network namespace that it is in."""
+        return (LOOPBACK,)
 
     def _prepare(self, installation: Installation, state: Path) -> None:
         base = free_base(10000 + int(self.name[-6:], 16) % 400 * PORTS)
@@ -262,7 +267,7 @@ class ControlPlane:
         """The tests' own way in: past the proxy, so that it is not counted and meets no fault."""
         key = f"past the proxy, {project}"
         if key not in self._connections:
-            self._connections[key] = seed.connect(self._place(), "admin", project, public=False)
+            self._connections[key] = seed.connect(self._place(), "admin", project, public=bool(self._place().namespace))
         return self._connections[key]
 
     def _image(self, properties: tuple[tuple[str, str], ...]) -> str:

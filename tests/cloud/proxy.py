@@ -1,6 +1,8 @@
 """Stands before the APIs as clients see them: passes requests on, counts them, and fails as a test commands.
 
-    python proxy.py FOLDER ADDRESS API:PUBLIC-PORT:INTERNAL-PORT…
+    python proxy.py FOLDER NAMESPACE API:PORT:ADDRESS:PORT…
+
+It listens on loopback where it was started, and finds the APIs in the network namespace, if one is named.
 
 FOLDER/faults.json is read at each request: a list of objects, of which the first that fits is obeyed.
 
@@ -17,6 +19,7 @@ FOLDER/faults.json is read at each request: a list of objects, of which the firs
 FOLDER/calls.jsonl gets a line for each request when it arrives.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -65,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def relay(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         self.server.note(self.command, self.path)
         fault = self.server.faults.take(self.server.api, self.command, self.path)
         if fault.get("drop") == "request":
@@ -79,6 +82,18 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             else:
                 self.answer(status, headers, content)
+
+    def body(self) -> bytes:
+        """What the client sends, in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # what may follow the last chunk
+            pass
+        return b"".join(chunks)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = relay  # noqa: N815
 
@@ -118,9 +133,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, api: str, address: str, public: int, internal: int, faults: Faults, calls: int) -> None:
-        self.api, self.target, self.faults, self.calls = api, (address, internal), faults, calls
-        super().__init__((address, public), Handler)
+    def __init__(self, api: str, port: int, target: tuple[str, int], faults: Faults, calls: int) -> None:
+        self.api, self.target, self.faults, self.calls = api, target, faults, calls
+        super().__init__(("127.0.0.1", port), Handler)
 
     def note(self, method: str, path: str) -> None:
         line = json.dumps({"at": time.time(), "api": self.api, "method": method, "path": path}) + "\n"
@@ -130,12 +145,23 @@ class Server(ThreadingHTTPServer):
         """A client that went away is no news."""
 
 
-def main(folder: Path, address: str, proxied: list[str]) -> None:
+def enter(namespace: str) -> None:
+    """Have this thread, and those that it starts from now on, connect within a network namespace."""
+    with open(f"/run/netns/{namespace}") as handle:
+        if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
+
+
+def main(folder: Path, namespace: str, ways: list[str]) -> None:
     calls = os.open(folder / "calls.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     faults = Faults(folder / "faults.json")
-    for word in proxied:
-        api, public, internal = word.split(":")
-        server = Server(api, address, int(public), int(internal), faults, calls)
+    servers = []
+    for way in ways:
+        api, port, address, target = way.split(":")
+        servers.append(Server(api, int(port), (address, int(target)), faults, calls))
+    if namespace:
+        enter(namespace)
+    for server in servers:
         threading.Thread(target=server.serve_forever).start()
 
 

@@ -49,7 +49,7 @@ def recipe(hosts: tuple[str, ...]) -> str:
 
 def lay(state: Path, place: Place) -> None:
     """Copy the state into a plane's folder."""
-    for name in KEPT:
+    for name in (kept for kept in KEPT if (state / kept).exists()):
         subprocess.run(["/bin/cp", "-a", "--sparse=always", str(state / name), str(place.folder / name)], check=True)
 
 
@@ -138,16 +138,11 @@ def _furnish(services: Services) -> None:
 
 
 def _nova_schemas(services: Services) -> None:
-    files = _nova_files(services.place)
-    services.manage("nova-manage", *files, "api_db", "sync")
     cell0 = services.place.database("nova_cell0")
-    services.manage("nova-manage", *files, "cell_v2", "map_cell0", "--database_connection", cell0)
-    services.manage("nova-manage", *files, "db", "sync")
-    services.manage("nova-manage", *files, "cell_v2", "create_cell", "--name", "cell1")
-
-
-def _nova_files(place: Place) -> list[str]:
-    return ["--config-file", str(place.etc("nova.conf")), "--config-file", str(place.etc("nova-db.conf"))]
+    services.manage_nova("api_db", "sync")
+    services.manage_nova("cell_v2", "map_cell0", "--database_connection", cell0)
+    services.manage_nova("db", "sync")
+    services.manage_nova("cell_v2", "create_cell", "--name", "cell1")
 
 
 def _keystone(services: Services) -> None:
@@ -216,9 +211,8 @@ def _contents(services: Services, admin: Connection) -> None:
 
 
 def _hosts(services: Services) -> None:
-    """Have every compute known to its cell; else the scheduler would never use it."""
     services.wait_nova()
-    services.manage("nova-manage", *_nova_files(services.place), "cell_v2", "discover_hosts")
+    services.discover_hosts()
     mapped = {row[0] for row in services.sql("select host from nova_api.host_mappings")}
     if mapped != set(services.place.hosts):
         raise RuntimeError(f"only {sorted(mapped)} of {services.place.hosts} are mapped to their cell")

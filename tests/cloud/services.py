@@ -1,6 +1,5 @@
 """Starts the services of one control plane in the order that they need, and waits until each answers."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cloud import processes
-from tests.cloud.config import APIS, Place
+from tests.cloud.config import APIS, LOOPBACK, Place
 
 HERE = Path(__file__).parent
 INSIDE = HERE / "inside"
@@ -34,8 +33,7 @@ class Services:
         """Start MariaDB, RabbitMQ and the proxy; returns when the database answers."""
         self._mariadb()
         self._rabbit()
-        proxied = [f"{api}:{self.place.public(api)}:{self.place.internal(api)}" for api in APIS]
-        self._start("proxy", [sys.executable, HERE / "proxy.py", self.place.folder, self.place.address, *proxied])
+        self._proxy()
         self._wait("mariadb", lambda: self._sql("select 1").returncode == 0)
 
     def stop_stores(self) -> None:
@@ -86,11 +84,11 @@ class Services:
         self._nova("compute", f"compute-{host}.conf", f"nova-compute-{host}")
 
     def wait_api(self, service: str, api: str) -> None:
-        """Return when an API answers anything but an error of its server."""
-        self._wait(service, lambda: _answers(self.place.url(api, public=False)))
+        """Return when an API answers anything but an error of its server; the proxy says 502 while it is not there."""
+        self._wait(service, lambda: _answers(self.place.url(api)))
 
     def wait_rabbit(self) -> None:
-        self._wait("rabbitmq", lambda: _accepts(self.place.address, self.place.rabbit))
+        self._wait("rabbitmq", lambda: self._listens(self.place.rabbit))
 
     def wait_nova(self, *hosts: str) -> None:
         """Return when Nova's services have reported themselves since `forget_reports`."""
@@ -107,6 +105,19 @@ class Services:
         self.sql(f"update nova_cell1.services set report_count = 0, last_seen_up = '2001-01-01' {where}")
 
     # Commands that set up
+
+    def manage_nova(self, *arguments: str) -> str:
+        files = (
+            "--config-file",
+            str(self.place.etc("nova.conf")),
+            "--config-file",
+            str(self.place.etc("nova-db.conf")),
+        )
+        return self.manage("nova-manage", *files, *arguments)
+
+    def discover_hosts(self) -> None:
+        """Have every compute known to its cell; else the scheduler would never use it."""
+        self.manage_nova("cell_v2", "discover_hosts")
 
     def manage(self, program: str, *arguments: str) -> str:
         """Run one of OpenStack's own setup commands; returns its standard output."""
@@ -132,7 +143,15 @@ class Services:
         return str(self.place.folder / "etc")
 
     def _start(self, service: str, argv: list[str | Path], **environment: str) -> None:
-        processes.start(self.place.name, service, argv, self.place.folder, **environment)
+        enter = ["/usr/sbin/ip", "netns", "exec", self.place.namespace] if self.place.namespace else []
+        processes.start(self.place.name, service, [*enter, *argv], self.place.folder, **environment)
+
+    def _proxy(self) -> None:
+        """Outside the namespace, if there is one: its clients are."""
+        place = self.place
+        ways = [f"{api}:{place.public(api)}:{place.address}:{place.internal(api)}" for api in APIS]
+        argv = [sys.executable, HERE / "proxy.py", place.folder, place.namespace, *ways]
+        processes.start(place.name, "proxy", argv, place.folder)
 
     def _mariadb(self) -> None:
         # What a power cut would lose is no loss here, so nothing waits for the disk.
@@ -144,16 +163,15 @@ class Services:
 
     def _rabbit(self) -> None:
         place = self.place
-        epmd = {"ERL_EPMD_ADDRESS": place.address, "ERL_EPMD_PORT": str(place.epmd)}
-        self._start("epmd", ["/usr/bin/epmd", "-address", place.address, "-port", str(place.epmd)], **epmd)
+        epmd = {"ERL_EPMD_ADDRESS": LOOPBACK, "ERL_EPMD_PORT": str(place.epmd)}
+        self._start("epmd", ["/usr/bin/epmd", "-address", LOOPBACK, "-port", str(place.epmd)], **epmd)
         idle = "+sbwt none +sbwtdcpu none +sbwtdio none +S 1:1"
-        quad = place.address.replace(".", ",")
         own = {
             "NODENAME": f"{place.name}@localhost", "CONF_ENV_FILE": place.etc("rabbitmq-env.conf"),
             "CONFIG_FILE": place.etc("rabbitmq.conf"), "ENABLED_PLUGINS_FILE": place.etc("rabbitmq-plugins"),
             "MNESIA_BASE": place.folder / "rabbit", "LOG_BASE": place.folder / "rabbit",
             "PID_FILE": place.folder / "rabbit/pid", "DIST_PORT": place.distribution,
-            "SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{{quad}}} {idle}",
+            "SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {idle}",
         }  # fmt: skip
         environment = {f"RABBITMQ_{name}": str(value) for name, value in own.items()}
         self._start("rabbitmq", ["/usr/lib/rabbitmq/bin/rabbitmq-server"], **environment, **epmd)
@@ -174,6 +192,12 @@ class Services:
         client = ["/usr/bin/mariadb", "--no-defaults", "--user=root", f"--socket={self.place.socket}", "-BN"]
         return subprocess.run(client, input=statements, capture_output=True, text=True, timeout=60)
 
+    def _listens(self, port: int) -> bool:
+        """Whether anything listens on a port, in the namespace where RabbitMQ is."""
+        found = processes.living(self.place.name, "rabbitmq")
+        tables = [Path(f"/proc/{pid}/net/{family}") for pid in found for family in ("tcp", "tcp6")]
+        return any(f":{port:04X} 00000000" in table.read_text() for table in tables if table.exists())
+
     def _wait(self, service: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT
         while not holds():
@@ -182,14 +206,6 @@ class Services:
             if ended or time.monotonic() > deadline:
                 raise NotUpError(f"{service} is not up; ended: {ended or 'none'}; see {self.place.folder / 'log'}")
             time.sleep(0.1)
-
-
-def _accepts(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def _answers(url: str) -> bool:

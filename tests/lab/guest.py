@@ -76,6 +76,13 @@ class Guest:
         quoted = shlex.quote(path)
         self.run(f"install -D -m {mode} -o root -g root /dev/stdin {quoted}", stdin=content)
 
+    def read(self, path: str) -> bytes:
+        """A file's bytes."""
+        return subprocess.run(
+            [*self._ssh("root"), *self._shared(), "--", shlex.join(["cat", "--", path])],
+            check=True, capture_output=True, timeout=120,
+        ).stdout  # fmt: skip
+
     def sha256(self, path: str) -> str:
         """SHA-256 in hex of a file's or a device's bytes."""
         return self.run(["sha256sum", "--", path], timeout=600).split()[0]

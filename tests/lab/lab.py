@@ -72,9 +72,15 @@ class Instance:
 
 
 class Lab:
-    """The lab of one checkout. Making the object starts nothing and attaches to what runs."""
+    """The lab of one checkout. Making the object starts nothing and attaches to what runs.
 
-    def __init__(self, checkout: Path = CHECKOUT) -> None:
+    `tools` is a file system that all guests get as a read-only disk, /dev/ubdc; `memory` that of guests by name.
+    """
+
+    def __init__(
+        self, checkout: Path = CHECKOUT, *, tools: Path | None = None, memory: dict[str, str] = MEMORY
+    ) -> None:
+        self.tools, self.memory = tools, memory
         self.name = f"vmlab-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
         self.folder = checkout / ".cache/lab"
         self.sockets = Path("/run") / self.name
@@ -93,7 +99,7 @@ class Lab:
         """Boot the lab unless it is up; what a killed lab left behind is cleared first. Takes about half a minute."""
         image = ensure()
         with self._lock():
-            if self.is_up() and self._state()["image"] == str(image.folder):
+            if self.is_up() and self._made_of(image):
                 return
             self._clear()
             self._prepare(image)
@@ -234,7 +240,7 @@ class Lab:
     # Within
 
     def _guest(self, name: str) -> Guest:
-        return Guest(name, NETS[name], MEMORY[name], self._base_port() + MACHINES[name], self.key, self.sockets)
+        return Guest(name, NETS[name], self.memory[name], self._base_port() + MACHINES[name], self.key, self.sockets)
 
     def _base_port(self) -> int:
         """The port that guests' ports are counted from: as recorded, else the first free block from the path's own."""
@@ -273,7 +279,9 @@ class Lab:
     def _prepare(self, image: Image) -> None:
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self.guests = {name: self._guest(name) for name in MACHINES}
-        self._remember(name=self.name, base_port=self._base_port(), image=str(image.folder))
+        self._remember(
+            name=self.name, base_port=self._base_port(), image=str(image.folder), tools=str(self.tools or "")
+        )
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(self.key)], check=True)
         self.network.create()
         for guest in self.guests.values():
@@ -286,11 +294,16 @@ class Lab:
         with (self.folder / f"{guest.name}.disk").open("wb") as disk:
             disk.truncate(DISK[guest.name])
 
+    def _made_of(self, image: Image) -> bool:
+        """Whether this lab was booted from that image, and with the tools that are wanted."""
+        state = self._state()
+        return state["image"] == str(image.folder) and state.get("tools", "") == str(self.tools or "")
+
     def _power_on(self, guest: Guest) -> None:
         # The image that this lab was made with: a guest's own disk is a difference to exactly that one.
         image = Image(Path(str(self._state()["image"])))
         key = self.key.with_suffix(".pub").read_text()
-        machine.boot(self.network, image, self.folder, guest.name, guest.memory, guest.nets, key)
+        machine.boot(self.network, image, self.folder, guest.name, guest.memory, guest.nets, key, self.tools)
 
     def _settle(self, guest: Guest) -> None:
         guest.wait_ssh()

@@ -17,9 +17,19 @@ _started: list[subprocess.Popen[bytes]] = []  # ours to reap: unasked, a killed 
 
 
 def boot(
-    net: network.Network, image: Image, folder: Path, guest: str, memory: str, nets: Iterable[str], key: str
+    net: network.Network,
+    image: Image,
+    folder: Path,
+    guest: str,
+    memory: str,
+    nets: Iterable[str],
+    key: str,
+    tools: Path | None = None,
 ) -> None:
-    """Start a guest's kernel; its disks, log and control directory lie in `folder`."""
+    """Start a guest's kernel; its disks, log and control directory lie in `folder`.
+
+    `tools` is a file system that guests share, read-only, as /dev/ubdc.
+    """
     pairs = [(f"eth{index}", vlan) for index, vlan in enumerate(nets)]
     # The classic tuntap transport: vecN's tap transport stalls for ever under NFS load.
     cables = [f"{card}=tuntap,{network.tap(guest, vlan)},{network.mac(guest, vlan)}" for card, vlan in pairs]
@@ -28,6 +38,7 @@ def boot(
         str(image.kernel), f"mem={memory}", f"umid={net.name}-{guest}", f"uml_dir={folder}",
         f"ubd0={folder / guest}.cow,{image.root}", f"ubd1={folder / guest}.disk", "root=/dev/ubda", "rw",
         "con0=null,fd:2", "con=null", "ssl=null", "quiet", "ip=none", *cables,
+        *([f"ubd2rc={tools}"] if tools else []),
         f"systemd.hostname={guest}", f"lab.net={addresses}", f"lab.key={','.join(key.split()[:2])}",
     ]  # fmt: skip
     # Guests' memory is a deleted file in TMPDIR, so it goes when they do.
