@@ -367,10 +367,12 @@ class Control:
         return self._change(said, "start")
 
     def _is_on(self, said: Said) -> str:
-        rows = self._rows(said)
-        ours = self._recalled(said, rows, "start")
-        if not said.undoing:
-            self._nobody_else(said, rows, "start")
+        ours = "request" in said.this  # accepted from a stopped instance: nobody else can have started it
+        if not ours:
+            rows = self._rows(said)
+            ours = self._recalled(said, rows, "start")
+            if not said.undoing:
+                self._nobody_else(said, rows, "start")
         seen = self._libvirt(said)
         if seen["state"] != "running":
             if said.waited < START_DEADLINE:

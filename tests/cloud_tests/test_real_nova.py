@@ -381,7 +381,7 @@ def test_a_source_whose_instance_is_shut_off_is_said_and_counted(make, clean_clo
     asked = calls.of("compute", "image")
     with capsys.disabled():
         print(f"\nWith an old instance on the source, one job asked {len(asked)} times")
-    assert len(asked) <= 27  # with the version of the API, and one more look at a stop or start that takes long
+    assert len(asked) <= 25
 
 
 def test_an_evacuation_after_which_nova_would_delete_the_volume_blocks(make, clean_cloud):
