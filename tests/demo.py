@@ -1,12 +1,17 @@
-"""`make demo`: boots the storage lab and volmig on it, and shows the destination instance's console until Ctrl-C."""
+"""`make demo`: boots the storage lab and volmig on it, and shows the destination instance's console until Ctrl-C.
+
+With CLOUD=openstack a real Nova has the instance: volmig locks, stops and starts it there.
+"""
 
 import os
 import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+from tests.cloud.plane import ControlPlane
 from tests.lab.image import say
 from tests.lab.lab import Instance, Lab
 from tests.site import PASSWORD, Site
@@ -25,7 +30,7 @@ volmig runs on {url}
    destination db-new, disk.local; relay jump. Check, plan and start.
 2. Watch it. When the image is staged and verified, the job waits for consent.
 3. As pavel: Approvals. Read what will happen, approve.
-4. db-new is shut down, gets the disk, and starts. Its console below then shows the volume's own data:
+4. db-new is shut down{by}, gets the disk, and starts. Its console below then shows the volume's own data:
 
    VOLMIG-DATA sha256 {digest}
 
@@ -39,20 +44,26 @@ def main() -> None:
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(over))
-    lab = Lab()
-    with lab.held():
-        _show(lab, Site(lab, DATA, PORT), over)
+    if os.environ.get("CLOUD", "libvirt") not in ("libvirt", "openstack"):
+        sys.exit("CLOUD is libvirt, which is meant when it is not set, or openstack.")
+    lab, plane = Lab(), ControlPlane() if os.environ.get("CLOUD") == "openstack" else None
+    with ExitStack() as stack:
+        stack.enter_context(lab.held())
+        if plane:
+            stack.enter_context(plane.held())
+        _show(lab, plane, Site(lab, DATA, PORT, clouds=plane and plane.clouds_yaml), over)
 
 
-def _show(lab: Lab, site: Site, over: threading.Event) -> None:
+def _show(lab: Lab, plane: ControlPlane | None, site: Site, over: threading.Event) -> None:
     """Everything up until Ctrl-C, then everything down, however far it had come."""
     try:
-        digest, instance = _furnish(lab)
+        digest, instance = _furnish(lab, plane)
         say("starting volmig")
         site.wipe()
         site.prepare()
         site.start()
-        print(WELCOME.format(url=site.url, password=PASSWORD, old=OLD, digest=digest), flush=True)
+        by = f" by Nova (python -m tests.cloud openstack server show {instance.uuid})" if plane else ""
+        print(WELCOME.format(url=site.url, password=PASSWORD, old=OLD, digest=digest, by=by), flush=True)
         _follow(lab, instance, over)
     except KeyboardInterrupt:
         pass
@@ -60,6 +71,8 @@ def _show(lab: Lab, site: Site, over: threading.Event) -> None:
         say("stopping")
         site.stop()
         lab.down()
+        if plane:
+            plane.down()
         site.wipe()
 
 
@@ -70,18 +83,31 @@ def _stop(over: threading.Event) -> None:
     raise KeyboardInterrupt
 
 
-def _furnish(lab: Lab) -> tuple[str, Instance]:
+def _furnish(lab: Lab, plane: ControlPlane | None) -> tuple[str, Instance]:
     """A volume that somebody's instance left behind on src, and a new instance on dst that shall have its data."""
     was_up = lab.is_up()
     lab.up()
     if was_up:
         lab.reset()
+    if plane:
+        plane.up()
+        plane.reset()
     say("making a 512 MiB volume on src and the instance db-new on dst")
     with ThreadPoolExecutor() as pool:
         digest = pool.submit(lab.volume, lab.src, f"{OLD}_disk.local", 512 << 20, data_mb=4, bulk_mb=300)
-        instance = lab.instance(NEW, "db-new", disk_bytes=512 << 20)
-        lab.start(instance)
+        instance = _from_nova(lab, plane) if plane else lab.instance(NEW, "db-new", disk_bytes=512 << 20)
+        if not plane:
+            lab.start(instance)
         return digest.result(), instance
+
+
+def _from_nova(lab: Lab, plane: ControlPlane) -> Instance:
+    """An instance that Nova made, and starts; its domain and its disks are the lab's."""
+    server = plane.server("db-new", "dst", flavor="data", start=False)
+    instance = lab.instance(server.uuid, server.instance_name, disk_bytes=512 << 20)
+    plane.join(lab)
+    plane.connection("admin").compute.start_server(server.uuid)
+    return instance
 
 
 def _follow(lab: Lab, instance: Instance, over: threading.Event) -> None:

@@ -1,7 +1,8 @@
 """Fills a fresh volmig with people and hypervisors, as an administrator would: `python -m tests.seed <what.json`.
 
 The document: {"people": {"name": [roles…]}, "password": "…",
-"hypervisors": [{"name", "address", "port", "user", "shipped"}…]}. Keys are pinned as offered: the lab made them itself.
+"hypervisors": [{"name", "address", "port", "user", "shipped"}…], "entry": "…"}; with the entry of a clouds.yaml, Nova
+has the instances. Keys are pinned as offered: the lab made them itself.
 """
 
 import json
@@ -22,6 +23,8 @@ def main() -> None:
         person(name, roles, wanted["password"])
     with ThreadPoolExecutor() as pool:  # each is asked over SSH, which takes seconds
         list(pool.map(hypervisor, wanted["hypervisors"]))
+    if "entry" in wanted:
+        through_nova(wanted["entry"])
 
 
 def person(name: str, roles: list[str], password: str) -> None:
@@ -48,6 +51,19 @@ def hypervisor(row: dict[str, Any]) -> None:
     if known.offered_key:
         known.pin(administrator, known.offered_key)
     tasks.refresh(known.pk)
+
+
+def through_nova(entry: str) -> None:
+    """Has Nova control the instances of all hypervisors; its computes and instances are read."""
+    from django.contrib.auth.models import User
+
+    from hosts import tasks
+    from hosts.models import Cloud, Hypervisor
+
+    administrator = User.objects.filter(groups__name="administrator").first()
+    cloud = Cloud.objects.get(name="lab")
+    cloud.reregister(administrator, Hypervisor.objects.all(), name="lab", control="openstack", entry=entry)
+    tasks.refresh_cloud(cloud.pk)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,13 @@ HYPERVISORS = ("src", "jump", "dst")
 
 
 class Site:
-    """One volmig with a data directory and a port of its own; `shipped` says how hostctl reaches the hypervisors."""
+    """One volmig with a data directory and a port of its own; `shipped` says how hostctl reaches the hypervisors.
 
-    def __init__(self, lab: Lab, data: Path, port: int, shipped: bool = False) -> None:
-        self.lab, self.data, self.port, self.shipped = lab, data, port, shipped
+    `clouds` is the clouds.yaml of the Nova that has the instances; without it libvirt has them.
+    """
+
+    def __init__(self, lab: Lab, data: Path, port: int, shipped: bool = False, clouds: Path | None = None) -> None:
+        self.lab, self.data, self.port, self.shipped, self.clouds = lab, data, port, shipped, clouds
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -37,7 +40,8 @@ class Site:
     def environment(self) -> dict[str, str]:
         # The lab's share forgets directory entries at once, so the lock after a swap need not wait a minute.
         ours = {"VOLMIG_DATA": str(self.data), "VOLMIG_LEASE_SECONDS": "10", "VOLMIG_LOCK_MARGIN": "1"}
-        return {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", **ours}
+        nova = {"VOLMIG_CLOUDS_YAML": str(self.clouds)} if self.clouds else {}
+        return {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", **ours, **nova}
 
     def manage(self, *words: str) -> None:
         subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, env=self.environment, check=True)
@@ -48,6 +52,7 @@ class Site:
         self.manage("migrate", "--verbosity", "0")
         self.admit()
         wanted = {"people": PEOPLE, "password": PASSWORD, "hypervisors": [self._row(name) for name in HYPERVISORS]}
+        wanted |= {"entry": "appcred"} if self.clouds else {}
         seed = [sys.executable, "-m", "tests.seed"]
         subprocess.run(seed, cwd=ROOT, env=self.environment, input=json.dumps(wanted), text=True, check=True)
 
