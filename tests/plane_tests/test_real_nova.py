@@ -26,8 +26,16 @@ def compute(real_cloud):
 
 
 def stop(compute, server):
-    compute.stop_server(server.uuid)
+    """Have it be stopped; tests come in any order."""
+    if compute.get_server(server.uuid).status != "SHUTOFF":
+        compute.stop_server(server.uuid)
     settled(compute, server, "SHUTOFF", seconds=180)
+
+
+def start(compute, server):
+    if compute.get_server(server.uuid).status != "ACTIVE":
+        compute.start_server(server.uuid)
+    settled(compute, server, "ACTIVE", seconds=180)
 
 
 def test_a_server_on_src_has_raw_volumes(real_cloud, pair):
@@ -54,16 +62,13 @@ def test_a_volume_of_one_is_the_disk_of_the_other(real_cloud, compute, pair):
     lab.dst.run(f"cat >{disk}", stdin=lab.src.read("/root/image"))
     lab.src.run("rm /root/image")
 
-    compute.start_server(new.uuid)
-    settled(compute, new, "ACTIVE", seconds=180)
+    start(compute, new)
     real_cloud.wait_console(new, f"VOLMIG-DATA sha256 {digest}")
 
 
 def test_a_stop_shuts_the_guest_down_and_a_start_boots_it_again(real_cloud, compute, pair):
     server = pair[1]
-    if compute.get_server(server.uuid).status == "SHUTOFF":
-        compute.start_server(server.uuid)
-        settled(compute, server, "ACTIVE", seconds=180)
+    start(compute, server)
     real_cloud.wait_console(server, "VOLMIG-READY")
     stop(compute, server)
     assert real_cloud.lab.dst.run(["virsh", "domstate", server.uuid]).strip() == "shut off"
