@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def ensure() -> Installation:
         if not installation.folder.exists():
             _install(installation)
         os.utime(installation.folder)
-        _drop_unused(installation)
+        drop_unused(CACHE.iterdir(), installation.folder)
     return installation
 
 
@@ -78,6 +78,14 @@ def lock() -> Iterator[None]:
     with (CACHE / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def drop_unused(folders: Iterable[Path], used: Path) -> None:
+    """Remove the folders of other recipes that nobody has used for a while."""
+    for folder in folders:
+        age = time.time() - folder.stat().st_mtime
+        if folder.is_dir() and folder != used and age > UNUSED_DAYS * 86400:
+            shutil.rmtree(folder)
 
 
 def _packages() -> None:
@@ -109,7 +117,7 @@ def _apt(arguments: list[str]) -> None:
 
 
 def _install(installation: Installation) -> None:
-    """Install beside the final place; scripts name their interpreter by path, so that is a link until the end."""
+    """Install beside the final place; scripts name their interpreter by path, so they are run by it, never by name."""
     began = time.monotonic()
     say("installing OpenStack from PyPI, once: about a minute")
     part = CACHE / f"{installation.folder.name}.part"
@@ -117,14 +125,10 @@ def _install(installation: Installation) -> None:
     part.mkdir()
     subprocess.run([PYTHON, "-m", "venv", part / "venv"], check=True)
     pip = [part / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", HERE / "requirements.txt", "-c", HERE / "constraints.txt"], check=True)
+    with (CACHE / "pip.log").open("wb") as log:
+        wanted = ["-r", HERE / "requirements.txt", "-c", HERE / "constraints.txt"]
+        done = subprocess.run([*pip, *wanted], stdout=log, stderr=log)
+    if done.returncode:
+        raise SystemExit(f"pip failed; its log is {CACHE / 'pip.log'}")
     part.rename(installation.folder)
     say(f"installed after {time.monotonic() - began:.0f} s in {installation.folder}")
-
-
-def _drop_unused(installation: Installation) -> None:
-    """Remove what older recipes installed and nobody has used for a while."""
-    for folder in CACHE.iterdir():
-        age = time.time() - folder.stat().st_mtime
-        if folder.is_dir() and folder != installation.folder and age > UNUSED_DAYS * 86400:
-            shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -13,7 +14,7 @@ from openstack.connection import Connection
 
 from tests.cloud import processes
 from tests.cloud.config import APIS, DATABASES, PASSWORD, REGION, USERS, Place, empty, free_base
-from tests.cloud.install import HERE, Installation, lock, say
+from tests.cloud.install import HERE, Installation, drop_unused, lock, say
 from tests.cloud.services import Services
 
 FLAVORS = {
@@ -35,6 +36,8 @@ def ensure(installation: Installation, hosts: tuple[str, ...]) -> Path:
     with lock():
         if not folder.exists():
             _make(folder, installation, hosts)
+        os.utime(folder)
+        drop_unused(installation.folder.glob("state-*"), folder)
     return folder
 
 
