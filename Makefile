@@ -16,7 +16,8 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
 	$(BIN)/pytest -m "not lab and not browser and not cloud and not real"
-	$(BIN)/pytest -m "(lab or browser or cloud) and not torture" --durations=15
+	$(BIN)/pytest -m "(lab or browser) and not cloud and not torture" --durations=15
+	$(BIN)/pytest -m cloud --durations=15
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
