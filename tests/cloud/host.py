@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.cloud import processes
+from tests.cloud.daemons import Services
 from tests.cloud.inside.guests import RUNNING, SHUTDOWN, Files
-from tests.cloud.services import Services
 from tests.lab.guest import Guest
 
 __all__ = ["RUNNING", "SHUTDOWN", "Host"]

@@ -41,9 +41,9 @@ from openstack.connection import Connection
 from tests.cloud import install, processes, seed
 from tests.cloud.api import Api, Calls
 from tests.cloud.config import APIS, LOOPBACK, PORTS, REGION, Place, empty, free_base
+from tests.cloud.daemons import Services
 from tests.cloud.host import Host
 from tests.cloud.install import Installation, say
-from tests.cloud.services import Services
 from tests.lab.lab import Lab
 
 CHECKOUT = Path(__file__).resolve().parents[2]

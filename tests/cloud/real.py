@@ -13,11 +13,11 @@ from typing import Any
 
 from tests.cloud import install
 from tests.cloud.config import ETC
+from tests.cloud.daemons import Services
 from tests.cloud.host import Host
 from tests.cloud.install import HERE, Installation, say
 from tests.cloud.plane import CHECKOUT, ControlPlane, Server
 from tests.cloud.seed import RAW
-from tests.cloud.services import Services
 from tests.lab.guest import Guest
 from tests.lab.lab import MEMORY, Lab
 

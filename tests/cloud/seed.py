@@ -14,8 +14,8 @@ from openstack.connection import Connection
 
 from tests.cloud import processes
 from tests.cloud.config import APIS, DATABASES, PASSWORD, REGION, USERS, Place, empty, free_base
+from tests.cloud.daemons import Services
 from tests.cloud.install import HERE, Installation, drop_unused, lock, say
-from tests.cloud.services import Services
 
 FLAVORS = {
     # name -> vcpus, MiB of memory, GiB of root disk, GiB of ephemeral disk
