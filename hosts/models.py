@@ -13,6 +13,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models, transaction
 from django.db.models import F, ProtectedError, Q, Sum
 from django.utils import timezone
+from django.utils.functional import cached_property
 
 from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
@@ -462,6 +463,17 @@ class Instance(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @cached_property
+    def called(self) -> str:
+        """The name that its users know."""
+        return names_of({self.uuid}).get(self.uuid, self.name)
+
+
+def names_of(uuids: set[str]) -> dict[str, str]:
+    """What instances are called: in Nova where a cloud has them, else in libvirt, whose name for them is a number."""
+    seen = dict(Instance.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
+    return seen | dict(Server.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
 
 
 class ReachQuerySet(models.QuerySet["Reach"]):

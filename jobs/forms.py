@@ -8,7 +8,7 @@ from django import forms
 from django.db.models import Sum
 from django.http import HttpRequest
 
-from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup
+from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
 from jobs import password
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
@@ -156,12 +156,6 @@ def volumes(
         why = closed(hypervisor) + volume_refusals(row, taken)
         offered.append(Option(str(row.pk), title, row == chosen, row.size, detail, why))
     return offered
-
-
-def names_of(uuids: set[str]) -> dict[str, str]:
-    """What instances are called: in Nova, else in libvirt."""
-    seen = dict(Instance.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
-    return seen | dict(Server.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
 
 
 def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:

@@ -20,7 +20,7 @@ from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
-from jobs.models import Approval, Decision, Job, Lease, Refused
+from jobs.models import Approval, Decision, Job, Lease, Policy, Refused
 from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
@@ -86,6 +86,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
             "shares": Share.objects.visible_to(request.user).with_held(),
+            "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
             "quarantined": hypervisors.exclude(quarantined_at=None),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
@@ -179,16 +180,18 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
     if tab not in TABS:
         raise Http404
     offered = job.actions(request.user)
+    may_set_rate = any(each.verb == "rate" and each.allowed for each in offered)
+    part = request.GET.get("part") if request.GET.get("part") in ("actions", "facts") else "tab"
     values = {
         "job": job,
         "tab": tab,
         "tabs": TABS,
         "actions": offered,
-        "may_set_rate": any(each.verb == "rate" and each.allowed for each in offered),
+        "may_set_rate": may_set_rate,
+        "limit_changed": part == "actions" and may_set_rate != ("limit" in request.GET),
         "rate_form": RateForm(initial={"rate": rate_of(job)}),
         "again": again(job, request.user),
     }
-    part = request.GET.get("part") if request.GET.get("part") in ("actions", "facts") else "tab"
     return show(request, "jobs/job.html", f"jobs/_{part}.html", values | TAB_VALUES[tab](job, request))
 
 

@@ -343,6 +343,7 @@ class Handler(BaseHTTPRequestHandler):
 
     cloud: Cloud
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body go apart: else each answer waits 40 ms for an acknowledgement
 
     def do_GET(self) -> None:
         self.serve(None)

@@ -136,6 +136,19 @@ def sentence(schedules: Sequence[Schedule], now: dt.datetime, length: dt.timedel
     return f"It waits for the window on {words(span, now, zone)}: {why}."
 
 
+def outlook(schedule: Schedule, now: dt.datetime) -> str:
+    """Whether swaps may run at this moment, and until or from when."""
+    span, zone = next_fit([schedule], now, dt.timedelta(0)), ZoneInfo(schedule.zone)
+    if span is None:
+        return "shut for the next year"
+    if span.begin > now:
+        return f"next {words(span, now, zone)}"
+    if span.length >= HORIZON:
+        return "open"
+    near = span.end.astimezone(zone).date() == now.astimezone(zone).date()
+    return f"open until {_time(span.end, zone)}" if near else f"open until {span.end.astimezone(zone):%A %H:%M %Z}"
+
+
 def words(span: Span, now: dt.datetime, zone: ZoneInfo) -> str:
     """A span as people say it, such as Thursday 02:00 to 04:00 UTC, with the date when it is not within a week."""
     begin, end = span.begin.astimezone(zone), span.end.astimezone(zone)

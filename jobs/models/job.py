@@ -34,6 +34,12 @@ from volmig.templatetags.units import spoken
 
 User = settings.AUTH_USER_MODEL
 ROLES = ("source", "relay", "destination")
+# The columns that say what becomes what, and those that say how.
+MOVED = (
+    "source_vg", "source_lv", "lv_uuid", "source_size", "relay_vg", "share_source", "instance_id", "instance_name",
+    "disk",
+)  # fmt: skip
+TERMS = ("rate", "ticket", "rollback_minutes")
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
 
@@ -125,7 +131,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             relay_vg=relay_vg,
             share_source=share.source,
             instance_id=destination.uuid,
-            instance_name=destination.name,
+            instance_name=destination.called,
             disk=disk,
             rate=rate,
             rollback_minutes=rollback_minutes,
@@ -245,21 +251,8 @@ class Job(models.Model):
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, in names, for the record."""
-        names = (
-            "source_vg",
-            "source_lv",
-            "lv_uuid",
-            "source_size",
-            "relay_vg",
-            "share_source",
-            "instance_id",
-            "disk",
-            "rate",
-            "ticket",
-            "rollback_minutes",
-        )
         hosts = {role: getattr(self, role).name for role in ROLES}
-        return {**hosts, **{name: getattr(self, name) for name in names}}
+        return {**hosts, **{name: getattr(self, name) for name in (*MOVED, *TERMS)}}
 
     def teams(self) -> list[Team]:
         """Those that it belongs to: the teams of its hypervisors."""
@@ -320,17 +313,6 @@ class Job(models.Model):
     # The engine's view of this row
 
     def migration(self) -> planning.Migration:
-        names = (
-            "source_vg",
-            "source_lv",
-            "lv_uuid",
-            "source_size",
-            "relay_vg",
-            "share_source",
-            "instance_id",
-            "instance_name",
-            "disk",
-        )
         return planning.Migration(
             job=str(self.uuid),
             number=self.pk,
@@ -342,7 +324,7 @@ class Job(models.Model):
             deadline=settings.STOP_DEADLINE,
             margin=settings.LOCK_MARGIN,
             control="openstack" if self.through_nova else "",
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in MOVED},
         )
 
     def relay_address(self) -> str:
@@ -663,7 +645,7 @@ def refusals(
         sentences.append(f"{volume.path} is in use on {source.name}.")
     sentences += disk_refusals(instance, disk)
     if share is None:
-        sentences.append(f"{disk} of {instance.name} does not lie on a share that {destination.name} mounts.")
+        sentences.append(f"{disk} of {instance.called} does not lie on a share that {destination.name} mounts.")
     elif not relay.mounts.filter(share=share).exists():
         sentences.append(f"The relay {relay.name} does not mount {share.source}.")
     if not relay.volume_groups.filter(name=relay_vg).exists():
@@ -683,9 +665,9 @@ def unusable(hypervisor: Hypervisor) -> str:
 def disk_refusals(instance: Instance, disk: str) -> list[str]:
     matching = [each for each in instance.disks if each["name"] == disk]
     if len(matching) != 1:
-        return [f"{instance.name} has {len(matching)} disks named {disk}; exactly one is needed."]
+        return [f"{instance.called} has {len(matching)} disks named {disk}; exactly one is needed."]
     if matching[0]["format"] != "qcow2":
-        return [f"{disk} of {instance.name} is {matching[0]['format']}, not qcow2."]
+        return [f"{disk} of {instance.called} is {matching[0]['format']}, not qcow2."]
     return []
 
 

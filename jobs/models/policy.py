@@ -10,9 +10,10 @@ from django.apps import apps
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
+from django.utils import timezone
 
 from hosts.models import difference
-from jobs.engine.windows import Blackout, Schedule, Window
+from jobs.engine.windows import Blackout, Schedule, Window, outlook
 from jobs.queue import wake
 from volmig.accounts.models import Team
 from volmig.record.models import Event
@@ -48,6 +49,11 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
     def of(self, team: Team) -> Self:
         return self.filter(team=team)
 
+    def with_windows(self, hypervisors: Any) -> Self:
+        """Those of the teams of these hypervisors that say when swaps may run."""
+        timed = self.exclude(windows=[], blackouts=[]).filter(team__hypervisors__in=hypervisors)
+        return timed.select_related("team").distinct()
+
 
 class Policy(models.Model):
     """For a team's jobs from `min_bytes` on; windows and blackouts are lines as jobs.engine.windows reads them."""
@@ -74,6 +80,10 @@ class Policy(models.Model):
     def schedule(self) -> Schedule:
         windows, blackouts = map(Window.read, self.windows), map(Blackout.read, self.blackouts)
         return Schedule(self.time_zone, tuple(windows), tuple(blackouts))
+
+    def outlook(self) -> str:
+        """Whether its swaps may run now, and until or from when."""
+        return outlook(self.schedule(), timezone.now())
 
     def told(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in TOLD}

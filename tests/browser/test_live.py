@@ -82,6 +82,18 @@ def test_what_depends_on_who_looks_is_fetched_again(logged_in, hosts):
     assert page.query_selector("#verb-start") is None
 
 
+def test_the_limits_form_comes_and_goes_with_what_a_limit_would_change(logged_in, hosts):
+    page = logged_in("dana", "operator")
+    job = scenes.job(User.objects.get(username="dana"), "preparing")
+    page.goto(f"/migrations/{job.pk}/")
+    wait_live(page)
+    page.wait_for_selector("#id_rate")
+    Job.objects.filter(pk=job.pk).update(status="on_trial")
+    page.wait_for_selector("#id_rate", state="detached")
+    Job.objects.filter(pk=job.pk).update(status="preparing")
+    page.wait_for_selector("#id_rate")
+
+
 def test_checks_and_plan_appear_when_they_are_made(logged_in, hosts):
     page = logged_in("dana", "operator")
     job = scenes.job(User.objects.get(username="dana"), "checking")

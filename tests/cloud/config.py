@@ -1,16 +1,14 @@
 """Where one control plane lives: its folder, its ports, and the configuration files that follow from them."""
 
-import shutil
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from tests.cloud.install import Installation
+from tests.rig import LOOPBACK, free
 
 ETC = Path(__file__).parent / "etc"
-LOOPBACK = "127.0.0.1"
 PASSWORD = "volmig"
 REGION = "RegionOne"
 # What clients reach through the proxy (public) and services directly (internal), in the order of their ports.
@@ -116,24 +114,6 @@ class Place:
         self.etc(name).write_text(Template((ETC / template).read_text()).substitute(facts))
 
 
-def empty(folder: Path, kept: Iterable[str]) -> None:
-    """Remove what a folder holds, except some."""
-    for path in folder.iterdir():
-        if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def free_base(first: int) -> int:
     """The first block of ports from `first` on of which none is in use."""
-    return next(base for base in range(first, 20000, PORTS) if _free(range(base, base + PORTS)))
-
-
-def _free(ports: Iterable[int]) -> bool:
-    for port in ports:
-        with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind((LOOPBACK, port))
-            except OSError:
-                return False
-    return True
+    return next(base for base in range(first, 20000, PORTS) if free(range(base, base + PORTS)))

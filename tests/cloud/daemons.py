@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cloud import processes
-from tests.cloud.config import APIS, LOOPBACK, Place
+from tests.cloud.config import APIS, Place
+from tests.rig import LOOPBACK
 
 HERE = Path(__file__).parent
 INSIDE = HERE / "inside"

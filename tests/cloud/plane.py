@@ -24,8 +24,6 @@ checkout and in /run/<name>, what is installed and the state to begin with in /v
 (VOLMIG_CLOUD_CACHE). Nothing of a plane outlives down().
 """
 
-import fcntl
-import hashlib
 import json
 import shutil
 import time
@@ -40,13 +38,13 @@ from openstack.connection import Connection
 
 from tests.cloud import install, processes, seed
 from tests.cloud.api import Api, Calls
-from tests.cloud.config import APIS, LOOPBACK, PORTS, REGION, Place, empty, free_base
+from tests.cloud.config import APIS, PORTS, REGION, Place, free_base
 from tests.cloud.daemons import Services
 from tests.cloud.host import Host
 from tests.cloud.install import Installation, say
 from tests.lab.lab import Lab
+from tests.rig import CHECKOUT, LOOPBACK, Rig
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 HOSTS = ("src", "jump", "dst")  # pretended ones
 
 
@@ -60,14 +58,13 @@ class Server:
     host: str
 
 
-class ControlPlane:
+class ControlPlane(Rig):
     """The plane of one checkout. Making the object starts nothing and attaches to what runs."""
 
     prefix, cache, hosts = "vmcloud", "cloud", HOSTS
 
     def __init__(self, checkout: Path = CHECKOUT) -> None:
-        self.name = f"{self.prefix}-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
-        self.folder = checkout / ".cache" / self.cache
+        super().__init__(checkout, self.prefix, self.cache, "control plane")
         self._connections: dict[str, Connection] = {}
 
     src = property(lambda self: self.host("src"))
@@ -95,21 +92,8 @@ class ControlPlane:
 
     def down(self) -> None:
         """End the plane: no process and no state of it is left when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._clear()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the plane to oneself for a session; waits, saying so, while another process holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "held").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another session of this checkout holds the control plane; waiting for it to end")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def is_up(self) -> bool:
         """Whether the plane was started completely, and everything but a stopped nova-compute runs."""
@@ -219,7 +203,7 @@ class ControlPlane:
         return (LOOPBACK,)
 
     def _prepare(self, installation: Installation, state: Path) -> None:
-        base = free_base(10000 + int(self.name[-6:], 16) % 400 * PORTS)
+        base = free_base(10000 + self.number * PORTS)
         self._remember(name=self.name, base=base, installed=str(installation.folder), seed=str(state))
         place = self._place()
         seed.lay(state, place)
@@ -261,7 +245,7 @@ class ControlPlane:
         processes.kill(self.name)
         shutil.rmtree(Path("/run") / self.name, ignore_errors=True)
         self._connections = {}
-        empty(self.folder, ("lock", "held"))
+        self._clear_folder()
 
     def _maker(self, project: str) -> Connection:
         """The tests' own way in: past the proxy, so that it is not counted and meets no fault."""
@@ -303,21 +287,3 @@ class ControlPlane:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Nova does not delete {left}")
             time.sleep(0.1)
-
-    def _state(self) -> dict[str, object]:
-        try:
-            return dict(json.loads((self.folder / "state.json").read_text()))
-        except FileNotFoundError:
-            return {}
-
-    def _remember(self, **facts: object) -> None:
-        part = self.folder / "state.json.part"
-        part.write_text(json.dumps({**self._state(), **facts}))
-        part.replace(self.folder / "state.json")
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield

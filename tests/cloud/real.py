@@ -16,10 +16,11 @@ from tests.cloud.config import ETC
 from tests.cloud.daemons import Services
 from tests.cloud.host import Host
 from tests.cloud.install import HERE, Installation, say
-from tests.cloud.plane import CHECKOUT, ControlPlane, Server
+from tests.cloud.plane import ControlPlane, Server
 from tests.cloud.seed import RAW
 from tests.lab.guest import Guest
 from tests.lab.lab import MEMORY, Lab
+from tests.rig import CHECKOUT
 
 GATEWAY = "10.77.0.1"  # the lab's namespace, as its guests reach it
 IMAGES = {"src": "lvm", "dst": "qcow2"}

@@ -13,9 +13,10 @@ import openstack
 from openstack.connection import Connection
 
 from tests.cloud import processes
-from tests.cloud.config import APIS, DATABASES, PASSWORD, REGION, USERS, Place, empty, free_base
+from tests.cloud.config import APIS, DATABASES, PASSWORD, REGION, USERS, Place, free_base
 from tests.cloud.daemons import Services
 from tests.cloud.install import HERE, Installation, drop_unused, lock, say
+from tests.rig import empty
 
 FLAVORS = {
     # name -> vcpus, MiB of memory, GiB of root disk, GiB of ephemeral disk

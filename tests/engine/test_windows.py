@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.engine.windows import Blackout, Schedule, Span, Window, next_fit, sentence, words
+from jobs.engine.windows import Blackout, Schedule, Span, Window, next_fit, outlook, sentence, words
 
 UTC = dt.UTC
 WEDNESDAY = dt.datetime(2026, 11, 25, 17, 0, tzinfo=UTC)
@@ -138,3 +138,21 @@ def test_what_is_found_is_long_enough_and_lies_within_a_window(days, begin, end,
         assert span.length >= dt.timedelta(minutes=length)
         whole = Schedule("Europe/Vienna", (window,)).open(now - dt.timedelta(days=8), span.end + dt.timedelta(days=8))
         assert any(each.begin <= span.begin and span.end <= each.end for each in whole)
+
+
+@pytest.mark.parametrize(
+    ("lines", "now", "says"),
+    [
+        (["Thu 02:00-04:00"], WEDNESDAY, "next Thursday 02:00 to 04:00 UTC"),
+        (["Thu 02:00-04:00"], at("2026-11-26T03:00"), "open until 04:00 UTC"),
+        (["Wed-Thu 22:00-06:00"], at("2026-11-25T23:00"), "open until Thursday 06:00 UTC"),
+        ([], WEDNESDAY, "open"),
+    ],
+)
+def test_the_outlook_says_until_when_it_is_open_or_from_when(lines, now, says):
+    assert outlook(schedule(*lines), now) == says
+
+
+def test_the_outlook_of_a_year_of_blackouts_is_shut():
+    never = Schedule(blackouts=(Blackout.read("2026-01-01 to 2029-01-01"),))
+    assert outlook(never, WEDNESDAY) == "shut for the next year"

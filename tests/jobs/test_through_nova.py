@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from hosts import tasks
 from jobs import tick
+from jobs.hands import Hands
 from jobs.journal import Journal
 from jobs.models import Footprint, Job, StepRun
 from tests.factories import admin, approver, asked, operator
@@ -340,24 +341,15 @@ def test_a_worker_that_lost_its_lease_changes_nothing_in_the_cloud(nova_drive, c
     job = nova_drive.submit()
     approval = job.approvals.open().get()
 
-    def taken_over(server, real=cloud.known):
+    def taken_over(hands, request, found, real=Hands._intend):
         Job.objects.filter(pk=job.pk).update(fence=99)
-        return real(server)
+        real(hands, request, found)
 
-    begin = Journal.begin
-    monkeypatch.setattr(
-        Journal,
-        "begin",
-        lambda self, planned, *args: (
-            begin(self, planned, *args),
-            planned.step.name == "lock" and setattr(cloud, "known", taken_over),
-        )[0],
-    )
+    monkeypatch.setattr(Hands, "_intend", taken_over)
     approval.approve(approver(), approval.digest, "as agreed")
     tick.run(job.pk)
-    tick.run(job.pk)
-    assert cloud.asked("lock") == 0
-    assert not cloud.server.locked
+    job.refresh_from_db()
+    assert (job.fence, cloud.asked("lock"), cloud.server.locked) == (99, 0, False)
 
 
 def test_a_credential_that_is_taken_away_in_mid_swap_halts_and_says_so(nova_drive, cloud, site):

@@ -7,6 +7,7 @@ from django.contrib.auth.models import Group
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from hosts.models import Cloud
 from jobs.models import Approval, Decision, Job, Refused
 from tests.factories import (
     a_hypervisor,
@@ -42,6 +43,13 @@ def waiting(drive):
 
 
 # Asking for a migration
+
+
+def test_an_instance_is_called_as_nova_calls_it_where_a_cloud_has_it(db):
+    values = asked()
+    instance, cloud = values["destination"], Cloud.objects.create(name="prod")
+    cloud.servers.create(uuid=instance.uuid, name="db-master", seen_at=timezone.now())
+    assert Job.objects.submit(operator(), **values).instance_name == "db-master"
 
 
 def test_a_viewer_cannot_ask_for_a_migration(db):

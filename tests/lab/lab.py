@@ -25,17 +25,13 @@ Every guest listens on 127.0.0.1:<guest.port> for SSH, as root and as volmig, wi
 .cache/lab of the checkout and in /run/<name>; the image in /var/cache/volmig-lab (VOLMIG_LAB_CACHE).
 """
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -45,8 +41,8 @@ from tests.lab import machine
 from tests.lab.guest import CommandError, Guest
 from tests.lab.image import Image, ensure, say
 from tests.lab.network import MACHINES, Network, address, shaping
+from tests.rig import CHECKOUT, Rig, free
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 NETS = {
     "src": ("mgmt", "data"),
     "jump": ("mgmt", "data", "storage"),
@@ -71,7 +67,7 @@ class Instance:
     sha256: str
 
 
-class Lab:
+class Lab(Rig):
     """The lab of one checkout. Making the object starts nothing and attaches to what runs.
 
     `tools` is a file system that all guests get as a read-only disk, /dev/ubdc; `memory` that of guests by name.
@@ -81,8 +77,7 @@ class Lab:
         self, checkout: Path = CHECKOUT, *, tools: Path | None = None, memory: dict[str, str] = MEMORY
     ) -> None:
         self.tools, self.memory = tools, memory
-        self.name = f"vmlab-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
-        self.folder = checkout / ".cache/lab"
+        super().__init__(checkout, "vmlab", "lab", "storage lab")
         self.sockets = Path("/run") / self.name
         self.network = Network(self.name)
         self.key = self.folder / "key"
@@ -113,21 +108,8 @@ class Lab:
 
     def down(self) -> None:
         """End the lab: no process, namespace, memory or disk of it is left when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._clear()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the lab to oneself for a session or a demo; waits, saying so, while another process holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "held").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another session of this checkout holds the lab; waiting for it to end")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def is_up(self) -> bool:
         """Whether the lab was booted completely and all four guests run."""
@@ -246,35 +228,15 @@ class Lab:
         """The port that guests' ports are counted from: as recorded, else the first free block from the path's own."""
         recorded = self._state().get("base_port")
         if recorded:
-            return int(recorded)
-        first = 20000 + int(self.name[-6:], 16) % 400 * 20
-        return next(base for base in range(first, 32000, 20) if _free(base + number for number in MACHINES.values()))
-
-    def _state(self) -> dict[str, object]:
-        try:
-            return dict(json.loads((self.folder / "state.json").read_text()))
-        except FileNotFoundError:
-            return {}
-
-    def _remember(self, **facts: object) -> None:
-        part = self.folder / "state.json.part"
-        part.write_text(json.dumps({**self._state(), **facts}))
-        part.replace(self.folder / "state.json")
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            return int(str(recorded))
+        first = 20000 + self.number * 20
+        return next(base for base in range(first, 32000, 20) if free(base + number for number in MACHINES.values()))
 
     def _clear(self) -> None:
         machine.kill_all(self.name)
         self.network.delete()
         shutil.rmtree(self.sockets, ignore_errors=True)
-        for path in self.folder.iterdir():
-            if path.name not in ("lock", "held"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._clear_folder()
 
     def _prepare(self, image: Image) -> None:
         self.sockets.mkdir(mode=0o700, exist_ok=True)
@@ -346,14 +308,3 @@ class Lab:
 
 def _console(name: str) -> str:
     return f"/var/log/lab/{name}.console"
-
-
-def _free(ports: Iterable[int]) -> bool:
-    for port in ports:
-        with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-    return True

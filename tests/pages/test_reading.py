@@ -11,11 +11,12 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs.engine.states import STATUSES
-from jobs.models import Job
+from jobs.models import Job, Policy
 from jobs.templatetags import look
 from jobs.templatetags.progress import gate
 from jobs.views import TABS
 from tests.pages import scenes
+from volmig.accounts.models import Team
 
 
 def text(response):
@@ -37,6 +38,15 @@ def test_the_job_page_answers_in_every_status_and_in_every_tab(status, dana, bro
             )
             assert fetched.status_code == 200
             assert "<html" not in text(fetched)
+
+
+def test_the_overview_shows_when_swaps_may_run(dana, browser_of, hosts):
+    team = Team.objects.get(hypervisors__name="jump-02")
+    Policy(team=team, windows=["Mon-Sun 00:00-24:00"], min_bytes=1 << 40).change(dana)
+    page = text(browser_of(dana).get("/"))
+    assert "Windows for swaps" in page
+    assert "1.0 TiB" in page
+    assert "<span>open</span>" in page
 
 
 def test_a_job_that_nobody_planned_yet_says_so(dana, browser_of, hosts):

@@ -3,7 +3,7 @@
 import pytest
 from openstack.exceptions import ConflictException, ForbiddenException, HttpException, NotFoundException
 
-from tests.plane_tests.conftest import actions, errors, settled, until
+from tests.cloud_tests.conftest import actions, errors, settled, until
 
 pytestmark = pytest.mark.cloud
 

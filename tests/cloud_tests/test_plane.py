@@ -10,7 +10,7 @@ from openstack.exceptions import ConflictException, SDKException
 
 from tests.cloud import processes
 from tests.cloud.plane import ControlPlane
-from tests.plane_tests.conftest import settled, until
+from tests.cloud_tests.conftest import settled, until
 
 pytestmark = pytest.mark.cloud
 

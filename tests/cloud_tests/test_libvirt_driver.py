@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.plane_tests.conftest import settled
+from tests.cloud_tests.conftest import settled
 
 pytestmark = pytest.mark.real
 DISK = "disk.eph0"

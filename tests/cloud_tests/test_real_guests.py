@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.plane_tests.conftest import errors, settled, until
+from tests.cloud_tests.conftest import errors, settled, until
 
 pytestmark = [pytest.mark.cloud, pytest.mark.lab]
 

@@ -9,7 +9,7 @@ from hosts import tasks
 from hosts.models import Compute, Server
 from hosts.remote import nova
 from jobs.models import StepRun
-from tests.cloud_tests.conftest import NEW, OLD, in_real_cloud
+from tests.cloud_tests.migration import NEW, OLD, in_real_cloud
 from tests.factories import operator
 from volmig.models import Notice
 
