@@ -5,7 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
-pytest_plugins = ["tests.chromium", "tests.lab.fixtures", "tests.cloud.fixtures"]
+pytest_plugins = ["tests.chromium", "tests.people", "tests.lab.fixtures", "tests.cloud.fixtures"]
 
 
 @pytest.fixture(scope="session", autouse=True)

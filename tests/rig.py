@@ -87,3 +87,10 @@ def free(ports: Iterable[int]) -> bool:
             except OSError:
                 return False
     return True
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return int(found.getsockname()[1])

@@ -15,6 +15,7 @@ from pathlib import Path
 from hosts.remote.hostctl import bundle
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
+from tests.rig import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PEOPLE = {"olga": ["operator"], "pavel": ["approver"], "ada": ["administrator", "operator", "approver", "auditor"]}
@@ -23,13 +24,18 @@ HYPERVISORS = ("src", "jump", "dst")
 
 
 class Site:
-    """One volmig with a data directory and a port of its own; `shipped` says how hostctl reaches the hypervisors.
+    """One volmig with a data directory and a port of its own, any that is free unless told.
+
+    `shipped` says how hostctl reaches the hypervisors.
 
     `clouds` is the clouds.yaml of the Nova that has the instances; without it libvirt has them.
     """
 
-    def __init__(self, lab: Lab, data: Path, port: int, shipped: bool = False, clouds: Path | None = None) -> None:
-        self.lab, self.data, self.port, self.shipped, self.clouds = lab, data, port, shipped, clouds
+    def __init__(
+        self, lab: Lab, data: Path, port: int = 0, *, shipped: bool = False, clouds: Path | None = None
+    ) -> None:
+        self.lab, self.data, self.shipped, self.clouds = lab, data, shipped, clouds
+        self.port = port or free_port()
         self.process: subprocess.Popen[str] | None = None
 
     @property

@@ -9,7 +9,6 @@ import http.cookiejar
 import itertools
 import json
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -113,7 +112,7 @@ def run(lab: Lab, size: int, data: int, rate: int) -> list[Seen]:
     for number, each in enumerate(uuids):
         lab.volume(lab.src, f"{each}_disk.local", size, data_mb=1, bulk_mb=data - 1)
         lab.instance(each, f"guest-{number}", disk_bytes=size)
-    site = Crowd(lab, lab.folder / "latency", free_port())
+    site = Crowd(lab, lab.folder / "latency")
     site.wipe()
     try:
         site.prepare()
@@ -213,9 +212,3 @@ def shown_by(message: str) -> int | None:
     """Bytes that the bar of the conversion stands at in a fragment; None when it shows something else."""
     bar = re.search(r'<progress max="\d+" value="(\d+)"', message)
     return int(bar[1]) if bar and f">{NAMED['convert'].title}</h2>" in message else None
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -1,7 +1,6 @@
 """volmig as a real web server over the tests' database, and a headless Chromium that looks at it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from django.db import connection
 from django.test import Client
 
 from tests.pages import scenes
+from tests.rig import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,12 +24,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.browser)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -149,8 +149,8 @@ def pages(full):
     cloud, team, dana = Cloud.objects.get(), Team.objects.get(), User.objects.get(username="dana")
     found = ["/", "/migrations/", "/approvals/", "/audit/", "/account/", "/account/factor/", "/accounts/", "/teams/"]
     found += [f"/accounts/{dana.pk}/", f"/teams/{team.pk}/", f"/teams/{team.pk}/policies/{Policy.objects.get().pk}/"]
-    found += [f"/migrations/{job.pk}/?tab={tab}" for job in full[:2] for tab in (*TABS, "log&questions=1")]
-    found += [f"/migrations/{job.pk}/" for job in full[2:]] + [f"/approvals/{each.pk}/" for each in asked]
+    found += [f"/migrations/{job.pk}/?tab={tab}" for job in full[:1] for tab in (*TABS, "log&questions=1")]
+    found += [f"/migrations/{job.pk}/" for job in full[1:]] + [f"/approvals/{each.pk}/" for each in asked]
     found += ["/hosts/", "/hosts/register/", "/hosts/clouds/", f"/hosts/clouds/{cloud.pk}/"]
     found += [f"/hosts/{each.pk}/{tail}" for each in host for tail in ("", "edit/", "pin/")]
     chosen = "&".join(f"{name}={host[index].pk}" for name, index in (("source", 0), ("destination", 1)))

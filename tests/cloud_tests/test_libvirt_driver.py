@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from tests.cloud_tests.conftest import settled
+from tests.cloud_tests.conftest import actions, settled
+from tests.people import approve, ask, confirm, wait_for_consent
+from tests.site import Site
 
 pytestmark = pytest.mark.real
 DISK = "disk.eph0"
@@ -49,21 +51,46 @@ def test_a_server_on_dst_has_qcow2_files_of_novas_on_the_share(real_cloud, pair)
     assert '"qcow2"' in real_cloud.lab.filer.run(f"cat /vol/nova/{pair[1].uuid}/disk.info")
 
 
-def test_a_volume_of_one_is_the_disk_of_the_other(real_cloud, compute, pair):
-    old, new = pair
-    lab, data = real_cloud.lab, os.urandom(100_000)
-    for server in pair:
-        stop(compute, server)
-    volume, disk = f"/dev/vg_nova0/{old.uuid}_{DISK}", f"/var/lib/nova/instances/{new.uuid}/{DISK}"
-    lab.src.write("/root/data", data)
-    digest = lab.src.sha256("/root/data")
-    lab.src.run(f"mount {volume} /mnt && mv /root/data /mnt/data && umount /mnt")
-    lab.src.run(f"qemu-img convert -f raw -O qcow2 {volume} /root/image")
-    lab.dst.run(f"cat >{disk}", stdin=lab.src.read("/root/image"))
-    lab.src.run("rm /root/image")
+@pytest.fixture
+def volmig(real_cloud, tmp_path):
+    """volmig over the lab, in which Nova has the instances."""
+    site = Site(real_cloud.lab, tmp_path / "volmig", clouds=real_cloud.clouds_yaml)
+    site.prepare()
+    site.start()
+    yield site
+    site.stop()
 
+
+def test_a_job_in_the_browser_carries_a_disk_from_one_server_to_the_other(real_cloud, compute, pair, volmig, sign_in):
+    old, new = pair
+    lab, volume = real_cloud.lab, f"/dev/vg_nova0/{old.uuid}_{DISK}"
+    stop(compute, old)
     start(compute, new)
-    real_cloud.wait_console(new, f"VOLMIG-DATA sha256 {digest}")
+    digest = put_data(lab.src, volume)
+    before = lab.sha256(lab.src, volume)
+    olga, pavel = sign_in(volmig, "olga"), sign_in(volmig, "pavel")
+    ask(olga, old.uuid, DISK)
+    assert "new" in olga.inner_text("h1")
+    wait_for_consent(olga)
+    approve(pavel, new.uuid)
+    real_cloud.wait_console(new, f"VOLMIG-DATA sha256 {digest}", timeout=300)
+    confirm(olga)
+
+    seen = settled(compute, new, "ACTIVE")
+    assert not seen.is_locked
+    assert actions(compute, new)[:4] == [("unlock", None), ("start", None), ("stop", None), ("lock", None)]
+    assert lab.sha256(lab.src, volume) == before
+    assert [
+        line for line in lab.leftovers() if "disk.old" not in line and "README" not in line and "card" not in line
+    ] == []
+
+
+def put_data(guest, volume):
+    """Write random bytes as /data on a volume; returns their SHA-256."""
+    guest.write("/root/data", os.urandom(100_000))
+    digest = guest.sha256("/root/data")
+    guest.run(f"mount {volume} /mnt && mv /root/data /mnt/data && umount /mnt")
+    return digest
 
 
 def test_a_stop_shuts_the_guest_down_and_a_start_boots_it_again(real_cloud, compute, pair):

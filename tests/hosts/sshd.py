@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hosts.remote import hostctl
 from hosts.remote.host import Address
+from tests.rig import free_port
 
 CONFIG = """
 ListenAddress 127.0.0.1
@@ -121,12 +122,6 @@ def keygen(path: Path) -> Path:
     path.unlink(missing_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_port(port: int) -> None:

@@ -21,7 +21,8 @@ from hosts.remote.host import (
     Request,
     Unreachable,
 )
-from tests.hosts.sshd import Sshd, free_port, keygen
+from tests.hosts.sshd import Sshd, keygen
+from tests.rig import free_port
 
 pytestmark = [
     pytest.mark.lab,

@@ -1,11 +1,11 @@
 """The whole promise, in a browser on real hosts: two people carry a disk across, and the guest mounts it."""
 
 import re
-import socket
 
 import pytest
 
-from tests.site import PASSWORD, Site
+from tests.people import approve, ask, confirm, wait_for_consent
+from tests.site import Site
 
 pytestmark = [pytest.mark.lab, pytest.mark.browser]
 
@@ -30,10 +30,7 @@ def site(clean_lab, tmp_path):
     started = []
 
     def start(shipped):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        site = Site(clean_lab, tmp_path / "volmig", port, shipped)
+        site = Site(clean_lab, tmp_path / "volmig", shipped=shipped)
         started.append(site)
         site.prepare()
         site.start()
@@ -42,28 +39,6 @@ def site(clean_lab, tmp_path):
     yield start
     for site in started:
         site.stop()
-
-
-@pytest.fixture
-def sign_in(chromium):
-    """A browser of a person's own: sign_in(site, "olga")."""
-    contexts = []
-
-    def enter(site, name):
-        context = chromium.new_context(base_url=site.url, viewport={"width": 1280, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.goto("/login/")
-        page.fill("[name=username]", name)
-        page.fill("[name=password]", PASSWORD)
-        page.click("main button")
-        page.wait_for_url(f"{site.url}/")
-        return page
-
-    yield enter
-    for context in contexts:
-        context.close()
 
 
 @pytest.mark.parametrize(
@@ -87,9 +62,9 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
     volmig = site(shipped)
     olga, pavel = sign_in(volmig, "olga"), sign_in(volmig, "pavel")
 
-    ask(olga, limit="48")
+    ask(olga, OLD, "disk.local", limit="48")
     olga.evaluate(RECORD_PERCENTAGES)
-    olga.wait_for_selector("#where:has-text('another person has to approve')", timeout=240_000)
+    wait_for_consent(olga)
     percentages = olga.evaluate("[...window.percentages]")
     assert len(percentages) >= 5, percentages
 
@@ -97,11 +72,10 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
         lab.dst.run("virsh -q shutdown db-new")
         lab.dst.wait("virsh domstate db-new | grep -q 'shut off'")
     backup_expected = None if runs else lab.sha256(lab.dst, instance.disk)
-    approve(pavel)
+    approve(pavel, NEW)
     lab.wait_console(instance, f"VOLMIG-DATA sha256 {digest}", timeout=180)
 
-    olga.click("#verb-confirm button:enabled", timeout=180_000)
-    olga.wait_for_selector("#where:has-text('its data is confirmed')", timeout=60_000)
+    confirm(olga)
     planned, logged = planned_and_logged(olga)
     if not runs:  # it was off when its turn came: there was nothing to shut down
         planned = [line for line in planned if " shutdown " not in line]
@@ -115,31 +89,6 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
     if backup_expected:
         assert lab.sha256(lab.filer, backup) == backup_expected
     assert lab.jump.run("systemctl is-active nfs-server", check=False).strip() == "inactive"
-
-
-def ask(page, limit):
-    """Fill in a new migration as an operator does, and start it."""
-    page.goto("/migrations/new")
-    page.select_option("#id_source", label="src")
-    page.check(f"#from label:has-text('{OLD}') input")
-    page.select_option("#id_destination", label="dst")
-    page.check("#to input[value$='/disk.local']")
-    page.check("#through label:has-text('jump') input")
-    page.fill("#id_rate", limit)
-    page.click("text=Check, plan and start")
-    page.wait_for_url(re.compile(r"/migrations/\d+/$"))
-    page.wait_for_selector("[data-live][data-state=live]")
-
-
-def approve(page):
-    page.goto("/approvals/")
-    page.click("main a[href^='/approvals/']")
-    page.fill("#id_reason", "Agreed with the tenant.")
-    page.fill("#id_tail", NEW[-6:])
-    if page.locator("#id_password").count():  # signed in more than five minutes ago
-        page.fill("#id_password", PASSWORD)
-    page.click("text=Approve exactly this")
-    page.wait_for_url(re.compile(r"/migrations/\d+/$"))
 
 
 def planned_and_logged(page):

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 
@@ -42,12 +44,6 @@ def until(condition, seconds=40):
             return result
         time.sleep(0.05)
     raise TimeoutError
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def at_a_terminal():
