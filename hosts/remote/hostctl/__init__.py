@@ -13,7 +13,7 @@ from .verbs import acts
 __all__ = ["Act", "acts", "bundle", "source_hash"]
 
 SHEBANG = b"#!/usr/bin/python3 -I\n"
-START = b"import sys\nfrom hostctl.__main__ import main\nsys.exit(main())\n"
+START = b"\n\nsys.exit(start('%s'))\n"
 
 
 def source_hash() -> str:
@@ -28,7 +28,7 @@ def bundle() -> bytes:
     """One executable file that holds this package; the same sources give the same bytes."""
     archive = io.BytesIO()
     files = {"hostctl/" + name: text for name, text in _sources().items()}
-    files["__main__.py"] = START
+    files["__main__.py"] = _source("start.py") + START % source_hash().encode()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, text in sorted(files.items()):
             packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)

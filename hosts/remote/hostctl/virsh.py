@@ -1,13 +1,13 @@
 """libvirt through virsh: state, lock mark, stop and start of one domain; never destroy."""
 
 import calendar
+import html
 import os
 import re
 import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 from .act import Act, Args, Failed, Refused, command
 from .owner import as_owner
@@ -38,7 +38,7 @@ def lock_acts(args: Args, job: str) -> Tuple[Act, ...]:
             "--key",
             "volmig",
             "--set",
-            "<lock reason=%s/>" % quoteattr(args["reason"]),
+            '<lock reason="%s"/>' % html.escape(args["reason"]),
         ),
     )
 

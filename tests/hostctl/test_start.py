@@ -1,0 +1,78 @@
+"""The archive unpacks itself beside itself, for root alone, and answers all the same where it cannot."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hosts.remote import hostctl
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's archive unpacks itself")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    folder = tmp_path / "libexec"
+    folder.mkdir(mode=0o755)
+    path = folder / "volmig-hostctl"
+    path.write_bytes(hostctl.bundle())
+    return path
+
+
+def hello(archive):
+    request = json.dumps({"hash": hostctl.source_hash(), "verb": "hello", "args": {}})
+    done = subprocess.run([sys.executable, "-I", archive], input=request, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert (answer["state"], answer["hash"]) == ("done", hostctl.source_hash())
+
+
+def unpacked(archive):
+    return archive.parent / f".hostctl-{hostctl.source_hash()}"
+
+
+def compiled(archive):
+    return list(unpacked(archive).glob("hostctl/__pycache__/*.pyc"))
+
+
+def test_the_first_call_leaves_it_compiled_for_the_next(archive):
+    hello(archive)
+    assert compiled(archive)
+    assert unpacked(archive).stat().st_mode & 0o777 == 0o700
+    (unpacked(archive) / "hostctl/__main__.py").write_text(
+        'def main():\n    print(\'{"from": "the folder"}\')\n    return 0'
+    )
+    done = subprocess.run([sys.executable, "-I", archive], input="", capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"from": "the folder"}
+
+
+def test_a_folder_in_which_others_may_write_is_not_used(archive):
+    archive.parent.chmod(0o775)
+    hello(archive)
+    assert not unpacked(archive).exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.chmod(0o777), lambda path: os.chown(path, 65534, 65534)])
+def test_an_unpacked_folder_that_others_could_have_changed_is_not_used(archive, spoil):
+    hello(archive)
+    (unpacked(archive) / "hostctl/__main__.py").write_text("raise SystemExit(3)")
+    spoil(unpacked(archive))
+    hello(archive)
+
+
+def test_a_link_in_the_folders_place_is_not_followed(archive, tmp_path):
+    (tmp_path / "elsewhere/hostctl").mkdir(parents=True)
+    (tmp_path / "elsewhere/hostctl/__main__.py").write_text("raise SystemExit(3)")
+    unpacked(archive).symlink_to(tmp_path / "elsewhere")
+    hello(archive)
+
+
+def test_what_an_older_version_unpacked_goes_after_a_day(archive):
+    old, recent = archive.parent / ".hostctl-0123", archive.parent / ".hostctl-4567"
+    for folder in (old, recent):
+        folder.mkdir()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    hello(archive)
+    assert (old.exists(), recent.exists()) == (False, True)
