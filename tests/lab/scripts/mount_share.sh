@@ -3,7 +3,6 @@ set -e
 line="$source /var/lib/nova/instances nfs $options,_netdev,nofail,x-systemd.mount-timeout=60 0 0"
 if [ "$(cat /etc/fstab)" != "$line" ]; then
   echo "$line" >/etc/fstab
-  systemctl -q daemon-reload
   sync
 fi
 if mountpoint -q /var/lib/nova/instances; then
