@@ -26,10 +26,11 @@ test: .venv/ready packages check ## everything: linters, types, unit, lab and br
 test-pages:
 	@$(TESTS) -m "not lab and not browser and not cloud and not real" $(TOLD)
 	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
+	@$(TESTS) -m "cloud and not lab" $(TOLD)
 
 test-hosts:
 	@$(TESTS) -m "lab and not cloud and not torture" $(TOLD)
-	@$(TESTS) -m cloud $(TOLD)
+	@$(TESTS) -m "lab and cloud" $(TOLD)
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
