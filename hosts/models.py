@@ -289,8 +289,8 @@ class Scan(models.Model):
     """What one hypervisor last told of everything that carries volmig's marker there, whoever made it.
 
     `things` are as the verb `leftovers` gives them, each with `first_seen`; `shares` those that were asked, `missed`
-    the kinds that could not be, `more` how many things were beyond its cap. `began_at`: what changed since then is not in
-    it; None while it never told anything. `error` is why it did not tell when it was last asked.
+    the kinds that could not be, `more` how many things were beyond its cap. `began_at`: what changed since then is not
+    in it; None while it never told anything. `error` is why it did not tell when it was last asked.
     """
 
     hypervisor = models.OneToOneField(Hypervisor, models.CASCADE, related_name="scan")

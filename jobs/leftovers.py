@@ -228,7 +228,7 @@ def traces(things: Iterable[Thing], jobs: dict[str, Job], scans: list[Scan]) -> 
     return [made for thing in wanted if (made := trace(thing, jobs[thing.job], runs, marks))]
 
 
-def trace(thing: Thing, job: Job, runs: list[dict[str, Any]], marks: list[Footprint]) -> Entry | None:
+def trace(thing: Thing, job: Job, runs: Iterable[Any], marks: list[Footprint]) -> Entry | None:
     """The entry of one such thing, since when the job last did something about it; None when it never did."""
     mine = [run for run in runs if (run["job"], run["hypervisor__name"]) == (job.pk, thing.place)]
     held = [mark for mark in marks if mark.job_id == job.pk and proves(mark, thing)]
@@ -251,7 +251,7 @@ def proves(mark: Footprint, thing: Thing) -> bool:
         return mark.kind == "fence" and thing.name.endswith("-holder") and there(mark, thing)
     if thing.kind == "directory":
         folder = f"/{thing.name}/" if mark.share else ""
-        return there(mark, thing) and (mark.name == thing.name or bool(folder) and folder in mark.name)
+        return there(mark, thing) and (mark.name == thing.name or (bool(folder) and folder in mark.name))
     return False
 
 

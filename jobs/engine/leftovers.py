@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 Verdict = Literal["needed", "left", "gone", "stranger", "other"]
 DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
+STANDING: Final = frozenset({"present", "reserved"})
 # What a job leaves beside the rows of its ledger, and which its journal proves: absence means nothing.
 TRACES: Final = frozenset({"unit", "memory", "directory"})
 # The step whose undo takes a thing of this kind away again, as hostctl guards it; a backup goes by its purge alone.
@@ -94,9 +95,7 @@ def compare(entries: Sequence[Entry], things: Sequence[Thing], told: Iterable[To
     """Every thing and every entry once; nothing of what cannot be told: a place that was not asked since it changed."""
     heard = {each.place: each for each in told}
     ledger = {_key(entry): entry for entry in entries}
-    names = {
-        (entry.kind, entry.place, entry.name): entry for entry in entries if entry.state in ("present", "reserved")
-    }
+    names = {(entry.kind, entry.place, entry.name): entry for entry in entries if entry.state in STANDING}
     findings, met = [], set()
     for thing in things:
         entry = ledger.get(_key(thing)) or names.get((thing.kind, thing.place, thing.name))
@@ -124,7 +123,7 @@ def _of_thing(thing: Thing, entry: Entry | None, at: datetime) -> Finding:
 
 def _of_missing(entry: Entry, told: Told | None) -> Finding | None:
     """An entry that nobody saw: gone, when its place was asked since and told all of the kind."""
-    if entry.state not in ("present", "reserved") or told is None:
+    if entry.state not in STANDING or told is None:
         return None
     if entry.kind not in told.kinds or entry.since >= told.at or (entry.state == "reserved" and entry.at_work):
         return None

@@ -23,7 +23,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
         return self.filter(ended_at=None)
 
     def ask(self, by: Any, found: leftovers.Finding, job: "Job", hypervisor: Hypervisor, step: str) -> "Removal":
-        """Have one leftover taken away by the undo of `step`; raise Refused, with nothing written, when that may not be.
+        """Have one leftover taken away by the undo of `step`; raise Refused, with nothing written, if that may not be.
 
         It is looked for once more before anything is done: what was scanned may be a day old.
         """
@@ -49,7 +49,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
 class Removal(models.Model):
     """One wish; `identity` is the ledger's, `after` the last run of the job that was there when work on it began.
 
-    `result` is removed or refused, with a sentence in `said`.
+    `result` is removed, gone (there was nothing to remove any more) or refused, with a sentence in `said`.
     """
 
     job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="removals")
@@ -61,7 +61,8 @@ class Removal(models.Model):
     identity = models.CharField(max_length=400)
     asked_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, related_name="+")
     asked_at = models.DateTimeField(default=timezone.now)
-    after = models.BigIntegerField(null=True, blank=True)
+    began_at = models.DateTimeField(null=True, blank=True)
+    after = models.BigIntegerField(default=0)
     result = models.CharField(max_length=10, blank=True)
     said = models.TextField(blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -83,6 +84,12 @@ class Removal(models.Model):
         """What is meant, for the record."""
         names = ("kind", "place", "name", "identity", "step")
         return {**{name: getattr(self, name) for name in names}, "hypervisor": self.hypervisor.name}
+
+    def begin(self) -> None:
+        """Written before the act: what ran until now is neither for it nor against it."""
+        self.began_at = timezone.now()
+        self.after = self.job.runs.order_by("-pk").values_list("pk", flat=True).first() or 0
+        self.save(update_fields=["began_at", "after"])
 
     @transaction.atomic
     def end(self, result: str, said: str) -> None:
