@@ -317,9 +317,19 @@ class Scan(models.Model):
         known = {THING(row): row.get("first_seen") for row in self.things}
         for row in things:
             row["first_seen"] = known.get(THING(row)) or began.isoformat()
-        self.things, self.shares, self.missed, self.more = things, shares, missed, more
-        self.began_at, self.error = began, ""
-        self.save()
+        told_later = Scan.objects.filter(pk=self.pk, began_at__gte=began)
+        if not told_later.exists():  # else a slow answer would put an older truth over a newer one
+            self.things, self.shares, self.missed, self.more = things, shares, missed, more
+            self.began_at, self.error = began, ""
+            self.save()
+
+    def told(self, kind: str, place: str) -> bool:
+        """Whether all things of a kind at a place (this hypervisor, by its name, or a share) are in it."""
+        if self.more or self.began_at is None:
+            return False
+        if place == self.hypervisor.name:
+            return kind not in self.missed
+        return any(share["source"] == place and share["answered"] for share in self.shares)
 
 
 THING = itemgetter("kind", "share", "name", "job", "identity")

@@ -52,7 +52,8 @@ class Row:
     def step(self) -> str:
         """The step whose undo removes it; empty when none does."""
         roles = [role for role in ROLES if self.job and getattr(self.job, f"{role}_id") == self.hypervisor.pk]
-        return leftovers.step_for(self.about.kind, self.about.name, roles[0]) if roles else ""
+        running = self.found.entry is not None and self.found.entry.state == "running"
+        return leftovers.step_for(self.about.kind, self.about.name, roles[0], running) if roles else ""
 
     @cached_property
     def why_kept(self) -> str:
@@ -239,10 +240,9 @@ def trace(thing: Thing, job: Job, runs: Iterable[Any], marks: list[Footprint]) -
         times += [run["ended_at"] or run["started_at"] for run in mine]
     if not times:
         return None
-    said = needed(job)
-    return Entry(
-        thing.kind, thing.place, thing.name, thing.job, thing.identity, "trace", max(times), said, at_work(job)
-    )
+    said, runs_on = needed(job), thing.kind == "unit" and any(run["ended_at"] is None for run in mine)
+    state = "running" if runs_on else "trace"
+    return Entry(thing.kind, thing.place, thing.name, thing.job, thing.identity, state, max(times), said, at_work(job))
 
 
 def proves(mark: Footprint, thing: Thing) -> bool:

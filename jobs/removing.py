@@ -76,6 +76,9 @@ def told_now(job: Job, wish: Removal, hands: Hands) -> list[Row]:
         raise HostError(f"ask {wish.hypervisor}", str((heard.answer.error or {}).get("found")))
     scan, _ = Scan.objects.get_or_create(hypervisor=wish.hypervisor, defaults={"tried_at": began})
     scan.record(heard.answer.evidence, began)
+    scan.refresh_from_db()
+    if not scan.told(wish.kind, wish.place):
+        raise HostError(f"list what is on {wish.place}", "it was not told, or not all of it", "Look again later.")
     return rows(Hypervisor.objects.filter(pk=wish.hypervisor_id))
 
 

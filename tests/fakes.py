@@ -273,6 +273,8 @@ class FakeHost:
         for held in self.held:
             job = held.removeprefix("holder of ")
             yield thing("unit", unit := f"volmig-{job.replace('-', '')}-holder", job, unit)
+        for key, request in self.running.items():
+            yield thing("unit", unit := f"volmig-{request.job.replace('-', '')}-{key}", request.job, unit)
         for job in self.kept:
             yield thing("memory", path := f"/var/lib/volmig/{job}", job, path)
 

@@ -43,8 +43,8 @@ class Thing:
 class Entry:
     """What the ledger says of one thing; `identity` is empty where none was ever measured.
 
-    `state` is reserved, present or gone, or trace for what its journal proves. `needed` says why it has to stay, empty
-    when nothing needs it. `at_work` tells that its job still makes and removes things by itself.
+    `state` is reserved, present or gone, or for what its journal proves trace, or running for a unit that goes on.
+    `needed` says why it has to stay, empty when nothing needs it. `at_work` tells that its job still makes and removes things by itself.
     """
 
     kind: str
@@ -159,10 +159,15 @@ def why_not_struck(found: Finding) -> str:
     return ""
 
 
-def step_for(kind: str, name: str, role: str) -> str:
-    """The step whose undo removes a thing; `role` is what its hypervisor is in its job, for what every one has."""
+def step_for(kind: str, name: str, role: str, running: bool = False) -> str:
+    """The step whose undo removes a thing; `role` is what its hypervisor is in its job, for what every one has.
+
+    A conversion or comparison that still runs is stopped by its own undo; other units are waited for.
+    """
     if kind == "unit" and name.endswith("-holder"):
         return "source_fence"
+    if kind == "unit" and running and name.split("-")[2:4] in (["convert", "do"], ["compare", "do"]):
+        return name.split("-")[2]
     if kind == "directory":
         return "relay_fs" if name.startswith("/srv/") else "source_mount" if name.startswith("/mnt/") else "stage"
     return f"forget_{role}" if kind in ("unit", "memory") else UNDONE_BY.get(kind, "")

@@ -152,6 +152,20 @@ def test_each_kind_is_removed_by_the_guarded_undo_of_a_step(kind, name, step):
     assert NAMED[step].undo
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("volmig-x-convert-do-1", "convert"),
+        ("volmig-x-compare-do-12", "compare"),
+        ("volmig-x-stage-do-1", "forget_source"),
+        ("volmig-x-convert-undo-1", "forget_source"),
+        ("volmig-x-holder", "source_fence"),
+    ],
+)
+def test_only_a_copy_that_still_runs_is_stopped_by_its_own_undo(name, step):
+    assert step_for("unit", name, "source", running=True) == step
+
+
 def test_no_step_removes_a_backup_or_what_nobody_knows():
     assert step_for("backup", ".volmig/x/disk.old", "relay") == ""
     assert step_for("something", "else", "relay") == ""

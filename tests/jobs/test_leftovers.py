@@ -127,6 +127,17 @@ def test_an_undo_that_goes_on_for_long_is_waited_for_and_ends_the_removal(killed
     assert not any(name.startswith("volmig_") for name in site.relay.volumes)
 
 
+def test_a_conversion_that_still_runs_for_a_job_that_has_ended_is_stopped_by_its_own_undo(drive, site):
+    site.source.slow = {"convert"}
+    job = ended(drive.submit())
+    each = next(each for each in scan() if each.about.name.endswith("convert-do-1"))
+    assert (each.found.verdict, each.step, each.why_kept) == ("left", "convert", "")
+    wish = ask(each)
+    drive.due(job)
+    wish.refresh_from_db()
+    assert (wish.result, site.source.running) == ("removed", {})
+
+
 # Refused when it is asked
 
 
@@ -250,6 +261,34 @@ def test_nothing_is_removed_on_a_hypervisor_that_cannot_be_reached(killed, site,
     site.relay.reachable = True
     drive.due(killed)
     assert list(site.relay.volumes) == before, "it is not done later behind anybody's back"
+
+
+def answers(site, monkeypatch, **changed):
+    told = {**site.relay.leftovers({}), **changed}
+    monkeypatch.setattr(site.relay, "leftovers", lambda args: told)
+
+
+def test_nothing_is_removed_on_a_share_that_does_not_answer(killed, site, drive, monkeypatch):
+    wish = ask(row("stage"))
+    source = wish.place
+    answers(site, monkeypatch, things=[], shares=[{"source": source, "answered": False}])
+    assert "was not told" in late(drive, killed, wish), "it is not taken for gone"
+    assert site.relay.asked("unstage") == []
+
+
+def test_nothing_is_removed_of_a_kind_that_cannot_be_listed(killed, site, drive, monkeypatch):
+    wish = ask(row("lv"))
+    answers(site, monkeypatch, things=[], missed=["lv", "fence"])
+    assert "was not told" in late(drive, killed, wish)
+    assert site.relay.asked("lv_remove") == []
+
+
+def test_what_has_gone_since_the_scan_needs_no_removal(killed, site, drive):
+    wish = ask(row("stage"))
+    del site.files[next(path for path in site.files if path.endswith("disk.new"))]
+    drive.due(killed)
+    wish.refresh_from_db()
+    assert (wish.result, site.relay.asked("unstage")) == ("gone", [])
 
 
 def test_nothing_is_removed_on_a_hypervisor_in_quarantine(killed, drive):

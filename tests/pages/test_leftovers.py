@@ -67,9 +67,9 @@ def test_what_became_of_removals_is_shown_and_escaped(over, dana, browser_of):
 
 def test_the_overview_counts_what_drifts_and_is_silent_when_nothing_does(over, dana, browser_of):
     browser = browser_of(dana)
-    assert "<strong>6 things on hypervisors or in the ledger" in text(browser.get("/"))
+    assert "<strong>6 differences between the ledger and what hypervisors tell." in text(browser.get("/"))
     Scan.objects.all().delete()
-    assert "in the ledger should not be there" not in text(browser.get("/"))
+    assert "between the ledger and what" not in text(browser.get("/"))
 
 
 def test_a_removal_is_asked_for_from_the_page(over, dana, browser_of):
