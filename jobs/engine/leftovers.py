@@ -44,7 +44,8 @@ class Entry:
     """What the ledger says of one thing; `identity` is empty where none was ever measured.
 
     `state` is reserved, present or gone, or for what its journal proves trace, or running for a unit that goes on.
-    `needed` says why it has to stay, empty when nothing needs it. `at_work` tells that its job still makes and removes things by itself.
+    `needed` says why it has to stay, empty when nothing needs it any more. `at_work` tells that its job still makes and
+    removes things by itself.
     """
 
     kind: str
