@@ -4,6 +4,7 @@ import datetime as dt
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
 from hosts.clouds import Server as Server
 from hosts.clouds import difference as difference
-from hosts.remote.host import Address, HostKeyChanged, HostKeyUnknown
+from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
@@ -31,7 +32,8 @@ OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile
 # What people tell volmig about a hypervisor, beside its name; everything else is found out.
 REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "nova_host", "team", "rate_limit")
 WAY = {"address", "port", "bastion"}  # another one of these may lead to another machine
-INSTANCE_DISK = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_(disk(?:\.\w+)?)"  # how Nova names a volume
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+INSTANCE_DISK = rf"({UUID})_(disk(?:\.\w+)?)"  # how Nova names a volume
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
@@ -65,6 +67,11 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
 
     def stale(self, before: dt.datetime) -> Self:
         return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
+
+    def unscanned(self, before: dt.datetime) -> Self:
+        """Those that were not asked for leftovers since; longest ago first."""
+        rows = self.reachable().filter(Q(scan=None) | Q(scan__tried_at__lt=before))
+        return rows.order_by(F("scan__tried_at").asc(nulls_first=True))
 
 
 class Hypervisor(models.Model):
@@ -276,6 +283,67 @@ def keep(manager: Any, identity: tuple[str, ...], rows: list[dict[str, Any]]) ->
         kept.append(manager.update_or_create(**known, defaults=row)[0])
     manager.exclude(pk__in=[each.pk for each in kept]).delete()
     return kept
+
+
+class Scan(models.Model):
+    """What one hypervisor last told of everything that carries volmig's marker there, whoever made it.
+
+    `things` are as the verb `leftovers` gives them, each with `first_seen`; `shares` those that were asked, `missed`
+    the kinds that could not be, `more` how many things were beyond its cap. `began_at`: what changed since then is not
+    in it; None while it never told anything. `error` is why it did not tell when it was last asked.
+    """
+
+    hypervisor = models.OneToOneField(Hypervisor, models.CASCADE, related_name="scan")
+    tried_at = models.DateTimeField()
+    began_at = models.DateTimeField(null=True, blank=True)
+    things = models.JSONField(default=list, blank=True)
+    shares = models.JSONField(default=list, blank=True)
+    missed = models.JSONField(default=list, blank=True)
+    more = models.PositiveIntegerField(default=0)
+    error = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"leftovers on {self.hypervisor}"
+
+    def record(self, told: dict[str, Any], began: dt.datetime) -> None:
+        """Takes over what the verb answered; raises Garbled when it is not as agreed."""
+        try:
+            things = [thing_row(row) for row in told["things"]]
+            shares = [{"source": str(row["source"]), "answered": bool(row["answered"])} for row in told["shares"]]
+            missed, more = [str(kind) for kind in told["missed"]], int(told["more"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            tried = f"read what {self.hypervisor} has of volmig"
+            raise Garbled(tried, f"{type(error).__name__}: {error}") from error
+        known = {THING(row): row.get("first_seen") for row in self.things}
+        for row in things:
+            row["first_seen"] = known.get(THING(row)) or began.isoformat()
+        told_later = Scan.objects.filter(pk=self.pk, began_at__gte=began)
+        if not told_later.exists():  # else a slow answer would put an older truth over a newer one
+            self.things, self.shares, self.missed, self.more = things, shares, missed, more
+            self.began_at, self.error = began, ""
+            self.save()
+
+    def told(self, kind: str, place: str) -> bool:
+        """Whether all things of a kind at a place (this hypervisor, by its name, or a share) are in it."""
+        if self.more or self.began_at is None:
+            return False
+        if place == self.hypervisor.name:
+            return kind not in self.missed
+        return any(share["source"] == place and share["answered"] for share in self.shares)
+
+
+THING = itemgetter("kind", "share", "name", "job", "identity")
+
+
+def thing_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One thing of an answer, every column of its type and length; raises ValueError for one that is not."""
+    texts = {name: row[name] for name in ("kind", "name", "job", "identity", "share", "path")}
+    if not all(isinstance(text, str) and len(text) <= 900 and text.isprintable() for text in texts.values()):
+        raise ValueError("a thing has a name that is none")
+    if texts["job"] and not re.fullmatch(UUID, texts["job"]):
+        raise ValueError("a thing has a job that is none")
+    since = row["since"]
+    return texts | {"size": max(0, int(row["size"])), "since": float(since) if since is not None else None}
 
 
 class DataAddress(models.Model):

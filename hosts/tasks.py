@@ -11,12 +11,13 @@ from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, keep
+from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, Scan, keep
 from hosts.remote import hostctl, instances, nova, ssh
 from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
+LEFTOVERS_SECONDS = 60
 PAGE = 500  # instances that are asked for at once
 TURN = 15.0  # seconds of reading pages after which the next task goes on
 LONGEST_ROUND = dt.timedelta(minutes=15)  # a reading that has taken longer was lost, and begins anew
@@ -59,6 +60,35 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Garbled(f"read the inventory of {hypervisor}", f"{type(error).__name__}: {error}") from error
     look_around(hypervisor, host)
+
+
+def scan_due() -> None:
+    """Task, once a minute: queues the daily scan (VOLMIG_SCAN_SECONDS) of hypervisors that have not had it, in turn."""
+    before = timezone.now() - dt.timedelta(seconds=settings.SCAN_SECONDS)
+    share = math.ceil(Hypervisor.objects.reachable().count() * 60 / settings.SCAN_SECONDS)
+    for pk in Hypervisor.objects.unscanned(before).values_list("pk", flat=True)[:share]:
+        scan_soon(pk)
+
+
+def scan_soon(hypervisor_id: int) -> None:
+    """Queues one scan; that it was is kept, so that busy workers do not find it queued again and again."""
+    Scan.objects.update_or_create(hypervisor_id=hypervisor_id, defaults={"tried_at": timezone.now()})
+    later("hosts.tasks.scan", hypervisor_id)
+
+
+def scan(hypervisor_id: int) -> None:
+    """Task: asks one hypervisor for everything with volmig's marker; without an answer what it told before stays."""
+    hypervisor = Hypervisor.objects.reachable().filter(pk=hypervisor_id).first()
+    if hypervisor is None:
+        return
+    began = timezone.now()
+    kept, _ = Scan.objects.update_or_create(hypervisor=hypervisor, defaults={"tried_at": began})
+    try:
+        with ssh.connect(hypervisor.remote()) as host:
+            kept.record(asked(host, Request("leftovers"), LEFTOVERS_SECONDS), began)
+    except HostError as error:
+        note(hypervisor, error)
+        Scan.objects.filter(pk=kept.pk).update(error=str(error))
 
 
 def look_around(hypervisor: Hypervisor, host: Host) -> None:

@@ -15,18 +15,20 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from hosts.models import Hypervisor, Server, Share, VolumeGroup
+from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
+from hosts.tasks import scan_soon
 from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
-from jobs.models import Approval, Decision, Job, Lease, Policy, Refused
+from jobs.leftovers import Row, rows
+from jobs.models import Approval, Decision, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.approval import ApprovalQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
 from volmig.accounts import factors
-from volmig.accounts.roles import may, needs, roles_of
+from volmig.accounts.roles import may, needs, roles_of, why_not
 from volmig.paging import page
 from volmig.record.models import Event
 
@@ -89,6 +91,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
             "quarantined": hypervisors.exclude(quarantined_at=None),
+            "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
             "any_job": bool(active) or jobs.exists(),
@@ -377,3 +380,119 @@ def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionFo
             form.add_error(None, sentence)
         return False
     return True
+
+
+VERDICTS = {
+    "left": ("Left over", "The ledger has it and it is there, although nothing needs it any more."),
+    "other": ("Another one under the same name", "What is there is not what the ledger recorded. It is never touched."),
+    "stranger": ("Not in the ledger", "It carries volmig's marker, and this volmig knows nothing of it."),
+    "gone": ("Gone", "The ledger has it, and it is not there any more."),
+    "needed": ("In use", "The ledger has it, it is there, and it has to be."),
+}
+IN_USE_SHOWN = 200
+
+
+@require_GET
+@needs("view")
+def leftovers(request: HttpRequest) -> HttpResponse:
+    """The ledger against reality, as every hypervisor last told."""
+    hypervisors = Hypervisor.objects.visible_to(request.user).active()
+    found = rows(hypervisors)
+    seen = Job.objects.visible_to(request.user).filter(pk__in={row.job.pk for row in found if row.job})
+    visible = set(seen.values_list("pk", flat=True))
+    told = {
+        verdict: [choice(row, request.user, visible) for row in found if row.found.verdict == verdict]
+        for verdict in VERDICTS
+    }
+    lately = timezone.now() - dt.timedelta(days=2)
+    removals = Removal.objects.filter(hypervisor__in=hypervisors).filter(Q(ended_at=None) | Q(ended_at__gte=lately))
+    values = {
+        "sections": [
+            {
+                "verdict": verdict,
+                "name": name,
+                "means": means,
+                "rows": told[verdict][:IN_USE_SHOWN],
+                "of": told[verdict],
+            }
+            for verdict, (name, means) in VERDICTS.items()
+        ],
+        "drifting": sum(row.found.drifts for row in found),
+        "scans": hypervisors.select_related("scan").order_by("name"),
+        "asked": Scan.objects.filter(hypervisor__in=hypervisors).exclude(began_at=None).exists(),
+        "removals": removals.select_related("hypervisor", "asked_by").order_by("-pk")[:50],
+        "locks": forgotten_locks() if may(request.user, "administer") else [],
+    }
+    return show(request, "jobs/leftovers.html", "jobs/_leftovers.html", values)
+
+
+def choice(row: Row, user: Any, visible: set[int]) -> dict[str, Any]:
+    """A row with what this person may do about it, and why not."""
+    refused = " ".join(why_not(user, "submit", [row.hypervisor.team]))
+    looks, removes = row.hands
+    return {
+        "row": row,
+        "about": row.about,
+        "thing": row.thing,
+        "job": row.job if row.job and row.job.pk in visible else None,
+        "removable": not row.why_kept and not row.removal,
+        "strikable": not row.why_not_struck,
+        "refused": refused,
+        "looks": looks if row.found.thing else [],
+        "removes": removes if row.found.verdict in ("stranger", "other", "left") and row.why_kept else [],
+    }
+
+
+@require_POST
+@needs("view")
+def scan(request: HttpRequest) -> HttpResponse:
+    """Ask every hypervisor anew; those that were asked within the last seconds are not bothered again."""
+    before = timezone.now() - dt.timedelta(seconds=10)
+    asked = [host.pk for host in Hypervisor.objects.visible_to(request.user).unscanned(before)]
+    for pk in asked:
+        scan_soon(pk)
+    messages.info(request, f"{len(asked)} hypervisors are being asked. The ages below tell when the figures are new.")
+    return redirect("jobs:leftovers")
+
+
+@require_POST
+def leftover(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """Have one thing removed, or marked as gone; which one, the form tells by kind, name, job and identity."""
+    host = Hypervisor.objects.find(request.user, "submit", pk=pk)
+    if verb not in ("remove", "strike"):
+        raise Http404
+    try:
+        messages.success(request, ABOUT[verb](request.user, host, one_of(request, host)))
+    except Refused as refused:
+        for sentence in refused.sentences:
+            messages.error(request, sentence)
+    return redirect("jobs:leftovers")
+
+
+def one_of(request: HttpRequest, host: Hypervisor) -> Row:
+    """The row that the form means, as it stands now; refused when there is none (any more)."""
+    kind, name, job, identity = (request.POST.get(field, "") for field in ("kind", "name", "job", "identity"))
+    seen = rows(Hypervisor.objects.visible_to(request.user).active())
+    found = [row for row in seen if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
+    if not found:
+        raise Refused("That is not so any more. Nothing was changed; look again.")
+    return found[0]
+
+
+def remove(by: Any, host: Hypervisor, row: Row) -> str:
+    if row.why_kept or row.job is None:
+        raise Refused(row.why_kept or "Its migration is not known here.")
+    Removal.objects.ask(by, row.found, row.job, host, row.step)
+    return (
+        f"{row.about.name} is looked at once more and removed, if it is still as recorded. See below what became of it."
+    )
+
+
+def strike(by: Any, host: Hypervisor, row: Row) -> str:
+    if row.why_not_struck or row.found.entry is None:
+        raise Refused(row.why_not_struck)
+    Footprint.objects.get(pk=row.found.entry.key).strike_off(by, row.found, host)
+    return f"{row.about.name} is marked as gone, and that is recorded."
+
+
+ABOUT: dict[str, Callable[[Any, Hypervisor, Row], str]] = {"remove": remove, "strike": strike}

@@ -22,6 +22,7 @@ from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, StepRun
 from jobs.queue import wake
+from jobs.removing import take_away
 from volmig.notify import announce
 from volmig.record.models import Event
 
@@ -51,6 +52,9 @@ class Work:
     def go_on(self) -> None:
         """Work through statuses until one has to wait."""
         if self.job.taken_over and not self._shut_out():
+            return
+        if wait := take_away(self.job, self.hands):
+            self._rest(wait)
             return
         while not self.job.halt_reason and (handler := self.handlers.get(self.job.status)):
             before = self.job.status

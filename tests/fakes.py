@@ -15,7 +15,9 @@ INSTANCES = "/var/lib/nova/instances"
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
 LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
 SOURCE_LV = f"{INSTANCE}_disk.local"
-READS = {"hello", "inventory", "status", "source_facts", "relay_facts", "destination_facts", "instance_state"}
+READS = {"hello", "inventory", "leftovers", "status", "source_facts", "relay_facts", "destination_facts"} | {
+    "instance_state"
+}
 
 
 class Refusal(Exception):  # noqa: N818 - the word that tests read
@@ -148,6 +150,12 @@ class FakeHost:
     def close(self) -> None:
         pass
 
+    def __enter__(self) -> "FakeHost":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     # What tests do to it
 
     def check_reachable(self) -> None:
@@ -244,6 +252,39 @@ class FakeHost:
 
     def inventory(self, args: dict[str, Any]) -> dict[str, Any]:
         raise Refusal("no-inventory", "rows of this site come from the factories")
+
+    def leftovers(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Everything here that carries a marker, as hostctl tells it; the share is mounted by all but the source."""
+        mounted = self is not self.site.source
+        things = [*self.marked(), *(self.on_share() if mounted else ())]
+        shares = [{"source": SHARE, "answered": True}] if mounted else []
+        return {"things": things, "more": 0, "missed": [], "shares": shares, "time": time.time()}
+
+    def marked(self):
+        for name, volume in self.volumes.items():
+            for job in volume.tags:
+                yield thing("lv" if name.startswith("volmig_") else "fence", f"vg_nova0/{name}", job, volume.uuid)
+        for path, what in self.mounts.items():
+            mine = self.volumes.get(what)
+            kind, identity = ("filesystem", mine.filesystem) if mine else ("mount", f"10.20.0.2:{what}")
+            yield thing(kind, path, dashed(path), identity)
+        for path, client in self.exports.items():
+            yield thing("export", path, dashed(path), client)
+        for held in self.held:
+            job = held.removeprefix("holder of ")
+            yield thing("unit", unit := f"volmig-{job.replace('-', '')}-holder", job, unit)
+        for key, request in self.running.items():
+            yield thing("unit", unit := f"volmig-{request.job.replace('-', '')}-{key}", request.job, unit)
+        for job in self.kept:
+            yield thing("memory", path := f"/var/lib/volmig/{job}", job, path)
+
+    def on_share(self):
+        for path, file in self.site.files.items():
+            if "/.volmig/" in path:
+                name = path.removeprefix(f"{INSTANCES}/")
+                kind = "stage" if name.endswith("disk.new") else "backup"
+                found = thing(kind, name, name.split("/")[1], str(file.inode), file.size)
+                yield found | {"share": SHARE, "path": path}
 
     def share(self) -> dict[str, Any]:
         return {
@@ -360,6 +401,8 @@ class FakeHost:
 
     def lv_remove(self, args, job):
         volume = self.volumes.get(args["lv"])
+        if volume and volume.uuid != args.get("made", {}).get("lv_uuid", volume.uuid):
+            raise Refusal("foreign-volume", f"{args['lv']} has another UUID")
         if volume and (job not in volume.tags or any(args["lv"] == at for at in self.mounts.values())):
             raise Refusal("unknown-volume", f"{args['lv']} is not ours or is mounted")
         if self.volumes.pop(args["lv"], None):
@@ -458,6 +501,9 @@ class FakeHost:
         return {"sha256": "ab" * 32, "file_size": new.size, "inode": new.inode}
 
     def unstage(self, args, job):
+        there = self.site.files.get(self.beside(job, "disk.new"))
+        if there and there.inode != args.get("expect_inode", there.inode):
+            raise Refusal("foreign-file", "another file took the name")
         self.site.files.pop(self.beside(job, "disk.new"), None)
         return {}
 
@@ -523,6 +569,16 @@ class FakeHost:
 
     def beside(self, job: str, name: str) -> str:
         return f"{INSTANCES}/.volmig/{job}/{name}"
+
+
+def thing(kind: str, name: str, job: str, identity: str, size: int = 0) -> dict[str, Any]:
+    """One thing as the verb leftovers tells it."""
+    said = {"kind": kind, "name": name, "job": job, "identity": identity, "size": size}
+    return said | {"since": None, "share": "", "path": name}
+
+
+def dashed(path: str) -> str:
+    return str(uuid.UUID(path[-32:]))
 
 
 def executed(request: Request) -> list[dict[str, Any]]:

@@ -139,6 +139,7 @@ Q_CLUSTER = {
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
     "hosts.tasks.refresh_clouds",
+    "hosts.tasks.scan_due",
     "jobs.watch.sweep",
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
@@ -230,6 +231,7 @@ STOP_DEADLINE = number("STOP_DEADLINE", 180)
 NOTICE_SECONDS = number("NOTICE_SECONDS", 60)  # how often Nova is asked what others did to an instance that waits
 CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")  # empty: the usual places
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
+SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is asked what volmig left there
 
 AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to
 

@@ -165,6 +165,19 @@ def sweep(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outcome
     return Finished()
 
 
+def remove(planned: Planned, journal: Journal, hands: Hands, clock: Clock, after: int, extra: Extra) -> Outcome:
+    """Undo one step again although its journal may say that nothing is left of it; once is enough.
+
+    `after` is the `pk` of the last run that does not count.
+    """
+    work = _Work(journal, hands, clock, extra=extra)
+    while not any(run.pk > after for run in _done(journal.runs(planned.step.name, "undo"))):
+        outcome = work.perform(planned, "undo")
+        if outcome is not None:
+            return outcome
+    return Finished()
+
+
 def begun(step: str, journal: Journal) -> bool:
     """Whether a step may have changed anything; a refused attempt has not."""
     return any(run.result != "refused" for run in journal.runs(step, "do"))

@@ -6,7 +6,20 @@ from jobs.models.job import Job
 from jobs.models.lease import Lease
 from jobs.models.policy import Policy
 from jobs.models.refused import Moved, Refused
+from jobs.models.removal import Removal
 from jobs.models.steprun import StepRun
 from jobs.models.word import Word
 
-__all__ = ["Approval", "Decision", "Footprint", "Job", "Lease", "Moved", "Policy", "Refused", "StepRun", "Word"]
+__all__ = [
+    "Approval",
+    "Decision",
+    "Footprint",
+    "Job",
+    "Lease",
+    "Moved",
+    "Policy",
+    "Refused",
+    "Removal",
+    "StepRun",
+    "Word",
+]

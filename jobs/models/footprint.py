@@ -2,11 +2,15 @@
 
 from typing import Any, Self
 
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Sum
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
+from jobs.engine import leftovers
+from jobs.models.refused import Refused
+from volmig.accounts.roles import why_not
+from volmig.record.models import Event
 
 KINDS = ("space", "lv", "filesystem", "mount", "export", "stage", "backup", "fence", "lock")
 STATES = ("reserved", "present", "gone")
@@ -47,3 +51,17 @@ class Footprint(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.state})"
+
+    @transaction.atomic
+    def strike_off(self, by: Any, found: leftovers.Finding, hypervisor: Hypervisor) -> None:
+        """Mark as gone what its place says is not there; raise Refused when it does not, or has changed since."""
+        sentences = why_not(by, "submit", [hypervisor.team])
+        if sentence := leftovers.why_not_struck(found):
+            sentences.append(sentence)
+        if sentences:
+            raise Refused(sentences)
+        mine = Footprint.objects.filter(pk=self.pk, state=self.state, since=self.since)
+        if not mine.update(state="gone", since=timezone.now()):
+            raise Refused("The ledger has changed meanwhile; look again.")
+        data = {"kind": self.kind, "identity": self.identity, "place": found.about.place, "looked": found.at}
+        Event.append("leftover.struck", actor=by, job=self.job_id, object=self.name[:255], data=data)

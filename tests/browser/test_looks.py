@@ -23,6 +23,7 @@ def pages(hosts, person):
     asked = scenes.approval(scenes.job(dana, "awaiting_approval"))
     running = scenes.job(dana, "preparing", instance_name="a-name-that-is-" + "long-" * 20)
     scenes.reservation(running)
+    scenes.leftovers(dana)
     chosen = f"/migrations/new?source={hosts['cmp-lvm-07'].pk}&destination={hosts['cmp-nfs-03'].pk}"
     plain = ["/", "/migrations/", "/migrations/?q=nothing", chosen, "/approvals/", f"/approvals/{asked.pk}/", "/audit/"]
     team = Team.objects.get()
@@ -40,7 +41,13 @@ def pages(hosts, person):
     host, cloud = hosts["jump-02"].pk, scenes.nova(hosts).pk
     under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
     under = (*under, f"clouds/{cloud}/nova/")
-    plain += ["/instances/", f"/instances/{scenes.OLD}/", "/checks/", "/migrations/new?find_from=orders&find_to=orders"]
+    plain += [
+        "/leftovers/",
+        "/instances/",
+        f"/instances/{scenes.OLD}/",
+        "/checks/",
+        "/migrations/new?find_from=orders&find_to=orders",
+    ]
     machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
     return [*plain, *accounts, *tabs, *ends, *machines, LOGIN]
 

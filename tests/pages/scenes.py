@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from django.utils import timezone
 
-from hosts.models import Cloud, Hypervisor, Share
+from hosts.models import Cloud, Hypervisor, Scan, Share
 from jobs.engine import consent
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
 from jobs.engine.steps import NAMED, TABLE
-from jobs.models import Approval, Decision, Footprint, Job, StepRun
+from jobs.models import Approval, Decision, Footprint, Job, Removal, StepRun
 from tests.engine import sound
 
 GIB = 1 << 30
@@ -407,3 +407,53 @@ def nova(hosts: dict[str, Hypervisor]) -> Cloud:
         locked = {"locked": True, "locked_reason": "maintenance", "updated_at": now, "seen_at": now}
         cloud.servers.create(uuid=key, name=name, **told, **shown, **locked)
     return cloud
+
+
+def leftovers(by):
+    """Every way in which ledger and reality differ: left over, another one, unknown, gone, and what is in use."""
+    over = job(by, "undone", instance_name="db-killed")
+    kept = job(by, "done", instance_name="db-kept")
+    digits, relay = over.uuid.hex, over.relay
+    earlier = timezone.now() - dt.timedelta(hours=30)
+    Footprint.objects.filter(job__in=[over, kept]).delete()
+    volume_name = f"vg_nova0/volmig_{digits[:12]}"
+    for kind, name, identity, where in (
+        ("lv", volume_name, "re1ayy", {"hypervisor": relay, "bytes": 632 * GIB}),
+        ("filesystem", f"/srv/volmig/{digits}", str(over.uuid), {"hypervisor": relay}),
+        ("mount", f"/mnt/volmig/{digits}", "", {"hypervisor": over.source}),
+        ("stage", f"{INSTANCES}/.volmig/{over.uuid}/disk.new", "88123", {"share": Share.objects.get(source=SHARE)}),
+    ):
+        row = {"kind": kind, "name": name, "identity": identity, "state": "present", "since": earlier}
+        Footprint.objects.create(job=over, **row, **where)
+    backup = {"kind": "backup", "name": f"{INSTANCES}/.volmig/{kept.uuid}/disk.old", "identity": "4711"}
+    share = Share.objects.get(source=SHARE)
+    Footprint.objects.create(job=kept, share=share, state="present", since=earlier, **backup)
+    stranger = str(uuid.uuid4())
+    things = [
+        told("lv", volume_name, str(over.uuid), "re1ayy", size=632 * GIB),
+        told("filesystem", f"/srv/volmig/{digits}", str(over.uuid), "another filesystem"),
+        told("lv", "vg_nova0/volmig_deadbeef0000", stranger, "strange", size=4 * GIB),
+        told("unit", f"volmig-{stranger.replace('-', '')}-{'very_long_' * 3}step-do-1", stranger, "unit"),
+        told("stage", f".volmig/{over.uuid}/disk.new", str(over.uuid), "88123", share=SHARE, size=480 * GIB),
+        told("backup", f".volmig/{kept.uuid}/disk.old", str(kept.uuid), "4711", share=SHARE, size=600 * GIB),
+    ]
+    now = timezone.now()
+    shares = [{"source": SHARE, "answered": True}]
+    Scan.objects.create(hypervisor=relay, tried_at=now, began_at=now, things=things, shares=shares)
+    dead = [{"source": SHARE, "answered": False}]
+    Scan.objects.create(hypervisor=over.source, tried_at=now, began_at=now, missed=["unit"], shares=dead)
+    failed = "Tried to log in: connection refused. volmig tries again by itself."
+    Scan.objects.create(hypervisor=over.destination, tried_at=now, error=failed)
+    for result, said in (("removed", "It is taken away."), ("refused", HOSTILE), ("", "")):
+        wish = {"kind": "lv", "place": relay.name, "name": f"vg_nova0/{result or 'open'}", "identity": "x"}
+        ended = now if result else None
+        row = {"result": result, "said": said, "asked_by": by, "ended_at": ended, "step": "relay_lv"}
+        Removal.objects.create(job=over, hypervisor=relay, **wish, **row)
+    return over
+
+
+def told(kind, name, job, identity, share="", size=0):
+    """One thing of a scan."""
+    path = f"{INSTANCES}/{name}" if share else name
+    row = {"kind": kind, "name": name, "job": job, "identity": identity, "size": size, "share": share, "path": path}
+    return row | {"since": None, "first_seen": (timezone.now() - dt.timedelta(hours=28)).isoformat()}

@@ -72,12 +72,15 @@ MATRIX = {
     "jobs:evidence": {"GET": "view"},
     "jobs:export": {"GET": "view"},
     "jobs:verb": {"POST": "submit"},
+    "jobs:leftovers": {"GET": "view"},
+    "jobs:scan": {"POST": "view"},
+    "jobs:leftover": {"POST": "submit"},
     "jobs:approvals": {"GET": "view"},
     "jobs:count": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
-    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval", "instance",
+    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval", "jobs:leftover", "instance",
 }  # fmt: skip
 CONSUMERS = {
     "live/migrations/": False,
@@ -153,9 +156,10 @@ def with_nova():
 def arguments(name, thing):
     """What goes into an address: the object of a team where it names one."""
     if name in OF_TEAMS:
-        own = {"jobs:approval": "approval", "instance": "instance"}
+        own = {"jobs:approval": "approval", "jobs:leftover": "hosts", "instance": "instance"}
         kind = "hosts" if name.startswith("hosts") else own.get(name, "job")
-        return [thing[kind], *(["cancel"] if name == "jobs:verb" else [])]
+        verbs = {"jobs:verb": ["cancel"], "jobs:leftover": ["remove"]}
+        return [thing[kind], *verbs.get(name, [])]
     somebody, blue = User.objects.get(username="somebody").pk, Team.objects.get(name="blue").pk
     makers = {
         "hosts:cloud": lambda: [Cloud.objects.get_or_create(name="eu-1")[0].pk],

@@ -299,6 +299,13 @@ def unstage(work: Work) -> Dict[str, Any]:
                 "it has another name too: it may be a live disk",
                 "Look at it by hand.",
             )
+        if there is not None and there.st_ino != work.args.get("expect_inode", there.st_ino):
+            raise Refused(
+                "foreign-file",
+                "remove %s/disk.new" % place.path,
+                "its inode is %d, recorded was %d" % (there.st_ino, work.args["expect_inode"]),
+                "Another file took the name. Look at it by hand.",
+            )
         work.must(unstage_acts(work.args, work.job)[0], lambda: remove_place(place, work.job, names))
     return {"already": False}
 

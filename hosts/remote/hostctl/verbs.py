@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from . import detached, facts, filesystem, lvm, nfs, qemu_img, stage, swap, virsh
+from . import detached, facts, filesystem, leftovers, lvm, nfs, qemu_img, stage, swap, virsh
 from .act import Act, Args
 from .tools import Work
 
@@ -47,6 +47,7 @@ def _does(needs: str, run: Run, acts: Builder, sandbox: Callable[[Args], List[st
 VERBS: Dict[str, Verb] = {
     "hello": _asks("", facts.hello),
     "inventory": _asks("", facts.inventory),
+    "leftovers": _asks("", leftovers.leftovers),
     "reach": _asks("targets", facts.reach),
     "source_facts": _asks("vg lv relay_address", facts.source_facts),
     "relay_facts": _asks("vg share_source relay_lv", facts.relay_facts),

@@ -1,0 +1,238 @@
+"""The ledger against reality: what should be there, what hypervisors tell is there, and what each difference means."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+Verdict = Literal["needed", "left", "gone", "stranger", "other"]
+DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
+STANDING: Final = frozenset({"present", "reserved"})
+# What a job leaves beside the rows of its ledger, and which its journal proves: absence means nothing.
+TRACES: Final = frozenset({"unit", "memory", "directory"})
+# The step whose undo takes a thing of this kind away again, as hostctl guards it; a backup goes by its purge alone.
+UNDONE_BY: Final[Mapping[str, str]] = {
+    "lv": "relay_lv",
+    "filesystem": "relay_fs",
+    "export": "relay_export",
+    "mount": "source_mount",
+    "fence": "source_fence",
+    "stage": "stage",
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a scan found at a place (a hypervisor's name or a share's source); `job` is the UUID in its marker."""
+
+    kind: str
+    place: str
+    name: str
+    job: str
+    identity: str
+    bytes: int = 0
+    since: datetime | None = None
+    path: str = ""
+    seen_by: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger says of one thing; `identity` is empty where none was ever measured.
+
+    `state` is reserved, present or gone, or for what its journal proves trace, or running for a unit that goes on.
+    `needed` says why it has to stay, empty when nothing needs it any more. `at_work` tells that its job still makes and
+    removes things by itself.
+    """
+
+    kind: str
+    place: str
+    name: str
+    job: str
+    identity: str
+    state: str
+    since: datetime
+    needed: str = ""
+    at_work: bool = False
+    key: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """Since when a place's scan knows nothing new, and the kinds that it told all of."""
+
+    place: str
+    at: datetime
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison; a stranger has no entry, what is gone no thing."""
+
+    verdict: Verdict
+    entry: Entry | None
+    thing: Thing | None
+    at: datetime
+
+    @property
+    def about(self) -> Entry | Thing:
+        found = self.entry or self.thing
+        assert found is not None  # noqa: S101 - one of both there always is
+        return found
+
+    @property
+    def drifts(self) -> bool:
+        """Whether somebody has to look; what a job at work has lost, it finds out and says itself."""
+        at_work = self.entry is not None and self.entry.at_work
+        return self.verdict in DRIFT and not (self.verdict == "gone" and at_work)
+
+
+def compare(entries: Sequence[Entry], things: Sequence[Thing], told: Iterable[Told]) -> list[Finding]:
+    """Every thing and every entry once; nothing of what cannot be told: a place that was not asked since it changed."""
+    heard = {each.place: each for each in told}
+    ledger = {_key(entry): entry for entry in entries}
+    names = {(entry.kind, entry.place, entry.name): entry for entry in entries if entry.state in STANDING}
+    findings, met = [], set()
+    for thing in things:
+        entry = ledger.get(_key(thing)) or names.get((thing.kind, thing.place, thing.name))
+        if entry is not None and entry.since >= heard[thing.place].at:
+            met.add(_key(entry))  # the ledger is newer than the scan
+            continue
+        findings.append(_of_thing(thing, entry, heard[thing.place].at))
+        if entry is not None:
+            met.add(_key(entry))
+    missing = [entry for entry in entries if _key(entry) not in met]
+    return findings + [found for entry in missing if (found := _of_missing(entry, heard.get(entry.place)))]
+
+
+def _key(each: Entry | Thing) -> tuple[str, str, str, str]:
+    return each.kind, each.place, each.name, each.job
+
+
+def _of_thing(thing: Thing, entry: Entry | None, at: datetime) -> Finding:
+    if entry is None:
+        return Finding("stranger", None, thing, at)
+    if thing.job != entry.job or (entry.identity and thing.identity != entry.identity):
+        return Finding("other", entry, thing, at)
+    return Finding("needed" if entry.needed else "left", entry, thing, at)
+
+
+def _of_missing(entry: Entry, told: Told | None) -> Finding | None:
+    """An entry that nobody saw: gone, when its place was asked since and told all of the kind."""
+    if entry.state not in STANDING or told is None:
+        return None
+    if entry.kind not in told.kinds or entry.since >= told.at or (entry.state == "reserved" and entry.at_work):
+        return None
+    return Finding("gone", entry, None, told.at)
+
+
+def why_not_removed(found: Finding) -> str:
+    """Why volmig does not take this away, as a sentence; empty when it may be asked to."""
+    if found.verdict == "gone":
+        return "It is gone already."
+    if found.entry is None or found.thing is None:
+        return "It is not in the ledger of this volmig, which therefore never touches it. Look at it by hand."
+    if found.verdict == "other":
+        return (
+            f"Another one has taken the name: recorded is {found.entry.identity or 'nothing'}, found was "
+            f"{found.thing.identity or 'nothing'}. volmig does not touch it. Look at it by hand."
+        )
+    if found.entry.needed:
+        return found.entry.needed
+    if found.entry.kind == "backup":
+        return "It is somebody's disk: it goes by its purge alone, which has its own approval. Ask for it on the job."
+    if not found.entry.identity or found.entry.identity != found.thing.identity:
+        return "Its identity was never recorded, so that volmig cannot tell it from another. Look at it by hand."
+    return ""
+
+
+def why_not_struck(found: Finding) -> str:
+    """Why this cannot be marked as gone, as a sentence; empty when it can."""
+    if found.verdict != "gone" or found.entry is None:
+        return "It is there, as its hypervisor tells."
+    if found.entry.at_work:
+        return "Its migration is at work and finds out by itself."
+    return ""
+
+
+def step_for(kind: str, name: str, role: str, running: bool = False) -> str:
+    """The step whose undo removes a thing; `role` is what its hypervisor is in its job, for what every one has.
+
+    A conversion or comparison that still runs is stopped by its own undo; other units are waited for.
+    """
+    if kind == "unit" and name.endswith("-holder"):
+        return "source_fence"
+    if kind == "unit" and running and name.split("-")[2:4] in (["convert", "do"], ["compare", "do"]):
+        return name.split("-")[2]
+    if kind == "directory":
+        return "relay_fs" if name.startswith("/srv/") else "source_mount" if name.startswith("/mnt/") else "stage"
+    return f"forget_{role}" if kind in ("unit", "memory") else UNDONE_BY.get(kind, "")
+
+
+def bound(kind: str, identity: str) -> dict[str, Any]:
+    """What the undoing verb is told besides what the job measured: the identity that the ledger recorded."""
+    if kind not in IDENTIFIES:
+        return {}
+    where, name = IDENTIFIES[kind]
+    return {"made": {name: identity}} if where == "made" else {name: int(identity)}
+
+
+IDENTIFIES: Final[Mapping[str, tuple[str, str]]] = {
+    "lv": ("made", "lv_uuid"),
+    "filesystem": ("made", "fs_uuid"),
+    "fence": ("made", "lv_uuid"),
+    "stage": ("args", "expect_inode"),
+}
+
+
+# By hand
+
+
+def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
+    """Commands for a shell of root on the hypervisor that saw it: to look at a thing, and to remove it."""
+    in_share = thing.kind == "directory" and thing.name.startswith(".volmig/")
+    looks, removes = HANDS.get("folder" if in_share else thing.kind, ((), ()))
+    folder = thing.path.rsplit("/", 1)[0]
+    digits = thing.job.replace("-", "")
+    values = {
+        "path": shlex.quote(thing.path),
+        "device": shlex.quote(f"/dev/{thing.path}"),
+        "folder": shlex.quote(folder),
+        "export": shlex.quote(f"{thing.identity}:{thing.path}"),
+        "select": shlex.quote(f'lv_uuid="{thing.identity}"'),
+        "tag": shlex.quote(f"volmig.src={thing.job}"),
+        "holder": f"volmig-{digits}-holder",
+        "run": shlex.quote(f"/run/volmig/{thing.job}"),
+        "unit": shlex.quote(f"{thing.path}.service"),
+    }
+    return [line.format(**values) for line in looks], [line.format(**values) for line in removes]
+
+
+EMPTIED: Final = ("rm -f -- {folder}/card.json {folder}/README", "rmdir -- {folder}")
+HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
+    "lv": (
+        ["lvs -o +lv_uuid,lv_tags,lv_device_open,lv_time -- {path}", "lsblk -- {device}"],
+        ["lvchange -ay -- {path}", "blkdiscard --zeroout -- {device}", "lvremove -S {select}"],
+    ),
+    "fence": (
+        ["lvs -o +lv_uuid,lv_tags,lv_permissions,lv_device_open -- {path}", "systemctl status -- {holder}"],
+        ["systemctl stop -- {holder}", "lvchange -prw -- {path}", "lvchange --deltag volmig --deltag {tag} -- {path}"],
+    ),
+    "filesystem": (
+        ["findmnt -- {path}", "exportfs -s", "fuser -vm -- {path}"],
+        ["umount -- {path}", "rmdir -- {path}"],
+    ),
+    "mount": (["findmnt -- {path}"], ["umount -- {path}", "rmdir -- {path}"]),
+    "export": (["exportfs -s"], ["exportfs -u {export}", "exportfs -f"]),
+    "stage": (["ls -lin -- {folder}", "cat -- {folder}/card.json"], ["rm -- {path}", *EMPTIED]),
+    "backup": (["ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"], ["rm -- {path}", *EMPTIED]),
+    "directory": (["ls -la -- {path}"], ["rmdir -- {path}"]),
+    "folder": (["ls -la -- {path}"], ["rm -f -- {path}/card.json {path}/README", "rmdir -- {path}"]),
+    "unit": (["systemctl status -- {unit}"], ["systemctl stop -- {unit}", "systemctl reset-failed -- {unit}"]),
+    "memory": (["ls -l -- {path}"], ["rm -r -- {path} {run}"]),
+}

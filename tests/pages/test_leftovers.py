@@ -1,0 +1,183 @@
+"""The leftovers page: every difference with its owner and what can be done, and nothing for those who may not."""
+
+import re
+
+import pytest
+from django.urls import reverse
+
+from hosts.models import Hypervisor, Scan
+from jobs.models import Footprint, Removal
+from tests.pages import scenes
+from volmig.accounts.models import Team
+
+
+def text(response):
+    return response.content.decode()
+
+
+@pytest.fixture
+def over(dana, hosts):
+    return scenes.leftovers(dana)
+
+
+def page(browser):
+    response = browser.get(reverse("jobs:leftovers"))
+    assert response.status_code == 200
+    return text(response)
+
+
+def section(shown, verdict):
+    found = re.search(rf'<section class="card" aria-labelledby="h-{verdict}">.*?</section>', shown, re.DOTALL)
+    return found.group() if found else ""
+
+
+def forms(shown):
+    """Every form for a thing: where it goes, and what it tells."""
+    for form in re.findall(r'<form method="post" action="(/leftovers/\d+/\w+)">(.*?)</form>', shown, re.DOTALL):
+        yield form[0], dict(re.findall(r'name="(kind|name|job|identity)" value="([^"]*)"', form[1]))
+
+
+def the_form(shown, kind):
+    return next((address, told) for address, told in forms(shown) if told["kind"] == kind)
+
+
+def test_all_differences_are_shown_with_owner_size_and_what_can_be_done(over, dana, browser_of):
+    shown = page(browser_of(dana))
+    left = section(shown, "left")
+    assert f"/migrations/{over.pk}/" in left
+    assert "632.0 GiB" in left
+    assert {told["kind"] for _, told in forms(left)} == {"lv", "stage"}
+    assert "Another one has taken the name" in section(shown, "other")
+    stranger = section(shown, "stranger")
+    assert "lvremove -S" in stranger
+    assert "systemctl status" in stranger
+    assert list(forms(stranger)) == []
+    assert [told["kind"] for address, told in forms(section(shown, "gone")) if address.endswith("strike")] == ["mount"]
+    assert "until its purge is approved" in section(shown, "needed")
+    for words in ("connection refused", "does not answer there", "could not list: unit"):
+        assert words in section(shown, "asked")
+
+
+def test_what_became_of_removals_is_shown_and_escaped(over, dana, browser_of):
+    shown = section(page(browser_of(dana)), "removals")
+    assert "under way" in shown
+    assert scenes.HOSTILE not in shown
+    assert "&lt;img" in shown
+
+
+def test_the_overview_counts_what_drifts_and_is_silent_when_nothing_does(over, dana, browser_of):
+    browser = browser_of(dana)
+    assert "<strong>6 differences between the ledger and what hypervisors tell." in text(browser.get("/"))
+    Scan.objects.all().delete()
+    assert "between the ledger and what" not in text(browser.get("/"))
+
+
+def test_a_removal_is_asked_for_from_the_page(over, dana, browser_of):
+    browser = browser_of(dana)
+    address, told = the_form(page(browser), "stage")
+    shown = text(browser.post(address, told, follow=True))
+    assert "is looked at once more" in shown
+    wish = Removal.objects.get(kind="stage")
+    assert (wish.job, wish.identity, wish.step, wish.asked_by) == (over, "88123", "stage", dana)
+    assert "dana asked for its removal" in section(shown, "left")
+
+
+def test_what_is_gone_is_struck_off_from_the_page(over, dana, browser_of):
+    browser = browser_of(dana)
+    address, told = the_form(section(page(browser), "gone"), "mount")
+    assert "is marked as gone" in text(browser.post(address, told, follow=True))
+    assert over.footprints.get(kind="mount").state == "gone"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"identity": "another"}, {"name": "vg_nova0/root"}, {"job": ""}, {"kind": "fence"}]
+)
+def test_a_form_that_means_something_else_than_is_seen_changes_nothing(over, dana, browser_of, changed):
+    browser = browser_of(dana)
+    address, told = the_form(page(browser), "lv")
+    before = Removal.objects.count()
+    assert "Nothing was changed" in text(browser.post(address, {**told, **changed}, follow=True))
+    assert Removal.objects.count() == before
+
+
+def test_a_form_of_another_hypervisor_changes_nothing(over, dana, browser_of):
+    browser = browser_of(dana)
+    _, told = the_form(page(browser), "lv")
+    elsewhere = reverse("jobs:leftover", args=[over.source_id, "remove"])
+    before = Removal.objects.count()
+    assert "Nothing was changed" in text(browser.post(elsewhere, told, follow=True))
+    assert Removal.objects.count() == before
+
+
+def test_strangers_and_backups_are_not_removed_by_a_form_that_somebody_wrote(over, dana, browser_of):
+    browser = browser_of(dana)
+    before = Removal.objects.count()
+    for thing in Scan.objects.get(hypervisor=over.relay).things:
+        if thing["identity"] in ("strange", "4711", "another filesystem", "unit"):
+            told = {name: thing[name] for name in ("kind", "name", "job", "identity")}
+            browser.post(reverse("jobs:leftover", args=[over.relay_id, "remove"]), told)
+    assert Removal.objects.count() == before
+
+
+@pytest.mark.parametrize("role", ["viewer", "approver", "auditor", "administrator"])
+def test_who_is_no_operator_sees_it_all_and_is_offered_nothing(over, role, person, browser_of):
+    browser = browser_of(person("somebody", role))
+    shown = page(browser)
+    assert section(shown, "left")
+    assert list(forms(shown)) == []
+    assert "you need the role operator" in shown
+    told = {"kind": "lv", "name": "x", "job": str(over.uuid), "identity": "re1ayy"}
+    assert browser.post(reverse("jobs:leftover", args=[over.relay_id, "remove"]), told).status_code == 403
+
+
+def test_another_teams_hypervisors_are_neither_shown_nor_acted_on(over, person, browser_of):
+    Team.objects.update(everybody=False)
+    mine = Team.objects.create(name="mine")
+    otto = person("otto", "operator")
+    mine.members.add(otto)
+    Hypervisor.objects.filter(pk=over.source_id).update(team=mine)
+    browser = browser_of(otto)
+    shown = page(browser)
+    assert (section(shown, "left"), section(shown, "stranger")) == ("", "")
+    gone = section(shown, "gone")
+    assert "of another team" in gone
+    assert f"/migrations/{over.pk}/" not in gone
+    assert browser.post(reverse("jobs:leftover", args=[over.relay_id, "remove"]), {}).status_code == 404
+
+
+def test_everybody_may_have_the_hypervisors_asked_and_asking_twice_asks_once(over, person, browser_of, monkeypatch):
+    queued = []
+    monkeypatch.setattr("hosts.tasks.later", lambda dotted, pk: queued.append((dotted, pk)))
+    Scan.objects.all().delete()
+    browser = browser_of(person("vera", "viewer"))
+    for _ in range(2):
+        browser.post(reverse("jobs:scan"))
+    assert sorted(queued) == sorted(
+        ("hosts.tasks.scan", pk) for pk in Hypervisor.objects.reachable().values_list("pk", flat=True)
+    )
+
+
+def test_a_ledger_that_agrees_says_so(hosts, dana, browser_of):
+    assert "No hypervisor was asked yet" in page(browser_of(dana))
+    now = scenes.timezone.now()
+    Scan.objects.create(hypervisor=hosts["jump-02"], tried_at=now, began_at=now)
+    assert "what the hypervisors tell agree" in page(browser_of(dana))
+
+
+def test_the_page_asks_the_database_the_same_number_of_times_whatever_it_lists(
+    over, dana, browser_of, django_assert_max_num_queries
+):
+    for number in range(20):
+        mark = {"kind": "lv", "name": f"vg/volmig_{number}", "hypervisor": over.relay, "state": "present"}
+        Footprint.objects.create(job=scenes.job(dana, "undone"), since=over.created_at.replace(year=2020), **mark)
+    browser = browser_of(dana)
+    with django_assert_max_num_queries(40):
+        shown = page(browser)
+    assert "volmig_19" in section(shown, "gone")
+
+
+def test_locks_that_volmig_left_in_nova_are_shown_to_administrators(over, hosts, person, dana, browser_of):
+    cloud = scenes.nova(hosts)
+    cloud.servers.filter(name="orders-db").update(locked_reason=f"volmig:{over.uuid}")
+    assert "is locked by volmig" in page(browser_of(person("ada", "administrator")))
+    assert "is locked by volmig" not in page(browser_of(dana))
