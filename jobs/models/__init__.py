@@ -1,6 +1,7 @@
 """The rows of migrations: the job, its journal, its approvals, what it leaves in the world, and leases."""
 
 from jobs.models.approval import Approval, Decision
+from jobs.models.backup import Rehearsal
 from jobs.models.footprint import Footprint
 from jobs.models.job import Job
 from jobs.models.lease import Lease
@@ -9,4 +10,16 @@ from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
 from jobs.models.word import Word
 
-__all__ = ["Approval", "Decision", "Footprint", "Job", "Lease", "Moved", "Policy", "Refused", "StepRun", "Word"]
+__all__ = [
+    "Approval",
+    "Decision",
+    "Footprint",
+    "Job",
+    "Lease",
+    "Moved",
+    "Policy",
+    "Refused",
+    "Rehearsal",
+    "StepRun",
+    "Word",
+]

@@ -18,7 +18,7 @@ from jobs.engine import consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
-from jobs.models import story, word
+from jobs.models import backup, story, word
 from jobs.models.approval import Approval
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
@@ -248,6 +248,7 @@ class Job(models.Model):
     log = story.log
     actions = story.actions
     has_backup = story.has_backup
+    backup = backup.of
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, in names, for the record."""
@@ -399,6 +400,37 @@ class Job(models.Model):
                 old.void("It expired.")
             return self.make_approval(kind, self.bound(kind), by)
 
+    def extend(self, by: Any, until: dt.datetime, reason: str) -> None:
+        """Keep the disk that is not in use for longer; raise Refused when that may not be."""
+        data: dict[str, Any] = {"until": until, "reason": reason.strip()}
+        with self._verb(by, "submit", "extend", data):
+            self._only_when(*backup.KEEPING)
+            kept = backup.of(self)
+            if kept is None:
+                raise Refused("No disk of it is kept any more.")
+            data["was"] = kept.keep_until
+            if not reason.strip():
+                raise Refused("Say why: the record keeps it.")
+            if until <= max(kept.keep_until or timezone.now(), timezone.now()):
+                raise Refused("The new date has to be later than now, and later than the one that holds.")
+            if until > timezone.now() + backup.LONGEST:
+                raise Refused("At most a year at a time: it holds space on the share.")
+            self.footprints.kept().update(keep_until=until)
+
+    def rehearse(self, by: Any) -> None:
+        """Have the kept disk read and compared with what was recorded of it; nothing is written."""
+        with self._verb(by, "submit", "rehearse"):
+            self._only_when(*backup.KEEPING)
+            if sentence := self.why_no_rehearsal():
+                raise Refused(sentence)
+            self.rehearsals.create(number=self.rehearsals.count() + 1, by=by)
+
+    def why_no_rehearsal(self) -> str:
+        """Why the kept disk cannot be rehearsed now; empty when it can."""
+        if self.rehearsals.open().exists():
+            return "A rehearsal is under way."
+        return "" if self.has_backup() else "No disk of it is kept any more."
+
     def roll_back(self, by: Any) -> None:
         """Go back at once, by what was approved in advance together with the swap."""
         with self._verb(by, "submit", "rollback", {"in_advance": f"{self.rollback_minutes} minutes"}):
@@ -472,6 +504,8 @@ class Job(models.Model):
             )
             if new in states.ENDED:
                 self._look_again()
+            if new in backup.KEEPING:
+                backup.start_clock(self)
         for name, value in values.items():
             setattr(self, name, value)
 

@@ -92,6 +92,18 @@ PURGE = Action(
     "Ask for the purge",
     "Another person has to approve; the disk that is not in use is then deleted for good.",
 )
+REHEARSE = Action(
+    "rehearse",
+    "Rehearse the backup",
+    "Reads the kept disk whole on its hypervisor, with qemu-img check, and compares it with what was recorded of it. "
+    "Nothing is written, and the live disk is not read.",
+)
+EXTEND = Action(
+    "extend",
+    "Keep it longer",
+    "Asks for a date and a reason; until then it is not due. It holds its space on the share for as long.",
+    url_name="jobs:extend",
+)
 REVIEW = Action(
     "review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve", "jobs:approval"
 )
@@ -217,6 +229,8 @@ def actions(job: Job, user: Any) -> list[Action]:
         if (until := job.rollback_until()) and until > timezone.now():
             offered.append(ROLL_BACK.for_user(user, teams, job.why_no_rollback(user)))
     if job.status in ("done", "rolled_back") and job.has_backup():
+        offered.append(REHEARSE.for_user(user, teams, job.why_no_rehearsal()))
+        offered.append(EXTEND.for_user(user, teams))
         offered.append(PURGE.for_user(user, teams, _asked(job, "purge")))
     if job.status in ("checking", "planned", "preparing"):
         offered.append(RATE.for_user(user, teams))

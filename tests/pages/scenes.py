@@ -11,7 +11,7 @@ from jobs.engine import consent
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
 from jobs.engine.steps import NAMED, TABLE
-from jobs.models import Approval, Decision, Footprint, Job, StepRun
+from jobs.models import Approval, Decision, Footprint, Job, Rehearsal, StepRun
 from tests.engine import sound
 
 GIB = 1 << 30
@@ -407,3 +407,18 @@ def nova(hosts: dict[str, Hypervisor]) -> Cloud:
         locked = {"locked": True, "locked_reason": "maintenance", "updated_at": now, "seen_at": now}
         cloud.servers.create(uuid=key, name=name, **told, **shown, **locked)
     return cloud
+
+
+def kept(made, days=10, found=""):
+    """The disk that this job's swap left over, kept for so many days more; with a rehearsal that found this."""
+    until = timezone.now() + dt.timedelta(days=days) if made.status != "on_trial" else None
+    where = {"share": Share.objects.get(source=SHARE), "name": f"{INSTANCES}/.volmig/{made.uuid}/disk.old"}
+    row = Footprint.objects.create(
+        job=made, kind="backup", identity="4711", bytes=480 * GIB, state="present", keep_until=until, **where
+    )
+    if found:
+        figures = {"sha256": "5e" * 32, "file_size": 480 * GIB, "seconds": 5210.4, "leaks": 2}
+        wrong = ["its mtime ns is 5, recorded 4", HOSTILE] if found == "differs" else []
+        told = {"ended_at": timezone.now(), "result": found, "figures": figures, "findings": wrong}
+        Rehearsal.objects.create(job=made, number=1, by=made.requester, **told)
+    return row

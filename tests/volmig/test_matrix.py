@@ -71,13 +71,15 @@ MATRIX = {
     "jobs:plan": {"GET": "view"},
     "jobs:evidence": {"GET": "view"},
     "jobs:export": {"GET": "view"},
+    "jobs:extend": {"GET": "submit", "POST": "submit"},
     "jobs:verb": {"POST": "submit"},
+    "jobs:backups": {"GET": "view"},
     "jobs:approvals": {"GET": "view"},
     "jobs:count": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
-    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval", "instance",
+    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:extend", "jobs:verb", "jobs:approval", "instance",
 }  # fmt: skip
 CONSUMERS = {
     "live/migrations/": False,
