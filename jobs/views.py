@@ -272,6 +272,7 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
     "start": lambda request, job: job.start(request.user),
     "cancel": lambda request, job: job.cancel(request.user),
     "resume": lambda request, job: job.resume(request.user),
+    "try-again": lambda request, job: job.try_again(request.user),
     "confirm": lambda request, job: job.confirm(request.user),
     "rate": rate,
     "roll-back": lambda request, job: job.roll_back(request.user),

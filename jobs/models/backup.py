@@ -132,8 +132,9 @@ def recorded(job: Job, kept: Footprint) -> dict[str, Any]:
     to it since.
     """
     evidence = job.evidence()
-    live = {} if job.was_rolled_back() else evidence.get("stop", {}).get("live") or {}
-    known = {name: live[name] for name in IDENTITY if name in live} or untouched(job, evidence)
+    live = None if job.was_rolled_back() else evidence.get("stop", {}).get("live")
+    seen = live if isinstance(live, Mapping) else untouched(job, evidence)
+    known = {name: seen[name] for name in (*IDENTITY, "sha256") if name in seen}
     known |= {"inode": int(kept.identity)} if kept.identity.isdecimal() else {}
     first = job.rehearsals.filter(result="ok").last()
     digest = first.figures.get("sha256") if first else None

@@ -132,6 +132,17 @@ def test_a_date_or_reason_that_is_none_is_refused_and_changes_nothing(drive, unt
     assert not Event.objects.filter(action="job.extend").exists()
 
 
+def test_who_keeps_it_longer_takes_back_that_it_is_to_be_purged(drive, site):
+    job = drive.done()
+    asked = job.ask("purge", operator())
+    asked.approve(approver(), asked.digest, "as agreed")
+    job.extend(operator(), timezone.now() + 20 * DAY, "not yet")
+    drive.go(job)
+    asked.refresh_from_db()
+    assert (asked.state, asked.void_reason) == ("void", "The disk is to be kept for longer.")
+    assert (job.status, disk(site, job).content) == ("done", "old disk")
+
+
 @pytest.mark.parametrize("who", [viewer, approver])
 def test_only_operators_keep_longer_or_rehearse(drive, who):
     job = drive.done()

@@ -365,6 +365,8 @@ def decision(asked, by, verdict="approve", reason="Checked with the tenant."):
 def halted(by):
     """A job that saw what nobody foresaw."""
     data = {
+        "code": "foreign-volume",
+        "step": "relay_lv",
         "tried": "make the temporary volume",
         "found": "an LV of this name without volmig's tag",
         "touched": False,
