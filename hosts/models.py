@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import F, ProtectedError, Q, Sum
+from django.db.models import Count, F, ProtectedError, Q, Sum
 from django.utils import timezone
 from django.utils.functional import cached_property
 
@@ -372,6 +372,18 @@ def held(ledger: str, **of: Any) -> Sum:
     return Sum(f"{ledger}__bytes", filter=Q(**where), default=0)
 
 
+KEPT = {"kind": "backup", "state": "present"}  # disks that swaps left over, until their purge
+
+
+def kept(ledger: str) -> Sum:
+    """The bytes that such disks hold."""
+    return Sum(f"{ledger}__bytes", filter=Q(**{f"{ledger}__{name}": value for name, value in KEPT.items()}), default=0)
+
+
+def kept_count(ledger: str) -> Count:
+    return Count(ledger, filter=Q(**{f"{ledger}__{name}": value for name, value in KEPT.items()}))
+
+
 def seen_by(user: Any) -> HypervisorQuerySet:
     return Hypervisor.objects.visible_to(user)
 
@@ -462,7 +474,7 @@ class ShareQuerySet(models.QuerySet["Share"]):
         return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user)).values("share"))
 
     def with_held(self) -> Self:
-        return self.annotate(held=held("footprints"))
+        return self.annotate(held=held("footprints"), kept=kept("footprints"), backups=kept_count("footprints"))
 
 
 class Share(models.Model):

@@ -1,5 +1,6 @@
 """What people type and choose: a new migration with reasons for what cannot be chosen, a rate, a decision."""
 
+import datetime as dt
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from django import forms
 from django.db.models import Sum
 from django.http import HttpRequest
+from django.utils import timezone
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
 from jobs import password
@@ -275,6 +277,19 @@ class RateForm(forms.Form):
         """Bytes per second, or None for no limit."""
         rate = self.cleaned_data.get("rate")
         return int(rate * MIB) if rate else None
+
+
+class ExtendForm(forms.Form):
+    """Until the end of which day a disk is kept, and why."""
+
+    day = forms.DateField(label="Keep it until the end of", widget=forms.DateInput(attrs={"type": "date"}))
+    reason = forms.CharField(label="Why", max_length=500)
+    day.widget.attrs["class"] = reason.widget.attrs["class"] = "form-control"
+    reason.widget.attrs["autocomplete"] = "off"
+
+    def until(self) -> dt.datetime:
+        """The last moment of that day, in the site's time zone."""
+        return timezone.make_aware(dt.datetime.combine(self.cleaned_data["day"], dt.time(23, 59, 59)))
 
 
 class MigrationForm(RateForm):

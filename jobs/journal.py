@@ -14,6 +14,7 @@ from hosts.remote.host import Answer
 from jobs.engine.plan import Planned
 from jobs.engine.steps import HYPERVISORS, NAMED, TABLE, Step
 from jobs.models import Job, Moved, StepRun
+from jobs.models.backup import is_count
 from volmig.record.models import Event
 
 IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
@@ -154,7 +155,8 @@ class Journal:
         ledger = self.job.footprints
         if step.leaves:
             identity = next((str(run.evidence[key]) for key in IDENTITIES if key in run.evidence), "")
-            ledger.filter(name=self.planned[step.name].leaves).mark(step.leaves, "present", identity=identity)
+            held = {"bytes": bytes_in(run, "backup_bytes")} if step.leaves == "backup" else {}
+            ledger.filter(name=self.planned[step.name].leaves).mark(step.leaves, "present", identity=identity, **held)
         if step.name in RESERVATIONS:
             ledger.filter(**{f"{RESERVATIONS[step.name]}__isnull": False}).mark("space", "gone")
         if step.name == "swap":
@@ -173,7 +175,8 @@ class Journal:
         if step.name == "swap" and rejected:
             # Swapping back deletes nothing: the new disk now lies where the old one did, under another name.
             kept = self.planned[step.name].leaves.replace("disk.old", "disk.rejected")
-            rows.mark(step.leaves, "present", identity=str(rejected), name=kept)
+            held = bytes_in(run, "rejected_bytes")
+            rows.mark(step.leaves, "present", identity=str(rejected), name=kept, bytes=held)
         else:
             rows.mark(step.leaves, "gone")
 
@@ -182,6 +185,12 @@ class Journal:
         until = Now() + dt.timedelta(seconds=settings.LEASE_SECONDS)
         if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until, **also):
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+
+
+def bytes_in(run: StepRun, name: str) -> int:
+    """A size that a hypervisor measured, as far as a column can hold it; 0 when it said none."""
+    found = run.evidence.get(name)
+    return int(found or 0) if is_count(found) else 0
 
 
 def host_of(job: Job, on: str) -> Any:

@@ -19,11 +19,12 @@ from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
 from hosts.tasks import scan_soon
 from jobs.bundle import archive
 from jobs.engine import states
-from jobs.forms import MIB, Choices, DecisionForm, MigrationForm, RateForm
+from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
 from jobs.leftovers import Row, rows
 from jobs.models import Approval, Decision, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.approval import ApprovalQuerySet
+from jobs.models.footprint import FootprintQuerySet
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
@@ -88,6 +89,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
             "shares": Share.objects.visible_to(request.user).with_held(),
+            "due": backups_of(request.user).filter(keep_until__lte=timezone.now()).order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
             "quarantined": hypervisors.exclude(quarantined_at=None),
@@ -194,6 +196,8 @@ def job(request: HttpRequest, number: int, tab: str = "") -> HttpResponse:
         "limit_changed": part == "actions" and may_set_rate != ("limit" in request.GET),
         "rate_form": RateForm(initial={"rate": rate_of(job)}),
         "again": again(job, request.user),
+        "kept": job.backup(),
+        "rehearsals": job.rehearsals.select_related("by")[:5],
     }
     return show(request, "jobs/job.html", f"jobs/_{part}.html", values | TAB_VALUES[tab](job, request))
 
@@ -271,12 +275,60 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
     "start": lambda request, job: job.start(request.user),
     "cancel": lambda request, job: job.cancel(request.user),
     "resume": lambda request, job: job.resume(request.user),
+    "try-again": lambda request, job: job.try_again(request.user),
     "confirm": lambda request, job: job.confirm(request.user),
     "rate": rate,
     "roll-back": lambda request, job: job.roll_back(request.user),
     "ask-rollback": lambda request, job: job.ask("rollback", request.user),
     "ask-purge": lambda request, job: job.ask("purge", request.user),
+    "rehearse": lambda request, job: job.rehearse(request.user),
 }
+
+
+@require_http_methods(["GET", "POST"])
+def extend(request: HttpRequest, number: int) -> HttpResponse:
+    """Until when the disk that is not in use is kept, and why; what was typed stays when it is refused."""
+    job = Job.objects.with_names().find(request.user, "submit", pk=number)
+    form = ExtendForm(request.POST or None)
+    if request.method == "POST" and form.is_valid() and keep_longer(request, job, form):
+        return redirect("jobs:job", number)
+    status = 422 if form.errors else 200
+    return render(request, "jobs/extend.html", {"job": job, "form": form, "kept": job.backup()}, status=status)
+
+
+def keep_longer(request: HttpRequest, job: Job, form: ExtendForm) -> bool:
+    """Hand it to the model; its refusals come back as errors of the form."""
+    try:
+        job.extend(request.user, form.until(), form.cleaned_data["reason"])
+    except Refused as refused:
+        for sentence in refused.sentences:
+            form.add_error(None, sentence)
+        return False
+    messages.success(request, "It is kept longer, and that is recorded.")
+    return True
+
+
+def backups_of(user: Any) -> FootprintQuerySet:
+    """The kept disks that a person may see, with their migrations and what is asked for."""
+    rows = Footprint.objects.kept().with_state().filter(job__in=Job.objects.visible_to(user).values("pk"))
+    return rows.select_related("job__destination", "job__requester", "share").defer(*(f"job__{name}" for name in BULKY))
+
+
+@require_GET
+@needs("view")
+def backups(request: HttpRequest) -> HttpResponse:
+    """Every disk that a swap left over, what is due first; the space that they hold on each share."""
+    rows = backups_of(request.user)
+    clocked = rows.filter(keep_until__lte=timezone.now()) if "due" in request.GET else rows.exclude(keep_until=None)
+    values = {
+        "page": page(clocked, "keep_until", request.GET, PAGE),
+        "only_due": "due" in request.GET,
+        "on_trial": [] if "due" in request.GET else rows.filter(keep_until=None).order_by("pk"),
+        "shares": Share.objects.visible_to(request.user)
+        .with_held()
+        .filter(pk__in=Footprint.objects.kept().values("share")),
+    }
+    return show(request, "jobs/backups.html", "jobs/_backups.html", values)
 
 
 @require_GET

@@ -20,7 +20,7 @@ from jobs.engine.plan import MIB, Planned
 from jobs.engine.steps import TABLE
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of
-from jobs.models import Approval, Footprint, Job, StepRun
+from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
 from jobs.queue import wake
 from jobs.removing import take_away
 from volmig.notify import announce
@@ -367,10 +367,30 @@ class Work:
         return tuple(each for each in self.job.planned().phase("C") if each.step.verb == "forget")
 
     def _ended(self) -> None:
-        """After the end only a purge can still come, by its own approval."""
+        """After the end the kept disk is rehearsed when asked for, minded, and purged by its own approval."""
+        rehearsal = self.job.rehearsals.open().first()
+        if rehearsal is not None and not self._rehearsed(rehearsal):
+            return
+        backup.mind(self.job)
         purge = self.job.approvals.open().filter(kind="purge").first()
         if purge is not None and purge.state == "approved":
             self._use(purge, "purge_approved")
+
+    def _rehearsed(self, rehearsal: Rehearsal) -> bool:
+        """Whether it has come to its end: the disk is read, and the hypervisor has forgotten that it was."""
+        job, trouble = self.job, []
+        steps = backup.rehearsal_steps(job)
+        journal = Journal(job, steps, rehearsal.number)
+        for step in steps:
+            outcome = runner.advance((step,), journal, self.hands, timezone.now)
+            if isinstance(outcome, runner.Wait):
+                self._rest(outcome)
+                return False
+            if isinstance(outcome, runner.Failed | runner.Halt):
+                trouble.append(outcome.sentence)
+        rehearsal.end(journal.evidence().get("rehearse"), " ".join(trouble))
+        job.put(waiting_for="")
+        return True
 
     def _purge(self) -> None:
         steps = self.job.purging_plan().phase("D")

@@ -1,5 +1,6 @@
 """A site in memory: three hypervisors that behave, and refuse, as hostctl does; whole jobs run on it without a lab."""
 
+import hashlib
 import queue
 import time
 import uuid
@@ -545,6 +546,7 @@ class FakeHost:
             "live_inode": new.inode,
             "backup_inode": old.inode,
             "backup_path": self.beside(job, "disk.old"),
+            "backup_bytes": old.size,
             "swapped_at": time.time(),
         }
 
@@ -556,7 +558,17 @@ class FakeHost:
             raise Refusal("not-shut-off", "the instance runs")
         new = self.site.files[self.site.live]
         self.site.files |= {self.beside(job, "disk.rejected"): new, self.site.live: old}
-        return {"live_inode": old.inode, "rejected_inode": new.inode}
+        return {"live_inode": old.inode, "rejected_inode": new.inode, "rejected_bytes": new.size}
+
+    def rehearse(self, args, job):
+        kept = self.site.files.get(args["backup_path"])
+        if kept is None:
+            return {"verdict": "unreadable", "findings": [f"there is no {args['backup_path']}"]}
+        seen = kept.identity() | {"sha256": hashlib.sha256(kept.content.encode()).hexdigest()}
+        wrong = [
+            f"its {name} is {seen[name]}, recorded {was}" for name, was in args["recorded"].items() if seen[name] != was
+        ]
+        return {**seen, "verdict": "differs" if wrong else "ok", "findings": wrong, "allocated": kept.size, "leaks": 0}
 
     def purge(self, args, job):
         kept = [path for path in self.site.files if f"/.volmig/{job}/" in path]

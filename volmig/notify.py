@@ -17,7 +17,16 @@ from django.utils import timezone
 from volmig.models import Notice
 from volmig.queue import later
 
-KINDS = {"approval_waiting", "halted", "swap_done", "rolled_back", "quarantined", "unanswered"}
+KINDS = {
+    "approval_waiting",
+    "halted",
+    "swap_done",
+    "rolled_back",
+    "quarantined",
+    "unanswered",
+    "backup_due",
+    "backup_bad",
+}
 AT_A_TIME = 3
 log = logging.getLogger(__name__)
 

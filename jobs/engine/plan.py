@@ -10,7 +10,7 @@ from typing import Any, Final
 from hosts.remote import hostctl, instances
 from hosts.remote.hostctl.act import Act
 from jobs.engine.facts import Facts
-from jobs.engine.steps import INSTANCE, NAMED, RELAY, SOURCE, TABLE, Made, Step
+from jobs.engine.steps import INSTANCE, NAMED, REHEARSAL, RELAY, SOURCE, TABLE, Made, Step
 
 MIB: Final = 1 << 20
 CLUSTER: Final = 1 << 16
@@ -277,6 +277,15 @@ def purge_of_rejected(planned: Planned) -> Planned:
         "live_inode": Ref("swap", "backup_inode", "inode of the disk in use"),
     }
     return replace(planned, args=args)
+
+
+def rehearsal(migration: Migration, path: str, recorded: Mapping[str, Any], size: int) -> tuple[Planned, ...]:
+    """The steps that read the disk kept at `path` (its size in bytes) and compare it with what is recorded of it."""
+    instances = path.rpartition("/.volmig/")[0]
+    args = {"instances": instances, "share_source": migration.share_source, "backup_path": path, "recorded": recorded}
+    rehearse, forget = REHEARSAL
+    seconds = _forecast(size, GUESSES["reread"], 0)
+    return Planned(rehearse, migration.destination, args, size, seconds), Planned(forget, migration.destination, {})
 
 
 def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], speeds: Mapping[str, Range]) -> Planned:

@@ -217,7 +217,7 @@ class _Work:
         try:
             run = self._intent(planned, direction)
         except Unready as error:
-            return Halt(planned.step.name, str(error))
+            return Halt(planned.step.name, str(error), {"code": "unready", "found": str(error)})
         stops = _stops(planned, direction, self.journal)
         return self._ask(planned, run, self.hands.request(planned, direction, run, stops))
 
@@ -254,7 +254,12 @@ class _Work:
             self.journal.silent(run)
             return _silence(planned, run, [error], self.clock())
         except HostError as error:
-            return Halt(planned.step.name, str(error), {"code": type(error).__name__, "hypervisor": planned.hypervisor})
+            seen = {"tried": error.tried, "found": error.found, "touched": error.touched}
+            return Halt(
+                planned.step.name,
+                str(error),
+                {"code": type(error).__name__, "hypervisor": planned.hypervisor, **seen, "next": error.next_step},
+            )
         self.journal.record(run, answer)
         if answer.state == "running":
             return self._running(planned, request.direction, run, known, answer.again)
@@ -290,7 +295,8 @@ class _Work:
         if self._has_to_go_back(planned, direction):
             return None
         if left := run.evidence.get("left"):
-            return Halt(planned.step.name, f"{planned.hypervisor}: Still there: {', '.join(left)}.", {"found": left})
+            data = {"code": "left-behind", "hypervisor": planned.hypervisor, "found": left}
+            return Halt(planned.step.name, f"{planned.hypervisor}: Still there: {', '.join(left)}.", data)
         error = dict(run.error or {})
         sentence, code = sentence_of(planned, error), str(error.get("code", ""))
         if run.result == "refused" and code.startswith(("foreign-", "unknown-")):
@@ -409,7 +415,8 @@ def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datet
 
 def _still_there(errors: Iterable[Failed]) -> Halt:
     listed = list(errors)
-    data = {"errors": [{"step": each.step, "sentence": each.sentence, **each.error} for each in listed]}
+    told = [{"step": each.step, "sentence": each.sentence, **each.error} for each in listed]
+    data = {"code": "not-undone", "found": [each.sentence for each in listed], "errors": told}
     return Halt(listed[0].step, "Not everything could be taken back. " + listed[0].sentence, data)
 
 

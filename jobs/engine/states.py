@@ -37,6 +37,7 @@ ENDED: Final = frozenset({"done", "undone", "rolled_back", "purging", "purged"})
 ACTIVE: Final = frozenset(TABLE) - ENDED
 CANCELLABLE: Final = frozenset(status for status, ways in TABLE.items() if "cancelled" in ways)
 WORKING: Final = frozenset({"checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging"})
+AT_WORK: Final = WORKING | {"awaiting_approval", "done", "rolled_back"}  # with what waits by itself: facts, a rehearsal
 
 
 class NotForeseen(ValueError):  # noqa: N818 - the words that callers read

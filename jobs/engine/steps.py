@@ -351,4 +351,9 @@ TABLE: Final[tuple[Step, ...]] = (
     ),
     Step("forget_purge", "D", DESTINATION, "forget", "Leave nothing behind of the purge"),
 )
-NAMED: Final[Mapping[str, Step]] = {step.name: step for step in TABLE}
+# Not part of a plan: as often as somebody asks for it, while a disk is kept after the end.
+REHEARSAL: Final[tuple[Step, ...]] = (
+    Step("rehearse", "", DESTINATION, "rehearse", "Read the kept disk and compare it with what was recorded of it"),
+    Step("forget_rehearsal", "", DESTINATION, "forget", "Leave nothing behind of the rehearsal"),
+)
+NAMED: Final[Mapping[str, Step]] = {step.name: step for step in (*TABLE, *REHEARSAL)}

@@ -1,6 +1,7 @@
 """The rows of migrations: the job, its journal, its approvals, what it leaves in the world, and leases."""
 
 from jobs.models.approval import Approval, Decision
+from jobs.models.backup import Rehearsal
 from jobs.models.footprint import Footprint
 from jobs.models.job import Job
 from jobs.models.lease import Lease
@@ -19,6 +20,7 @@ __all__ = [
     "Moved",
     "Policy",
     "Refused",
+    "Rehearsal",
     "Removal",
     "StepRun",
     "Word",

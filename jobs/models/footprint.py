@@ -2,8 +2,9 @@
 
 from typing import Any, Self
 
+from django.apps import apps
 from django.db import models, transaction
-from django.db.models import Sum
+from django.db.models import Exists, OuterRef, Subquery, Sum
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
@@ -20,6 +21,29 @@ class FootprintQuerySet(models.QuerySet["Footprint"]):
     def left(self) -> Self:
         """What still stands or is still kept free."""
         return self.exclude(state="gone")
+
+    def kept(self) -> Self:
+        """Disks that swaps left over: they hold space until their purge."""
+        return self.filter(kind="backup", state="present")
+
+    def due(self) -> Self:
+        """Those of them whose time has run out; nothing is deleted by that."""
+        return self.kept().filter(keep_until__lte=timezone.now())
+
+    def with_state(self) -> Self:
+        """For pages: whether their purge is asked for, whether one is rehearsed, and what the last rehearsal found."""
+        job, now = OuterRef("job"), timezone.now()
+        rehearsals = apps.get_model("jobs", "Rehearsal")._default_manager.filter(job=job).order_by("-pk")
+        open_ones = apps.get_model("jobs", "Approval")._default_manager.filter(
+            job=job, kind="purge", voided_at=None, consumed_at=None, expires_at__gt=now
+        )
+        ended = rehearsals.exclude(ended_at=None)
+        return self.annotate(
+            purge_asked=Exists(open_ones),
+            rehearsing=Exists(rehearsals.filter(ended_at=None)),
+            rehearsal=Subquery(ended.values("result")[:1]),
+            rehearsed_at=Subquery(ended.values("ended_at")[:1]),
+        )
 
     def reserved_bytes(self, **where: Any) -> int:
         """Bytes kept free for things that are not there yet, e.g. on hypervisor=… with name=… (a volume group)."""
@@ -48,6 +72,13 @@ class Footprint(models.Model):
     class Meta:
         ordering = ["pk"]
         constraints = [models.UniqueConstraint(fields=["job", "kind", "name"], name="one_footprint")]
+        indexes = [
+            models.Index(
+                fields=["keep_until", "id"],
+                condition=models.Q(kind="backup", state="present"),
+                name="footprint_kept",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.state})"
@@ -65,3 +96,8 @@ class Footprint(models.Model):
             raise Refused("The ledger has changed meanwhile; look again.")
         data = {"kind": self.kind, "identity": self.identity, "place": found.about.place, "looked": found.at}
         Event.append("leftover.struck", actor=by, job=self.job_id, object=self.name[:255], data=data)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it was to be kept until a moment that has passed."""
+        return self.keep_until is not None and self.keep_until <= timezone.now()

@@ -18,7 +18,7 @@ from jobs.engine import consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
-from jobs.models import story, word
+from jobs.models import backup, story, word
 from jobs.models.approval import Approval
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
@@ -247,7 +247,9 @@ class Job(models.Model):
     time_left = story.time_left
     log = story.log
     actions = story.actions
+    halted = story.halted
     has_backup = story.has_backup
+    backup = backup.of
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, in names, for the record."""
@@ -361,13 +363,29 @@ class Job(models.Model):
             self.put(start_requested_at=timezone.now())
 
     def cancel(self, by: Any) -> None:
-        """Stop at the next safe point and take back what was made."""
-        with self._verb(by, "submit", "cancel"):
+        """Stop at the next safe point and take back what was made; a halt is lifted by it, for a person has looked."""
+        data: dict[str, Any] = {}
+        with self._verb(by, "submit", "cancel", data):
             if self.status not in states.CANCELLABLE:
                 raise Refused(f"A migration that is {self.words} cannot be cancelled.")
-            if self.cancel_requested_at:
-                raise Refused("It is already being cancelled.")
-            self.put(cancel_requested_at=timezone.now())
+            if sentence := self.why_no_cancel():
+                raise Refused(sentence)
+            now = timezone.now()
+            if self.halt_reason:
+                data["halt_reason"] = self.halt_reason
+                self.put(halt_reason="", halt_data={}, waiting_for="", resumed_at=now)
+            self.put(cancel_requested_at=self.cancel_requested_at or now)
+
+    def why_no_cancel(self) -> str:
+        """Why it cannot be cancelled now, in a status in which that is possible; empty when it can."""
+        if self.status == "swapping" and self.may_have_started():
+            return "The instance may run on the new disk already: wait for the trial, then ask for a rollback."
+        return "It is already being cancelled." if self.cancel_requested_at and not self.halt_reason else ""
+
+    def may_have_started(self) -> bool:
+        """Whether the start on the new disk was begun, so that the guest may have written to it."""
+        starts = self.runs.filter(step="start", direction="do", lap=self.lap)
+        return starts.exclude(result="refused").exists()
 
     def set_rate(self, by: Any, rate: int | None) -> None:
         """Limit the passes that have not begun yet to `rate` bytes per second; None for the relay's limit alone."""
@@ -398,6 +416,39 @@ class Job(models.Model):
             for old in self.approvals.open().filter(kind=kind):
                 old.void("It expired.")
             return self.make_approval(kind, self.bound(kind), by)
+
+    def extend(self, by: Any, until: dt.datetime, reason: str) -> None:
+        """Keep the disk that is not in use for longer; raise Refused when that may not be."""
+        data: dict[str, Any] = {"until": until, "reason": reason.strip()}
+        with self._verb(by, "submit", "extend", data):
+            self._only_when(*backup.KEEPING)
+            kept = backup.of(self)
+            if kept is None:
+                raise Refused("No disk of it is kept any more.")
+            data["was"] = kept.keep_until
+            if not reason.strip():
+                raise Refused("Say why: the record keeps it.")
+            if until <= max(kept.keep_until or timezone.now(), timezone.now()):
+                raise Refused("The new date has to be later than now, and later than the one that holds.")
+            if until > timezone.now() + backup.LONGEST:
+                raise Refused("At most a year at a time: it holds space on the share.")
+            for old in self.approvals.open().filter(kind="purge"):
+                old.void("The disk is to be kept for longer.")
+            self.footprints.kept().update(keep_until=until)
+
+    def rehearse(self, by: Any) -> None:
+        """Have the kept disk read and compared with what was recorded of it; nothing is written."""
+        with self._verb(by, "submit", "rehearse"):
+            self._only_when(*backup.KEEPING)
+            if sentence := self.why_no_rehearsal():
+                raise Refused(sentence)
+            self.rehearsals.create(number=self.rehearsals.count() + 1, by=by)
+
+    def why_no_rehearsal(self) -> str:
+        """Why the kept disk cannot be rehearsed now; empty when it can."""
+        if self.rehearsals.open().exists():
+            return "A rehearsal is under way."
+        return "" if self.has_backup() else "No disk of it is kept any more."
 
     def roll_back(self, by: Any) -> None:
         """Go back at once, by what was approved in advance together with the swap."""
@@ -437,6 +488,18 @@ class Job(models.Model):
                 raise Refused("It is not halted.")
             self.put(halt_reason="", halt_data={}, waiting_for="", resumed_at=timezone.now())
 
+    def try_again(self, by: Any) -> None:
+        """Look at once at what it waits for, instead of at the next look."""
+        with self._verb(by, "submit", "try_again", {"waiting_for": self.waiting_for}):
+            if self.halt_reason or not self.waits():
+                raise Refused("It does not wait for anything that trying again could change.")
+
+    def waits(self) -> bool:
+        """Whether it is at work and cannot go on for the moment; work that runs on a hypervisor is no such wait."""
+        run = self.running()
+        busy = run is not None and run.result == "running" and not run.silent_since
+        return self.status in states.AT_WORK and bool(self.waiting_for) and not busy
+
     def again(self, by: Any) -> dict[str, Any]:
         """Values for asking for the same again, as keys of what is there now; None for what is gone."""
         volume = LogicalVolume.objects.filter(uuid=self.lv_uuid, volume_group__hypervisor=self.source).first()
@@ -472,6 +535,8 @@ class Job(models.Model):
             )
             if new in states.ENDED:
                 self._look_again()
+            if new in backup.KEEPING:
+                backup.start_clock(self)
         for name, value in values.items():
             setattr(self, name, value)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
-from jobs.engine import states
+from jobs.engine import halts, states
+from jobs.engine.steps import NAMED
 from volmig.accounts.roles import why_not
 
 if TYPE_CHECKING:
@@ -66,8 +67,18 @@ class Action:
 
 
 START = Action("start", "Start", "Makes the copy beside the live disk. The instance keeps running.")
-CANCEL = Action("cancel", "Cancel", "Stops at the next safe point and takes back everything that was made.")
+CANCEL = Action(
+    "cancel",
+    "Cancel",
+    "Stops at the next safe point and takes back everything that was made. Then it can be asked for again, through "
+    "another relay, too.",
+)
 RESUME = Action("resume", "Resume", "Looks at the step again, and goes on if it now finds what it expects.")
+TRY_AGAIN = Action(
+    "try-again",
+    "Try again now",
+    "Looks at once at what it waits for. What is proved is kept, the rest is repeated; nothing is done twice.",
+)
 CONFIRM = Action("confirm", "Confirm the data", "Ends the trial: you have seen the data in the instance.")
 RATE = Action("rate", "Set limit", "Takes effect when the next pass over the disk begins.")
 ROLLBACK = Action(
@@ -91,6 +102,19 @@ PURGE = Action(
     "ask-purge",
     "Ask for the purge",
     "Another person has to approve; the disk that is not in use is then deleted for good.",
+)
+REHEARSE = Action(
+    "rehearse",
+    "Rehearse the backup",
+    "Reads the kept disk whole on its hypervisor, with qemu-img check, and compares it with what was recorded of it. "
+    "Nothing is written, and the live disk is not read.",
+)
+EXTEND = Action(
+    "extend",
+    "Keep it longer",
+    "Asks for a date and a reason; until then it is not due, and a request for its purge is void. It holds its "
+    "space on the share for as long.",
+    url_name="jobs:extend",
 )
 REVIEW = Action(
     "review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve", "jobs:approval"
@@ -199,10 +223,73 @@ def log(job: Job) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Halted:
+    """Why a job stands still: what was expected, tried and found, how to look at it, and the ways on."""
+
+    expected: str
+    tried: Any
+    found: Any
+    touched: bool | None
+    seen: dict[str, Any]
+    by_hand: list[str]
+    looks: list[str]
+    on: str
+    inodes: list[str]
+    ways: list[Action]
+
+
+TOLD = ("code", "step", "tried", "expected", "found", "touched", "next", "errors", "hypervisor")
+
+
+def halted(job: Job) -> Halted | None:
+    """What the page of a halted job says, to everybody who may see it; None while it is not halted."""
+    if not job.halt_reason:
+        return None
+    data = job.halt_data if isinstance(job.halt_data, dict) else {}
+    step, code = str(data.get("step") or ""), str(data.get("code") or "")
+    instances = halt_instances(job)
+    migration, said = job.migration(), str(data.get("next") or "")
+    return Halted(
+        str(data.get("expected") or halts.expected(code)),
+        data.get("tried"),
+        data.get("found") or job.halt_reason,
+        data.get("touched") if isinstance(data.get("touched"), bool) else None,
+        {name: value for name, value in data.items() if name not in TOLD and value not in (None, "", [], {})},
+        halts.by_hand(job.status, code, said, migration, instances),
+        halts.looks(migration, step, instances),
+        migration.host(NAMED[step].on) if step in NAMED else job.destination.name,
+        halts.inodes(job.evidence()),
+        ways(job),
+    )
+
+
+def halt_instances(job: Job) -> str:
+    """Where the destination has its instances, as seen when it was checked."""
+    seen = (job.facts.get("destination") or {}).get("instances")
+    return str(seen or "/var/lib/nova/instances")
+
+
+def ways(job: Job) -> list[Action]:
+    """The verbs that lead on from a halt, each with what it does from here."""
+    offered = [replace(RESUME, explains=halts.RESUME.get(job.status, RESUME.explains))]
+    if job.status in states.CANCELLABLE and not job.why_no_cancel():
+        offered.append(replace(CANCEL, explains=halts.CANCEL.get(job.status, halts.CANCEL_USUAL)))
+    if job.status == "on_trial":
+        offered += [
+            replace(CONFIRM, explains=f"{CONFIRM.explains} Then resume: the migration ends as done."),
+            replace(ROLLBACK, explains=f"{ROLLBACK.explains} It is carried out when you resume."),
+        ]
+    return offered
+
+
 def actions(job: Job, user: Any) -> list[Action]:
     """What can be done about it now; what this person may not do says why."""
     teams = job.teams()
-    offered = [RESUME.for_user(user, teams)] if job.halt_reason else []
+    halt_ways = {each.verb: each for each in ways(job)} if job.halt_reason else {}
+    offered = [halt_ways["resume"].for_user(user, teams)] if halt_ways else []
+    if not halt_ways and job.waits():
+        offered.append(TRY_AGAIN.for_user(user, teams))
     if job.status == "planned":
         waiting = "It is starting already." if job.start_requested_at else ""
         offered.append(START.for_user(user, teams, waiting))
@@ -217,12 +304,13 @@ def actions(job: Job, user: Any) -> list[Action]:
         if (until := job.rollback_until()) and until > timezone.now():
             offered.append(ROLL_BACK.for_user(user, teams, job.why_no_rollback(user)))
     if job.status in ("done", "rolled_back") and job.has_backup():
+        offered.append(REHEARSE.for_user(user, teams, job.why_no_rehearsal()))
+        offered.append(EXTEND.for_user(user, teams))
         offered.append(PURGE.for_user(user, teams, _asked(job, "purge")))
     if job.status in ("checking", "planned", "preparing"):
         offered.append(RATE.for_user(user, teams))
     if job.status in states.CANCELLABLE:
-        cancelling = "It is being cancelled already." if job.cancel_requested_at else ""
-        offered.append(CANCEL.for_user(user, teams, cancelling))
+        offered.append(halt_ways.get("cancel", CANCEL).for_user(user, teams, job.why_no_cancel()))
     return offered
 
 

@@ -37,7 +37,11 @@ def pages(hosts, person):
     used.save()
     accounts += [f"/approvals/{void.pk}/", f"/approvals/{used.pk}/"]
     tabs = [f"/migrations/{running.pk}/?tab={tab}" for tab in (*TABS, "log&questions=1")]
-    ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), scenes.job(dana, "done"))]
+    kept = [scenes.job(dana, "done"), scenes.job(dana, "on_trial"), scenes.job(dana, "rolled_back")]
+    for job, days, found in zip(kept, (-1, 5, 10), ("differs", "", "ok"), strict=True):
+        scenes.kept(job, days, found)
+    ends = [f"/migrations/{job.pk}/" for job in (scenes.halted(dana), kept[0], kept[2])]
+    plain += ["/backups/", "/backups/?due=1", f"/migrations/{kept[0].pk}/extend"]
     host, cloud = hosts["jump-02"].pk, scenes.nova(hosts).pk
     under = ("", "register/", "clouds/", "clouds/add/", f"clouds/{cloud}/", f"{host}/", f"{host}/edit/", f"{host}/pin/")
     under = (*under, f"clouds/{cloud}/nova/")

@@ -84,9 +84,11 @@ class Migration:
         Job.objects.filter(pk=self.job.pk).update(wake_at=timezone.now())
 
     def resume(self, cancel=False):
+        """Go on from a halt, or by taking back."""
         if cancel:
             self.job.cancel(operator())
-        self.job.resume(operator())
+        else:
+            self.job.resume(operator())
         return self
 
     def on_trial(self):

@@ -52,8 +52,10 @@ def test_a_server_on_dst_has_qcow2_files_of_novas_on_the_share(real_cloud, pair)
 
 
 @pytest.fixture
-def volmig(real_cloud, tmp_path):
-    """volmig over the lab, in which Nova has the instances."""
+def volmig(real_cloud, compute, pair, tmp_path):
+    """volmig over the lab, in which Nova has the instances: the old one is off, else its volume were in use."""
+    stop(compute, pair[0])
+    start(compute, pair[1])
     site = Site(real_cloud.lab, tmp_path / "volmig", clouds=real_cloud.clouds_yaml)
     site.prepare()
     site.start()
@@ -64,12 +66,10 @@ def volmig(real_cloud, tmp_path):
 def test_a_job_in_the_browser_carries_a_disk_from_one_server_to_the_other(real_cloud, compute, pair, volmig, sign_in):
     old, new = pair
     lab, volume = real_cloud.lab, f"/dev/vg_nova0/{old.uuid}_{DISK}"
-    stop(compute, old)
-    start(compute, new)
     digest = put_data(lab.src, volume)
     before = lab.sha256(lab.src, volume)
     olga, pavel = sign_in(volmig, "olga"), sign_in(volmig, "pavel")
-    ask(olga, old.uuid, DISK)
+    ask(olga, f"{old.uuid}_{DISK}", DISK)
     assert "new" in olga.inner_text("h1")
     wait_for_consent(olga)
     approve(pavel, new.uuid)

@@ -358,7 +358,6 @@ def test_a_credential_that_is_taken_away_in_mid_swap_halts_and_says_so(nova_driv
     assert (job.status, job.halt_data["code"]) == ("swapping", "Denied")
     assert "Policy doesn't allow" in job.halt_reason
     job.cancel(operator())
-    job.resume(operator())
     nova_drive.go(job)
     assert (job.status, job.outcome, world(cloud, site)) == ("rolled_back", "cancelled", OLD)
 
@@ -373,7 +372,6 @@ def test_an_instance_that_is_deleted_before_the_swap_stops_the_job(nova_drive, c
     assert "was deleted" in job.halt_reason
     assert not job.approvals.open().exists()
     job.cancel(operator())
-    job.resume(operator())
     nova_drive.go(job)
     assert (job.status, job.outcome, site.leftovers()) == ("undone", "cancelled", [])
 
@@ -386,7 +384,6 @@ def test_an_instance_that_is_deleted_in_mid_swap_halts_before_the_disk_is_touche
     assert (job.status, job.halt_data["code"]) == ("swapping", "unknown-instance")
     assert site.files[LIVE].content == "old disk"
     job.cancel(operator())
-    job.resume(operator())
     nova_drive.go(job)
     assert (job.status, job.outcome) == ("rolled_back", "cancelled"), job.halt_reason
 
@@ -444,7 +441,6 @@ def test_an_instance_started_by_an_administrator_before_the_rename_halts_untouch
     assert SOMEBODY in job.halt_reason
     assert site.files[LIVE].content == "old disk"
     job.cancel(operator())
-    job.resume(operator())
     nova_drive.go(job)
     assert (job.status, world(cloud, site)) == ("rolled_back", OLD)
 

@@ -85,3 +85,45 @@ def test_a_rollback_from_the_trial_needs_consent_and_keeps_the_new_disk_until_it
     drive.approve(job, "purge")
     drive.reach(job, "purged")
     assert (lab.leftovers(), lab.sha256(lab.dst, lab.guest.disk)) == ([], old)
+
+
+def rehearsed(drive, job):
+    job.rehearse(factories.operator())
+    number = job.rehearsals.count()
+    drive.until(lambda: not job.rehearsals.filter(ended_at=None).exists(), job)
+    return job.rehearsals.get(number=number)
+
+
+def flip(lab, job, at=40_000):
+    """Change one byte, on the filer itself, where the header of a qcow2 image has none of its own."""
+    script = (
+        "import os, sys; f = os.open(sys.argv[1], os.O_RDWR); b = os.pread(f, 1, int(sys.argv[2]));"
+        " os.pwrite(f, bytes([b[0] ^ 1]), int(sys.argv[2])); os.fsync(f)"
+    )
+    lab.filer.run(["python3", "-c", script, f"/vol/nova/.volmig/{job.uuid}/disk.old", str(at)])
+
+
+def test_a_rehearsal_tells_a_good_backup_from_one_with_a_flipped_byte_and_changes_neither_disk(scene, drive):
+    lab = scene
+    job = drive.submit(VOLUME, lab.guest)
+    drive.reach(job, "awaiting_approval")
+    drive.approve(job)
+    drive.reach(job, "on_trial")
+    boot(lab, lab.new)
+    job.confirm(factories.operator())
+    drive.reach(job, "done")
+    lab.dst.run("virsh -q destroy db-new")  # a live disk that nobody writes to can be compared
+    old = job.footprints.kept().get().name
+    live, before = lab.sha256(lab.dst, lab.guest.disk), lab.sha256(lab.dst, old)
+    good = rehearsed(drive, job)
+    assert (good.result, good.findings) == ("ok", [])
+    assert good.figures["sha256"] == before
+    flip(lab, job)
+    bad = rehearsed(drive, job)
+    assert bad.result == "differs"
+    assert any("SHA-256" in line for line in bad.findings), bad.findings
+    assert any("mtime" in line for line in bad.findings), bad.findings
+    flip(lab, job)
+    assert lab.sha256(lab.dst, old) == before, "nothing but the test changed it"
+    assert lab.sha256(lab.dst, lab.guest.disk) == live
+    assert [each for each in lab.leftovers() if not each.startswith("filer: share")] == []

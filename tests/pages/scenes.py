@@ -11,7 +11,7 @@ from jobs.engine import consent
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
 from jobs.engine.steps import NAMED, TABLE
-from jobs.models import Approval, Decision, Footprint, Job, Removal, StepRun
+from jobs.models import Approval, Decision, Footprint, Job, Rehearsal, Removal, StepRun
 from tests.engine import sound
 
 GIB = 1 << 30
@@ -365,6 +365,8 @@ def decision(asked, by, verdict="approve", reason="Checked with the tenant."):
 def halted(by):
     """A job that saw what nobody foresaw."""
     data = {
+        "code": "foreign-volume",
+        "step": "relay_lv",
         "tried": "make the temporary volume",
         "found": "an LV of this name without volmig's tag",
         "touched": False,
@@ -457,3 +459,18 @@ def told(kind, name, job, identity, share="", size=0):
     path = f"{INSTANCES}/{name}" if share else name
     row = {"kind": kind, "name": name, "job": job, "identity": identity, "size": size, "share": share, "path": path}
     return row | {"since": None, "first_seen": (timezone.now() - dt.timedelta(hours=28)).isoformat()}
+
+
+def kept(made, days=10, found=""):
+    """The disk that this job's swap left over, kept for so many days more; with a rehearsal that found this."""
+    until = timezone.now() + dt.timedelta(days=days) if made.status != "on_trial" else None
+    where = {"share": Share.objects.get(source=SHARE), "name": f"{INSTANCES}/.volmig/{made.uuid}/disk.old"}
+    row = Footprint.objects.create(
+        job=made, kind="backup", identity="4711", bytes=480 * GIB, state="present", keep_until=until, **where
+    )
+    if found:
+        figures = {"sha256": "5e" * 32, "file_size": 480 * GIB, "seconds": 5210.4, "leaks": 2}
+        wrong = ["its mtime ns is 5, recorded 4", HOSTILE] if found == "differs" else []
+        told = {"ended_at": timezone.now(), "result": found, "figures": figures, "findings": wrong}
+        Rehearsal.objects.create(job=made, number=1, by=made.requester, **told)
+    return row

@@ -1,9 +1,11 @@
 """A new migration and the verbs of a job: what is offered, what is refused and why, and that nothing typed is lost."""
 
+from urllib.parse import parse_qsl
+
 import pytest
 from django.utils import timezone
 
-from hosts.models import Cloud, Instance, LogicalVolume, Server, VolumeGroup
+from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Server, VolumeGroup
 from jobs.models import Job
 from tests.pages import scenes
 
@@ -185,13 +187,31 @@ def test_what_came_to_nothing_can_be_asked_for_again_with_the_same_choices(picke
     assert 'value="40.0"' in form
 
 
+def test_it_can_be_asked_for_again_through_another_relay(picked, dana, browser_of, hosts):
+    other = Hypervisor.objects.create(name="jump-03", address="192.0.2.99", host_key="ssh-ed25519 AAAA")
+    known = [scenes.group(5000 * scenes.GIB)]
+    other.record_inventory(scenes.inventory(known, mounts=[scenes.MOUNT], address="10.20.0.9"))
+    volume, instance = LogicalVolume.objects.get(pk=picked["volume"]), Instance.objects.get(name="db-new")
+    job = scenes.job(dana, "undone", lv_uuid=volume.uuid, instance_id=instance.uuid)
+    page = text(browser_of(dana).get(f"/migrations/{job.pk}/"))
+    assert "the relay and everything else can be changed there" in page
+    link = page.split("/migrations/new?")[1].split('"')[0].replace("&amp;", "&")
+    sent = dict(parse_qsl(link)) | {"relay": str(other.volume_groups.get().pk)}
+    assert browser_of(dana).post("/migrations/new", sent).status_code == 302
+    again = Job.objects.get(status="checking")
+    assert (again.relay, again.lv_uuid, again.instance_id) == (other, job.lv_uuid, job.instance_id)
+
+
 def test_a_verb_that_is_refused_says_why_on_the_next_page(dana, browser_of, hosts):
     job = scenes.job(dana, "done")
     page = text(browser_of(dana).post(f"/migrations/{job.pk}/cancel", follow=True))
     assert "cannot be cancelled" in page
 
 
-@pytest.mark.parametrize("verb", ["start", "cancel", "resume", "confirm", "rate", "ask-rollback", "ask-purge"])
+@pytest.mark.parametrize(
+    "verb",
+    ["start", "cancel", "resume", "try-again", "confirm", "rate", "ask-rollback", "ask-purge", "rehearse"],
+)
 def test_every_verb_needs_a_post_and_the_role(verb, dana, kim, browser_of, hosts):
     job = scenes.job(dana, "planned")
     assert browser_of(dana).get(f"/migrations/{job.pk}/{verb}").status_code == 405

@@ -71,16 +71,18 @@ MATRIX = {
     "jobs:plan": {"GET": "view"},
     "jobs:evidence": {"GET": "view"},
     "jobs:export": {"GET": "view"},
+    "jobs:extend": {"GET": "submit", "POST": "submit"},
     "jobs:verb": {"POST": "submit"},
     "jobs:leftovers": {"GET": "view"},
     "jobs:scan": {"POST": "view"},
     "jobs:leftover": {"POST": "submit"},
+    "jobs:backups": {"GET": "view"},
     "jobs:approvals": {"GET": "view"},
     "jobs:count": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
-    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:verb", "jobs:approval", "jobs:leftover", "instance",
+    "jobs:job", "jobs:plan", "jobs:evidence", "jobs:extend", "jobs:verb", "jobs:approval", "jobs:leftover", "instance",
 }  # fmt: skip
 CONSUMERS = {
     "live/migrations/": False,

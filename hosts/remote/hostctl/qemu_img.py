@@ -163,12 +163,12 @@ def _facts(output: Output) -> Dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def limited(uid: int = 0, gid: int = 0) -> Callable[[], None]:
-    """What `info` runs under: 30 s of CPU, 1 GiB of memory, and another user when one is given."""
+def limited(uid: int = 0, gid: int = 0, seconds: int = 30, memory: int = 1 << 30) -> Callable[[], None]:
+    """What questions run under: so many seconds of CPU, bytes of memory, and another user when one is given."""
 
     def become() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if uid:
             os.setgroups([])
             os.setgid(gid)

@@ -77,7 +77,7 @@ COUNTS = (
 )
 ADDRESSES = ("address", "client", "relay_address")
 UNITS = ("start", "started")
-NESTED = ("made", "live", "stage")
+NESTED = ("made", "live", "stage", "recorded")
 
 
 class Request(NamedTuple):

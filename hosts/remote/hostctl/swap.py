@@ -359,6 +359,7 @@ def _swapped(field: Field, old: int, new: int) -> Dict[str, Any]:
         "live_inode": new,
         "backup_inode": old,
         "backup_path": field.place.path + "/disk.old",
+        "backup_bytes": _allocated(field, "disk.old"),
         "swapped_at": time.time(),
     }
 
@@ -377,7 +378,7 @@ def swap_back(work: Work) -> Dict[str, Any]:
             return dict(_unlink_aside(work, field, old), already=True)
         state = field.state(names, new, old)
         if state == "done":
-            return {"live_inode": old, "rejected_inode": new, "already": True}
+            return dict(_swapped_back(field, old, new), already=True)
         _demand_startable(work, field, state, names)
         _demand_off(work)
         with _as_owner_of(field.live(), field):
@@ -391,7 +392,17 @@ def swap_back(work: Work) -> Dict[str, Any]:
         )
         _demand_recorded("the backup", field.place.look("disk.old"), {"inode": old}, 1)
         _exchange(work, field, names, new, old)
-        return {"live_inode": old, "rejected_inode": new, "untouched": bool(recorded)}
+        return dict(_swapped_back(field, old, new), untouched=bool(recorded))
+
+
+def _swapped_back(field: Field, old: int, new: int) -> Dict[str, Any]:
+    return {"live_inode": old, "rejected_inode": new, "rejected_bytes": _allocated(field, "disk.rejected")}
+
+
+def _allocated(field: Field, name: str) -> int:
+    """Bytes that the kept disk holds on the share; 0 where it is not there."""
+    found = field.place.look(name)
+    return found.st_blocks * 512 if found else 0
 
 
 def _nothing_swapped(work: Work) -> Dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from . import detached, facts, filesystem, leftovers, lvm, nfs, qemu_img, stage, swap, virsh
+from . import backup, detached, facts, filesystem, leftovers, lvm, nfs, qemu_img, stage, swap, virsh
 from .act import Act, Args
 from .tools import Work
 
@@ -84,6 +84,7 @@ VERBS: Dict[str, Verb] = {
     "swap": _does("instance disk instances share_source live stage virtual_size", swap.swap, swap.swap_acts),
     "swap_back": _does("instance disk instances", swap.swap_back, swap.swap_back_acts),
     "purge": _does("instance disk instances backup_inode live_inode", swap.purge, swap.purge_acts),
+    "rehearse": _does("instances share_source backup_path recorded", backup.rehearse, nothing, backup.sandbox),
     "forget": _does("", handled, detached.forget_acts),
 }
 

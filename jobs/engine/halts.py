@@ -1,0 +1,208 @@
+"""Halts in words: what was expected where something else was seen, how to look at it, and the safe ways on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jobs.engine.plan import Migration
+from jobs.engine.steps import DESTINATION, INSTANCE, NAMED, RELAY, SOURCE
+
+# What should have been the case, for every code that volmig or its hostctl can answer with.
+EXPECTED: Final[Mapping[str, str]] = {
+    # The way to a hypervisor or a cloud
+    "HostError": "The hypervisor can be entered.",
+    "Unreachable": "The hypervisor answers.",
+    "HostKeyUnknown": "The hypervisor's host key is pinned.",
+    "HostKeyChanged": "The hypervisor offers the host key that was pinned.",
+    "HostctlDiffers": "The hostctl of this volmig is installed there.",
+    "Garbled": "hostctl answers with one JSON document.",
+    "Denied": "The cloud believes the credential and lets it do this.",
+    "TooOld": "The cloud's API is new enough.",
+    # Requests and units
+    "bad-request": "volmig asks for what hostctl knows.",
+    "hostctl-differs": "The hostctl of this volmig is installed there.",
+    "unknown-request": "An attempt is repeated as it was begun.",
+    "stale-fence": "No other worker owns the migration.",
+    "locked": "No other step of this migration is at work there.",
+    "cannot-start": "systemd starts a unit for the step.",
+    "lost": "The step ends with a result.",
+    "bug": "hostctl works without a fault of its own.",
+    "act-failed": "The command ends well.",
+    "probe-failed": "The question is answered.",
+    "still-running": "Nothing of this migration runs there any more.",
+    "no-card": "A card of the swap lies on the share.",
+    # Volumes
+    "no-volume": "The temporary volume is there and active.",
+    "no-volume-group": "The volume group is there.",
+    "no-space": "The volume group has room.",
+    "size-not-extents": "The size is a multiple of the extent size.",
+    "not-a-volume": "The source is a block device.",
+    "unknown-volume": "The volume has the identity and the size that were planned.",
+    "foreign-volume": "The volume is this migration's own: by its UUID, its size and its tags.",
+    "foreign-device": "The device node leads to the volume that is to be erased.",
+    "volume-open": "Nothing has the volume open.",
+    "volume-not-healthy": "The volume is active and healthy.",
+    "source-open": "Nothing but volmig has the source volume open.",
+    "source-written": "Nobody has written to the source volume since it was fenced.",
+    "foreign-fence": "No other migration has fenced the source volume.",
+    "no-holder": "The holder keeps the source volume open.",
+    "not-fenced": "The source volume is read-only.",
+    "not-released": "The source volume is again as it was found.",
+    "not-erased": "The temporary volume is zero from end to end.",
+    "still-there": "The temporary volume is gone.",
+    # Filesystem, export, mounts
+    "foreign-signature": "The temporary volume is blank.",
+    "foreign-directory": "The directory belongs to whom it should.",
+    "foreign-mount": "Nothing else is mounted there.",
+    "foreign-export": "It is exported to the source alone, as planned.",
+    "mount-busy": "Nobody uses the mount any more.",
+    "not-mounted": "The relay's filesystem is mounted.",
+    "not-exported": "The export is in force.",
+    "still-exported": "The export is taken back.",
+    "nfs-not-running": "The NFS server runs.",
+    "services-left": "What volmig started of the NFS server is stopped again.",
+    "mangled": "What was written over the network is read back unchanged.",
+    # Copy and stage
+    "bad-image": "The copy is a plain qcow2 image of the planned size.",
+    "wrong-bytes": "The staged copy has the bytes that were hashed.",
+    "foreign-file": "The file is a plain one of this migration's, with one name.",
+    "foreign-backing": "Every file that the live disk stands on lies on the share.",
+    "no-stage": "The staged copy is there.",
+    "stage-lost": "The staged copy lies beside the live disk, as it was verified.",
+    "unknown-stage": "No swap of this migration has begun before the copy is staged.",
+    "unknown-files": "In the migration's directory lies only what it put there.",
+    "foreign-stage": "Beside the live disk lies the copy that was verified, and no other file of that name.",
+    "unknown-share": "The planned share is mounted there.",
+    # The swap
+    "unknown-state": "The disks, or the instance, are in a state in which it is safe to go on.",
+    "unknown-file": "The disk is a plain file with the names that it should have.",
+    "unknown-inode": "The live disk is the file that was recorded.",
+    "unknown-identity": "The inode numbers of both disks are recorded.",
+    "changed": "The disk is as it was when it was recorded.",
+    "attributes-differ": "The new disk can be given the owner, mode and label of the old one.",
+    "disk-in-use": "No QEMU on any client of the share has the disk open.",
+    "not-ours-to-lock": "The disk can be opened to try its locks.",
+    "not-shut-off": "The instance stays shut off.",
+    "not-linked": "The live disk has its second name.",
+    "not-done": "The new disk is the live one.",
+    # The instance
+    "unknown-instance": "The instance is there.",
+    "unknown-host": "The instance is on its hypervisor.",
+    "unknown-disk": "The instance uses the disk that is to be swapped.",
+    "no-domain": "libvirt knows the instance.",
+    "no-libvirt": "There is libvirt on this hypervisor.",
+    "foreign-lock": "Nobody else has locked the instance.",
+    "foreign-action": "Nobody but volmig has anything done to the instance.",
+    "not-marked": "The instance carries this migration's mark.",
+    "still-marked": "The instance carries no mark of this migration any more.",
+    "not-locked": "The instance is locked for volmig.",
+    "still-locked": "The instance is not locked any more.",
+    "stop-deadline": "The instance shuts down in time.",
+    "stop-refused": "Nova accepts to shut the instance down.",
+    "stop-failed": "The instance shuts down.",
+    "start-refused": "Nova accepts to start the instance.",
+    "start-failed": "The instance starts.",
+    "not-running": "The instance runs.",
+    "still-powering-on": "The instance starts in time.",
+    "still-powering-off": "The instance shuts down in time.",
+    "not-settled": "The instance is running or shut off, and nobody works on it.",
+    # What the engine itself sees
+    "unready": "Everything that the step needs was measured by the steps before it.",
+    "left-behind": "Nothing of this migration is left on the hypervisor.",
+    "not-undone": "Everything that was made can be taken back.",
+}
+FAMILIES: Final[Mapping[str, str]] = {
+    "foreign-": "Only what this migration made itself.",
+    "unknown-": "Only what was recorded and is known.",
+}
+# Where nobody has said what to do by hand, or more exactly than hostctl can know.
+BY_HAND: Final[Mapping[str, str]] = {
+    "foreign-stage": "Find out whose that file is and move it away; then resume: the copy is made again.",
+    "foreign-action": "See what was done to it, and by whom. If it did no harm, resume: then it counts as seen.",
+    "unknown-instance": "Find out whether the instance was deleted or moved on purpose, then choose one of these ways.",
+    "unready": "Report this: the step before did not measure what it should. Resume looks again.",
+    "left-behind": "Remove by hand what is listed under Found, then resume.",
+    "not-undone": "Put right by hand what is listed under Found, then resume: what is gone counts as taken back.",
+    "HostError": "Put right what the sentence says of the hypervisor, then resume.",
+    "HostctlDiffers": "Install this volmig's hostctl there (page Hosts), then resume.",
+    "Garbled": "Log in there and see what answers in the place of hostctl; then resume.",
+    "Denied": "Have the credential checked on the cloud's page, then resume.",
+    "TooOld": "Upgrade the cloud, or have it controlled by libvirt for migrations yet to come.",
+}
+USUAL: Final = "Look at the hypervisor, put right what was found, then resume: the step is looked at again first."
+GONE: Final = (
+    "If the instance is gone for good: delete the migration's directory {directory} on {destination} by hand, then "
+    "resume: where nothing is left, nothing has to be purged."
+)
+START: Final = (
+    "If the instance does not start through volmig: start it by hand on {destination} (or have Nova start it), on the "
+    "disk that lies there now, then resume: volmig sees it running, and the trial begins. From there a rollback can be "
+    "asked for."
+)
+BACK: Final = (
+    "If the old disk has to come back although the new one was written to: with the instance shut off, run "
+    "`volmig-hostctl rollback {job}` on {destination}, then resume. What was written stays in disk.rejected."
+)
+RESUME: Final[Mapping[str, str]] = {
+    "preparing": "Looks at this step again. What is proved is kept, the rest repeated. The live disk is not touched.",
+    "awaiting_approval": "Reads the facts again. If the copy is in order people are asked anew, else it is made again.",
+    "approved": "Reads the facts again. If they are as approved the swap goes on, else people are asked anew.",
+    "swapping": "Looks at the inodes and the instance again, and goes on from what it finds; nothing is done twice.",
+    "on_trial": "Looks again; what others had done to the instance until now counts as seen by you.",
+    "rolling_back": "Looks again, and puts the old disk back from whatever state it finds it in.",
+    "undoing": "Tries again to take back what is still there; what is gone already counts as taken back.",
+    "purging": "Looks at the kept disk again, and deletes it only if it is the one that was approved.",
+}
+CANCEL: Final[Mapping[str, str]] = {
+    "swapping": "Goes on by putting the old disk back and starting the instance on it; the new disk is kept.",
+}
+CANCEL_USUAL: Final = (
+    "Goes on by taking back everything that carries this migration's mark; what is somebody else's stays as it is. "
+    "Then it can be asked for again, through another relay, too."
+)
+
+
+def expected(code: str) -> str:
+    """What should have been the case, as a sentence."""
+    family = next((said for beginning, said in FAMILIES.items() if code.startswith(beginning)), "")
+    return EXPECTED.get(code) or family or "The step ends as planned."
+
+
+def by_hand(status: str, code: str, said: str, migration: Migration, instances: str) -> list[str]:
+    """What a person can do outside volmig; `said` is what whoever refused it recommends."""
+    last = {"purging": GONE, "swapping": START, "rolling_back": BACK}.get(status, "")
+    names = {"job": migration.job, "destination": migration.destination}
+    told = last.format(**names, directory=f"{instances}/.volmig/{migration.job}")
+    return [BY_HAND.get(code) or said or USUAL, *([told] if told else [])]
+
+
+def looks(migration: Migration, step: str, instances: str) -> list[str]:
+    """Commands that only read, for a person to run on the step's hypervisor."""
+    on = NAMED[step].on if step in NAMED else DESTINATION
+    live = f"{instances}/{migration.instance_id}/{migration.disk}"
+    told: Mapping[str, list[tuple[str, ...]]] = {
+        SOURCE: [
+            ("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", f"{migration.source_vg}/{migration.source_lv}"),
+            ("findmnt", f"/mnt/volmig/{migration.hex}"),
+        ],
+        RELAY: [
+            ("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", migration.relay_vg),
+            ("findmnt", f"/srv/volmig/{migration.hex}"),
+            ("exportfs", "-s"),
+        ],
+        DESTINATION: [
+            ("ls", "-lai", live, f"{instances}/.volmig/{migration.job}"),
+            ("virsh", "-r", "domstate", "--domain", migration.instance_id),
+        ],
+    }
+    return [shlex.join(words) for words in told[DESTINATION if on == INSTANCE else on]]
+
+
+def inodes(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which inode is which disk, as recorded, in words."""
+    live, swapped = evidence.get("stop", {}).get("live"), evidence.get("swap", {})
+    old = live.get("inode") if isinstance(live, Mapping) else swapped.get("backup_inode")
+    new = evidence.get("stage_verify", {}).get("inode")
+    return [f"{words}: inode {inode}" for words, inode in (("old disk", old), ("new disk", new)) if inode]
