@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol
 
 from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, HostKeyUnknown, Request, Unreachable
+from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
 
 MAX_FAILED: Final = 3
@@ -235,6 +237,8 @@ class _Work:
 
     def _ask(self, planned: Planned, run: Run, request: Request) -> Outcome | None:
         known = run.result == "running"
+        reach = partial(failpoints.reach, planned.step.name, request.direction)
+        reach(failpoints.BEFORE_DO)
         try:
             answer = self.hands.host(planned.step.on).call(request)
         except SHUT as error:
@@ -242,7 +246,9 @@ class _Work:
             return _silence(planned, run, [error], self.clock())
         except HostError as error:
             return Halt(planned.step.name, str(error), {"code": type(error).__name__, "hypervisor": planned.hypervisor})
+        reach(failpoints.AFTER_DO)
         self.journal.record(run, answer)
+        reach(failpoints.AFTER_RECORD)
         if answer.state == "running":
             return self._running(planned, request.direction, run, known, answer.again)
         if answer.state == "busy":
