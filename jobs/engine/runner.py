@@ -132,8 +132,8 @@ def advance(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outco
 
 def restore(planned: Planned, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
     """Do a step once more that a later one has taken away; nothing, when it never began or was undone."""
-    work, name = _Work(journal, hands, clock), planned.step.name
-    while begun(name, journal) and not is_done(name, "undo", journal) and not _to_undo(planned, journal):
+    work = _Work(journal, hands, clock)
+    while _taken_away(planned, journal):
         outcome = work.perform(planned, "do")
         if outcome is not None:
             return outcome
@@ -371,6 +371,17 @@ def _to_undo(planned: Planned, journal: Journal) -> bool:
     began = [run.pk for run in journal.runs(step.name, "do") if run.result != "refused"]
     gone = [run.pk for run in _done([*journal.runs(step.name, "undo"), *journal.runs(step.torn_by, "do")])]
     return bool(step.undo and began) and max(began) > max(gone, default=0)
+
+
+def _taken_away(planned: Planned, journal: Journal) -> bool:
+    """Whether a later step may have torn down what stood there, and it surely was neither made again nor undone since.
+
+    An attempt of which no good end is known counts for what is worse: as tearing down, and as not making.
+    """
+    step = planned.step
+    made = [run.pk for run in _done(journal.runs(step.name, "do"))]
+    torn = [run.pk for run in journal.runs(step.torn_by, "do") if run.result != "refused"]
+    return bool(made and torn) and max(made) < max(torn) and not is_done(step.name, "undo", journal)
 
 
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:
