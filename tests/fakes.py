@@ -1,8 +1,11 @@
 """A site in memory: three hypervisors that behave, and refuse, as hostctl does; whole jobs run on it without a lab."""
 
+import copy
 import queue
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +80,8 @@ class Site:
         volume = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
         self.source.volumes[SOURCE_LV.replace(INSTANCE, source or instance)] = volume
         self.destination.state = "running"
+        self.unlocked: list[str] = []  # what was done to the instance's disk while anybody could start it
+        self.carry = lambda host, request: host.hear(request)  # what lies between volmig and the hosts; tests break it
 
     def connect(self, address: Address) -> "FakeHost":
         host = next(host for host in (self.source, self.relay, self.destination) if host.name == address.host)
@@ -84,6 +89,23 @@ class Site:
             raise HostKeyChanged(f"log in to {host.name}", "it offers another key", "Find out why.")
         host.check_reachable()
         return host
+
+    @property
+    def hosts(self) -> "tuple[FakeHost, FakeHost, FakeHost]":
+        return self.source, self.relay, self.destination
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """What happens within leaves no trace: files and hosts are afterwards as they were before."""
+        roles = ("source", "relay", "destination", "carry")
+        site, hosts = remembered(self, *roles), [remembered(host, "site", "lines") for host in self.hosts]
+        carry = self.carry
+        try:
+            yield
+        finally:
+            vars(self).update(site, carry=carry)
+            for host, was in zip(self.hosts, hosts, strict=True):
+                vars(host).update(was)
 
     def leftovers(self) -> list[str]:
         """Everything that looks like ours, on any host or on the share."""
@@ -99,6 +121,10 @@ class Site:
             if volume.tags
         ]
         return found + tagged + [path for path in self.files if "/.volmig/" in path]
+
+
+def remembered(thing: Any, *without: str) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) for name, value in vars(thing).items() if name not in without}
 
 
 class FakeHost:
@@ -130,6 +156,9 @@ class FakeHost:
 
     def call(self, request: Request, timeout: float = 20) -> Answer:
         self.check_reachable()
+        return self.site.carry(self, request)
+
+    def hear(self, request: Request) -> Answer:
         self.requests.append(request)
         try:
             if request.verb in READS:
@@ -487,7 +516,12 @@ class FakeHost:
         self.state = "running"
         return {"started_at": time.time(), "state": "running"}
 
+    def note_lock(self, verb: str, args: dict[str, Any]) -> None:
+        if args["instance"] not in self.marks:
+            self.site.unlocked.append(verb)
+
     def swap(self, args, job):
+        self.note_lock("swap", args)
         old, new = self.site.files[self.site.live], self.site.files.get(self.beside(job, "disk.new"))
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
@@ -503,6 +537,7 @@ class FakeHost:
         }
 
     def swap_back(self, args, job):
+        self.note_lock("swap_back", args)
         old = self.site.files.pop(self.beside(job, "disk.old"), None)
         if old is None:
             return {"live_inode": self.site.files[self.site.live].inode, "already": True}
