@@ -320,9 +320,6 @@ class Work:
             return
         job = self.job
         steps = job.planned().phase("A", "B")
-        if runner.begun("swap", self._journal()):
-            # Nothing is deleted by going back: the new disk lies aside until its purge is approved.
-            steps = tuple(each for each in steps if each.step.name != "stage")
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
         if self._take_back(steps, {"swap": {"untouched": untouched}}):
             self._arrive("rolled_back", "rolled_back", "has its old disk again")

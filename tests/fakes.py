@@ -381,8 +381,11 @@ class FakeHost:
     # Acts on the relay and the source
 
     def lv_create(self, args, job):
-        if args["lv"] in self.volumes:
+        found = self.volumes.get(args["lv"])
+        if found and (job not in found.tags or found.size != args["size"]):
             raise Refusal("foreign-volume", f"{args['lv']} is there already")
+        if found:
+            return {"lv_uuid": found.uuid, "size": found.size, "major": 253, "minor": 9, "already": True}
         self.free -= args["size"]
         self.volumes[args["lv"]] = Volume(f"relay-{job}", args["size"], tags={job})
         return {"lv_uuid": f"relay-{job}", "size": args["size"], "major": 253, "minor": 9}
@@ -523,12 +526,18 @@ class FakeHost:
     def swap(self, args, job):
         self.note_lock("swap", args)
         old, new = self.site.files[self.site.live], self.site.files.get(self.beside(job, "disk.new"))
+        aside = self.site.files.get(self.beside(job, "disk.old"))
+        if aside and (old.inode, aside.inode, new) == (args["stage"]["inode"], args["live"]["inode"], None):
+            return self.swapped(old, aside, job) | {"already": True}
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
         if new is None or new.inode != args["stage"]["inode"] or old.inode != args["live"]["inode"]:
             raise Refusal("unknown-file", "not the files that were recorded")
         self.site.files |= {self.beside(job, "disk.old"): old, self.site.live: new}
         del self.site.files[self.beside(job, "disk.new")]
+        return self.swapped(new, old, job)
+
+    def swapped(self, new, old, job):
         return {
             "live_inode": new.inode,
             "backup_inode": old.inode,
@@ -538,13 +547,16 @@ class FakeHost:
 
     def swap_back(self, args, job):
         self.note_lock("swap_back", args)
-        old = self.site.files.pop(self.beside(job, "disk.old"), None)
+        old = self.site.files.get(self.beside(job, "disk.old"))
         if old is None:
-            return {"live_inode": self.site.files[self.site.live].inode, "already": True}
+            rejected = self.site.files.get(self.beside(job, "disk.rejected"))
+            aside = {"rejected_inode": rejected.inode} if rejected else {}
+            return {"live_inode": self.site.files[self.site.live].inode, "already": True, **aside}
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
         new = self.site.files[self.site.live]
         self.site.files |= {self.beside(job, "disk.rejected"): new, self.site.live: old}
+        del self.site.files[self.beside(job, "disk.old")]
         return {"live_inode": old.inode, "rejected_inode": new.inode}
 
     def purge(self, args, job):
