@@ -131,6 +131,7 @@ class Life:
         self.said.append(self.job.halt_reason)
         if len(self.said) > self.resumes:
             return False
+        self.clock.move(self.clock.now + dt.timedelta(seconds=1))  # what was before is told from what comes after
         self.job.resume(operator())
         return True
 

@@ -1,4 +1,4 @@
-"""The n-th call that reaches a hypervisor goes wrong, for every n and every way to go wrong: nothing is lost or left."""
+"""The n-th call to a hypervisor goes wrong, for every n and in every way: nothing is lost and nothing is left."""
 
 from collections import Counter
 from dataclasses import replace
@@ -94,7 +94,7 @@ def calls(life, until):
 
 
 def once(life, kind, nth, free):
-    """One migration whose n-th call goes wrong, and what became of it; halted ones are resumed when all is well again."""
+    """What becomes of a migration whose n-th call goes wrong; a halted one is resumed when all is well again."""
     with life.rewound():
         life.site.carry = fault = Fault(nth, kind)
         try:
