@@ -205,7 +205,8 @@ class Work:
         heard = self._ask("instance")
         if said := trouble(heard["instance"]):
             raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values())
-        return understood("instance", heard["instance"])
+        nova: Nova = understood("instance", heard["instance"])
+        return nova
 
     def _approved(self) -> None:
         if self.job.cancel_requested_at:
