@@ -24,7 +24,7 @@ test: .venv/ready packages check ## everything: linters, types, unit, lab and br
 	@$(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts
 
 test-pages:
-	@$(TESTS) -m "not lab and not browser and not cloud and not real" $(TOLD)
+	@$(TESTS) -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
 	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
 	@$(TESTS) -m "cloud and not lab" $(TOLD)
 
@@ -35,7 +35,7 @@ test-hosts:
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
 
-torture: .venv/ready ## hosts that lose their power amid a migration, on the lab
+torture: .venv/ready ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
 	$(BIN)/pytest -m torture
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations

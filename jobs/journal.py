@@ -159,8 +159,6 @@ class Journal:
             ledger.filter(name=self.planned[step.name].leaves).mark(step.leaves, "present", identity=identity, **held)
         if step.name in RESERVATIONS:
             ledger.filter(**{f"{RESERVATIONS[step.name]}__isnull": False}).mark("space", "gone")
-        if step.name == "swap":
-            ledger.mark("stage", "gone")
         if step.name == "purge":
             ledger.mark("backup", "gone")
         for other in TABLE:

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
@@ -29,6 +29,7 @@ from volmig.record.models import Event
 STALE = dt.timedelta(minutes=10)
 SLOT = dt.timedelta(seconds=10)
 BUSY = dt.timedelta(seconds=3)
+IN_A_ROW = dt.timedelta(minutes=5)  # failures within this time count together
 PARTS: dict[str, type[Source] | type[Relay] | type[Destination] | type[Nova]] = {
     "source": Source,
     "relay": Relay,
@@ -40,7 +41,14 @@ USUAL = HARMLESS | {"start", "reboot", "pause", "unpause", "suspend", "resume", 
 
 
 class Unheard(Exception):  # noqa: N818 - the word that callers read
-    """A hypervisor whose facts are needed gave none; it is asked again later."""
+    """A hypervisor whose facts are needed gave none; it is asked again later.
+
+    `answers` when it does answer, but not with the facts: that does not pass by itself for ever.
+    """
+
+    def __init__(self, sentence: str, heard: Iterable[Heard]) -> None:
+        self.answers = any(not isinstance(each.error, runner.SHUT) for each in heard)
+        super().__init__(sentence)
 
 
 class Work:
@@ -61,9 +69,19 @@ class Work:
             try:
                 handler(self)
             except Unheard as error:
-                self._wait(str(error), timezone.now() + SLOT)
+                self._ask_again(error)
             if self.job.status == before:
                 return
+
+    @transaction.atomic
+    def _ask_again(self, error: Unheard) -> None:
+        """Soon; but what answers again and again without giving the facts is for a person to look at."""
+        job, since = self.job, max(timezone.now() - IN_A_ROW, self.job.resumed_at or self.job.created_at)
+        if error.answers:
+            Event.append("facts.failed", job=job.pk, object=str(job), data={"found": str(error)})
+            if Event.objects.filter(job=job.pk, action="facts.failed", at__gte=since).count() >= runner.MAX_FAILED:
+                return job.halt(str(error), {"code": "no-facts"})
+        return self._wait(str(error), timezone.now() + SLOT)
 
     def _shut_out(self) -> bool:
         """An earlier owner who never let go may still be acting: nothing before no hypervisor listens to it any more.
@@ -190,8 +208,9 @@ class Work:
         """What Nova says about the instance now; raises Unheard when it does not say."""
         heard = self._ask("instance")
         if said := trouble(heard["instance"]):
-            raise Unheard(f"Nova has to be asked again: {said.sentence}")
-        return read(Nova, heard["instance"].answer.evidence if heard["instance"].answer else {})
+            raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values())
+        nova: Nova = understood("instance", heard["instance"])
+        return nova
 
     def _approved(self) -> None:
         if self.job.cancel_requested_at:
@@ -324,9 +343,6 @@ class Work:
             return
         job = self.job
         steps = job.planned().phase("A", "B")
-        if runner.begun("swap", self._journal()):
-            # Nothing is deleted by going back: the new disk lies aside until its purge is approved.
-            steps = tuple(each for each in steps if each.step.name != "stage")
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
         if self._take_back(steps, {"swap": {"untouched": untouched}}):
             self._arrive("rolled_back", "rolled_back", "has its old disk again")
@@ -455,8 +471,9 @@ class Work:
         return self.hands.ask({role: requests[role] for role in roles if role in requests})
 
     def _facts(self, heard: dict[str, Heard]) -> Facts:
+        """What they said, as far as they said it; raise Unheard when it cannot be understood."""
         parts: dict[str, Any] = {
-            role: read(PARTS[role], each.answer.evidence)
+            role: understood(role, each)
             for role, each in heard.items()
             if each.answer is not None and each.answer.state == "done"
         }
@@ -467,7 +484,8 @@ class Work:
         heard = self._ask("source", "destination", "instance")
         silent = {role: said for role, each in heard.items() if (said := trouble(each))}
         if silent:
-            raise Unheard("The facts have to be read again: " + " ".join(each.sentence for each in silent.values()))
+            why = " ".join(each.sentence for each in silent.values())
+            raise Unheard(f"The facts have to be read again: {why}", [heard[role] for role in silent])
         return self._facts(heard)
 
     def _around(self, heard: dict[str, Heard]) -> checks.Around:
@@ -515,6 +533,14 @@ def instance_of(volume: str) -> str:
     """The instance that a volume of Nova's belongs to; empty when its name does not say."""
     found = re.fullmatch(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_disk(?:\.\w+)?", volume)
     return found[1] if found else ""
+
+
+def understood(role: str, heard: Heard) -> Any:
+    """The facts of an answer; whatever else a machine may send is not taken for any."""
+    try:
+        return read(PARTS[role], heard.answer.evidence if heard.answer else {})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Unheard(f"The facts of the {role} cannot be understood: {str(error)[:200]}", [heard]) from error
 
 
 def trouble(heard: Heard) -> checks.Trouble | None:

@@ -1,9 +1,12 @@
 """A site in memory: three hypervisors that behave, and refuse, as hostctl does; whole jobs run on it without a lab."""
 
+import copy
 import hashlib
 import queue
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +83,8 @@ class Site:
         volume = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
         self.source.volumes[SOURCE_LV.replace(INSTANCE, source or instance)] = volume
         self.destination.state = "running"
+        self.unlocked: list[str] = []  # what was done to the instance's disk while anybody could start it
+        self.carry = lambda host, request: host.hear(request)  # what lies between volmig and the hosts; tests break it
 
     def connect(self, address: Address) -> "FakeHost":
         host = next(host for host in (self.source, self.relay, self.destination) if host.name == address.host)
@@ -87,6 +92,23 @@ class Site:
             raise HostKeyChanged(f"log in to {host.name}", "it offers another key", "Find out why.")
         host.check_reachable()
         return host
+
+    @property
+    def hosts(self) -> "tuple[FakeHost, FakeHost, FakeHost]":
+        return self.source, self.relay, self.destination
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """What happens within leaves no trace: files and hosts are afterwards as they were before."""
+        roles = ("source", "relay", "destination", "carry")
+        site, hosts = remembered(self, *roles), [remembered(host, "site", "lines") for host in self.hosts]
+        carry = self.carry
+        try:
+            yield
+        finally:
+            vars(self).update(site, carry=carry)
+            for host, was in zip(self.hosts, hosts, strict=True):
+                vars(host).update(was)
 
     def leftovers(self) -> list[str]:
         """Everything that looks like ours, on any host or on the share."""
@@ -102,6 +124,10 @@ class Site:
             if volume.tags
         ]
         return found + tagged + [path for path in self.files if "/.volmig/" in path]
+
+
+def remembered(thing: Any, *without: str) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) for name, value in vars(thing).items() if name not in without}
 
 
 class FakeHost:
@@ -133,6 +159,9 @@ class FakeHost:
 
     def call(self, request: Request, timeout: float = 20) -> Answer:
         self.check_reachable()
+        return self.site.carry(self, request)
+
+    def hear(self, request: Request) -> Answer:
         self.requests.append(request)
         try:
             if request.verb in READS:
@@ -394,8 +423,11 @@ class FakeHost:
     # Acts on the relay and the source
 
     def lv_create(self, args, job):
-        if args["lv"] in self.volumes:
+        found = self.volumes.get(args["lv"])
+        if found and (job not in found.tags or found.size != args["size"]):
             raise Refusal("foreign-volume", f"{args['lv']} is there already")
+        if found:
+            return {"lv_uuid": found.uuid, "size": found.size, "major": 253, "minor": 9, "already": True}
         self.free -= args["size"]
         self.volumes[args["lv"]] = Volume(f"relay-{job}", args["size"], tags={job})
         return {"lv_uuid": f"relay-{job}", "size": args["size"], "major": 253, "minor": 9}
@@ -534,14 +566,25 @@ class FakeHost:
         self.state = "running"
         return {"started_at": time.time(), "state": "running"}
 
+    def note_lock(self, verb: str, args: dict[str, Any]) -> None:
+        if args["instance"] not in self.marks:
+            self.site.unlocked.append(verb)
+
     def swap(self, args, job):
+        self.note_lock("swap", args)
         old, new = self.site.files[self.site.live], self.site.files.get(self.beside(job, "disk.new"))
+        aside = self.site.files.get(self.beside(job, "disk.old"))
+        if aside and (old.inode, aside.inode, new) == (args["stage"]["inode"], args["live"]["inode"], None):
+            return self.swapped(old, aside, job) | {"already": True}
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
         if new is None or new.inode != args["stage"]["inode"] or old.inode != args["live"]["inode"]:
             raise Refusal("unknown-file", "not the files that were recorded")
         self.site.files |= {self.beside(job, "disk.old"): old, self.site.live: new}
         del self.site.files[self.beside(job, "disk.new")]
+        return self.swapped(new, old, job)
+
+    def swapped(self, new, old, job):
         return {
             "live_inode": new.inode,
             "backup_inode": old.inode,
@@ -551,13 +594,17 @@ class FakeHost:
         }
 
     def swap_back(self, args, job):
-        old = self.site.files.pop(self.beside(job, "disk.old"), None)
+        self.note_lock("swap_back", args)
+        old = self.site.files.get(self.beside(job, "disk.old"))
         if old is None:
-            return {"live_inode": self.site.files[self.site.live].inode, "already": True}
+            rejected = self.site.files.get(self.beside(job, "disk.rejected"))
+            aside = {"rejected_inode": rejected.inode} if rejected else {}
+            return {"live_inode": self.site.files[self.site.live].inode, "already": True, **aside}
         if self.state != "shut off":
             raise Refusal("not-shut-off", "the instance runs")
         new = self.site.files[self.site.live]
         self.site.files |= {self.beside(job, "disk.rejected"): new, self.site.live: old}
+        del self.site.files[self.beside(job, "disk.old")]
         return {"live_inode": old.inode, "rejected_inode": new.inode, "rejected_bytes": new.size}
 
     def rehearse(self, args, job):

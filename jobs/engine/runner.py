@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol
 
 from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, HostKeyUnknown, Request, Unreachable
+from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
 
 MAX_FAILED: Final = 3
@@ -130,8 +132,8 @@ def advance(steps: Steps, journal: Journal, hands: Hands, clock: Clock) -> Outco
 
 def restore(planned: Planned, journal: Journal, hands: Hands, clock: Clock) -> Outcome:
     """Do a step once more that a later one has taken away; nothing, when it never began or was undone."""
-    work, name = _Work(journal, hands, clock), planned.step.name
-    while begun(name, journal) and not is_done(name, "undo", journal) and not _to_undo(planned, journal):
+    work = _Work(journal, hands, clock)
+    while _taken_away(planned, journal):
         outcome = work.perform(planned, "do")
         if outcome is not None:
             return outcome
@@ -248,6 +250,8 @@ class _Work:
 
     def _ask(self, planned: Planned, run: Run, request: Request) -> Outcome | None:
         known = run.result == "running"
+        reach = partial(failpoints.reach, planned.step.name, request.direction)
+        reach(failpoints.BEFORE_DO)
         try:
             answer = self.hands.host(planned.step.on).call(request)
         except SHUT as error:
@@ -260,7 +264,9 @@ class _Work:
                 str(error),
                 {"code": type(error).__name__, "hypervisor": planned.hypervisor, **seen, "next": error.next_step},
             )
+        reach(failpoints.AFTER_DO)
         self.journal.record(run, answer)
+        reach(failpoints.AFTER_RECORD)
         if answer.state == "running":
             return self._running(planned, request.direction, run, known, answer.again)
         if answer.state == "busy":
@@ -384,6 +390,17 @@ def _to_undo(planned: Planned, journal: Journal) -> bool:
     began = [run.pk for run in journal.runs(step.name, "do") if run.result != "refused"]
     gone = [run.pk for run in _done([*journal.runs(step.name, "undo"), *journal.runs(step.torn_by, "do")])]
     return bool(step.undo and began) and max(began) > max(gone, default=0)
+
+
+def _taken_away(planned: Planned, journal: Journal) -> bool:
+    """Whether a later step may have torn down what stood there, and it surely was neither made again nor undone since.
+
+    An attempt of which no good end is known counts for what is worse: as tearing down, and as not making.
+    """
+    step = planned.step
+    made = [run.pk for run in _done(journal.runs(step.name, "do"))]
+    torn = [run.pk for run in journal.runs(step.torn_by, "do") if run.result != "refused"]
+    return bool(made and torn) and max(made) < max(torn) and not is_done(step.name, "undo", journal)
 
 
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:

@@ -203,6 +203,7 @@ TABLE: Final[tuple[Step, ...]] = (
             "size": Made("compare", "file_size", "size of the copy", like="stage_size"),
         },
         undo="unstage",
+        torn_by="swap",
         work="stage",
         leaves="stage",
         where="share",

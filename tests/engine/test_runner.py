@@ -384,3 +384,33 @@ def test_a_step_that_was_taken_away_is_restored_once(stage):
     assert stage.undo("B") == runner.Finished()
     assert runner.restore(*restore) == runner.Finished()
     assert (stage.asked().count("lock"), stage.asked("undo")[-1]) == (2, "lock")
+
+
+def on_trial(stage):
+    """Everything done up to the trial, with the lock taken off again."""
+    for phase in ("A", "B", "C"):
+        stage.now += dt.timedelta(hours=1)
+        stage.advance(phase)
+    lock = PLAN.phase("B")[0]
+    return lambda: runner.restore(lock, stage.journal, stage.hands, lambda: stage.now)
+
+
+def test_what_was_begun_and_has_no_end_yet_is_not_restored_yet(stage):
+    restore = on_trial(stage)
+    stage.says("lock", Unreachable("call lock on dst", "the connection was cut"))
+    assert isinstance(restore(), runner.Wait)
+    assert restore() == runner.Finished()
+    assert stage.asked().count("lock") == 3
+
+
+def test_what_could_not_be_restored_is_not_taken_for_restored(stage):
+    restore = on_trial(stage)
+    stage.says("lock", *[Answer("failed", error={"code": "busy", "found": "no"})] * 3)
+    assert isinstance(restore(), runner.Failed)
+
+
+def test_what_may_have_been_taken_away_is_restored_too(stage):
+    stage.says("unlock", Unreachable("call unlock on dst", "the connection was cut"))
+    restore = on_trial(stage)
+    assert restore() == runner.Finished()
+    assert stage.asked().count("lock") == 2

@@ -118,6 +118,15 @@ def test_unstage_refuses_where_anything_else_lies(share, name):
     assert (share.place / "disk.new").exists()
 
 
+@pytest.mark.parametrize("name", ["disk.old", "disk.rejected"])
+def test_a_stage_that_was_swapped_in_is_not_there_to_be_removed(share, name):
+    run(share, "stage")
+    (share.place / "disk.new").rename(share.place / name)
+    kept = sorted(each.name for each in share.place.iterdir())
+    assert run(share, "unstage") == {"already": True}
+    assert sorted(each.name for each in share.place.iterdir()) == kept
+
+
 def test_stage_refuses_once_a_swap_has_begun(share):
     run(share, "stage")
     (share.place / "disk.old").write_bytes(b"precious")

@@ -11,6 +11,7 @@ from jobs.models import Job
 from tests.factories import approver, asked, in_cloud, operator
 from tests.fakenova import Cloud
 from tests.fakes import Site
+from tests.jobs.lives import Clock, Life
 
 
 @pytest.fixture
@@ -71,6 +72,13 @@ class Drive:
 @pytest.fixture
 def drive(site):
     return Drive(site)
+
+
+@pytest.fixture
+def a_life(site, monkeypatch):
+    """Makes a migration that lives by itself: a_life("rolled_back"). Time is its own."""
+    clock = Clock(monkeypatch)
+    return lambda *wish: Life(site, clock, monkeypatch, *wish)
 
 
 @pytest.fixture

@@ -156,6 +156,42 @@ def test_a_hypervisor_that_is_silent_while_it_is_looked_at_is_asked_again(drive,
     assert verified(job, site)
 
 
+def fail(args):
+    raise Refusal("failed", "lvs does not answer", "failed")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(fail, "lvs does not answer"), (lambda args: {"volume": "the usual one", "time": 1}, "cannot be understood")],
+)
+def test_a_hypervisor_that_answers_three_times_without_the_facts_is_for_a_person(
+    drive, site, monkeypatch, answer, said
+):
+    job = drive.submit()
+    with monkeypatch.context() as broken:
+        broken.setattr(site.source, "source_facts", answer)
+        drive.approve(job)
+        drive.go(job)
+        assert (job.status, job.halt_reason) == ("approved", "")
+        assert said in job.waiting_for
+        drive.go(job)
+        assert (job.status, job.halt_data["code"]) == ("approved", "no-facts")
+        assert said in job.halt_reason
+    job.resume(operator())
+    assert drive.go(job).status == "on_trial"
+
+
+def test_a_hypervisor_that_is_silent_for_long_is_asked_until_it_answers(drive, site):
+    job = drive.submit()
+    site.source.reachable = False
+    drive.approve(job)
+    for _ in range(5):
+        drive.go(job)
+    assert (job.status, job.halt_reason) == ("approved", "")
+    site.source.reachable = True
+    assert drive.go(job).status == "on_trial"
+
+
 # An owner that went away without letting go
 
 
@@ -337,6 +373,14 @@ def test_another_file_in_the_place_of_the_copy_halts_and_is_not_touched(drive, s
     del site.files[stage_of(site)]
     job.resume(operator())
     assert (drive.go(job).status, job.lap) == ("awaiting_approval", 2)
+
+
+def test_a_swap_that_failed_before_anything_was_exchanged_leaves_no_copy_behind(drive, site):
+    site.destination.faults["swap"] = Refusal("no-libvirt", "libvirt does not answer", "failed")
+    job = drive.on_trial()
+    assert (job.status, site.files[LIVE].content, site.destination.state) == ("rolled_back", "old disk", "running")
+    assert site.leftovers() == []
+    assert not Footprint.objects.left().exists()
 
 
 # The trial

@@ -286,6 +286,8 @@ def unstage(work: Work) -> Dict[str, Any]:
         return {"already": True}
     with place, place.mine():
         names = set(os.listdir(place.fd))
+        if "disk.new" not in names and names & {"disk.old", "disk.rejected"}:
+            return {"already": True}  # it was swapped in: what lies here now is for a purge, or a way back
         strange = sorted(names - {"disk.new", "card.json", "README", "card.json.tmp", "README.tmp"})
         if strange:
             raise Refused(

@@ -1,0 +1,64 @@
+"""Failpoints: armed on a lab only, by names that exist, and each kills one worker once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings as present
+
+from jobs.apps import failpoint_faults, failpoints_are_for_labs
+from jobs.engine import failpoints
+from jobs.engine.steps import NAMED, TABLE
+
+DIE = """
+import django; django.setup()
+from jobs.engine import failpoints
+for moment in failpoints.MOMENTS:
+    failpoints.reach("convert", "do", moment)
+    print(moment, flush=True)
+"""
+
+
+def start(data, script=("-c", DIE), **told):
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", "VOLMIG_DATA": str(data), **told}
+    command = [sys.executable, *script]
+    return subprocess.run(command, cwd=present.BASE_DIR, env=environment, capture_output=True, text=True)
+
+
+def test_a_worker_dies_at_a_boundary_once_and_the_next_one_goes_on(tmp_path):
+    told = {"VOLMIG_LAB": "yes", "VOLMIG_FAILPOINT": "convert.do.after-do"}
+    first, second = start(tmp_path, **told), start(tmp_path, **told)
+    assert (first.returncode, first.stdout.split()) == (-9, ["before-do"])
+    assert (second.returncode, second.stdout.split()) == (0, list(failpoints.MOMENTS))
+    assert [each.name for each in (tmp_path / "failpoints").iterdir()] == ["convert.do.after-do"]
+
+
+def test_several_boundaries_kill_one_worker_each(tmp_path):
+    told = {"VOLMIG_LAB": "yes", "VOLMIG_FAILPOINT": "convert.*, stage.do.before-do"}
+    ends = [start(tmp_path, **told).returncode for _ in range(4)]
+    assert ends == [-9, -9, -9, 0]
+
+
+def test_outside_a_lab_nothing_is_armed_and_nothing_starts(tmp_path):
+    told = {"VOLMIG_FAILPOINT": "*.do.*"}
+    assert start(tmp_path, **told).returncode == 0
+    refused = start(tmp_path, ("manage.py", "qcluster"), **told)
+    assert refused.returncode == 1
+    assert "it kills workers amid a migration" in refused.stderr
+    assert not (tmp_path / "failpoints").exists()
+
+
+def test_a_boundary_that_no_step_has_is_refused_on_a_lab_too(settings):
+    settings.LAB, settings.FAILPOINT = True, "convert.do.after-do"
+    assert failpoint_faults() == []
+    settings.FAILPOINT = "convert.do.after-do, swop.do.*"
+    assert ["swop.do.*" in each.msg for each in failpoints_are_for_labs()] == [True]
+
+
+def test_every_step_has_its_boundaries_and_those_of_its_undo():
+    assert failpoints.every([NAMED["convert"]])[:3] == [f"convert.do.{moment}" for moment in failpoints.MOMENTS]
+    undoable = sum(bool(step.undo) for step in TABLE)
+    assert len(set(failpoints.every(TABLE))) == 3 * (len(TABLE) + undoable)
+    with pytest.raises(ValueError, match="No step has a boundary"):
+        failpoints.chosen("convert.do", TABLE)
