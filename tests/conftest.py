@@ -3,7 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings as hypothesis
 
+# A busy machine is slow, and no test is about how long something takes.
+hypothesis.register_profile("patient", deadline=None)
+hypothesis.load_profile("patient")
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # Playwright's loop runs beside the ORM in browser tests
 pytest_plugins = ["tests.chromium", "tests.people", "tests.lab.fixtures", "tests.cloud.fixtures"]
 

@@ -300,10 +300,10 @@ def test_what_was_kept_before_there_were_clocks_gets_one(drive):
     job = drive.done()
     job.footprints.kept().update(keep_until=None, bytes=0)
     job.put(wake_at=None)
-    import_module("jobs.migrations.0005_backups").start_clocks(apps, None)
+    import_module("jobs.migrations.0006_backups").start_clocks(apps, None)
     job.refresh_from_db()
     assert kept(job).keep_until == job.ended_at + 14 * DAY == job.wake_at
     assert kept(job).bytes == job.facts["destination"]["disk"]["allocated"]
     trial = drive.on_trial()
-    import_module("jobs.migrations.0005_backups").start_clocks(apps, None)
+    import_module("jobs.migrations.0006_backups").start_clocks(apps, None)
     assert kept(trial).keep_until is None
