@@ -34,7 +34,8 @@ def remove_all(drive, job):
 def test_what_a_killed_job_left_is_found_and_removed(clean_lab, register, drive):
     lab = clean_lab
     lab.mount_share(acdirmax=1)
-    digest = lab.volume(lab.src, VOLUME, 64 * MIB, data_mb=48)
+    lab.volume(lab.src, VOLUME, 64 * MIB, data_mb=48)
+    before = lab.sha256(lab.src, f"/dev/vg_nova0/{VOLUME}")
     guest = lab.instance(NEW, "db-new", disk_bytes=64 * MIB)
     register()
     job = drive.submit(VOLUME, guest, rate=4 * MIB)
@@ -53,7 +54,7 @@ def test_what_a_killed_job_left_is_found_and_removed(clean_lab, register, drive)
     remove_all(drive, job)  # what remembers the removals, where something else stood in its way
     assert list(job.removals.filter(result="refused").values_list("kind", "said")) == []
     assert (look(), lab.leftovers()) == ([], [])
-    assert lab.sha256(lab.src, f"/dev/vg_nova0/{VOLUME}") == digest
+    assert lab.sha256(lab.src, f"/dev/vg_nova0/{VOLUME}") == before
     assert lab.src.run(f"lvs --noheadings -o lv_permissions vg_nova0/{VOLUME}").strip() == "writeable"
 
 
