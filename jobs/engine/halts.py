@@ -123,7 +123,7 @@ BY_HAND: Final[Mapping[str, str]] = {
     "foreign-stage": "Find out whose that file is and move it away; then resume: the copy is made again.",
     "foreign-action": "See what was done to it, and by whom. If it did no harm, resume: then it counts as seen.",
     "unknown-instance": "Find out whether the instance was deleted or moved on purpose, then choose one of these ways.",
-    "no-facts": "Look at why it answers without the facts; its own words are above. Then resume: they are asked for again.",
+    "no-facts": "Find out why it answers without the facts: its own words are above. Then resume.",
     "unready": "Report this: the step before did not measure what it should. Resume looks again.",
     "left-behind": "Remove by hand what is listed under Found, then resume.",
     "not-undone": "Put right by hand what is listed under Found, then resume: what is gone counts as taken back.",
