@@ -38,8 +38,9 @@ def test_what_a_killed_job_left_is_found_and_removed(clean_lab, register, drive)
     before = lab.sha256(lab.src, f"/dev/vg_nova0/{VOLUME}")
     guest = lab.instance(NEW, "db-new", disk_bytes=64 * MIB)
     register()
-    job = drive.submit(VOLUME, guest, rate=4 * MIB)
-    drive.until(lambda: (run := job.running()) is not None and run.step == "convert" and run.bytes_done > 0, job)
+    job = drive.submit(VOLUME, guest, rate=MIB)
+    drive.until(lambda: job.runs.filter(step="convert", bytes_read__gt=0).exists(), job)
+    assert job.running().step == "convert"
     assert {row.found.verdict for row in look()} == {"needed"}, "of a job at work nothing is left over"
 
     # As after a database that was put back: for volmig the job has ended, and its conversion goes on by itself.
