@@ -13,6 +13,14 @@ DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
 STANDING: Final = frozenset({"present", "reserved"})
 # What a job leaves beside the rows of its ledger, and which its journal proves: absence means nothing.
 TRACES: Final = frozenset({"unit", "memory", "directory"})
+# What people call a kind, where the ledger's own word is short or says something else to them.
+WORDS: Final[Mapping[str, str]] = {
+    "lv": "logical volume",
+    "fence": "fenced source",
+    "memory": "memory of hostctl",
+    "lock": "lock in Nova",
+    "stage": "staged copy",
+}
 # The step whose undo takes a thing of this kind away again, as hostctl guards it; a backup goes by its purge alone.
 UNDONE_BY: Final[Mapping[str, str]] = {
     "lv": "relay_lv",

@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from jobs.engine import leftovers
 from jobs.engine.steps import NAMED
 from volmig.templatetags.units import spoken
 
@@ -297,6 +298,12 @@ def readable(value: Any) -> Any:
 def besides(value: Mapping[str, Any], names: str) -> dict[str, Any]:
     """The pairs of a mapping that are not named, as far as they say anything."""
     return {key: each for key, each in value.items() if key not in names.split() and each not in (None, "", [], {})}
+
+
+@register.filter
+def kind_words(kind: str) -> str:
+    """What people call a kind of thing that a migration makes."""
+    return leftovers.WORDS.get(kind, kind)
 
 
 @register.filter
