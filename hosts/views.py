@@ -27,6 +27,7 @@ from hosts.models import (
 )
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
+from hosts.remote.hostctl import pack
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import ssh_public_key
@@ -293,4 +294,4 @@ def retire(request: HttpRequest, pk: int) -> HttpResponse:
 def bundle(request: HttpRequest) -> HttpResponse:
     """hostctl as one file, to be installed root-owned on a hypervisor."""
     headers = {"Content-Disposition": 'attachment; filename="hostctl"', "X-Hostctl-Hash": hostctl.source_hash()}
-    return HttpResponse(hostctl.bundle(), content_type="application/octet-stream", headers=headers)
+    return HttpResponse(pack.bundle(), content_type="application/octet-stream", headers=headers)

@@ -12,7 +12,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hosts.remote.hostctl import bundle
+from hosts.remote.hostctl.pack import bundle
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.rig import free_port

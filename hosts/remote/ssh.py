@@ -29,6 +29,7 @@ from hosts.remote.host import (
     Unreachable,
     fingerprint,
 )
+from hosts.remote.hostctl import pack
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 10
@@ -183,7 +184,7 @@ class SSHHost:
 
     def ship(self, timeout: float) -> None:
         """Puts this volmig's hostctl on the host, under a name with its hash, whole or not at all."""
-        content = hostctl.bundle()
+        content = pack.bundle()
         path, digest = self.shipped_path(), hashlib.sha256(content).hexdigest()
         part = f"{path}.{secrets.token_hex(4)}"
         script = (

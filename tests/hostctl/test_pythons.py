@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hosts.remote import hostctl
+from hosts.remote.hostctl import pack
 
 FOUND = {
     Path(path).resolve()
@@ -20,7 +21,7 @@ FOUND |= {path.resolve() for path in Path.home().glob(".pyenv/versions/3.*/bin/p
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "hostctl"
-    path.write_bytes(hostctl.bundle())
+    path.write_bytes(pack.bundle())
     return path
 
 
@@ -40,8 +41,8 @@ def test_hello_answers_and_garbage_is_refused(python, bundle):
 
 
 def test_the_bundle_is_the_same_every_time():
-    assert hostctl.bundle() == hostctl.bundle()
-    assert hostctl.bundle().startswith(b"#!/usr/bin/python3 -I\n")
+    assert pack.bundle() == pack.bundle()
+    assert pack.bundle().startswith(b"#!/usr/bin/python3 -I\n")
 
 
 def test_by_hand_a_bad_job_name_is_told_and_not_a_traceback(bundle):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from hosts.remote import hostctl
+from hosts.remote.hostctl import pack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's archive unpacks itself")
 
@@ -18,7 +19,7 @@ def archive(tmp_path):
     folder = tmp_path / "libexec"
     folder.mkdir(mode=0o755)
     path = folder / "volmig-hostctl"
-    path.write_bytes(hostctl.bundle())
+    path.write_bytes(pack.bundle())
     return path
 
 

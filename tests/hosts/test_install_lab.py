@@ -8,6 +8,7 @@ from django.template.loader import render_to_string
 
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import Address, HostctlDiffers, Request, Unreachable
+from hosts.remote.hostctl import pack
 from volmig.data import ssh_public_key
 
 pytestmark = pytest.mark.lab
@@ -26,7 +27,7 @@ def newcomer(lab, tmp_path):
     remove_login(guest)
     guest.run("rm -rf /root/install; mkdir -p /root/install /usr/local/libexec")
     guest.run("cp -a /usr/local/libexec /root/install/before")
-    guest.write("/root/install/hostctl", hostctl.bundle())
+    guest.write("/root/install/hostctl", pack.bundle())
     guest.run("set -e; cd /root/install; " + shown_commands(LOGIN, ssh_public_key(lab.key)))
     yield Address("127.0.0.1", guest.port, LOGIN, guest.host_key, key_file=str(lab.key))
     remove_login(guest)

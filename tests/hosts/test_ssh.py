@@ -21,6 +21,7 @@ from hosts.remote.host import (
     Request,
     Unreachable,
 )
+from hosts.remote.hostctl import pack
 from tests.hosts.sshd import Sshd, keygen
 from tests.rig import free_port
 
@@ -198,12 +199,12 @@ def test_a_missing_hostctl_says_how_to_get_it(sshd):
 def test_hostctl_is_sent_to_a_root_login_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(ssh, "SHIPPED_DIRECTORY", str(tmp_path / "bin"))
     program = f"print(open({str(tmp_path / 'sshd' / 'answer')!r}).read())"
-    monkeypatch.setattr(hostctl, "bundle", program.encode)
+    monkeypatch.setattr(pack, "bundle", program.encode)
     with Sshd(tmp_path / "sshd", forced=False) as sshd, ssh.connect(sshd.address) as host:
         assert host.call(HELLO).state == "done"
         [shipped] = (tmp_path / "bin").iterdir()
         assert shipped.name == f"hostctl-{hostctl.source_hash()}"
-        assert hashlib.sha256(shipped.read_bytes()).digest() == hashlib.sha256(hostctl.bundle()).digest()
+        assert hashlib.sha256(shipped.read_bytes()).digest() == hashlib.sha256(pack.bundle()).digest()
         first = os.stat(shipped).st_ino
         assert host.call(HELLO).state == "done"
         assert os.stat(shipped).st_ino == first

@@ -9,6 +9,7 @@ from django.utils import timezone
 from hosts.models import Cloud, Hypervisor, Share
 from hosts.remote import hostctl
 from hosts.remote.host import HostKeyChanged, fingerprint
+from hosts.remote.hostctl import pack
 from tests import factories
 from tests.hosts.conftest import KEY
 from volmig.record.models import Event
@@ -178,7 +179,7 @@ def test_a_bastion_is_not_retired_while_others_are_behind_it(browser, hypervisor
 
 def test_hostctl_can_be_downloaded(browser):
     answer = browser("viewer").get(reverse("hosts:bundle"))
-    assert answer.content == hostctl.bundle()
+    assert answer.content == pack.bundle()
     assert answer.headers["X-Hostctl-Hash"] == hostctl.source_hash()
 
 

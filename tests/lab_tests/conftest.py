@@ -18,7 +18,7 @@ from hosts.models import (
 )
 from hosts.remote import ssh
 from hosts.remote.host import Request
-from hosts.remote.hostctl import bundle
+from hosts.remote.hostctl.pack import bundle
 from jobs import tick
 from jobs.models import Job
 from jobs.watch import Watcher

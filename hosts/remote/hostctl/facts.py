@@ -8,7 +8,6 @@ import platform
 import re
 import socket
 import stat
-import tempfile
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -229,6 +228,8 @@ def _summary(table: str, partitions: List[Dict[str, Any]], filesystems: List[Dic
 
 def image_contents(work: Work, path: str, virtual_size: int) -> Dict[str, Any]:
     """The same for a qcow2 image in use: its first 4 MiB are copied out raw and looked at."""
+    import tempfile  # slow to load, and other calls do without
+
     os.makedirs("/run/volmig", 0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/run/volmig") as scratch:
         head = os.path.join(scratch, "head")

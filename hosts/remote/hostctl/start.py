@@ -6,7 +6,6 @@ the instance's stop and its start. The folder is beside the archive, and only ro
 
 import importlib
 import os
-import shutil
 import stat
 import sys
 import time
@@ -19,6 +18,7 @@ def start(digest: str) -> int:
     folder = unpacked(os.path.dirname(os.path.abspath(__file__)), digest)
     if folder:
         sys.path.insert(0, folder)
+    importlib.import_module("hostctl.version").told(digest)
     return int(importlib.import_module("hostctl.__main__").main())
 
 
@@ -43,6 +43,7 @@ def only_roots(path: str) -> bool:
 
 def unpack(archive: str, folder: str) -> None:
     """Whole or not at all: others may be calling at the same time."""
+    import shutil
     import tempfile
     import zipfile
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -85,6 +84,8 @@ class Store(Memory):
             os.close(fd)
 
     def remove(self) -> None:
+        import shutil  # slow to load, and only the last call for a job needs it
+
         for directory in (self.run, self.directory):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory)

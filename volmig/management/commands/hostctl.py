@@ -5,7 +5,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from hosts.remote import hostctl
+from hosts.remote.hostctl import source_hash
+from hosts.remote.hostctl.pack import bundle
 
 
 class Command(BaseCommand):
@@ -16,6 +17,6 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         path: Path = options["output"]
-        path.write_bytes(hostctl.bundle())
+        path.write_bytes(bundle())
         path.chmod(0o755)
-        self.stdout.write(f"{path}: hostctl {hostctl.source_hash()}")
+        self.stdout.write(f"{path}: hostctl {source_hash()}")
