@@ -143,7 +143,9 @@ def restore(planned: Planned, journal: Journal, hands: Hands, clock: Clock) -> O
 def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extra | None = None) -> Outcome:
     """Take back what was begun, last first; one step that will not be undone does not keep the others from it.
 
-    `extra` are further arguments of undoing verbs, by the name of the step.
+    But where the disk could not be put back the instance stays as it is, locked, until a person has looked: what
+    comes next would start it on the disk that was to go. `extra` are further arguments of undoing verbs, by the name
+    of the step.
     """
     work = _Work(journal, hands, clock, extra=extra or {})
     errors: list[Failed] = []
@@ -151,6 +153,8 @@ def undo(steps: Steps, journal: Journal, hands: Hands, clock: Clock, extra: Extr
         outcome = work.take_back(planned)
         if isinstance(outcome, Failed):
             errors.append(outcome)
+            if planned.step.bars:
+                break
         elif outcome is not None:
             return outcome
     return _still_there(errors) if errors else Finished()

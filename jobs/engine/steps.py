@@ -32,6 +32,7 @@ class Step:
     `torn_by` is the later step that takes away what this one made: after it nothing is left to undo.
     `volatile` things are gone when their hypervisor reboots and have to be made again, and so has what `rests_on` them.
     `settles` steps wait until directory caches of other NFS clients can no longer name the disk before the swap.
+    `bars` tells that nothing before it is undone while it cannot be undone itself.
     `leaves` is the kind of footprint, `named` the planned value that is its name; `where` says whether it lies on the
     step's hypervisor or on the share.
     """
@@ -50,6 +51,7 @@ class Step:
     rests_on: str = ""
     settles: bool = False
     repeatable: bool = True
+    bars: bool = False
     leaves: str = ""
     where: str = "hypervisor"
     named: str = ""
@@ -294,6 +296,7 @@ TABLE: Final[tuple[Step, ...]] = (
         {**_LIVE, "share_source": "share_source", "live": _AT_STOP, "stage": _STAGED, "virtual_size": "source_size"},
         undo="swap_back",
         repeatable=False,
+        bars=True,
         leaves="backup",
         where="share",
         named="backup_path",
@@ -307,6 +310,7 @@ TABLE: Final[tuple[Step, ...]] = (
         {**_LIVE, "expect_inode": Made("swap", "live_inode", "inode of the new disk"), "deadline": "deadline"},
         undo="instance_stop",
         repeatable=False,
+        bars=True,
     ),
     Step(
         "source_release",

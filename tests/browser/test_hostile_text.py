@@ -164,7 +164,7 @@ def test_no_hostile_text_is_run_on_any_page(full, pages, logged_in):
     page.on("request", lambda request: asked_outside.append(request.url) if "127.0.0.1" not in request.url else None)
     page.on("dialog", lambda dialog: (asked_outside.append(dialog.message), dialog.dismiss()))
     team, cloud = Team.objects.get(), Cloud.objects.get()
-    for number in (0, 17, 34):  # so that short columns get other pieces each time
+    for number in (0, 27):  # so that short columns get other pieces each time
         spoil(number)
         record(full[0].pk)
         Team.objects.filter(pk=team.pk).update(name=PAYLOADS[number][:100])

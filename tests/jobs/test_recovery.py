@@ -15,6 +15,7 @@ from jobs.models import Footprint, Job, Moved, StepRun
 from jobs.watch import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
+from tests.jobs.lives import begin
 from volmig.record.models import Event
 
 
@@ -408,6 +409,21 @@ def test_a_rollback_from_the_trial_locks_the_instance_first_and_unlocks_it_at_th
     assert (stopped, swapped, site.destination.marks) == ([True], [True], {})
     assert len(site.destination.asked("instance_lock")) == 2
     assert not Footprint.objects.left().exclude(kind="backup").exists()
+
+
+def test_an_instance_whose_old_disk_cannot_be_put_back_stays_down_and_locked_until_it_can(a_life, site):
+    life = begin(a_life, site, "rolled back")
+    carry, refused = site.carry, Refusal("failed", "no space is left", "failed", False).answer
+    site.carry = lambda host, request: refused if request.verb == "swap_back" else carry(host, request)
+    assert (life.live(), "no space is left" in life.job.halt_reason) == ("halted", True)
+    assert (site.files[LIVE].content, site.destination.state, len(site.destination.marks)) == (
+        "new disk",
+        "shut off",
+        1,
+    )
+    site.carry, life.resumes = carry, 2
+    assert (life.live(), site.files[LIVE].content) == ("rolled_back", "old disk")
+    assert (site.destination.state, site.destination.marks) == ("running", {})
 
 
 def test_a_rollback_while_it_is_still_locked_locks_it_only_once(drive, site, settings, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from tests.bench import latency
 from tests.lab_tests.conftest import MIB
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.torture]  # the bench measures the same, with times
 
 
 def test_four_pages_see_their_conversions_move_without_a_reload(lab):
