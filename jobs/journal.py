@@ -80,7 +80,9 @@ class Journal:
                 bytes_total=planned.bytes,
             )
             if direction == "do":
-                self._expect(planned)
+                self._expect(planned, planned.leaves)
+            elif step == "swap":
+                self._expect(planned, rejected(planned))
         self.rows.append(run)
         return run
 
@@ -139,7 +141,7 @@ class Journal:
             },
         )
 
-    def _expect(self, planned: Planned) -> None:
+    def _expect(self, planned: Planned, name: str) -> None:
         """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""
         if planned.step.leaves:
             place = (
@@ -147,7 +149,7 @@ class Journal:
                 if planned.step.where == "share"
                 else {"hypervisor": host_of(self.job, planned.step.on)}
             )
-            mark, _ = self.job.footprints.get_or_create(kind=planned.step.leaves, name=planned.leaves, defaults=place)
+            mark, _ = self.job.footprints.get_or_create(kind=planned.step.leaves, name=name, defaults=place)
             if mark.state == "gone":
                 self.job.footprints.filter(pk=mark.pk).mark(mark.kind, "reserved", identity="")
 
@@ -168,21 +170,24 @@ class Journal:
     def _took_away(self, step: Step, run: StepRun) -> None:
         if not step.leaves:
             return
-        rows = self.job.footprints.filter(name=self.planned[step.name].leaves)
-        rejected = run.evidence.get("rejected_inode")
-        if step.name == "swap" and rejected:
+        ledger, planned = self.job.footprints, self.planned[step.name]
+        ledger.filter(name=planned.leaves).mark(step.leaves, "gone")
+        if step.name == "swap":
             # Swapping back deletes nothing: the new disk now lies where the old one did, under another name.
-            kept = self.planned[step.name].leaves.replace("disk.old", "disk.rejected")
-            held = bytes_in(run, "rejected_bytes")
-            rows.mark(step.leaves, "present", identity=str(rejected), name=kept, bytes=held)
-        else:
-            rows.mark(step.leaves, "gone")
+            inode, held = run.evidence.get("rejected_inode"), bytes_in(run, "rejected_bytes")
+            found = {"state": "present", "identity": str(inode), "bytes": held} if inode else {"state": "gone"}
+            ledger.filter(name=rejected(planned)).mark(step.leaves, **found)
 
     def _hold(self, **also: Any) -> None:
         """Still the owner? Then for a while longer."""
         until = Now() + dt.timedelta(seconds=settings.LEASE_SECONDS)
         if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until, **also):
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+
+
+def rejected(swap: Planned) -> str:
+    """Where the new disk lies once the swap was taken back."""
+    return swap.leaves.replace("disk.old", "disk.rejected")
 
 
 def bytes_in(run: StepRun, name: str) -> int:

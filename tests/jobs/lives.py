@@ -203,10 +203,10 @@ def kept_disk(job) -> set[tuple[str, str]]:
     return {("backup", f"{INSTANCES}/.volmig/{job.uuid}/{name}")} if swapped and name else set()
 
 
-def check_the_world(site, job, free: int) -> None:
-    """Nothing is lost and nothing is left: raise AssertionError where that is not so."""
+def check_the_world(site, job, free: int, writes: int = 40) -> None:
+    """Nothing is lost and nothing is left: raise AssertionError where that is not so; `writes` the source has seen."""
     source, live = site.source.volumes[SOURCE_LV], site.files[LIVE]
-    assert (source.content, source.writes) == ("new disk", 40)
+    assert (source.content, source.writes) == ("new disk", writes)
     assert live.content in ("old disk", "new disk")
     assert site.unlocked == [], "a disk was exchanged while anybody could start its instance"
     if job.halt_reason:
