@@ -1,7 +1,7 @@
 """The history of migrations: which ones are wanted, in which order, and as a file."""
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -29,6 +29,7 @@ ORDERS = {
 BULKY = ("plan", "facts", "checks", "halt_data")  # which no list shows
 MANY = 2000  # migrations with a word, from which on it is quicker to go through the newest than to fetch all of them
 SLACK = 1000  # numbers are given and times are noted in almost the same order; many at once may differ by so much
+NONE = 1 << 62  # a number that no migration has
 CHUNK = 1000
 COLUMNS = {
     "number": "pk", "status": "status", "outcome": "outcome", "halted": "halt_reason", "ticket": "ticket",
@@ -84,23 +85,24 @@ def narrowed(rows: JobQuerySet, form: SearchForm) -> JobQuerySet:
     if not form.is_valid():
         return rows.none()
     wanted = form.cleaned_data
+    numbers = numbers_of(wanted["since"], wanted["until"])
+    rows = rows.filter(**on_days(wanted["since"], wanted["until"]), **bounds("pk", numbers))
     if text := wanted["q"].strip():
-        rows = rows.filter(remembered(text))
+        rows = rows.filter(remembered(text, numbers))
     # By keys from the index of words: joined with it, a database would sort all the rows before it gave the first ones.
     if wanted["host"]:
         rows = rows.filter(pk__in=Word.objects.exactly(word.host(wanted["host"].pk)).values("job"))
     if wanted["person"]:
         rows = rows.filter(pk__in=Word.objects.exactly(word.person(wanted["person"])).values("job"))
-    rows = between(rows, wanted["since"], wanted["until"])
     if form.order == "-ended_at":
         rows = rows.filter(ended_at__isnull=False)
     return in_state(rows, wanted["status"])
 
 
-def remembered(text: str) -> Q:
-    """By its number, or by a word that begins like this."""
+def remembered(text: str, numbers: Mapping[str, int]) -> Q:
+    """By its number, or by a word that begins like this, among migrations with these `numbers`."""
     found, number = Word.objects.beginning(text), whole(text)
-    keys = list(found.values_list("job", flat=True)[: MANY + 1])
+    keys = list(found.filter(**bounds("job", numbers)).values_list("job", flat=True)[: MANY + 1])
     if len(keys) <= MANY:  # each is fetched by its key
         return Q(pk__in={*keys, *([number] if number else [])})
     # Where many fit, each migration is asked in turn, and a page is soon full. As an equation: PostgreSQL would make
@@ -109,17 +111,28 @@ def remembered(text: str) -> Q:
     return match | Q(pk=number) if number else match
 
 
-def between(rows: JobQuerySet, first: dt.date | None, last: dt.date | None) -> JobQuerySet:
-    """Those asked for on these days; bounded by numbers, too, for that is the order in which they are read."""
+def on_days(first: dt.date | None, last: dt.date | None) -> dict[str, dt.datetime]:
+    """The filter for those asked for on these days, both included."""
+    began = {"created_at__gte": midnight(first)} if first else {}
+    return began | ({"created_at__lt": midnight(last + dt.timedelta(days=1))} if last else {})
+
+
+def numbers_of(first: dt.date | None, last: dt.date | None) -> dict[str, int]:
+    """Between which numbers those asked for on these days are, for rows are read in the order of their numbers."""
+    found = {}
     if first:
-        begin = midnight(first)
-        earliest = Job.objects.filter(created_at__gte=begin).order_by("created_at").values_list("pk", flat=True).first()
-        rows = rows.filter(created_at__gte=begin, pk__gte=(earliest or 0) - SLACK) if earliest else rows.none()
+        earliest = (
+            Job.objects.filter(**on_days(first, None)).order_by("created_at").values_list("pk", flat=True).first()
+        )
+        found["gte"] = earliest - SLACK if earliest else NONE
     if last:
-        end = midnight(last + dt.timedelta(days=1))
-        latest = Job.objects.filter(created_at__lt=end).order_by("-created_at").values_list("pk", flat=True).first()
-        rows = rows.filter(created_at__lt=end, pk__lte=latest + SLACK) if latest else rows.none()
-    return rows
+        latest = Job.objects.filter(**on_days(None, last)).order_by("-created_at").values_list("pk", flat=True).first()
+        found["lte"] = latest + SLACK if latest else -NONE
+    return found
+
+
+def bounds(column: str, numbers: Mapping[str, int]) -> dict[str, int]:
+    return {f"{column}__{side}": number for side, number in numbers.items()}
 
 
 def midnight(day: dt.date) -> dt.datetime:

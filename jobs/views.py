@@ -310,7 +310,7 @@ def keep_longer(request: HttpRequest, job: Job, form: ExtendForm) -> bool:
 
 def backups_of(user: Any) -> FootprintQuerySet:
     """The kept disks that a person may see, with their migrations and what is asked for."""
-    rows = Footprint.objects.kept().with_state().filter(job__in=Job.objects.visible_to(user).values("pk"))
+    rows = Footprint.objects.kept().with_state().visible_to(user)
     return rows.select_related("job__destination", "job__requester", "share").defer(*(f"job__{name}" for name in BULKY))
 
 

@@ -10,14 +10,16 @@ from django.utils import timezone
 from hosts.models import Hypervisor, Share
 from jobs.engine import leftovers
 from jobs.models.refused import Refused
-from volmig.accounts.roles import why_not
+from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
 
 KINDS = ("space", "lv", "filesystem", "mount", "export", "stage", "backup", "fence", "lock")
 STATES = ("reserved", "present", "gone")
 
 
-class FootprintQuerySet(models.QuerySet["Footprint"]):
+class FootprintQuerySet(OwnedQuerySet["Footprint"]):
+    owners = ("job__source__team", "job__relay__team", "job__destination__team")
+
     def left(self) -> Self:
         """What still stands or is still kept free."""
         return self.exclude(state="gone")
