@@ -141,6 +141,12 @@ def test_a_consent_that_expired_meanwhile_is_not_used(waiting, drive, site):
     assert (waiting.status, untouched(site)) == ("awaiting_approval", True)
 
 
+def test_a_consent_that_expired_since_it_was_read_is_not_used(waiting):
+    approval = consent(waiting)
+    Approval.objects.filter(pk=approval.pk).update(expires_at=timezone.now())
+    assert not approval.use()
+
+
 def test_a_consent_that_was_withdrawn_is_not_used(waiting, drive, site):
     consent(waiting).withdraw(approver(), "the tenant called")
     drive.go(waiting)
