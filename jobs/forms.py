@@ -331,7 +331,8 @@ class MigrationForm(RateForm):
         """Return the instance and the name of its disk."""
         instance, name = split_disk(self.cleaned_data["disk"], self.user)
         if instance is None or name not in {disk["name"] for disk in instance.disks}:
-            raise forms.ValidationError("The disk is gone: it was there when this page was loaded. Choose again.")
+            said = "The disk is gone: it was there when this page was loaded. Choose again."
+            raise forms.ValidationError(said, code="invalid_choice")
         return instance, name
 
     def wanted(self) -> dict[str, Any]:

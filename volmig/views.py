@@ -373,6 +373,7 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
         "roles": [(role, [SENTENCES[verb] for verb in sorted(ALLOWS[role])]) for role in ALLOWS],
         "has": set(person.groups.values_list("name", flat=True)),
         "logins": Login.objects.alive().filter(person=person),
+        "tokens": Token.objects.alive().filter(person=person),
         **factor_of(person),
     }
     return render(request, "registration/person.html", values)

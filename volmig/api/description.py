@@ -105,6 +105,7 @@ api = Api(
 tell_problems(api)
 api.add_router("/hypervisors", hosts.router)
 api.add_router("/jobs", jobs.router)
+api.add_router("", jobs.checking)
 api.add_router("", jobs.around)
 api.add_router("", hosts.around)
 api.add_router("", record)
@@ -135,8 +136,8 @@ def addresses() -> list[URLPattern]:
     found, _, _ = api.urls
     kept: list[Any] = [each for each in found if getattr(each, "name", "") != "api-root"]
     for each in kept:
-        only = require_safe if each.name == "openapi-json" else lambda view: view
-        each.callback = open_to_programs(only(each.callback))
+        view = require_safe(each.callback) if each.name == "openapi-json" else each.callback
+        each.callback = open_to_programs(view)
     return [*kept, path("<path:rest>", nothing, name="nothing")]
 
 

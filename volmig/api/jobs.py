@@ -21,6 +21,7 @@ from volmig.paging import page
 from volmig.record.models import Event
 
 router = Router(tags=["Migrations"])
+checking = Router(tags=["Migrations"])
 around = Router(tags=["Approvals and what is left"])
 TOO_MANY = 200
 KEY: Any = Header(None, alias="Idempotency-Key")  # type: ignore[type-arg]
@@ -85,7 +86,7 @@ def submit(
     return asked(request, response, wanted, wanted.start, idempotency_key)
 
 
-@around.post("/preflight", response={200: shapes.Job, 201: shapes.Job}, summary="Check and plan, without running")
+@checking.post("/preflight", response={200: shapes.Job, 201: shapes.Job}, summary="Check and plan, without running")
 @needs("submit")
 def preflight(
     request: HttpRequest,
