@@ -349,13 +349,12 @@ def preflight(server: Server, args: argparse.Namespace) -> int:
     """Checks and plans on the hypervisors themselves, then lets go of everything unless it is to be kept."""
     job = asked(server, args, "/preflight", wish(args))
     number = job["number"]
-    while job["status"] == "checking" and not job["halted"]:
-        time.sleep(args.every)
-        job = server.patiently(args.patience, lambda: server.ask("GET", f"/jobs/{number}")).json()
+    job = outlast(server, args, number, {"checking"})
     made = server.get(f"/jobs/{number}/plan")
     good = job["status"] == "planned"
     if good and not args.keep:
-        job = server.post(f"/jobs/{number}/cancel")
+        server.post(f"/jobs/{number}/cancel")
+        job = outlast(server, args, number, {"planned", "undoing"})
     show(args, {"job": job, "plan": made}, lambda: print_plan(made))
     if good:
         say(
@@ -365,6 +364,15 @@ def preflight(server: Server, args: argparse.Namespace) -> int:
         return 0
     say(job["sentence"])
     return HALTED if job["halted"] else UNDONE
+
+
+def outlast(server: Server, args: argparse.Namespace, number: int, statuses: Iterable[str]) -> Row:
+    """The migration once it is in none of these statuses any more, or halted."""
+    while True:
+        job: Row = server.patiently(args.patience, lambda: server.ask("GET", f"/jobs/{number}")).json()
+        if job["status"] not in statuses or job["halted"]:
+            return job
+        time.sleep(args.every)
 
 
 def print_plan(made: Row) -> None:
@@ -402,8 +410,8 @@ def over(now: Row, until: str) -> Optional[int]:
         return 0
     if now["status"] in BAD:
         return UNDONE
-    if now["status"] in GOOD:
-        return REFUSED if until and until not in GOOD else 0
+    if now["status"] in GOOD and until not in GOOD:
+        return 0
     return WAITING if now["status"] in WAITS and not until else None
 
 

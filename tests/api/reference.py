@@ -27,8 +27,8 @@ def text():
 
 
 CODES = """
-The sentences are those of the pages; `…` stands for names and figures. Codes of fields that are not filled in well, such
-as `required`, `invalid` or `invalid-choice`, come with the field's name.
+The sentences are those of the pages; `…` stands for names and figures. Codes of fields that are not filled in well,
+such as `required`, `invalid` or `invalid-choice`, come with the field's name.
 
 | code | sentence |
 |---|---|
@@ -82,6 +82,7 @@ def codes():
     return found | {f"request-{state}": f"This request is {state}." for state in STATES}
 
 
+UNSAID = "The sentence says why."
 STATES = ("approved", "consumed", "expired", "rejected", "void")
 
 
@@ -92,9 +93,9 @@ def spoken(node, said=None, line=0):
     if isinstance(node, ast.JoinedStr):
         return "".join(str(each.value) if isinstance(each, ast.Constant) else "…" for each in node.values)
     if isinstance(node, ast.Name) and said:
-        before = [value for number, value in said.get(node.id, []) if number < line]
-        return spoken(before[-1]) if before else "…"
-    return "…" if said is not None else ""
+        before = [(number, value) for number, value in said.get(node.id, []) if number < line]
+        return spoken(max(before, key=lambda each: each[0])[1]) if before else UNSAID
+    return UNSAID if said is not None else ""
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -23,35 +22,13 @@ from tests.api.conftest import VERBS, letters_of
 from tests.api.test_refusals import world
 from tests.hostctl.test_pythons import FOUND
 from tests.pages import scenes
+from tests.shell import FILE, Shell
 from volmig import client
 
-FILE = Path(client.__file__)
 WISH = (
     "--source cmp-lvm-07 --relay jump-02 --relay-vg vg_nova0 "
     f"--volume vg_nova0/{scenes.OLD}_disk.local --instance {scenes.NEW}"
 ).split()
-
-
-class Shell:
-    """A person's shell with the client in it; `run` gives the exit code, what was printed, and what was said."""
-
-    def __init__(self, url, letters, home):
-        self.environment = {"VOLMIG_URL": url, "VOLMIG_TOKEN": letters, "XDG_CONFIG_HOME": str(home), "PATH": ""}
-
-    def start(self, *words, **environment):
-        env = {name: value for name, value in {**self.environment, **environment}.items() if value}
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, FILE, *words], env=env, text=True, **pipes)
-
-    def run(self, *words, **environment):
-        with self.start(*words, **environment) as program:
-            printed, said = program.communicate(timeout=60)
-        return program.returncode, printed, said
-
-    def json(self, *words):
-        code, printed, said = self.run(*words, "--json")
-        assert code == 0, said
-        return json.loads(printed)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from django.db import close_old_connections, transaction
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
+from tests.api import reference
 from tests.api.conftest import VERBS, letters_of
 from tests.factories import admin
 from tests.pages import scenes
@@ -16,6 +17,10 @@ from volmig.api.description import api
 SCHEMA = schemathesis.openapi.from_dict(api.get_openapi_schema(path_prefix="/api/v1/"))
 pytestmark = pytest.mark.django_db
 SCHEMA.app = get_wsgi_application()
+
+
+def test_the_reference_is_current():
+    assert reference.FILE.read_text() == reference.text(), "write it anew: make reference"
 
 
 @pytest.fixture(scope="module")
