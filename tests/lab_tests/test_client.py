@@ -79,9 +79,8 @@ def test_two_peoples_tokens_and_the_client_carry_a_disk_to_a_guest_that_mounts_i
     assert olga.run("evidence", number, "--output", str(tmp_path / "evidence.zip"))[0] == 0
     with zipfile.ZipFile(tmp_path / "evidence.zip") as packed:
         events = packed.read(f"migration-{number}/events.jsonl").decode()
-    assert re.findall(
-        r'"session": "(token \d+)", [^\n]*"action": "(job.submit|approval.approve|job.confirm)"', events
-    ) == [
+    acted = r'"session": "(token \d+)", [^\n]*"action": "(job.submit|approval.approve|job.confirm)"'
+    assert re.findall(acted, events) == [
         ("token 1", "job.submit"),
         ("token 2", "approval.approve"),
         ("token 1", "job.confirm"),

@@ -126,7 +126,7 @@ def open_to_programs(view: Callable[..., Any]) -> Callable[..., Any]:
     return login_not_required(answer)
 
 
-@login_not_required
+@open_to_programs
 def nothing(request: HttpRequest, rest: str) -> HttpResponse:
     return problem(404, [NO_SUCH])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.core.cache import cache
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
@@ -31,6 +31,7 @@ TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come b
 CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
 NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
 MOVED = Sentence("moved", "A worker was first. Nothing was changed; look again.")
+UNFIT = Sentence("not-understood", "This is no request that volmig takes: it is too long, or not as it should be.")
 FAULT = Sentence("fault", "volmig itself met a fault; its log has it.")
 TITLES = {
     400: "Not understood", 401: "Who are you?", 403: "Not allowed", 404: "Not found", 405: "No such method",
@@ -161,6 +162,7 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     Http404: say(404, NO_SUCH),
     Moved: say(409, MOVED),
     PermissionDenied: denied,
+    SuspiciousOperation: say(400, UNFIT),
     Refused: refused,
     Stop: stopped,
     Unfit: unfit,

@@ -38,10 +38,6 @@ class Told(Schema):
     model_config = OPEN  # type: ignore[assignment]
 
 
-class Nothing(Told):
-    """An empty document."""
-
-
 class Me(Schema):
     """Whose token this is, what it is for just now, and until when."""
 
