@@ -9,6 +9,16 @@ from django.test import Client
 from tests.pages import scenes
 from volmig.accounts.models import Token
 
+# What a program sends for a migration that nothing on the site of the scenes stands against.
+WISH = {
+    "source": "cmp-lvm-07",
+    "volume": f"vg_nova0/{scenes.OLD}_disk.local",
+    "instance": scenes.NEW,
+    "disk": "disk.local",
+    "relay": "jump-02",
+    "relay_vg": "vg_nova0",
+    "ticket": "OPS-1",
+}
 VERBS = ("submit", "approve", "administer", "audit")
 
 
@@ -63,16 +73,7 @@ def kim(person):
 
 @pytest.fixture
 def wish(hosts):
-    """What a program sends for a migration that nothing stands against."""
-    return {
-        "source": "cmp-lvm-07",
-        "volume": f"vg_nova0/{scenes.OLD}_disk.local",
-        "instance": scenes.NEW,
-        "disk": "disk.local",
-        "relay": "jump-02",
-        "relay_vg": "vg_nova0",
-        "ticket": "OPS-1",
-    }
+    return WISH
 
 
 def code(response):

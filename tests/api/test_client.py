@@ -3,6 +3,8 @@
 import ast
 import http.server
 import json
+import os
+import pty
 import signal
 import ssl
 import subprocess
@@ -135,6 +137,28 @@ def test_watching_ends_when_what_is_watched_does(shell, dana):
     Job.objects.filter(pk=job.pk).update(status="done")
     assert program.wait(60) == 0
     program.communicate()
+
+
+def test_on_a_terminal_progress_is_one_line_that_moves(shell, dana):
+    job = scenes.job(dana, "preparing")
+    seen, terminal = pty.openpty()
+    env = {**os.environ, **shell.environment}
+    command = [sys.executable, FILE, "watch", str(job.pk), "--every", "0.05"]
+    with subprocess.Popen(command, env=env, stderr=terminal, stdout=subprocess.DEVNULL) as program:
+        os.close(terminal)
+        shown = b""
+        while b" of 600.0 GiB" not in shown:
+            shown += os.read(seen, 4096)
+        job.runs.filter(result="running").update(bytes_done=scenes.SIZE * 3 // 4)
+        while b"75.0%" not in shown:
+            shown += os.read(seen, 4096)
+        program.send_signal(signal.SIGINT)
+    os.close(seen)
+    lines = shown.decode().split("\r\033[K")
+    assert "[##################" in lines[1]
+    assert "94.0 MiB/s" in lines[1]
+    assert "left" in lines[1]
+    assert "\n" not in shown.decode().rpartition("75.0%")[0]
 
 
 # How it ends

@@ -1,9 +1,12 @@
 """Migrations by programs: asked for once however often it is sent, shown, decided and followed."""
 
+import threading
+
 import pytest
+from django.db import connection
 
 from jobs.models import Job
-from tests.api.conftest import code
+from tests.api.conftest import WISH, Program, code, letters_of
 from tests.pages import scenes
 from volmig.record.models import Event
 
@@ -107,3 +110,25 @@ def test_progress_is_told_once_and_then_that_nothing_has_changed(program_of, dan
     assert program.get(f"/jobs/{job.pk}/progress", If_None_Match=tag).status_code == 304
     job.runs.filter(result="running").update(bytes_done=scenes.SIZE)
     assert program.get(f"/jobs/{job.pk}/progress", If_None_Match=tag).status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_ten_that_send_the_same_key_at_once_one_makes_the_migration_and_all_are_told_of_it(transactional_db, person):
+    scenes.hypervisors()
+    letters, told = letters_of(person("dana", "operator"), "submit"), []
+    ready = threading.Barrier(10, timeout=60)
+
+    def send():
+        ready.wait()
+        try:
+            told.append(Program(letters).post("/jobs", WISH, Idempotency_Key="night-7"))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=send) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each.status_code for each in told) == [200] * 9 + [201]
+    assert {each.json()["number"] for each in told} == {Job.objects.get().pk}

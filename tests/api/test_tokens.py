@@ -11,6 +11,7 @@ from django.utils import timezone
 from tests.api.conftest import Program, code, letters_of
 from tests.pages import scenes
 from volmig import people
+from volmig.accounts import factors
 from volmig.accounts.models import Token
 from volmig.record.models import Event
 
@@ -123,6 +124,15 @@ def test_a_change_of_password_ends_all_tokens(dana):
         "new_password2": "another battery staple",
     }
     page_of(dana).post(reverse("account"), new)
+    assert code(program.get("/me")) == "token-revoked"
+
+
+def test_a_change_of_the_second_factor_ends_all_tokens(dana):
+    factors.begin(dana)
+    factors.App.objects.update(confirmed=True)
+    program = Program(letters_of(dana))
+    page_of(dana).post(reverse("change_factor", args=["remove"]), {"password": PASSWORD})
+    assert not factors.has(dana)
     assert code(program.get("/me")) == "token-revoked"
 
 

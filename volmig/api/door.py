@@ -214,7 +214,7 @@ def named(request: HttpRequest, header: str) -> list[str]:
 def tagged(request: HttpRequest, response: HttpResponse, shape: Any) -> Any:
     """The document with its ETag, or 304 for whoever has it."""
     mine = tag(shape)
-    if mine in named(request, "If-None-Match"):
+    if request.method == "GET" and mine in named(request, "If-None-Match"):
         return HttpResponseNotModified(headers={"ETag": mine})
     response["ETag"] = mine
     return shape
