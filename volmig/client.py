@@ -389,7 +389,7 @@ def print_plan(made: Row) -> None:
         )
 
 
-def bar(now: Row, width: int = 30) -> str:
+def bar(now: Row, width: int = 16) -> str:
     run = now["running"]
     if not run:
         return str(now["sentence"])
@@ -455,7 +455,7 @@ def told(now: Row, live: bool, shown: str, last: str) -> Tuple[str, str]:
 
 def columns() -> int:
     try:
-        return os.get_terminal_size(2).columns
+        return os.get_terminal_size(2).columns or 80  # a serial console does not know
     except OSError:
         return 80
 
