@@ -8,7 +8,7 @@ SHELL := /bin/bash
 TESTS = $(BIN)/pytest --durations=15
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts cloud torture run check bench packages
+.PHONY: help demo test test-pages test-hosts cloud torture run check reference bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ check: .venv/ready ## the quick ones: linters, types, import arrows, templates, 
 	$(BIN)/djlint --quiet --lint templates
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
+
+reference: .venv/ready ## writes docs/reference.md, of the REST API and the client
+	@$(BIN)/python -m tests.api.reference
 
 bench: .venv/ready ## pages of a long history, then the manual procedure against volmig on the lab with links at 100 Mbit/s
 	@$(BIN)/python -m tests.bench

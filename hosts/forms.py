@@ -3,10 +3,13 @@
 from typing import Any
 
 from django import forms
+from django.db import transaction
 
 from hosts.clouds import VALUES, entries
 from hosts.models import Cloud, Hypervisor
 from volmig.accounts.models import Team
+from volmig.queue import later
+from volmig.record.models import Event
 
 MIB = 1024**2
 TYPED = 8
@@ -57,6 +60,14 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
         typed = {name: self.cleaned_data[name] for name in self.Meta.fields if name in self.fields}
         return typed | {"rate_limit": limit and limit * MIB}
 
+    @transaction.atomic
+    def register(self, by: Any) -> Hypervisor:
+        """Registers it, and has the workers ask for its host key."""
+        host = self.save()
+        later("hosts.tasks.offer_key", host.pk)
+        Event.append("hypervisor.register", actor=by, object=host.name, data=host.registration())
+        return host
+
     def save(self, commit: bool = True) -> Hypervisor:
         self.instance.rate_limit = self.told()["rate_limit"]
         saved: Hypervisor = super().save(commit)
@@ -72,6 +83,16 @@ class EditForm(RegisterForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial["limit_mib"] = self.instance.rate_limit and self.instance.rate_limit // MIB
+
+    @transaction.atomic
+    def change(self, host: Hypervisor, by: Any) -> bool:
+        """Takes what was typed over into `host` (the form's own instance has it already), and has it looked at.
+
+        Tells whether it may lead to another machine now.
+        """
+        moved = host.reregister(by, **self.told())
+        later("hosts.tasks.refresh" if host.host_key else "hosts.tasks.offer_key", host.pk)
+        return moved
 
 
 class Members(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
@@ -193,10 +214,35 @@ class PinForm(forms.Form):
 
     def clean_shown(self) -> str:
         if self.cleaned_data["shown"] != self.offered:
-            raise forms.ValidationError("The host offered another key since this page was loaded. Look again.")
+            said = "The host offered another key since this page was loaded. Look again."
+            raise forms.ValidationError(said, code="other-key")
         return str(self.cleaned_data["shown"])
 
     def clean_typed(self) -> str:
         if self.cleaned_data["typed"].strip() != self.offered[-TYPED:]:
-            raise forms.ValidationError("These are not the last characters of the fingerprint that the host offers.")
+            said = "These are not the last characters of the fingerprint that the host offers."
+            raise forms.ValidationError(said, code="other-fingerprint")
         return str(self.cleaned_data["typed"])
+
+    @transaction.atomic
+    def pin(self, host: Hypervisor, by: Any) -> None:
+        """Trusts the key that was compared, and has the first inventory made."""
+        host.pin(by, host.offered_key)
+        later("hosts.tasks.refresh", host.pk)
+
+
+class RetireForm(forms.Form):
+    """The name, typed once more: nobody retires the neighbour by mistake."""
+
+    name = forms.CharField(required=False)
+
+    def __init__(self, data: Any, host: Hypervisor) -> None:
+        super().__init__(data)
+        self.host = host
+
+    def clean_name(self) -> str:
+        if self.cleaned_data["name"] != self.host.name:
+            raise forms.ValidationError(f"Type {self.host.name} to retire it.", code="name-not-typed")
+        if why := self.host.still_needed():
+            raise forms.ValidationError(why, code="still-needed")
+        return self.host.name

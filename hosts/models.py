@@ -25,6 +25,7 @@ from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
 from volmig.notify import announce
+from volmig.queue import later
 from volmig.record.models import Event
 
 NFS_PORTS = (111, 2049, 20048)
@@ -183,6 +184,11 @@ class Hypervisor(models.Model):
         announce("quarantined", subject=subject, text=reason, url_path=f"/hosts/{self.pk}/")
         self.put(quarantined_at=timezone.now(), quarantine_reason=reason, last_error=reason)
         Event.append("hypervisor.quarantine", object=self.name, data={"reason": reason})
+
+    def ask_key(self) -> None:
+        """Has the workers ask for the host key again, before a first or a deliberate new pinning."""
+        self.put(offered_key="", last_error="")
+        later("hosts.tasks.offer_key", self.pk)
 
     def still_needed(self) -> str:
         """Why it cannot be retired yet, as a sentence; empty when it can."""

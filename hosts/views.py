@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from django.contrib import messages
-from django.db import transaction
 from django.db.models import Prefetch
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.clouds import FOUND
-from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm
+from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
 from hosts.models import (
     NFS_PORTS,
     Cloud,
@@ -32,7 +31,6 @@ from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import ssh_public_key
 from volmig.queue import later
-from volmig.record.models import Event
 
 PARTS = {"state": "hosts/_state.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
@@ -107,10 +105,7 @@ def installation(user: str) -> dict[str, str]:
 def register(request: HttpRequest) -> HttpResponse:
     form = RegisterForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        with transaction.atomic():
-            host = form.save()
-            later("hosts.tasks.offer_key", host.pk)
-            Event.append("hypervisor.register", actor=request.user, object=host.name, data=host.registration())
+        host = form.register(request.user)
         messages.success(request, f"{host.name} is registered. Compare its host key, then pin it.")
         return redirect("hosts:pin", host.pk)
     return render(request, "hosts/register.html", {"form": form, **installation("volmig")})
@@ -127,9 +122,7 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def edited(request: HttpRequest, host: Hypervisor, form: EditForm) -> HttpResponse:
-    with transaction.atomic():
-        moved = host.reregister(request.user, **form.told())
-        later("hosts.tasks.refresh" if host.host_key else "hosts.tasks.offer_key", host.pk)
+    moved = form.change(host, request.user)
     told = f"The registration of {host.name} is changed."
     if moved and not host.host_key:
         messages.success(request, f"{told} Compare the host key that is offered there, then pin it.")
@@ -249,8 +242,7 @@ def pin(request: HttpRequest, pk: int) -> HttpResponse:
     offered = fingerprint(host.offered_key) if host.offered_key else ""
     form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
     if request.method == "POST" and offered and form.is_valid():
-        host.pin(request.user, host.offered_key)
-        later("hosts.tasks.refresh", host.pk)
+        form.pin(host, request.user)
         messages.success(request, f"The host key of {host.name} is pinned. Its first inventory is under way.")
         return redirect("hosts:hypervisor", host.pk)
     old = fingerprint(host.host_key) if host.host_key else ""
@@ -262,8 +254,7 @@ def pin(request: HttpRequest, pk: int) -> HttpResponse:
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    host.put(offered_key="", last_error="")
-    later("hosts.tasks.offer_key", host.pk)
+    host.ask_key()
     return redirect("hosts:pin", host.pk)
 
 
@@ -278,11 +269,9 @@ def refresh(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def retire(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    if request.POST.get("name") != host.name:
-        messages.error(request, f"Type {host.name} to retire it. Nothing was changed.")
-        return redirect("hosts:hypervisor", host.pk)
-    if why := host.still_needed():
-        messages.error(request, f"{why} Nothing was changed.")
+    form = RetireForm(request.POST, host)
+    if not form.is_valid():
+        messages.error(request, f"{' '.join(map(str, form.errors['name']))} Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)
     host.retire(request.user)
     messages.success(request, f"{host.name} is retired. Its history stays.")

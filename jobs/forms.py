@@ -331,7 +331,8 @@ class MigrationForm(RateForm):
         """Return the instance and the name of its disk."""
         instance, name = split_disk(self.cleaned_data["disk"], self.user)
         if instance is None or name not in {disk["name"] for disk in instance.disks}:
-            raise forms.ValidationError("The disk is gone: it was there when this page was loaded. Choose again.")
+            said = "The disk is gone: it was there when this page was loaded. Choose again."
+            raise forms.ValidationError(said, code="invalid_choice")
         return instance, name
 
     def wanted(self) -> dict[str, Any]:
@@ -349,33 +350,42 @@ class MigrationForm(RateForm):
         }
 
 
-class DecisionForm(forms.Form):
-    """A person's yes or no: the reason, and signs that they mean this instance and are who is logged in."""
+class ConsentForm(forms.Form):
+    """A person's yes or no: the reason, and a sign that they mean this instance."""
 
     reason = forms.CharField(label="Reason", widget=forms.Textarea(attrs={"rows": 3, "class": "form-control"}))
     tail = forms.CharField(label="Last six characters of the instance id", required=False, max_length=40)
+    digest = forms.CharField(widget=forms.HiddenInput)
+
+    tail.widget.attrs.update({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"})
+
+    def __init__(self, data: Any, asked: Approval, verdict: str) -> None:
+        super().__init__(data, initial={"digest": asked.digest})
+        self.asked, self.verdict = asked, verdict
+
+    def clean_tail(self) -> str:
+        """Only a yes needs it: a no takes nothing away from anybody."""
+        tail = str(self.cleaned_data["tail"]).strip().lower()
+        if self.verdict == "approve" and tail != self.asked.job.instance_id[-6:].lower():
+            said = "These are not the last six characters of the instance id shown here."
+            raise forms.ValidationError(said, code="other-instance")
+        return tail
+
+
+class DecisionForm(ConsentForm):
+    """The same on a page, with a sign that they are who is logged in."""
+
     password = forms.CharField(
         label="Your password",
         required=False,
         widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}),
     )
-    digest = forms.CharField(widget=forms.HiddenInput)
-
-    tail.widget.attrs.update({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"})
 
     def __init__(self, request: HttpRequest, asked: Approval) -> None:
-        super().__init__(request.POST or None, initial={"digest": asked.digest})
-        self.request, self.asked = request, asked
+        super().__init__(request.POST or None, asked, request.POST.get("verdict", ""))
+        self.request = request
         if password.is_fresh(request):
             del self.fields["password"]
-
-    def clean_tail(self) -> str:
-        """Only a yes needs it: a no takes nothing away from anybody."""
-        tail = str(self.cleaned_data["tail"]).strip().lower()
-        approving = self.request.POST.get("verdict") == "approve"
-        if approving and tail != self.asked.job.instance_id[-6:].lower():
-            raise forms.ValidationError("These are not the last six characters of the instance id shown here.")
-        return tail
 
     def clean_password(self) -> str:
         """Whoever sits at a screen that was left open is not asked for consent."""

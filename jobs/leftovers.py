@@ -1,7 +1,7 @@
 """The ledger of all jobs and what hypervisors told, brought together: what pages show and removals stand on."""
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from hosts.models import Hypervisor, Scan
+from hosts.tasks import scan_soon
 from jobs.engine import leftovers, states
 from jobs.engine.leftovers import Entry, Finding, Thing, Told
-from jobs.models import Footprint, Job, Removal, StepRun
+from jobs.models import Footprint, Job, Refused, Removal, StepRun
 from jobs.models.job import ROLES
+from volmig.refused import Sentence
 
 ON_SHARE = frozenset({"stage", "backup", "directory"})
 ON_HYPERVISOR = frozenset({"lv", "fence", "filesystem", "mount", "export", "unit", "memory", "directory"})
@@ -257,3 +259,47 @@ def proves(mark: Footprint, thing: Thing) -> bool:
 
 def there(mark: Footprint, thing: Thing) -> bool:
     return thing.place == (mark.share.source if mark.share else mark.hypervisor.name if mark.hypervisor else None)
+
+
+# What people do about them
+
+
+def ask_anew(by: Any) -> int:
+    """Has every hypervisor of theirs tell again, but for those that were asked a moment ago; returns how many."""
+    before = timezone.now() - dt.timedelta(seconds=10)
+    asked = [host.pk for host in Hypervisor.objects.visible_to(by).unscanned(before)]
+    for pk in asked:
+        scan_soon(pk)
+    return len(asked)
+
+
+def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: str) -> Row:
+    """The row that is meant, as it stands now; refused when there is none (any more)."""
+    seen = rows(Hypervisor.objects.visible_to(by).active())
+    found = [row for row in seen if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
+    if not found:
+        raise Refused(Sentence("not-so", "That is not so any more. Nothing was changed; look again."))
+    return found[0]
+
+
+def remove(by: Any, host: Hypervisor, *about: str) -> str:
+    """Have it removed; returns what happens now, as a sentence."""
+    row = one_of(by, host, *about)
+    if row.why_kept or row.job is None:
+        raise Refused(Sentence("leftover-kept", row.why_kept or "Its migration is not known here."))
+    Removal.objects.ask(by, row.found, row.job, host, row.step)
+    return (
+        f"{row.about.name} is looked at once more and removed, if it is still as recorded. See below what became of it."
+    )
+
+
+def strike(by: Any, host: Hypervisor, *about: str) -> str:
+    """Mark it as gone; returns that it is, as a sentence."""
+    row = one_of(by, host, *about)
+    if row.why_not_struck or row.found.entry is None:
+        raise Refused(Sentence("leftover-there", row.why_not_struck))
+    Footprint.objects.get(pk=row.found.entry.key).strike_off(by, row.found, host)
+    return f"{row.about.name} is marked as gone, and that is recorded."
+
+
+ABOUT: dict[str, Callable[..., str]] = {"remove": remove, "strike": strike}

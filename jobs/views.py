@@ -9,22 +9,19 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import BadRequest
-from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
-from hosts.tasks import scan_soon
 from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import BULKY, SearchForm, narrowed, stream
-from jobs.leftovers import Row, rows
-from jobs.models import Approval, Decision, Footprint, Job, Lease, Policy, Refused, Removal
-from jobs.models.approval import ApprovalQuerySet
-from jobs.models.footprint import FootprintQuerySet
+from jobs.leftovers import ABOUT, Row, ask_anew, rows
+from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
@@ -32,6 +29,7 @@ from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
 from volmig.paging import page
 from volmig.record.models import Event
+from volmig.refused import Sentence
 
 PAGE = 50
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
@@ -48,25 +46,10 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
         "nobody_approves": settings.APPROVERS == 0,
-        "waiting_approvals": inbox(user).count(),
+        "waiting_approvals": Approval.objects.inbox(user).count(),
         "role_words": words,
         **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
     }
-
-
-def inbox(user: Any) -> ApprovalQuerySet:
-    """Open approvals that this person may decide and has not decided yet."""
-    if not may(user, "approve"):
-        return Approval.objects.none()
-    mine = Decision.objects.filter(person=user, withdrawn_at=None).values("approval")
-    return undecided().of_teams(user).exclude(Q(requester=user) | Q(last_editor=user)).exclude(pk__in=mine)
-
-
-def undecided() -> ApprovalQuerySet:
-    """Approvals that still want a yes."""
-    yes = Count("decisions", filter=Q(decisions__verdict="approve", decisions__withdrawn_at=None))
-    rows = Approval.objects.open().filter(expires_at__gt=timezone.now()).annotate(yes=yes)
-    return rows.filter(yes__lt=F("approvers"))
 
 
 @require_GET
@@ -85,11 +68,11 @@ def overview(request: HttpRequest) -> HttpResponse:
             "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
             "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
             "halted": halted,
-            "inbox": inbox(request.user).select_related("job", "requester").order_by("created_at"),
+            "inbox": Approval.objects.inbox(request.user).select_related("job", "requester").order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
             "shares": Share.objects.visible_to(request.user).with_held(),
-            "due": backups_of(request.user).filter(keep_until__lte=timezone.now()).order_by("keep_until")[:8],
+            "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
             "quarantined": hypervisors.exclude(quarantined_at=None),
@@ -267,7 +250,8 @@ def rate(request: HttpRequest, job: Job) -> None:
     """Set the limit that was typed, or say what is wrong with it."""
     form = RateForm(request.POST)
     if not form.is_valid():
-        raise Refused([f"The limit stays as it was: {' '.join(map(str, form.errors['rate']))}"])
+        said = f"The limit stays as it was: {' '.join(map(str, form.errors['rate']))}"
+        raise Refused(Sentence("bad-limit", said))
     job.set_rate(request.user, form.rate_in_bytes())
 
 
@@ -308,17 +292,11 @@ def keep_longer(request: HttpRequest, job: Job, form: ExtendForm) -> bool:
     return True
 
 
-def backups_of(user: Any) -> FootprintQuerySet:
-    """The kept disks that a person may see, with their migrations and what is asked for."""
-    rows = Footprint.objects.kept().with_state().visible_to(user)
-    return rows.select_related("job__destination", "job__requester", "share").defer(*(f"job__{name}" for name in BULKY))
-
-
 @require_GET
 @needs("view")
 def backups(request: HttpRequest) -> HttpResponse:
     """Every disk that a swap left over, what is due first; the space that they hold on each share."""
-    rows = backups_of(request.user)
+    rows = Footprint.objects.backups(request.user)
     clocked = rows.filter(keep_until__lte=timezone.now()) if "due" in request.GET else rows.exclude(keep_until=None)
     values = {
         "page": page(clocked, "keep_until", request.GET, PAGE),
@@ -362,10 +340,10 @@ def approvals(request: HttpRequest) -> HttpResponse:
     """What waits for this person, what waits for others, and what was decided lately."""
     bulky = ("bound", *(f"job__{name}" for name in BULKY))
     rows = Approval.objects.visible_to(request.user).select_related("job", "requester").defer(*bulky)
-    waiting = inbox(request.user)
+    waiting, undecided = Approval.objects.inbox(request.user), Approval.objects.undecided().values("pk")
     mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
-    others = rows.filter(pk__in=undecided().values("pk")).exclude(pk__in=waiting.values("pk")).order_by("created_at")
-    closed = rows.exclude(pk__in=undecided().values("pk")).prefetch_related("decisions__person").order_by("-pk")[:PAGE]
+    others = rows.filter(pk__in=undecided).exclude(pk__in=waiting.values("pk")).order_by("created_at")
+    closed = rows.exclude(pk__in=undecided).prefetch_related("decisions__person").order_by("-pk")[:PAGE]
     return show(
         request, "jobs/approvals.html", "jobs/_approvals.html", {"mine": mine, "others": others, "closed": closed}
     )
@@ -375,7 +353,7 @@ def approvals(request: HttpRequest) -> HttpResponse:
 @needs("view")
 def count(request: HttpRequest) -> HttpResponse:
     """How much waits for this person, for the navigation, which asks again when something was asked or decided."""
-    return render(request, "jobs/_count.html", {"waiting_approvals": inbox(request.user).count()})
+    return render(request, "jobs/_count.html", {"waiting_approvals": Approval.objects.inbox(request.user).count()})
 
 
 @require_http_methods(["GET", "POST"])
@@ -426,7 +404,7 @@ def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionFo
         elif verdict == "reject":
             asked.reject(request.user, form.cleaned_data["reason"])
         else:
-            raise Refused(["Say whether you approve or reject."])
+            raise Refused(Sentence("no-verdict", "Say whether you approve or reject."))
     except Refused as refused:
         for sentence in refused.sentences:
             form.add_error(None, sentence)
@@ -499,11 +477,8 @@ def choice(row: Row, user: Any, visible: set[int]) -> dict[str, Any]:
 @needs("view")
 def scan(request: HttpRequest) -> HttpResponse:
     """Ask every hypervisor anew; those that were asked within the last seconds are not bothered again."""
-    before = timezone.now() - dt.timedelta(seconds=10)
-    asked = [host.pk for host in Hypervisor.objects.visible_to(request.user).unscanned(before)]
-    for pk in asked:
-        scan_soon(pk)
-    messages.info(request, f"{len(asked)} hypervisors are being asked. The ages below tell when the figures are new.")
+    asked = ask_anew(request.user)
+    messages.info(request, f"{asked} hypervisors are being asked. The ages below tell when the figures are new.")
     return redirect("jobs:leftovers")
 
 
@@ -511,40 +486,12 @@ def scan(request: HttpRequest) -> HttpResponse:
 def leftover(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Have one thing removed, or marked as gone; which one, the form tells by kind, name, job and identity."""
     host = Hypervisor.objects.find(request.user, "submit", pk=pk)
-    if verb not in ("remove", "strike"):
+    if verb not in ABOUT:
         raise Http404
     try:
-        messages.success(request, ABOUT[verb](request.user, host, one_of(request, host)))
+        about = (request.POST.get(field, "") for field in ("kind", "name", "job", "identity"))
+        messages.success(request, ABOUT[verb](request.user, host, *about))
     except Refused as refused:
         for sentence in refused.sentences:
             messages.error(request, sentence)
     return redirect("jobs:leftovers")
-
-
-def one_of(request: HttpRequest, host: Hypervisor) -> Row:
-    """The row that the form means, as it stands now; refused when there is none (any more)."""
-    kind, name, job, identity = (request.POST.get(field, "") for field in ("kind", "name", "job", "identity"))
-    seen = rows(Hypervisor.objects.visible_to(request.user).active())
-    found = [row for row in seen if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
-    if not found:
-        raise Refused("That is not so any more. Nothing was changed; look again.")
-    return found[0]
-
-
-def remove(by: Any, host: Hypervisor, row: Row) -> str:
-    if row.why_kept or row.job is None:
-        raise Refused(row.why_kept or "Its migration is not known here.")
-    Removal.objects.ask(by, row.found, row.job, host, row.step)
-    return (
-        f"{row.about.name} is looked at once more and removed, if it is still as recorded. See below what became of it."
-    )
-
-
-def strike(by: Any, host: Hypervisor, row: Row) -> str:
-    if row.why_not_struck or row.found.entry is None:
-        raise Refused(row.why_not_struck)
-    Footprint.objects.get(pk=row.found.entry.key).strike_off(by, row.found, host)
-    return f"{row.about.name} is marked as gone, and that is recorded."
-
-
-ABOUT: dict[str, Callable[[Any, Hypervisor, Row], str]] = {"remove": remove, "strike": strike}

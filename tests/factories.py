@@ -10,7 +10,7 @@ from jobs.models import Job
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 PASSWORD = "correct horse battery"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFakeFakeFakeFakeFakeFakeFakeFakeFakeFakeFake"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFakeFakeFakeFakeFakeFakeFakeFakeFakeFakeFak"
 
 
 def person(name: str, *roles: str, **fields: Any) -> User:

@@ -15,7 +15,7 @@ from django.shortcuts import get_object_or_404
 
 from hosts.models import Hypervisor, difference
 from volmig.accounts import factors
-from volmig.accounts.models import Login, Team
+from volmig.accounts.models import Login, Team, Token
 from volmig.accounts.roles import ALLOWS
 from volmig.record.models import Event
 from volmig.record.origin import shortened
@@ -35,6 +35,7 @@ def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
     person.full_clean()
     person.save()
     Login.objects.filter(person=person).end()
+    Token.objects.filter(person=person).revoke()
     factors.remove(person)  # who has the server's command line helps people who lost their telephone
     person.groups.set(Group.objects.filter(name__in=chosen))
     Event.append("person.make", object=name, data={"roles": sorted(chosen) or ["superuser"]})
@@ -57,6 +58,11 @@ def theirs(pk: int, by: Any) -> Any:
     return person
 
 
+def shut_out(person: Any) -> dict[str, int]:
+    """Ends all sessions and tokens of somebody; returns how many of each, for the record."""
+    return {"sessions_ended": person.logins.end(), "tokens_revoked": person.tokens.revoke()}
+
+
 @transaction.atomic
 def set_active(pk: int, active: bool, by: Any) -> None:
     """Disables or enables somebody; who is disabled is logged out everywhere."""
@@ -65,8 +71,7 @@ def set_active(pk: int, active: bool, by: Any) -> None:
         return
     person.is_active = active
     person.save(update_fields=["is_active"])
-    ended = 0 if active else person.logins.end()
-    change = {"before": {"active": not active}, "after": {"active": active}, "sessions_ended": ended}
+    change = {"before": {"active": not active}, "after": {"active": active}, **(shut_out(person) if not active else {})}
     Event.append("person.enable" if active else "person.disable", actor=by, object=person.get_username(), data=change)
 
 
@@ -87,11 +92,11 @@ def set_roles(pk: int, roles: Iterable[str], by: Any) -> None:
 
 @transaction.atomic
 def end_sessions(pk: int, by: Any) -> int:
-    """Logs somebody out everywhere; returns how many sessions that were."""
+    """Logs somebody out everywhere, their programs too; returns how many sessions that were."""
     person = theirs(pk, by)
-    ended: int = person.logins.end()
-    Event.append("person.sessions_end", actor=by, object=person.get_username(), data={"sessions_ended": ended})
-    return ended
+    ended = shut_out(person)
+    Event.append("person.sessions_end", actor=by, object=person.get_username(), data=ended)
+    return ended["sessions_ended"]
 
 
 @transaction.atomic
@@ -99,8 +104,22 @@ def remove_factor(pk: int, by: Any) -> None:
     """Takes somebody's second factor away, who lost it; they are logged out everywhere."""
     person = theirs(pk, by)
     if factors.remove(person):
-        ended = person.logins.end()
-        Event.append("person.factor_remove", actor=by, object=person.get_username(), data={"sessions_ended": ended})
+        Event.append("person.factor_remove", actor=by, object=person.get_username(), data=shut_out(person))
+
+
+@transaction.atomic
+def make_token(person: Any, name: str, verbs: Iterable[str], days: int) -> str:
+    """Makes a token of one's own; returns its letters, which nobody can be shown again."""
+    token, letters = Token.objects.make(person, name, verbs, days)
+    Event.append("token.make", actor=person, object=person.get_username(), data=token.told())
+    return letters
+
+
+@transaction.atomic
+def revoke_token(token: Token, by: Any) -> None:
+    """Ends a token, if it still counts."""
+    if Token.objects.filter(pk=token.pk).revoke():
+        Event.append("token.revoke", actor=by, object=token.person.get_username(), data=token.told())
 
 
 def described(team: Team) -> dict[str, Any]:

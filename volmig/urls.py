@@ -5,6 +5,7 @@ from django.urls import include, path
 from hosts import views as hosts
 from jobs import views as jobs
 from volmig import teams, views
+from volmig.api import description as api
 
 urlpatterns = [
     path("login/", views.login, name="login"),
@@ -14,6 +15,8 @@ urlpatterns = [
     path("account/factor/", views.factor, name="factor"),
     path("account/factor/<slug:verb>/", views.change_factor, name="change_factor"),
     path("account/sessions/<int:pk>/end/", views.end_session, name="end_session"),
+    path("account/tokens/add/", views.add_token, name="add_token"),
+    path("account/tokens/<int:pk>/revoke/", views.revoke_token, name="revoke_token"),
     path("accounts/", views.everybody, name="accounts"),
     path("accounts/<int:pk>/", views.person, name="person"),
     path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
@@ -27,6 +30,9 @@ urlpatterns = [
     path("audit/", views.audit, name="audit"),
     path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("healthz", views.health, name="health"),
+    path("api/", api.reference, name="api_reference"),
+    path("api/client", api.client, name="client"),
+    path("api/v1/", api.urls),
     path("hosts/", include("hosts.urls")),
     path("instances/", hosts.instances, name="instances"),
     path("instances/<uuid:uuid>/", hosts.instance, name="instance"),

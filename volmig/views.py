@@ -26,9 +26,10 @@ from jobs import password
 from jobs.models import Lease
 from volmig import people
 from volmig.accounts import factors
-from volmig.accounts.models import Login
+from volmig.accounts.models import Login, Token
 from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import closed_until, turn
+from volmig.accounts.tokens import LONGEST
 from volmig.paging import page
 from volmig.queue import last_done
 from volmig.record.export import FORMATS, stream
@@ -161,7 +162,14 @@ def account(request: HttpRequest) -> HttpResponse:
     if typed and change_password(request, form):
         return redirect("account")
     logins = Login.objects.alive().filter(person=person)
-    values = {"form": form, "logins": logins, "this": request.session.session_key, **factor_of(person)}
+    tokens = Token.objects.alive().filter(person=person)
+    values = {
+        "form": form,
+        "logins": logins,
+        "tokens": tokens,
+        "this": request.session.session_key,
+        **factor_of(person),
+    }
     return render(request, "registration/account.html", values, status=422 if form.errors else 200)
 
 
@@ -178,19 +186,19 @@ def change_password(request: HttpRequest, form: PasswordChangeForm) -> bool:
         return False
     form.save()
     ended = stay_alone(request, form.user)
-    Event.append("person.password", actor=person, object=person.get_username(), data={"sessions_ended": ended})
-    messages.success(request, "Your password is changed, and your other sessions are ended.")
+    Event.append("person.password", actor=person, object=person.get_username(), data=ended)
+    messages.success(request, "Your password is changed, and your other sessions and your tokens are ended.")
     return True
 
 
-def stay_alone(request: HttpRequest, person: Any) -> int:
-    """Keeps this session after a change of password, under a new key; returns how many others were ended."""
+def stay_alone(request: HttpRequest, person: Any) -> dict[str, int]:
+    """Keeps this session after a change of password, under a new key; returns how many others, and tokens, ended."""
     before = request.session.session_key
     ended = Login.objects.filter(person=person).exclude(session_key=before).end()
     update_session_auth_hash(request, person)
     Login.objects.filter(session_key=before).update(session_key=request.session.session_key)
     request.session["password_at"] = time.time()
-    return ended
+    return {"sessions_ended": ended, "tokens_revoked": Token.objects.filter(person=person).revoke()}
 
 
 def factor_of(person: Any) -> dict[str, Any]:
@@ -201,26 +209,68 @@ def factor_of(person: Any) -> dict[str, Any]:
     }
 
 
-class FactorForm(forms.Form):
-    """What a change of one's second factor takes: the password, and for a new app the code that it shows."""
+class PasswordForm(forms.Form):
+    """What only the person may do, and not whoever sits at a screen that was left open."""
 
-    code = forms.CharField(label="The six digits that the app shows", max_length=20)
     password = forms.CharField(label="Your password", widget=forms.PasswordInput)
+    password.widget.attrs["autocomplete"] = "current-password"
 
-    def __init__(self, request: HttpRequest, *, code: bool) -> None:
+    def __init__(self, request: HttpRequest) -> None:
         super().__init__(request.POST or None)
         self.request = request
-        if not code:
-            del self.fields["code"]
-        for name, field in self.fields.items():
-            autocomplete = "one-time-code" if name == "code" else "current-password"
-            field.widget.attrs |= {"class": "form-control", "autocomplete": autocomplete}
+        for field in self.fields.values():
+            ticks = isinstance(field.widget, forms.CheckboxSelectMultiple)
+            field.widget.attrs["class"] = "form-check-input" if ticks else "form-control"
 
     def clean_password(self) -> str:
         typed = str(self.cleaned_data["password"])
         if why := password.why_wrong(self.request, typed):
             raise ValidationError(why)
         return typed
+
+
+class FactorForm(PasswordForm):
+    """What a change of one's second factor takes: the password, and for a new app the code that it shows."""
+
+    code = forms.CharField(label="The six digits that the app shows", max_length=20)
+    code.widget.attrs["autocomplete"] = "one-time-code"
+    field_order = ("code", "password")
+
+    def __init__(self, request: HttpRequest, *, code: bool) -> None:
+        super().__init__(request)
+        if not code:
+            del self.fields["code"]
+
+
+class TokenForm(PasswordForm):
+    """A new token: what for, what it may do of what its person may, for how long."""
+
+    name = forms.CharField(label="What it is for", max_length=100)
+    verbs = forms.MultipleChoiceField(
+        label="Besides reading, it may", required=False, widget=forms.CheckboxSelectMultiple
+    )
+    days = forms.IntegerField(label="Days for which it counts", min_value=1, max_value=LONGEST, initial=30)
+    field_order = ("name", "verbs", "days", "password")
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__(request)
+        verbs: Any = self.fields["verbs"]
+        verbs.choices = [(verb, words) for verb, words in TOKEN_VERBS.items() if may(request.user, verb)]
+        if not verbs.choices:
+            del self.fields["verbs"]
+
+    def make(self) -> str:
+        """Its letters, which are shown once."""
+        told = self.cleaned_data
+        return people.make_token(self.request.user, told["name"], told.get("verbs", []), told["days"])
+
+
+TOKEN_VERBS = {
+    "submit": SENTENCES["submit"],
+    "approve": f"{SENTENCES['approve']}: counts for 15 minutes, whatever is said below",
+    "administer": SENTENCES["administer"],
+    "audit": SENTENCES["audit"],
+}
 
 
 @require_http_methods(["GET", "POST"])
@@ -260,13 +310,35 @@ def changed_factor(request: HttpRequest, action: str, codes: list[str]) -> HttpR
     """Ends the other sessions, which were begun without it; shows the recovery codes, this once."""
     person: Any = request.user
     ended = Login.objects.filter(person=person).exclude(session_key=request.session.session_key).end()
-    Event.append(action, actor=person, object=person.get_username(), data={"sessions_ended": ended})
+    data = {"sessions_ended": ended, "tokens_revoked": Token.objects.filter(person=person).revoke()}
+    Event.append(action, actor=person, object=person.get_username(), data=data)
     if not codes:
         messages.success(request, "Your second factor is taken away, and your other sessions are ended.")
         return redirect("account")
     response = render(request, "registration/codes.html", {"codes": codes})
     response["Cache-Control"] = "no-store"
     return response
+
+
+@require_http_methods(["GET", "POST"])
+@needs("view")
+def add_token(request: HttpRequest) -> HttpResponse:
+    """Makes a token for a program of one's own, and shows it, this once."""
+    form = TokenForm(request)
+    if request.method == "POST" and form.is_valid():
+        response = render(request, "registration/token.html", {"letters": form.make()})
+        response["Cache-Control"] = "no-store"
+        return response
+    return render(request, "registration/add_token.html", {"form": form}, status=422 if form.errors else 200)
+
+
+@require_POST
+def revoke_token(request: HttpRequest, pk: int) -> HttpResponse:
+    """Ends one of one's own tokens."""
+    token = get_object_or_404(Token.objects.alive().filter(person_id=request.user.pk), pk=pk)
+    people.revoke_token(token, request.user)
+    messages.success(request, f"The token “{token.name}” is revoked.")
+    return redirect("account")
 
 
 @require_POST
@@ -301,6 +373,7 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
         "roles": [(role, [SENTENCES[verb] for verb in sorted(ALLOWS[role])]) for role in ALLOWS],
         "has": set(person.groups.values_list("name", flat=True)),
         "logins": Login.objects.alive().filter(person=person),
+        "tokens": Token.objects.alive().filter(person=person),
         **factor_of(person),
     }
     return render(request, "registration/person.html", values)

@@ -9,6 +9,7 @@ from jobs.models.policy import Policy
 from jobs.models.refused import Moved, Refused
 from jobs.models.removal import Removal
 from jobs.models.steprun import StepRun
+from jobs.models.submission import Submission
 from jobs.models.word import Word
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Rehearsal",
     "Removal",
     "StepRun",
+    "Submission",
     "Word",
 ]

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import Count, F, Q
 from django.utils import timezone
 
 from jobs.models import word
@@ -14,11 +14,19 @@ from jobs.models.word import Word
 from jobs.queue import wake
 from volmig.accounts import factors
 from volmig.accounts.models import Team
-from volmig.accounts.roles import OwnedQuerySet, why_not
+from volmig.accounts.roles import OwnedQuerySet, may, why_not
 from volmig.record.models import Event
+from volmig.refused import Sentence
 
 KINDS = ("swap", "rollback", "purge")
 User = settings.AUTH_USER_MODEL
+NO_REASON = Sentence("no-reason", "Say why: the record keeps it.")
+NO_FACTOR = Sentence(
+    "no-second-factor", "To decide you need a second factor: set one up on your account page, then come back."
+)
+OWN_REQUEST = Sentence("own-request", "You asked for this; somebody else has to decide.")
+OWN_CHANGE = Sentence("own-change", "You changed this migration last; somebody else has to decide.")
+DECIDED = Sentence("decided-already", "You have already decided.")
 
 
 class ApprovalQuerySet(OwnedQuerySet["Approval"]):
@@ -27,6 +35,18 @@ class ApprovalQuerySet(OwnedQuerySet["Approval"]):
     def open(self) -> Self:
         """Neither used nor void; it may be expired, or approved and waiting for its use."""
         return self.filter(voided_at=None, consumed_at=None)
+
+    def undecided(self) -> Self:
+        """Those that still want a yes."""
+        yes = Count("decisions", filter=Q(decisions__verdict="approve", decisions__withdrawn_at=None))
+        return self.open().filter(expires_at__gt=timezone.now()).annotate(yes=yes).filter(yes__lt=F("approvers"))
+
+    def inbox(self, user: Any) -> Self:
+        """Those that this person may decide and has not decided yet."""
+        if not may(user, "approve"):
+            return self.none()
+        mine = Decision.objects.filter(person=user, withdrawn_at=None).values("approval")
+        return self.undecided().of_teams(user).exclude(Q(requester=user) | Q(last_editor=user)).exclude(pk__in=mine)
 
     def consume(self, approval: "Approval") -> bool:
         """Use it up, once; Approval.use is how to call it."""
@@ -112,19 +132,19 @@ class Approval(models.Model):
         """What those who consented gave as reasons."""
         return "; ".join(self.consents().values_list("reason", flat=True))
 
-    def why_not(self, by: Any) -> list[str]:
+    def why_not(self, by: Any) -> list[Sentence]:
         """Why this person may not decide, whoever they are; empty when they may."""
         sentences = why_not(by, "approve", self.teams())
         if not sentences and factors.is_missing(by):
-            sentences.append("To decide you need a second factor: set one up on your account page, then come back.")
+            sentences.append(NO_FACTOR)
         if by.pk == self.requester_id:
-            sentences.append("You asked for this; somebody else has to decide.")
+            sentences.append(OWN_REQUEST)
         elif by.pk == self.last_editor_id:
-            sentences.append("You changed this migration last; somebody else has to decide.")
+            sentences.append(OWN_CHANGE)
         if self.decisions.filter(person=by, withdrawn_at=None).exists():
-            sentences.append("You have already decided.")
+            sentences.append(DECIDED)
         if self.state not in ("open", "approved"):
-            sentences.append(f"This request is {self.state}.")
+            sentences.append(Sentence(f"request-{self.state}", f"This request is {self.state}."))
         return sentences
 
     def approve(self, by: Any, digest: str, reason: str) -> None:
@@ -133,7 +153,9 @@ class Approval(models.Model):
             self._lock()
             self._refuse(by, reason)
             if digest != self.digest:
-                raise Refused("What you looked at is not what is asked now; look at it again.")
+                raise Refused(
+                    Sentence("other-digest", "What you looked at is not what is asked now; look at it again.")
+                )
             enough = self.count() + 1 >= self.approvers
             holds = {"holds_until": until} if enough and (until := self._hold_until_window()) else {}
             self._decide(by, "approve", reason, **holds)
@@ -158,11 +180,12 @@ class Approval(models.Model):
             self._lock()
             mine = self.consents().filter(person=by).first()
             if mine is None:
-                raise Refused("You have not consented to this.")
+                raise Refused(Sentence("no-consent", "You have not consented to this."))
             if self.state not in ("open", "approved"):
-                raise Refused(f"This request is {self.state}: there is nothing left to withdraw from.")
+                said = f"This request is {self.state}: there is nothing left to withdraw from."
+                raise Refused(Sentence(f"request-{self.state}", said))
             if not reason.strip():
-                raise Refused("Say why: the record keeps it.")
+                raise Refused(NO_REASON)
             mine.withdrawn_at = timezone.now()
             mine.save(update_fields=["withdrawn_at"])
             data = {"approval": self.pk, "digest": self.digest, "reason": reason.strip()}
@@ -228,7 +251,7 @@ class Approval(models.Model):
     def _refuse(self, by: Any, reason: str) -> None:
         sentences = self.why_not(by)
         if not reason.strip():
-            sentences.append("Say why: the record keeps it.")
+            sentences.append(NO_REASON)
         if sentences:
             raise Refused(sentences)
 

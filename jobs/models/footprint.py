@@ -12,8 +12,10 @@ from jobs.engine import leftovers
 from jobs.models.refused import Refused
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
+from volmig.refused import Sentence
 
 KINDS = ("space", "lv", "filesystem", "mount", "export", "stage", "backup", "fence", "lock")
+BULKY = ("plan", "facts", "checks", "halt_data")  # of a job, which no list shows
 STATES = ("reserved", "present", "gone")
 
 
@@ -31,6 +33,11 @@ class FootprintQuerySet(OwnedQuerySet["Footprint"]):
     def due(self) -> Self:
         """Those of them whose time has run out; nothing is deleted by that."""
         return self.kept().filter(keep_until__lte=timezone.now())
+
+    def backups(self, user: Any) -> Self:
+        """The kept disks that a person may see, with their migrations and what is asked for."""
+        named = self.kept().with_state().visible_to(user).select_related("job__destination", "job__requester", "share")
+        return named.defer(*(f"job__{name}" for name in BULKY))
 
     def with_state(self) -> Self:
         """For pages: whether their purge is asked for, whether one is rehearsed, and what the last rehearsal found."""
@@ -90,12 +97,12 @@ class Footprint(models.Model):
         """Mark as gone what its place says is not there; raise Refused when it does not, or has changed since."""
         sentences = why_not(by, "submit", [hypervisor.team])
         if sentence := leftovers.why_not_struck(found):
-            sentences.append(sentence)
+            sentences.append(Sentence("leftover-there", sentence))
         if sentences:
             raise Refused(sentences)
         mine = Footprint.objects.filter(pk=self.pk, state=self.state, since=self.since)
         if not mine.update(state="gone", since=timezone.now()):
-            raise Refused("The ledger has changed meanwhile; look again.")
+            raise Refused(Sentence("changed-meanwhile", "The ledger has changed meanwhile; look again."))
         data = {"kind": self.kind, "identity": self.identity, "place": found.about.place, "looked": found.at}
         Event.append("leftover.struck", actor=by, job=self.job_id, object=self.name[:255], data=data)
 

@@ -19,7 +19,7 @@ from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
 from jobs.models import backup, story, word
-from jobs.models.approval import Approval
+from jobs.models.approval import NO_REASON, Approval
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
@@ -30,6 +30,7 @@ from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
+from volmig.refused import Sentence
 from volmig.templatetags.units import spoken
 
 User = settings.AUTH_USER_MODEL
@@ -40,6 +41,7 @@ MOVED = (
     "disk",
 )  # fmt: skip
 TERMS = ("rate", "ticket", "rollback_minutes")
+NO_LIMIT = Sentence("no-limit", "The bandwidth limit has to be more than nothing.")
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
 
@@ -114,7 +116,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         source, share = source_volume.volume_group.hypervisor, share_of(destination, disk)
         sentences = [*refusals(by, source_volume, destination, disk, relay, relay_vg, share)]
         if rate is not None and rate <= 0:
-            sentences.append("The bandwidth limit has to be more than nothing.")
+            sentences.append(NO_LIMIT)
         if sentences or share is None:
             raise Refused(sentences)
         job = self.model(
@@ -367,9 +369,10 @@ class Job(models.Model):
         data: dict[str, Any] = {}
         with self._verb(by, "submit", "cancel", data):
             if self.status not in states.CANCELLABLE:
-                raise Refused(f"A migration that is {self.words} cannot be cancelled.")
+                said = f"A migration that is {self.words} cannot be cancelled."
+                raise Refused(Sentence("wrong-status", said))
             if sentence := self.why_no_cancel():
-                raise Refused(sentence)
+                raise Refused(Sentence("no-cancel", sentence))
             now = timezone.now()
             if self.halt_reason:
                 data["halt_reason"] = self.halt_reason
@@ -392,7 +395,7 @@ class Job(models.Model):
         with self._verb(by, "submit", "rate", {"rate": rate}):
             self._only_when("checking", "planned", "preparing")
             if rate is not None and rate <= 0:
-                raise Refused("The bandwidth limit has to be more than nothing.")
+                raise Refused(NO_LIMIT)
             self.put(rate=rate, last_editor=by)
             if self.plan:
                 self.keep_plan(planning.at_rate(self.planned(), self.rate_allowed()))
@@ -402,9 +405,10 @@ class Job(models.Model):
         with self._verb(by, "submit", "confirm"):
             self._only_when("on_trial")
             if self.confirmed_at:
-                raise Refused("It is already confirmed.")
+                raise Refused(Sentence("confirmed-already", "It is already confirmed."))
             if self.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).exists():
-                raise Refused("A rollback is asked for; that has to be decided first.")
+                said = "A rollback is asked for; that has to be decided first."
+                raise Refused(Sentence("rollback-asked", said))
             self.put(confirmed_at=timezone.now())
 
     def ask(self, kind: str, by: Any) -> Approval:
@@ -412,7 +416,7 @@ class Job(models.Model):
         with self._verb(by, "submit", f"ask.{kind}"):
             self._only_when(*ASKABLE[kind])
             if self.approvals.open().filter(kind=kind, expires_at__gt=timezone.now()).exists():
-                raise Refused(f"A {kind} is already asked for.")
+                raise Refused(Sentence("asked-already", f"A {kind} is already asked for."))
             for old in self.approvals.open().filter(kind=kind):
                 old.void("It expired.")
             return self.make_approval(kind, self.bound(kind), by)
@@ -424,14 +428,15 @@ class Job(models.Model):
             self._only_when(*backup.KEEPING)
             kept = backup.of(self)
             if kept is None:
-                raise Refused("No disk of it is kept any more.")
+                raise Refused(Sentence("no-backup", "No disk of it is kept any more."))
             data["was"] = kept.keep_until
             if not reason.strip():
-                raise Refused("Say why: the record keeps it.")
+                raise Refused(NO_REASON)
             if until <= max(kept.keep_until or timezone.now(), timezone.now()):
-                raise Refused("The new date has to be later than now, and later than the one that holds.")
+                said = "The new date has to be later than now, and later than the one that holds."
+                raise Refused(Sentence("not-later", said))
             if until > timezone.now() + backup.LONGEST:
-                raise Refused("At most a year at a time: it holds space on the share.")
+                raise Refused(Sentence("too-long", "At most a year at a time: it holds space on the share."))
             for old in self.approvals.open().filter(kind="purge"):
                 old.void("The disk is to be kept for longer.")
             self.footprints.kept().update(keep_until=until)
@@ -441,7 +446,7 @@ class Job(models.Model):
         with self._verb(by, "submit", "rehearse"):
             self._only_when(*backup.KEEPING)
             if sentence := self.why_no_rehearsal():
-                raise Refused(sentence)
+                raise Refused(Sentence("no-rehearsal", sentence))
             self.rehearsals.create(number=self.rehearsals.count() + 1, by=by)
 
     def why_no_rehearsal(self) -> str:
@@ -455,7 +460,7 @@ class Job(models.Model):
         with self._verb(by, "submit", "rollback", {"in_advance": f"{self.rollback_minutes} minutes"}):
             self._only_when("on_trial")
             if sentence := self.why_no_rollback(by):
-                raise Refused(sentence)
+                raise Refused(Sentence("no-rollback", sentence))
             for old in self.approvals.open().filter(kind="rollback"):
                 old.void("The rollback that was approved in advance is used instead.")
             self.make_approval("rollback", self.bound("rollback"), by, granted_by=self.swap_approval())
@@ -485,14 +490,15 @@ class Job(models.Model):
         """Go on where it was halted: the step is probed again before anything is done."""
         with self._verb(by, "submit", "resume", {"halt_reason": self.halt_reason}):
             if not self.halt_reason:
-                raise Refused("It is not halted.")
+                raise Refused(Sentence("not-halted", "It is not halted."))
             self.put(halt_reason="", halt_data={}, waiting_for="", resumed_at=timezone.now())
 
     def try_again(self, by: Any) -> None:
         """Look at once at what it waits for, instead of at the next look."""
         with self._verb(by, "submit", "try_again", {"waiting_for": self.waiting_for}):
             if self.halt_reason or not self.waits():
-                raise Refused("It does not wait for anything that trying again could change.")
+                said = "It does not wait for anything that trying again could change."
+                raise Refused(Sentence("not-waiting", said))
 
     def waits(self) -> bool:
         """Whether it is at work and cannot go on for the moment; work that runs on a hypervisor is no such wait."""
@@ -679,10 +685,9 @@ class Job(models.Model):
 
     def _only_when(self, *statuses: str) -> None:
         if self.status not in statuses:
-            raise Refused(
-                f"It is {self.words} now; this is for migrations that are "
-                f"{' or '.join(each.replace('_', ' ') for each in statuses)}."
-            )
+            wanted = " or ".join(each.replace("_", " ") for each in statuses)
+            said = f"It is {self.words} now; this is for migrations that are {wanted}."
+            raise Refused(Sentence("wrong-status", said))
 
 
 def share_of(instance: Instance, disk: str) -> Share | None:
@@ -695,26 +700,32 @@ def share_of(instance: Instance, disk: str) -> Share | None:
 
 def refusals(
     by: Any, volume: LogicalVolume, instance: Instance, disk: str, relay: Hypervisor, relay_vg: str, share: Share | None
-) -> list[str]:
+) -> list[Sentence]:
     """Why this may not even be asked, from what was last seen; the checks look at the hypervisors themselves."""
     source, destination = volume.volume_group.hypervisor, instance.hypervisor
     sentences = why_not(by, "submit", [each.team for each in (source, relay, destination)])
     sentences += [
-        f"{each.name} cannot be used: {why}." for each in (source, relay, destination) if (why := unusable(each))
+        Sentence("hypervisor-unusable", f"{each.name} cannot be used: {why}.")
+        for each in (source, relay, destination)
+        if (why := unusable(each))
     ]
     if source == destination:
-        sentences.append(f"Source and destination are both {source.name}; there is nothing to carry.")
+        said = f"Source and destination are both {source.name}; there is nothing to carry."
+        sentences.append(Sentence("same-hypervisor", said))
     if relay in (source, destination):
-        sentences.append(f"The relay {relay.name} is also the source or the destination; choose another relay.")
+        said = f"The relay {relay.name} is also the source or the destination; choose another relay."
+        sentences.append(Sentence("relay-is-an-end", said))
     if volume.is_open:
-        sentences.append(f"{volume.path} is in use on {source.name}.")
+        sentences.append(Sentence("volume-open", f"{volume.path} is in use on {source.name}."))
     sentences += disk_refusals(instance, disk)
     if share is None:
-        sentences.append(f"{disk} of {instance.called} does not lie on a share that {destination.name} mounts.")
+        said = f"{disk} of {instance.called} does not lie on a share that {destination.name} mounts."
+        sentences.append(Sentence("not-on-a-share", said))
     elif not relay.mounts.filter(share=share).exists():
-        sentences.append(f"The relay {relay.name} does not mount {share.source}.")
+        said = f"The relay {relay.name} does not mount {share.source}."
+        sentences.append(Sentence("relay-lacks-share", said))
     if not relay.volume_groups.filter(name=relay_vg).exists():
-        sentences.append(f"{relay.name} has no volume group {relay_vg}.")
+        sentences.append(Sentence("no-volume-group", f"{relay.name} has no volume group {relay_vg}."))
     return sentences + in_another_job(volume.uuid, instance.uuid)
 
 
@@ -727,21 +738,25 @@ def unusable(hypervisor: Hypervisor) -> str:
     return "" if hypervisor.host_key else "its host key is not pinned"
 
 
-def disk_refusals(instance: Instance, disk: str) -> list[str]:
+def disk_refusals(instance: Instance, disk: str) -> list[Sentence]:
     matching = [each for each in instance.disks if each["name"] == disk]
     if len(matching) != 1:
-        return [f"{instance.called} has {len(matching)} disks named {disk}; exactly one is needed."]
+        said = f"{instance.called} has {len(matching)} disks named {disk}; exactly one is needed."
+        return [Sentence("no-such-disk", said)]
     if matching[0]["format"] != "qcow2":
-        return [f"{disk} of {instance.called} is {matching[0]['format']}, not qcow2."]
+        return [Sentence("not-qcow2", f"{disk} of {instance.called} is {matching[0]['format']}, not qcow2.")]
     return []
 
 
-def in_another_job(lv_uuid: str, instance_id: str) -> list[str]:
+def in_another_job(lv_uuid: str, instance_id: str) -> list[Sentence]:
     """A sentence for each active migration that already has the volume or the instance."""
     jobs = Job.objects.active()
     by_volume = jobs.filter(lv_uuid=lv_uuid).first()
     by_instance = jobs.filter(instance_id=instance_id).first()
-    return [
-        *([f"Migration {by_volume.pk} already moves this volume."] if by_volume else []),
-        *([f"Migration {by_instance.pk} already works on this instance."] if by_instance else []),
-    ]
+    sentences = []
+    if by_volume:
+        sentences.append(Sentence("volume-in-migration", f"Migration {by_volume.pk} already moves this volume."))
+    if by_instance:
+        said = f"Migration {by_instance.pk} already works on this instance."
+        sentences.append(Sentence("instance-in-migration", said))
+    return sentences

@@ -1,14 +1,6 @@
-"""The way in which a verb says no to a person."""
+"""The ways in which a verb says no: to a person, and to a worker that comes too late."""
 
-from collections.abc import Iterable
-
-
-class Refused(Exception):  # noqa: N818 - the word that callers read
-    """Nothing was changed; `sentences` tell a person why."""
-
-    def __init__(self, sentences: str | Iterable[str]) -> None:
-        self.sentences = [sentences] if isinstance(sentences, str) else list(sentences)
-        super().__init__(" ".join(self.sentences))
+from volmig.refused import Refused as Refused
 
 
 class Moved(Exception):  # noqa: N818

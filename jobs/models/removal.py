@@ -13,6 +13,7 @@ from jobs.models.refused import Refused
 from jobs.queue import wake
 from volmig.accounts.roles import why_not
 from volmig.record.models import Event
+from volmig.refused import Sentence
 
 if TYPE_CHECKING:
     from jobs.models.job import Job
@@ -29,7 +30,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
         """
         sentences = why_not(by, "submit", [hypervisor.team])
         if sentence := leftovers.why_not_removed(found) or why_not_now(job, hypervisor):
-            sentences.append(sentence)
+            sentences.append(Sentence("leftover-kept", sentence))
         if sentences:
             raise Refused(sentences)
         about = found.about
@@ -42,7 +43,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
                 Event.append("leftover.remove", actor=by, job=job.pk, object=asked.name[:255], data=asked.told())
                 wake(job.pk)
         except IntegrityError:
-            raise Refused("Its removal is asked for already.") from None
+            raise Refused(Sentence("asked-already", "Its removal is asked for already.")) from None
         return asked
 
 

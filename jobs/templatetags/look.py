@@ -4,7 +4,7 @@ from typing import Any
 
 from django import template
 from django.templatetags.static import static
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 register = template.Library()
@@ -117,3 +117,13 @@ def meter(place: Any) -> SafeString:
         f"{used:.2f}",
         f"{held:.2f}",
     )
+
+
+@register.filter
+def coded(text: str) -> SafeString:
+    """Text in which `names` stand between backquotes, as HTML."""
+    return format_html_join("", "{}", ((quoted(index, each),) for index, each in enumerate(text.split("`"))))
+
+
+def quoted(index: int, part: str) -> SafeString | str:
+    return format_html("<code>{}</code>", part) if index % 2 else part

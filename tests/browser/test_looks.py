@@ -11,7 +11,7 @@ from tests.browser.test_two_people import KEPT, PASSWORD
 from tests.pages import scenes
 from tests.volmig.test_matrix import MATRIX
 from volmig.accounts import factors
-from volmig.accounts.models import Team
+from volmig.accounts.models import Team, Token
 
 LOGIN = "/login/"
 
@@ -28,7 +28,7 @@ def pages(hosts, person):
     plain = ["/", "/migrations/", "/migrations/?q=nothing", chosen, "/approvals/", f"/approvals/{asked.pk}/", "/audit/"]
     team = Team.objects.get()
     policy = Policy.objects.create(team=team, windows=["Thu 02:00-04:00"], blackouts=["2026-12-24"])
-    accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/", "/account/factor/"]
+    accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/", "/account/factor/", "/account/tokens/add/", "/api/"]
     accounts += ["/teams/", "/teams/add/", f"/teams/{team.pk}/"]
     accounts += [f"/teams/{team.pk}/policies/{page}/" for page in ("add", policy.pk)]
     void, used = scenes.approval(scenes.job(dana, "preparing")), scenes.approval(scenes.job(dana, "on_trial"))
@@ -57,7 +57,17 @@ def pages(hosts, person):
 
 
 # Answers that are no pages, a part of one, and pages that are looked at by themselves below.
-NO_PAGES = {"health", "audit_export", "hosts:bundle", "jobs:export", "jobs:evidence", "jobs:count", "jobs:plan"}
+NO_PAGES = {
+    "health",
+    "audit_export",
+    "hosts:bundle",
+    "jobs:export",
+    "jobs:evidence",
+    "jobs:count",
+    "jobs:plan",
+    "client",
+}
+NO_PAGES |= {name for name in MATRIX if name.startswith("api:")}
 BY_THEMSELVES = {"login_code", "change_factor"}
 
 
@@ -121,4 +131,32 @@ def test_axe_finds_no_fault_on_the_pages_of_a_second_factor(scheme, hosts, perso
     page.fill("#id_password", PASSWORD)
     page.click("text=Log in >> nth=-1")
     page.wait_for_url("**/login/code/")
+    assert not Axe().run(page).response["violations"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault_on_the_pages_of_tokens(scheme, hosts, person, logged_in):
+    from axe_playwright_python.sync_playwright import Axe
+
+    known = person("kim", "approver")
+    Token.objects.make(known, "nightly report", [], 30)
+    User.objects.filter(pk=known.pk).update(password=KEPT)
+    page = logged_in("kim", "approver", color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto("/account/")
+    page.click("text=Make a token")
+    page.fill("#id_name", "approve tonight")
+    page.check("label:has-text('approve swaps') input")
+    page.fill("#id_password", PASSWORD)
+    assert not Axe().run(page).response["violations"]
+    page.click("text=Make it")
+    assert page.inner_text("code.token").startswith("volmig_")
+    assert not Axe().run(page).response["violations"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click("text=I have it")
+    assert "approve tonight" in page.inner_text("main")
+    assert not Axe().run(page).response["violations"]
+    page.goto("/api/")
+    page.click("#submit summary")
+    assert "rollback_minutes" in page.inner_text("#submit")
     assert not Axe().run(page).response["violations"]

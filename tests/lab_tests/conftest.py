@@ -23,6 +23,7 @@ from jobs import tick
 from jobs.models import Job
 from jobs.watch import Watcher
 from tests import factories
+from tests.site import Site
 
 MIB = 1 << 20
 SEEN = (Cloud, Hypervisor, DataAddress, VolumeGroup, LogicalVolume, Share, Mount, Instance, Reach)
@@ -162,3 +163,20 @@ def admit(lab, names):
     program, public = bundle(), lab.key.with_suffix(".pub").read_text()
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: lab.guests[name].install_hostctl(program, public), names))
+
+
+@pytest.fixture
+def site(clean_lab, tmp_path):
+    """Starts a volmig over the lab; hands back a maker so that a test can say how hostctl gets there."""
+    started = []
+
+    def start(shipped):
+        site = Site(clean_lab, tmp_path / "volmig", shipped=shipped)
+        started.append(site)
+        site.prepare()
+        site.start()
+        return site
+
+    yield start
+    for site in started:
+        site.stop()

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.people import approve, ask, confirm, wait_for_consent
-from tests.site import Site
 
 pytestmark = [pytest.mark.lab, pytest.mark.browser]
 
@@ -22,23 +21,6 @@ RECORD_PERCENTAGES = """() => {
   }
   new MutationObserver(look).observe(document.body, {subtree: true, childList: true, attributes: true})
 }"""
-
-
-@pytest.fixture
-def site(clean_lab, tmp_path):
-    """Starts a volmig over the lab; hands back a maker so that a test can say how hostctl gets there."""
-    started = []
-
-    def start(shipped):
-        site = Site(clean_lab, tmp_path / "volmig", shipped=shipped)
-        started.append(site)
-        site.prepare()
-        site.start()
-        return site
-
-    yield start
-    for site in started:
-        site.stop()
 
 
 @pytest.mark.parametrize(

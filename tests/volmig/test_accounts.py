@@ -96,7 +96,7 @@ def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(here, there, 
     ann.refresh_from_db()
     assert ann.check_password(NEW)
     event = Event.objects.get(action="person.password")
-    assert (event.actor_name, event.data) == ("ann", {"sessions_ended": 1})
+    assert (event.actor_name, event.data) == ("ann", {"sessions_ended": 1, "tokens_revoked": 0})
     assert NEW not in str(list(Event.objects.values()))
 
 
@@ -153,7 +153,8 @@ def test_who_is_disabled_is_logged_out_everywhere_and_cannot_log_in(root, here, 
     assert not logged_in(there)
     assert not logged_in(browser_of("ann"))
     event = Event.objects.get(action="person.disable")
-    assert event.data == {"before": {"active": True}, "after": {"active": False}, "sessions_ended": 2}
+    change = {"before": {"active": True}, "after": {"active": False}}
+    assert event.data == {**change, "sessions_ended": 2, "tokens_revoked": 0}
     assert (event.actor_name, event.object, event.address) == ("root", "ann", "192.0.2.1")
     root.post(f"/accounts/{ann.pk}/enable/")
     assert logged_in(browser_of("ann"))
@@ -182,7 +183,7 @@ def test_an_administrator_ends_all_sessions_of_somebody(root, here, there, ann):
     root.post(f"/accounts/{ann.pk}/end-sessions/")
     assert not logged_in(here)
     assert not logged_in(there)
-    assert Event.objects.get(action="person.sessions_end").data == {"sessions_ended": 2}
+    assert Event.objects.get(action="person.sessions_end").data == {"sessions_ended": 2, "tokens_revoked": 0}
 
 
 @pytest.mark.parametrize("verb", ["disable", "enable", "roles", "end-sessions"])

@@ -1,6 +1,7 @@
 """Every address and live connection, for every role, method and team: nothing is allowed that is not listed here."""
 
 import asyncio
+import json
 import uuid
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from jobs import live
 from jobs.models import Policy
 from tests.factories import an_instance
 from tests.pages import scenes
-from volmig.accounts.models import Login, Team
+from volmig.accounts.models import Login, Team, Token
 from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
 
 ANYBODY = "anybody"  # no login is needed
@@ -33,6 +34,10 @@ MATRIX = {
     "health": {"GET": ANYBODY},
     "logout": {"POST": KNOWN},
     "account": {"GET": KNOWN, "POST": KNOWN},
+    "add_token": {"GET": "view", "POST": "view"},
+    "revoke_token": {"POST": KNOWN},
+    "api_reference": {"GET": KNOWN},
+    "client": {"GET": ANYBODY},
     "end_session": {"POST": KNOWN},
     "overview": {"GET": "view"},
     "accounts": {"GET": "administer"},
@@ -81,9 +86,59 @@ MATRIX = {
     "jobs:count": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
+
+
+def alike(names, **what):
+    return dict.fromkeys(names.split(), what)
+
+
+# The operations of the REST API by their addresses; several stand at one address, each for methods of its own.
+VERBS = {
+    **alike("start cancel resume try_again confirm rate rollback purge rehearse extend", POST="submit"),
+    **alike("approve reject withdraw", POST="approve"),
+}
+OPERATIONS = {
+    "me": {"GET": KNOWN},
+    "openapi-json": {"GET": ANYBODY},
+    "nothing": dict.fromkeys(("GET", "POST", "PUT", "DELETE"), ANYBODY),
+    **alike("hypervisors register", GET="view", POST="administer"),
+    "hypervisor": {"GET": "view"},
+    **alike("registration change", GET="administer", PUT="administer"),
+    **alike("pin offer retire", POST="administer"),
+    "refresh": {"POST": "view"},
+    **alike("volumes find_volumes shares servers", GET="view"),
+    "clouds": {"GET": "administer"},
+    **alike("check_cloud refresh_cloud", POST="administer"),
+    **alike("jobs submit", GET="view", POST="submit"),
+    "preflight": {"POST": "submit"},
+    **alike("job progress plan events evidence its_approvals", GET="view"),
+    **VERBS,
+    **alike("inbox approval backups leftovers", GET="view"),
+    "scan": {"POST": "view"},
+    "leftover": {"POST": "submit"},
+    "the_record": {"GET": "audit"},
+}
+MATRIX |= {f"api:{name}": methods for name, methods in OPERATIONS.items()}
+WISH = {"source": "a", "volume": "a/b", "instance": str(uuid.UUID(int=1)), "relay": "c", "relay_vg": "d"}
+SENT = {
+    **alike("hypervisors register", name="new", address="192.0.2.99"),
+    **alike("registration change", address="192.0.2.99"),
+    **alike("jobs submit preflight", **WISH),
+    "pin": {"fingerprint": "SHA256:x"},
+    "retire": {"name": "x"},
+    "rate": {"rate_mib": None},
+    "rollback": {},
+    "extend": {"day": "2030-01-01", "reason": "x"},
+    "approve": {"digest": "x", "instance": "x", "reason": "x"},
+    **alike("reject withdraw", reason="x"),
+    "leftover": {"kind": "lv", "name": "x", "job": "x", "identity": "x"},
+}
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
     "jobs:job", "jobs:plan", "jobs:evidence", "jobs:extend", "jobs:verb", "jobs:approval", "jobs:leftover", "instance",
 }  # fmt: skip
+OF_HYPERVISORS = {"hypervisor", "registration", "change", "pin", "offer", "refresh", "retire", "volumes", "leftover"}
+OF_JOBS = {"job", "progress", "plan", "events", "evidence", "its_approvals", *VERBS}
+OF_TEAMS |= {f"api:{name}" for name in (*OF_HYPERVISORS, *OF_JOBS, "approval")}
 CONSUMERS = {
     "live/migrations/": False,
     "live/migrations/<int:number>/": True,
@@ -157,6 +212,8 @@ def with_nova():
 
 def arguments(name, thing):
     """What goes into an address: the object of a team where it names one."""
+    if name.startswith("api:"):
+        return of_operation(name.removeprefix("api:"), thing)
     if name in OF_TEAMS:
         own = {"jobs:approval": "approval", "jobs:leftover": "hosts", "instance": "instance"}
         kind = "hosts" if name.startswith("hosts") else own.get(name, "job")
@@ -175,9 +232,28 @@ def arguments(name, thing):
         "change_person": lambda: [somebody, "end-sessions"],
         "change_factor": lambda: ["remove"],
         "end_session": lambda: [somebodys_session()],
+        "revoke_token": lambda: [somebodys_token()],
         "audit_export": lambda: ["csv"],
     }
     return makers[name]() if name in makers else []
+
+
+def of_operation(name, thing):
+    """The same for an operation of the API."""
+    if name in OF_HYPERVISORS:
+        return [thing["hosts"], *(["remove"] if name == "leftover" else [])]
+    if name in OF_JOBS:
+        return [thing["job"]]
+    makers = {
+        "approval": lambda: [thing["approval"]],
+        "nothing": lambda: ["nothing/of/the/kind"],
+        **dict.fromkeys(("check_cloud", "refresh_cloud"), lambda: [with_nova().pk]),
+    }
+    return makers[name]() if name in makers else []
+
+
+def somebodys_token():
+    return Token.objects.make(User.objects.get(username="somebody"), "theirs", [], 1)[0].pk
 
 
 def wanted(name, who, method, team):
@@ -201,6 +277,8 @@ def wanted(name, who, method, team):
 
 
 def outcome(response):
+    if response.status_code == 401:
+        return "login"
     if response.status_code == 302 and response.headers["Location"].startswith("/login/"):
         return "login"
     return str(response.status_code) if response.status_code in (403, 404, 405) else "allowed"
@@ -211,7 +289,9 @@ def fits(name, got, want):
         return got in ("login", "allowed")  # where it leads, without a password that was typed before
     if name == "change_factor" and want == "allowed":
         return got == "404"  # for nobody here has one
-    if name == "end_session" and want == "allowed":
+    if name == "api:nothing":
+        return got == "404"
+    if name in ("end_session", "revoke_token") and want == "allowed":
         return got == "404"  # somebody else's
     return got == want or got in want.split(" or ")
 
@@ -219,6 +299,24 @@ def fits(name, got, want):
 def teams_for(name):
     """The other team's object is asked for where there is one."""
     return ("red", "blue") if name in OF_TEAMS else ("red",)
+
+
+def entered(who, people, name):
+    """A browser of this person that is logged in; for the API, a program that shows a token for everything."""
+    client = Client()
+    if who == "anonymous":
+        return client, {}
+    if name.startswith("api:"):
+        letters = Token.objects.make(people[who], "all", ["submit", "approve", "administer", "audit"], 1)[1]
+        return client, {"headers": {"Authorization": f"Bearer {letters}"}}
+    client.force_login(people[who])
+    return client, {}
+
+
+def body(name, method):
+    """What makes a request to an operation one that it understands."""
+    sent = SENT.get(name.removeprefix("api:")) if method in ("POST", "PUT") and name.startswith("api:") else None
+    return {"data": json.dumps(sent), "content_type": "application/json"} if sent is not None else {}
 
 
 class Undone(Exception):  # noqa: N818
@@ -230,15 +328,13 @@ def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things)
     wrong = []
     addresses = {team: reverse(name, args=arguments(name, things[team])) for team in teams_for(name)}
     for who in PEOPLE:
-        client = Client()
-        if who != "anonymous":
-            client.force_login(people[who])
+        client, shown = entered(who, people, name)
         cookies = client.cookies.output()
         for team, address in addresses.items():
             for method in METHODS:
                 try:
                     with transaction.atomic():
-                        got = outcome(client.generic(method, address))
+                        got = outcome(client.generic(method, address, **body(name, method), **shown))
                         raise Undone
                 except Undone:
                     client.cookies.load(cookies.replace("Set-Cookie: ", ""))

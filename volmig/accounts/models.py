@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from volmig.accounts.factors import App  # noqa: F401 - a model of this app, too
+from volmig.accounts.tokens import Token as Token
 
 STANDARD = "everybody"  # the team that everything belongs to until somebody says otherwise
 SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the database

@@ -1,6 +1,6 @@
 """Who may do what and on what: five roles, which are Django groups, the verbs that each allows, and teams."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, Self, TypeVar
 
@@ -10,6 +10,7 @@ from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
 
 from volmig.accounts.models import Team
+from volmig.refused import Sentence
 
 ALLOWS = {
     "viewer": {"view"},
@@ -46,12 +47,23 @@ def may(user: Any, verb: str) -> bool:
     """Tells whether one of the person's roles allows the verb: view, submit, approve, administer or audit."""
     if verb not in SENTENCES:
         raise ValueError(f"unknown verb {verb!r}")
-    return any(verb in ALLOWS[role] for role in roles_of(user))
+    return verb in scope_of(user) and any(verb in ALLOWS[role] for role in roles_of(user))
 
 
-def refusal(verb: str) -> str:
+def scope_of(user: Any) -> Collection[str]:
+    """The verbs that are open to this person here: all of them on pages, those of their token to a program."""
+    scope: Collection[str] = getattr(user, "scope", SENTENCES)
+    return scope
+
+
+def refusal(user: Any, verb: str) -> Sentence:
+    """Why the person may not use the verb at all."""
+    if verb not in scope_of(user):
+        said = f"This token was not made to {SENTENCES[verb]}. Make one on your account page that is."
+        return Sentence("token-scope", said)
     roles = sorted(role for role, verbs in ALLOWS.items() if verb in verbs)
-    return f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
+    said = f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
+    return Sentence("no-role", said)
 
 
 def sees_all(user: Any) -> bool:
@@ -66,9 +78,9 @@ def teams_of(user: Any) -> set[int]:
     return set(user._teams)
 
 
-def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[str]:
+def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[Sentence]:
     """Why the person may not do this to what belongs to all of these teams, as sentences; none when they may."""
-    sentences = [] if may(user, verb) else [refusal(verb)]
+    sentences = [] if may(user, verb) else [refusal(user, verb)]
     if verb in OF_MEMBERS:
         mine = teams_of(user) if user.is_active else set()
         strange = sorted({team.name for team in teams if team.pk not in mine})
@@ -76,9 +88,10 @@ def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[str]:
     return sentences
 
 
-def outsider(names: list[str]) -> str:
+def outsider(names: list[str]) -> Sentence:
     team = "team" if len(names) == 1 else "teams"
-    return f"You are no member of the {team} {' and '.join(names)}. An administrator can make you one."
+    said = f"You are no member of the {team} {' and '.join(names)}. An administrator can make you one."
+    return Sentence("no-member", said)
 
 
 class OwnedQuerySet(models.QuerySet[Row]):
@@ -109,12 +122,12 @@ class OwnedQuerySet(models.QuerySet[Row]):
         whether there is such a row.
         """
         if not may(user, verb):
-            raise PermissionDenied(refusal(verb))
+            raise PermissionDenied(refusal(user, verb))
         row = self.visible_to(user).filter(**key).first()
         if row is None:
             raise Http404
         if sentences := why_not(user, verb, row.teams()):  # type: ignore[attr-defined]
-            raise PermissionDenied(" ".join(sentences))
+            raise PermissionDenied(Sentence(sentences[0].code, " ".join(sentences)))
         return row
 
 
@@ -125,7 +138,7 @@ def needs(verb: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]
         @wraps(view)
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Answer:
             if not may(request.user, verb):
-                raise PermissionDenied(refusal(verb))
+                raise PermissionDenied(refusal(request.user, verb))
             return view(request, *args, **kwargs)
 
         return guarded

@@ -23,10 +23,12 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def origin() -> tuple[str, str]:
-    """Returns the address and the session from which the running request comes; empty outside of requests."""
+    """Returns the address and the session, or the token, of the running request; empty outside of requests."""
     request = current.get()
     if request is None:
         return "", ""
+    if token := getattr(request, "token", None):
+        return request.META.get("REMOTE_ADDR", ""), str(token)[:16]
     # Asked for when an event is written: logging in changes the key.
     return request.META.get("REMOTE_ADDR", ""), shortened(request.session.session_key or "")
 

@@ -1,0 +1,756 @@
+#!/usr/bin/env python3
+"""volmig: the command-line client. One file, Python 3.8 or later, nothing else to install.
+
+Where volmig is: VOLMIG_URL, or the file ~/.config/volmig/url. Who you are: VOLMIG_TOKEN, or ~/.config/volmig/token,
+which only you may be able to read. VOLMIG_CA_FILE names the certificates to trust in place of the system's.
+"""
+
+import argparse
+import json
+import os
+import ssl
+import stat
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+
+CODES = {
+    0: "done",
+    1: "a fault, of the client or of volmig",
+    2: "usage: the command line is not understood",
+    3: "refused: the sentence says why, and nothing was changed",
+    4: "no token, or one that does not count (any more)",
+    5: "no such thing, or it is not for you to know of",
+    6: "unreachable: volmig does not answer",
+    7: "halted: the migration stands still until a person has looked",
+    8: "undone: the migration came to nothing or was rolled back; the instance has its old disk",
+    9: "waiting: nothing goes on until a person does something",
+}
+FAULT, USAGE, REFUSED, TOKEN, NOT_FOUND, UNREACHABLE, HALTED, UNDONE, WAITING = range(1, 10)
+WAITS = {"planned": "start", "awaiting_approval": "approve", "on_trial": "confirm"}
+GOOD, BAD = {"done", "purged"}, {"undone", "rolled_back"}
+HOME = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "volmig"
+STATUSES = {401: TOKEN, 404: NOT_FOUND}
+Row = Dict[str, Any]
+
+
+class Stop(Exception):  # noqa: N818 - what it does
+    """Ends the program with a code and a sentence."""
+
+    def __init__(self, code: int, sentence: str, told: Optional[Row] = None) -> None:
+        self.code, self.sentence, self.told = code, sentence, told or {}
+        super().__init__(sentence)
+
+
+class Away(Stop):
+    """volmig did not answer; trying again may help."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(UNREACHABLE, sentence)
+
+
+# Talking to volmig
+
+
+def secret(variable: str, file: Path) -> str:
+    """A token from the environment, or from a file that nobody else can read."""
+    if os.environ.get(variable):
+        return os.environ[variable].strip()
+    try:
+        with file.open() as opened:
+            if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077:
+                raise Stop(TOKEN, f"Others can read {file}: chmod 600 {file}")
+            return opened.read().strip()
+    except FileNotFoundError:
+        raise Stop(TOKEN, f"No token: set {variable}, or write one to {file} (mode 0600).") from None
+    except OSError as error:
+        raise Stop(TOKEN, f"{file} cannot be read: {error.strerror}.") from None
+
+
+def where() -> str:
+    url = os.environ.get("VOLMIG_URL", "")
+    if not url and (HOME / "url").is_file():
+        url = (HOME / "url").read_text().strip()
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise Stop(USAGE, f"Where is volmig? Set VOLMIG_URL, such as https://volmig.example.org, or write {HOME}/url.")
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise Stop(USAGE, f"A token is not sent without encryption: {url} has to begin with https://")
+    return url.rstrip("/")
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token goes to the machine that it is for, and nowhere else."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: Any
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Stop(FAULT, "What answers there is no volmig, or a proxy in front of it is out of order.") from None
+
+
+class Server:
+    """One volmig, and who asks it."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url, self.token = url, token
+        context = ssl.create_default_context(cafile=os.environ.get("VOLMIG_CA_FILE") or None)
+        self.opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), NoRedirect)
+
+    def ask(self, method: str, path: str, sent: Optional[Row] = None, **headers: str) -> Answer:
+        """One request; a refusal is raised as Stop, silence as Away."""
+        named = {name.replace("_", "-"): value for name, value in headers.items() if value}
+        named.update({"Authorization": "Bearer " + self.token, "Accept": "application/json"})
+        data = None if sent is None else json.dumps(sent).encode()
+        if data is not None:
+            named["Content-Type"] = "application/json"
+        address = self.url + (path if path.startswith("/api/") else "/api/v1" + path)
+        request = urllib.request.Request(address, data, named, method=method)
+        try:
+            with self.opener.open(request, timeout=30) as response:
+                return Answer(response.status, response.read(), response.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return self.told(Answer(error.code, error.read(), error.headers))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise Stop(UNREACHABLE, f"{self.url} cannot prove who it is: {reason.verify_message}.") from None
+            raise Away(f"{self.url} does not answer: {reason}") from None
+
+    def told(self, answer: Answer) -> Answer:
+        """What is no success: not modified is an answer, a problem is raised."""
+        if answer.status == 304:
+            return answer
+        if answer.status in (502, 503, 504):
+            raise Away(f"{self.url} answers {answer.status}.")
+        if "problem+json" not in answer.headers.get("Content-Type", ""):
+            raise Stop(FAULT, f"{self.url} answers {answer.status}, and not as volmig does.")
+        told = answer.json()
+        code = FAULT if answer.status >= 500 else STATUSES.get(answer.status, REFUSED)
+        raise Stop(code, told["detail"], told)
+
+    def get(self, path: str, **asked: Any) -> Any:
+        query = urllib.parse.urlencode({name: value for name, value in asked.items() if value not in (None, "")})
+        return self.ask("GET", path + ("?" + query if query else "")).json()
+
+    def items(self, path: str, most: int, **asked: Any) -> List[Row]:
+        """A list, page after page, up to so many."""
+        page = self.get(path, **asked)
+        found = list(page["items"])
+        while page.get("next") and len(found) < most:
+            page = self.get(page["next"])
+            found += page["items"]
+        return found[:most]
+
+    def post(self, path: str, sent: Optional[Row] = None, **headers: str) -> Any:
+        return self.ask("POST", path, sent, **headers).json()
+
+    def patiently(self, seconds: float, call: Callable[[], Answer]) -> Answer:
+        """Asks again while nobody answers, for so long; only for what may be asked twice."""
+        until, pause = time.monotonic() + seconds, 0.5
+        while True:
+            try:
+                return call()
+            except Away as away:
+                if time.monotonic() + pause > until:
+                    raise
+                say(f"{away.sentence} Trying again.")
+                time.sleep(pause)
+                pause = min(pause * 2, 10)
+
+
+# Showing
+
+
+def say(sentence: str) -> None:
+    sys.stderr.write(clean(sentence) + "\n")
+
+
+def clean(text: Any) -> str:
+    """Names come from hypervisors: none of them may steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+
+
+def size(count: Optional[float]) -> str:
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def span(seconds: Optional[float]) -> str:
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    cells = [[clean("-" if cell in (None, "") else cell) for cell in row] for row in rows]
+    if not cells:
+        say("None.")
+        return
+    widths = [max(len(row[column]) for row in [list(head), *cells]) for column in range(len(head))]
+    for row in [[name.upper() for name in head], *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def show(args: argparse.Namespace, told: Any, people: Callable[[], Any]) -> None:
+    """JSON for programs, `people` for people."""
+    if args.json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    else:
+        people()
+
+
+def one_job(job: Row) -> None:
+    rows = [
+        ("migration", job["number"]),
+        ("status", job["status"] + (", halted" if job["halted"] else "")),
+        ("", job["sentence"]),
+        ("from", "{hypervisor} {path}".format(**job["source"])),
+        ("through", "{hypervisor} {path}".format(**job["relay"])),
+        (
+            "to",
+            "{} {} {} on {}".format(
+                job["instance_name"], job["instance_id"], job["disk"], job["destination"]["hypervisor"]
+            ),
+        ),
+        ("size", size(job["size"])),
+        ("ticket", job["ticket"] or "-"),
+        ("asked by", job["requester"]),
+    ]
+    if job["waiting_for"]:
+        rows.append(("waits for", job["waiting_for"]))
+    if job["halt"]:
+        rows.append(("next", job["halt"]["next"] or "see its page"))
+    if job["approval"]:
+        asked = job["approval"]
+        rows.append(("asked", "{kind}: {consents} of {approvers} consents, until {expires_at}".format(**asked)))
+    for name, value in rows:
+        print(f"{name:10} {clean(value)}".rstrip())
+    for action in job["actions"]:
+        if action["allowed"]:
+            print("{:10} {}".format("you may", clean("{verb}: {does}".format(**action))))
+
+
+# Commands
+
+
+def hosts(server: Server, args: argparse.Namespace) -> int:
+    found = server.items("/hypervisors", args.most, name=args.name)
+    show(args, found, lambda: table(
+        ["name", "state", "address", "fits as", "free in groups", "seen"],
+        [
+            [each["name"], each["state"], each["address"], ", ".join(each["fits_as"]),
+             ", ".join("{} {}".format(group["name"], size(group["free"] - group["held"])) for group in each["volume_groups"]),
+             each["seen_at"]]
+            for each in found
+        ],
+    ))  # fmt: skip
+    return 0
+
+
+def hypervisor(server: Server, name: str) -> Row:
+    found = server.items("/hypervisors", 1, name=name)
+    if not found:
+        raise Stop(NOT_FOUND, f"There is no hypervisor {name}, or it is not for you to know of.")
+    return found[0]
+
+
+def volumes(server: Server, args: argparse.Namespace) -> int:
+    if args.host:
+        number = hypervisor(server, args.host)["id"]
+        found = server.items(f"/hypervisors/{number}/volumes", args.most)
+        found = [each for each in found if args.words in each["path"]]
+    else:
+        found = server.items("/volumes", args.most, q=args.words)
+    rows = [
+        [each["hypervisor"], each["path"], size(each["size"]), "open" if each["is_open"] else "", each["lv_uuid"]]
+        for each in found
+    ]
+    show(args, found, lambda: table(["hypervisor", "volume", "size", "use", "uuid"], rows))
+    return 0
+
+
+def instances(server: Server, args: argparse.Namespace) -> int:
+    found = server.items("/servers", args.most, q=args.words)
+    rows = [
+        [
+            each["name"],
+            each["id"],
+            each["status"],
+            each["hypervisor"],
+            each["project"],
+            ", ".join(disk["name"] for disk in each["disks"]),
+        ]
+        for each in found
+    ]
+    show(args, found, lambda: table(["name", "id", "status", "hypervisor", "project", "disks on shares"], rows))
+    return 0
+
+
+def wish(args: argparse.Namespace) -> Row:
+    names = (
+        "source",
+        "volume",
+        "instance",
+        "disk",
+        "destination",
+        "relay",
+        "relay_vg",
+        "ticket",
+        "rate_mib",
+        "rollback_minutes",
+    )
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def asked(server: Server, args: argparse.Namespace, path: str, sent: Row) -> Row:
+    """Sends it until it is answered: by its key, it makes one migration however often it arrives."""
+    key = args.key or str(uuid.uuid4())
+    job: Row = server.patiently(args.patience, lambda: server.ask("POST", path, sent, Idempotency_Key=key)).json()
+    return job
+
+
+def submit(server: Server, args: argparse.Namespace) -> int:
+    job = asked(server, args, "/jobs", {**wish(args), "start": not args.no_start})
+    if args.watch:
+        say(f"Migration {job['number']}.")
+        args.number = job["number"]
+        return watch(server, args)
+    show(args, job, lambda: one_job(job))
+    return 0
+
+
+def preflight(server: Server, args: argparse.Namespace) -> int:
+    """Checks and plans on the hypervisors themselves, then lets go of everything unless it is to be kept."""
+    job = asked(server, args, "/preflight", wish(args))
+    number = job["number"]
+    job = outlast(server, args, number, {"checking"})
+    made = server.get(f"/jobs/{number}/plan")
+    good = job["status"] == "planned"
+    if good and not args.keep:
+        server.post(f"/jobs/{number}/cancel")
+        job = outlast(server, args, number, {"planned", "undoing"})
+    show(args, {"job": job, "plan": made}, lambda: print_plan(made))
+    if good:
+        say(
+            f"It could be done. Migration {number} is "
+            + ("planned: start or cancel it." if args.keep else "taken back.")
+        )
+        return 0
+    say(job["sentence"])
+    return HALTED if job["halted"] else UNDONE
+
+
+def outlast(server: Server, args: argparse.Namespace, number: int, statuses: Iterable[str]) -> Row:
+    """The migration once it is in none of these statuses any more, or halted."""
+    while True:
+        job: Row = server.patiently(args.patience, lambda: server.ask("GET", f"/jobs/{number}")).json()
+        if job["status"] not in statuses or job["halted"]:
+            return job
+        time.sleep(args.every)
+
+
+def print_plan(made: Row) -> None:
+    marks = {"blocks": "STOP", "warns": "warn", "informs": "info"}
+    table(
+        ["", "check"],
+        [["ok" if each["ok"] else marks.get(each["severity"], "?"), each["sentence"]] for each in made["checks"]],
+    )
+    if made["steps"]:
+        print()
+        table(
+            ["phase", "step", "on", "about"],
+            [[each["phase"], each["title"], each["hypervisor"], span(each["seconds"][1])] for each in made["steps"]],
+        )
+
+
+def bar(now: Row, width: int = 16) -> str:
+    run = now["running"]
+    if not run:
+        return str(now["sentence"])
+    if not run["bytes_total"]:
+        return f"{run['name']} on {run['hypervisor']}"
+    part = min(run["bytes_done"] / run["bytes_total"], 1)
+    full = "#" * int(part * width)
+    rate = f"{size(run['rate'])}/s" if run["rate"] else "no rate yet"
+    left = f"{span(run['seconds_left'])} left" if run["seconds_left"] is not None else "time left not known"
+    return f"{run['name']:8} [{full.ljust(width, '.')}] {part:6.1%} of {size(run['bytes_total'])}, {rate}, {left}"
+
+
+def over(now: Row, until: str) -> Optional[int]:
+    """The code to end with, or None while it goes on."""
+    if now["halted"]:
+        return HALTED
+    if now["status"] == until:
+        return 0
+    if now["status"] in BAD:
+        return UNDONE
+    if now["status"] in GOOD and until not in GOOD:
+        return 0
+    return WAITING if now["status"] in WAITS and not until else None
+
+
+def look(server: Server, args: argparse.Namespace, tag: str) -> Answer:
+    path = f"/jobs/{args.number}/progress"
+    return server.patiently(args.patience, lambda: server.ask("GET", path, If_None_Match=tag))
+
+
+def watch(server: Server, args: argparse.Namespace) -> int:
+    """Only looks: whoever ends it, the migration goes on."""
+    last, shown, tag = "", "", ""
+    live = sys.stderr.isatty() and not args.json
+    now: Row = {}
+    while True:
+        answer = look(server, args, tag)
+        if answer.status == 200:
+            now, tag = answer.json(), answer.headers.get("ETag", "")
+            if args.json:
+                print(json.dumps(now, ensure_ascii=False), flush=True)
+            shown, last = told(now, live, shown, last)
+        code = over(now, args.until)
+        if code is not None:
+            if live and shown:
+                sys.stderr.write("\n")
+            say(now["sentence"])
+            return code
+        time.sleep(args.every)
+
+
+def told(now: Row, live: bool, shown: str, last: str) -> Tuple[str, str]:
+    """Shows one state: on a terminal in one line that moves, else a line for each step."""
+    step = now["running"]["name"] if now["running"] else now["status"]
+    line = clean(bar(now))
+    if live:
+        sys.stderr.write("\r\033[K" + line[: max(20, columns() - 1)])
+        sys.stderr.flush()
+    elif step != last:
+        say(f"{now['status']}: {line}")
+    return line, step
+
+
+def columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80  # a serial console does not know
+    except OSError:
+        return 80
+
+
+def job(server: Server, args: argparse.Namespace) -> int:
+    found = server.get(f"/jobs/{args.number}")
+    show(args, found, lambda: one_job(found))
+    return 0
+
+
+def approve(server: Server, args: argparse.Namespace) -> int:
+    """Shows what a yes stands on, and consents to exactly that."""
+    found = server.get(f"/jobs/{args.number}")
+    if not found["approval"]:
+        raise Stop(REFUSED, "Nothing is asked of anybody about this migration.")
+    asked = server.get(f"/approvals/{found['approval']['id']}")
+    if args.digest and asked["digest"] != args.digest:
+        raise Stop(REFUSED, "What is asked now is not what --digest stands for; look at it again.")
+    if not args.json:
+        review(asked)
+    tail = args.instance or typed(args, "Last six characters of the instance's id: ")
+    sent = {"digest": asked["digest"], "instance": tail, "reason": reason(args), "kind": asked["kind"]}
+    after = server.post(f"/jobs/{args.number}/approve", sent)
+    show(args, after, lambda: print(clean(after["sentence"])))
+    return 0
+
+
+def review(asked: Row) -> None:
+    print(clean(asked["question"]))
+    rows = [("when", [asked["when"]]), ("if it goes wrong", [asked["if_wrong"]]), ("proved", asked["proofs"])]
+    rows += [("NOT PROVED", asked["unproved"]), ("warning", asked["warnings"]), ("differs", asked["differs"])]
+    for name, sentences in [*rows, ("runs", asked["commands"]), ("digest", [asked["digest"]])]:
+        for sentence in sentences:
+            print(f"  {name:17} {clean(sentence)}")
+
+
+def typed(args: argparse.Namespace, question: str) -> str:
+    if args.json or not sys.stdin.isatty():
+        raise Stop(USAGE, "Without a terminal to ask on, say --instance and --reason.")
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
+def reason(args: argparse.Namespace) -> str:
+    return args.reason or typed(args, "Reason, for the record: ")
+
+
+def reject(server: Server, args: argparse.Namespace) -> int:
+    return verb(server, args, "reject", {"reason": reason(args)})
+
+
+def withdraw(server: Server, args: argparse.Namespace) -> int:
+    return verb(server, args, "withdraw", {"reason": reason(args)})
+
+
+def rollback(server: Server, args: argparse.Namespace) -> int:
+    return verb(server, args, "rollback", {"now": args.now})
+
+
+def plain(name: str) -> Callable[[Server, argparse.Namespace], int]:
+    return lambda server, args: verb(server, args, name)
+
+
+def verb(server: Server, args: argparse.Namespace, name: str, sent: Optional[Row] = None) -> int:
+    after = server.post(f"/jobs/{args.number}/{name}", sent)
+    show(args, after, lambda: print(clean(after["sentence"])))
+    return 0
+
+
+def history(server: Server, args: argparse.Namespace) -> int:
+    names = ("host", "person", "status", "since", "until", "sort")
+    asked = {name: getattr(args, name) for name in names}
+    found = server.items("/jobs", args.most, q=args.words, limit=min(args.most, 200), **asked)
+    rows = [[each["number"], each["status"] + (" HALTED" if each["halted"] else ""), each["outcome"], each["instance_name"], each["disk"],
+             size(each["size"]), each["source"]["hypervisor"], each["destination"]["hypervisor"], each["requester"], each["created_at"][:16]]
+            for each in found]  # fmt: skip
+    show(
+        args,
+        found,
+        lambda: table(["no", "status", "outcome", "instance", "disk", "size", "from", "to", "by", "asked"], rows),
+    )
+    return 0
+
+
+def events(server: Server, args: argparse.Namespace) -> int:
+    path = f"/jobs/{args.number}/events" if args.number else "/events"
+    found = server.items(path, args.most)
+    rows = [[each["seq"], each["at"][:19], each["actor"], each["action"], each["object"]] for each in found]
+    show(args, found, lambda: table(["no", "at", "who", "what", "on"], rows))
+    return 0
+
+
+def evidence(server: Server, args: argparse.Namespace) -> int:
+    file = Path(args.output or f"volmig-migration-{args.number}.zip")
+    if file.exists():
+        raise Stop(USAGE, f"{file} is there already.")
+    body = server.ask("GET", f"/jobs/{args.number}/evidence").body
+    part = file.with_name(file.name + ".part")
+    part.write_bytes(body)
+    part.replace(file)
+    show(args, {"file": str(file), "bytes": len(body)}, lambda: print(f"{file}: {size(len(body))}"))
+    return 0
+
+
+def leftovers(server: Server, args: argparse.Namespace) -> int:
+    if args.scan:
+        say(server.post("/leftovers/scan")["detail"])
+    page = server.get("/leftovers", all="true" if args.all else "")
+    found = page["items"]
+    rows = [[each["verdict"], each["kind"], each["place"], each["name"], each["number"], size(each["size"]), each["why_kept"] or "may be removed"]
+            for each in found]  # fmt: skip
+    show(args, page, lambda: table(["verdict", "kind", "on", "name", "migration", "size", ""], rows))
+    return 0
+
+
+def whoami(server: Server, args: argparse.Namespace) -> int:
+    me = server.get("/me")
+    show(
+        args,
+        me,
+        lambda: print(
+            clean(
+                "{person}, by the token “{token}” until {expires_at}; it may {0}".format(", ".join(me["scope"]), **me)
+            )
+        ),
+    )
+    return 0
+
+
+def completion(server: Any, args: argparse.Namespace) -> int:
+    """For bash: eval "$(volmig completion)"."""
+    words = {name: " ".join(sorted(options(each))) for name, each in commands().items()}
+    cases = "\n".join(f'    {name}) words="{flags}" ;;' for name, flags in words.items())
+    print(SCRIPT.format(commands=" ".join(words), cases=cases))
+    return 0
+
+
+SCRIPT = """_volmig() {{
+  local words current=${{COMP_WORDS[COMP_CWORD]}}
+  case ${{COMP_WORDS[1]}} in
+{cases}
+  esac
+  if [ "$COMP_CWORD" -eq 1 ]; then words="{commands}"; fi
+  COMPREPLY=( $(compgen -W "$words" -- "$current") )
+}}
+complete -F _volmig volmig"""
+
+
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise SystemExit(self.exit(USAGE, f"volmig: {message}\n"))
+
+
+def numbered(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("number", type=int, help="the migration's number")
+
+
+def listed(parser: argparse.ArgumentParser, most: int = 100) -> None:
+    parser.add_argument("--most", type=int, default=most, help="at most so many")
+
+
+def patient(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="how long to try again when volmig does not answer",
+    )
+    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="how often to look")
+
+
+def wishing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, metavar="HYPERVISOR")
+    parser.add_argument("--volume", required=True, metavar="VG/LV")
+    parser.add_argument("--instance", required=True, metavar="UUID", help="whose disk is replaced")
+    parser.add_argument("--disk", help="which of its disks (disk.local)")
+    parser.add_argument("--destination", metavar="HYPERVISOR", help="only when several have the instance")
+    parser.add_argument("--relay", required=True, metavar="HYPERVISOR")
+    parser.add_argument("--relay-vg", required=True, metavar="VG")
+    parser.add_argument("--ticket")
+    parser.add_argument("--rate", dest="rate_mib", type=float, metavar="MIB", help="limit in MiB/s")
+    parser.add_argument("--rollback-minutes", type=int, metavar="N", help="rollback approved in advance, for so long")
+    parser.add_argument("--key", help="one migration for this key, however often it is asked for")
+    patient(parser)
+
+
+def until(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--until", default="", metavar="STATUS", help="watch past requests, to this status")
+
+
+def reasoned(parser: argparse.ArgumentParser) -> None:
+    numbered(parser)
+    parser.add_argument("--reason", help="for the record")
+
+
+def build() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code}  {means}" for code, means in CODES.items())
+    parser = Parser(
+        prog="volmig",
+        description=__doc__,
+        epilog=f"exit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version="volmig client, API v1")
+    parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (run, words, *shapes) in COMMANDS.items():
+        each = parts.add_parser(name, help=words, description=words)
+        each.add_argument("--json", action="store_true", help="for programs")
+        for shape in shapes:
+            shape(each)
+        each.set_defaults(run=run)
+    parser.parts = parts.choices  # type: ignore[attr-defined]
+    return parser
+
+
+def commands() -> Dict[str, argparse.ArgumentParser]:
+    return build().parts  # type: ignore[attr-defined,no-any-return]
+
+
+def options(parser: argparse.ArgumentParser) -> List[str]:
+    return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def words_of(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="?", default="", help="what to look for")
+    listed(parser)
+
+
+def with_flag(flag: str, words: str, **more: Any) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(flag, help=words, **(more or {"action": "store_true"}))
+
+    return add
+
+
+def filters(parser: argparse.ArgumentParser) -> None:
+    for name in ("host", "person", "status", "since", "until", "sort"):
+        parser.add_argument("--" + name, default="")
+
+
+COMMANDS: Dict[str, Tuple[Any, ...]] = {
+    "whoami": (whoami, "whose token this is, and what it may"),
+    "hosts": (hosts, "hypervisors", with_flag("--name", "only this one", default=""), listed),
+    "volumes": (volumes, "logical volumes", with_flag("--host", "of this hypervisor", default=""), words_of),
+    "instances": (instances, "instances by name, id, project or address", words_of),
+    "preflight": (preflight, "check and plan on the hypervisors, without running", wishing, with_flag("--keep", "keep it planned")),
+    "submit": (submit, "ask for a migration", wishing, with_flag("--no-start", "check and plan only"), with_flag("--watch", "then watch it"), until),
+    "show": (job, "one migration", numbered),
+    "watch": (watch, "follow a migration until a person is needed or it ends", numbered, until, patient),
+    "approve": (approve, "consent to what is asked for", reasoned, with_flag("--instance", "last six characters of the instance's id", metavar="TAIL"),
+                with_flag("--digest", "only if this is what is asked for", metavar="SHA256")),
+    "reject": (reject, "reject what is asked for", reasoned),
+    "withdraw": (withdraw, "take your own consent back", reasoned),
+    "start": (plain("start"), "start what is planned", numbered),
+    "cancel": (plain("cancel"), "stop at the next safe point and take everything back", numbered),
+    "resume": (plain("resume"), "go on where it was halted", numbered),
+    "try-again": (plain("try-again"), "look at once at what it waits for", numbered),
+    "confirm": (plain("confirm"), "say that the instance has its data", numbered),
+    "rollback": (rollback, "ask for a rollback", numbered, with_flag("--now", "use the one that was approved in advance")),
+    "purge": (plain("purge"), "ask for the purge of the disk that is not in use", numbered),
+    "rehearse": (plain("rehearse"), "have the kept disk read and compared", numbered),
+    "history": (history, "migrations", words_of, filters),
+    "events": (events, "the record, or a migration's part of it", with_flag("--number", "of this migration", type=int, metavar="N"), listed),
+    "evidence": (evidence, "a migration's evidence as an archive", numbered, with_flag("--output", "the file", metavar="FILE")),
+    "leftovers": (leftovers, "what is left over on hypervisors", with_flag("--all", "also what is in use"), with_flag("--scan", "have every hypervisor tell anew")),
+    "completion": (completion, 'for bash: eval "$(volmig completion)"'),
+}  # fmt: skip
+
+
+def main(words: Optional[Sequence[str]] = None) -> int:
+    args = build().parse_args(words)
+    try:
+        server = None if args.run is completion else Server(where(), secret("VOLMIG_TOKEN", HOME / "token"))
+        code: int = args.run(server, args)
+        sys.stdout.flush()
+        return code
+    except Stop as stop:
+        if args.json and stop.told:
+            print(json.dumps(stop.told, indent=1, ensure_ascii=False))
+        else:
+            say(f"volmig: {stop.sentence}")
+        return stop.code
+    except KeyboardInterrupt:
+        say("")
+        return 130
+    except BrokenPipeError:  # whoever read this has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
