@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from jobs.models import Job
 from tests.api.conftest import WISH, Program, code, letters_of
@@ -132,3 +133,19 @@ def test_of_ten_that_send_the_same_key_at_once_one_makes_the_migration_and_all_a
         thread.join()
     assert sorted(each.status_code for each in told) == [200] * 9 + [201]
     assert {each.json()["number"] for each in told} == {Job.objects.get().pk}
+
+
+@pytest.mark.parametrize("verb", ["approve", "reject", "withdraw"])
+def test_nobody_decides_about_a_migration_that_is_not_as_they_read_it(verb, program_of, dana, kim, hosts):
+    job, program = scenes.job(dana, "awaiting_approval"), program_of(kim)
+    asked = scenes.approval(job)
+    if verb == "withdraw":
+        scenes.decision(asked, kim)
+    tag = program.get(f"/jobs/{job.pk}").headers["ETag"]
+    Job.objects.filter(pk=job.pk).update(cancel_requested_at=timezone.now())
+    sent = consent(job, asked) if verb == "approve" else {"reason": "Agreed."}
+    before = Event.objects.count()
+    assert code(program.post(f"/jobs/{job.pk}/{verb}", sent, If_Match=tag)) == "changed-meanwhile"
+    assert Event.objects.count() == before
+    tag = program.get(f"/jobs/{job.pk}").headers["ETag"]
+    assert program.post(f"/jobs/{job.pk}/{verb}", sent, If_Match=tag).status_code == 200
