@@ -6,8 +6,10 @@ which only you may be able to read. VOLMIG_CA_FILE names the certificates to tru
 """
 
 import argparse
+import http.client
 import json
 import os
+import re
 import ssl
 import stat
 import sys
@@ -30,12 +32,16 @@ CODES = {
     7: "halted: the migration stands still until a person has looked",
     8: "undone: the migration came to nothing or was rolled back; the instance has its old disk",
     9: "waiting: nothing goes on until a person does something",
+    130: "ended by Ctrl-C; what was asked for goes on",
 }
 FAULT, USAGE, REFUSED, TOKEN, NOT_FOUND, UNREACHABLE, HALTED, UNDONE, WAITING = range(1, 10)
-WAITS = {"planned": "start", "awaiting_approval": "approve", "on_trial": "confirm"}
-GOOD, BAD = {"done", "purged"}, {"undone", "rolled_back"}
+STATUSES = (
+    "checking", "planned", "preparing", "awaiting_approval", "approved", "swapping", "on_trial", "rolling_back",
+    "undoing", "done", "rolled_back", "purging", "undone", "purged",
+)  # fmt: skip
+KEEPING = ("done", "rolled_back")  # ends, unless the purge is what one waits for
 HOME = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "volmig"
-STATUSES = {401: TOKEN, 404: NOT_FOUND}
+MEANS = {401: TOKEN, 404: NOT_FOUND}
 Row = Dict[str, Any]
 
 
@@ -57,17 +63,22 @@ class Away(Stop):
 # Talking to volmig
 
 
-def secret(variable: str, file: Path) -> str:
-    """A token from the environment, or from a file that nobody else can read."""
-    if os.environ.get(variable):
-        return os.environ[variable].strip()
+def token() -> str:
+    """From the environment, or from a file that nobody else can read."""
+    letters = os.environ.get("VOLMIG_TOKEN", "").strip() or kept(HOME / "token")
+    if not re.fullmatch("[!-~]+", letters):  # else Python's complaint about the header would print it
+        raise Stop(TOKEN, "What is there in place of a token is none: a token is one word.")
+    return letters
+
+
+def kept(file: Path) -> str:
     try:
-        with file.open() as opened:
+        with file.open(errors="replace") as opened:
             if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077:
                 raise Stop(TOKEN, f"Others can read {file}: chmod 600 {file}")
             return opened.read().strip()
     except FileNotFoundError:
-        raise Stop(TOKEN, f"No token: set {variable}, or write one to {file} (mode 0600).") from None
+        raise Stop(TOKEN, f"No token: set VOLMIG_TOKEN, or write one to {file} (mode 0600).") from None
     except OSError as error:
         raise Stop(TOKEN, f"{file} cannot be read: {error.strerror}.") from None
 
@@ -76,12 +87,20 @@ def where() -> str:
     url = os.environ.get("VOLMIG_URL", "")
     if not url and (HOME / "url").is_file():
         url = (HOME / "url").read_text().strip()
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
+    if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?", url, re.ASCII):
         raise Stop(USAGE, f"Where is volmig? Set VOLMIG_URL, such as https://volmig.example.org, or write {HOME}/url.")
+    parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
         raise Stop(USAGE, f"A token is not sent without encryption: {url} has to begin with https://")
     return url.rstrip("/")
+
+
+def trusted() -> ssl.SSLContext:
+    file = os.environ.get("VOLMIG_CA_FILE") or None
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise Stop(USAGE, f"VOLMIG_CA_FILE: {file} has no certificates to trust: {error.strerror or error}.") from None
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -108,8 +127,7 @@ class Server:
 
     def __init__(self, url: str, token: str) -> None:
         self.url, self.token = url, token
-        context = ssl.create_default_context(cafile=os.environ.get("VOLMIG_CA_FILE") or None)
-        self.opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), NoRedirect)
+        self.opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=trusted()), NoRedirect)
 
     def ask(self, method: str, path: str, sent: Optional[Row] = None, **headers: str) -> Answer:
         """One request; a refusal is raised as Stop, silence as Away."""
@@ -126,11 +144,13 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 return self.told(Answer(error.code, error.read(), error.headers))
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise Stop(UNREACHABLE, f"{self.url} cannot prove who it is: {reason.verify_message}.") from None
             raise Away(f"{self.url} does not answer: {reason}") from None
+        except ValueError:
+            raise Stop(USAGE, "A key of a request is made of letters, digits and signs, without spaces.") from None
 
     def told(self, answer: Answer) -> Answer:
         """What is no success: not modified is an answer, a problem is raised."""
@@ -141,7 +161,7 @@ class Server:
         if "problem+json" not in answer.headers.get("Content-Type", ""):
             raise Stop(FAULT, f"{self.url} answers {answer.status}, and not as volmig does.")
         told = answer.json()
-        code = FAULT if answer.status >= 500 else STATUSES.get(answer.status, REFUSED)
+        code = FAULT if answer.status >= 500 else MEANS.get(answer.status, REFUSED)
         raise Stop(code, told["detail"], told)
 
     def get(self, path: str, **asked: Any) -> Any:
@@ -349,6 +369,7 @@ def preflight(server: Server, args: argparse.Namespace) -> int:
     """Checks and plans on the hypervisors themselves, then lets go of everything unless it is to be kept."""
     job = asked(server, args, "/preflight", wish(args))
     number = job["number"]
+    say(f"Migration {number} is looked at; until it is taken back it holds its volume and its instance.")
     job = outlast(server, args, number, {"checking"})
     made = server.get(f"/jobs/{number}/plan")
     good = job["status"] == "planned"
@@ -406,13 +427,14 @@ def over(now: Row, until: str) -> Optional[int]:
     """The code to end with, or None while it goes on."""
     if now["halted"]:
         return HALTED
-    if now["status"] == until:
+    status = now["status"]
+    if status == until:
         return 0
-    if now["status"] in BAD:
-        return UNDONE
-    if now["status"] in GOOD and until not in GOOD:
-        return 0
-    return WAITING if now["status"] in WAITS and not until else None
+    if status in KEEPING and until in ("purging", "purged"):
+        return None
+    if status in ("undone", "purged", *KEEPING):
+        return 0 if status == "done" or now["outcome"] == "done" else UNDONE
+    return WAITING if now["wants"] and not until else None
 
 
 def look(server: Server, args: argparse.Namespace, tag: str) -> Answer:
@@ -649,7 +671,8 @@ def wishing(parser: argparse.ArgumentParser) -> None:
 
 
 def until(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--until", default="", metavar="STATUS", help="watch past requests, to this status")
+    words = "watch past requests, to this status: " + ", ".join(STATUSES)
+    parser.add_argument("--until", default="", choices=STATUSES, metavar="STATUS", help=words)
 
 
 def reasoned(parser: argparse.ArgumentParser) -> None:
@@ -734,7 +757,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
 def main(words: Optional[Sequence[str]] = None) -> int:
     args = build().parse_args(words)
     try:
-        server = None if args.run is completion else Server(where(), secret("VOLMIG_TOKEN", HOME / "token"))
+        server = None if args.run is completion else Server(where(), token())
         code: int = args.run(server, args)
         sys.stdout.flush()
         return code
@@ -750,6 +773,9 @@ def main(words: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:  # whoever read this has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:  # a file that cannot be written
+        say(f"volmig: {error}")
+        return FAULT
 
 
 if __name__ == "__main__":

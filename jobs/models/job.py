@@ -249,6 +249,7 @@ class Job(models.Model):
     time_left = story.time_left
     log = story.log
     actions = story.actions
+    wants = story.wants
     halted = story.halted
     has_backup = story.has_backup
     backup = backup.of

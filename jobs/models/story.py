@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils import timezone
 
@@ -32,6 +32,7 @@ SENTENCES = {
     "purging": "The disk that is not in use is being deleted.",
     "purged": "The disk that was not in use is deleted; nothing of this migration is left.",
 }
+Want = Literal["", "start", "approve", "confirm"]
 PHASES = {"checking": "", "planned": "A", "preparing": "A", "swapping": "B", "on_trial": "C", "purging": "D"}
 
 
@@ -312,6 +313,28 @@ def actions(job: Job, user: Any) -> list[Action]:
     if job.status in states.CANCELLABLE:
         offered.append(halt_ways.get("cancel", CANCEL).for_user(user, teams, job.why_no_cancel()))
     return offered
+
+
+def wants(job: Job) -> Want:
+    """What some person has to do before it goes on: start, approve or confirm; empty while workers have their turn.
+
+    A status alone does not tell: it stays for a moment after a person has done their part.
+    """
+    if job.halt_reason:
+        return ""
+    if job.status == "planned":
+        return "" if job.start_requested_at or job.cancel_requested_at else "start"
+    if job.status == "awaiting_approval":
+        return "" if job.cancel_requested_at else _undecided(job, "swap")
+    if job.status == "on_trial" and not job.confirmed_at:
+        asked = job.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).exists()
+        return _undecided(job, "rollback") if asked else "confirm"
+    return ""
+
+
+def _undecided(job: Job, kind: str) -> Want:
+    asked = job.approvals.open().filter(kind=kind).first()
+    return "approve" if asked and asked.state == "open" else ""
 
 
 def has_backup(job: Job) -> bool:

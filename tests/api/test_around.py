@@ -1,14 +1,17 @@
 """What programs read and do besides migrations: hypervisors, instances, leftovers, the record; and how lists go on."""
 
 import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.db import connection
 
 from hosts.models import Hypervisor
 from hosts.remote.host import fingerprint
 from jobs.bundle import archive
 from jobs.models import Job, Removal
-from tests.api.conftest import code
+from tests.api.conftest import Program, code
 from tests.pages import scenes
 from volmig.record.models import Event
 
@@ -71,6 +74,26 @@ def test_a_registration_is_changed_only_by_whoever_read_it(program_of, ada, host
     assert code(program.ask("PUT", path, {**told, "address": "192.0.2.201"}, If_Match=tag)) == "changed-meanwhile"
     host.refresh_from_db()
     assert host.address == "192.0.2.200"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_who_read_the_same_registration_one_changes_it(program_of, ada, hosts):
+    program, path = program_of(ada), f"/hypervisors/{hosts['jump-02'].pk}/registration"
+    read = program.get(path)
+
+    def change(number):
+        told = {**read.json(), "address": f"192.0.2.{number}"}
+        try:
+            return number, Program(program.letters).ask("PUT", path, told, If_Match=read.headers["ETag"]).status_code
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(change, range(100, 108)))
+    assert Counter(status for _, status in answers) == {200: 1, 412: 7}
+    [winner] = [number for number, status in answers if status == 200]
+    assert Hypervisor.objects.get(name="jump-02").address == f"192.0.2.{winner}"
+    assert Event.objects.filter(action="hypervisor.change").count() == 1
 
 
 def test_a_hypervisor_is_retired_by_its_name(program_of, ada, hosts):

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from django.test import Client
 
 from hosts.models import LogicalVolume
+from jobs.engine import states
 from jobs.models import Job
 from tests.api.conftest import VERBS, letters_of
 from tests.api.test_refusals import world
@@ -226,7 +227,26 @@ def test_without_a_token_that_counts_nothing_is_told(shell, letters):
     assert shell.run("hosts", VOLMIG_TOKEN=letters)[:2] == (client.TOKEN, "")
 
 
-@pytest.mark.parametrize("url", ["http://volmig.example.org", "", "volmig.example.org", "file:///etc/passwd"])
+def test_what_is_no_token_is_not_printed(shell):
+    code, printed, said = shell.run("hosts", VOLMIG_TOKEN="volmig_sec\nret")
+    assert (code, "sec" in printed + said) == (client.TOKEN, False)
+
+
+def test_certificates_that_are_not_there_are_not_passed_over(shell, tmp_path):
+    code, _, said = shell.run("hosts", VOLMIG_CA_FILE=str(tmp_path / "none.pem"))
+    assert (code, "VOLMIG_CA_FILE" in said) == (client.USAGE, True)
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(shell, dana, tmp_path):
+    number = str(scenes.job(dana, "done").pk)
+    code, _, said = shell.run("evidence", number, "--output", str(tmp_path / "nowhere" / "evidence.zip"))
+    assert (code, "nowhere" in said, "Traceback" in said) == (client.FAULT, True, False)
+
+
+NOWHERE = ["", "volmig.example.org", "file:///etc/passwd", "https://volmig example", "https://volmig.example.org:x"]
+
+
+@pytest.mark.parametrize("url", ["http://volmig.example.org", *NOWHERE])
 def test_a_token_is_not_sent_without_encryption_or_to_nowhere(shell, url):
     assert shell.run("hosts", VOLMIG_URL=url)[0] == client.USAGE
 
@@ -270,8 +290,12 @@ ME = {"person": "x", "roles": [], "scope": [], "token": "x", "expires_at": "2030
 GOOD = (200, {"Content-Type": "application/json"}, json.dumps(ME).encode())
 NOW = {
     "number": 1, "status": "done", "outcome": "", "halted": False, "sentence": "It is done.", "waiting_for": "",
-    "running": None, "seconds_left": None, "steps": [],
+    "running": None, "seconds_left": None, "steps": [], "wants": "",
 }  # fmt: skip
+
+
+def told(**now):
+    return 200, {"Content-Type": "application/json"}, json.dumps({**NOW, **now}).encode()
 
 
 @pytest.fixture
@@ -287,9 +311,40 @@ def test_a_server_that_is_away_is_unreachable(alone):
 
 def test_watching_outlasts_a_restart_of_the_server(alone):
     busy = (503, {}, b"")
-    with Fake(busy, busy, (200, {"Content-Type": "application/json"}, json.dumps(NOW).encode())) as server:
+    with Fake(busy, busy, told()) as server:
         code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
     assert (code, said.count("Trying again")) == (0, 2)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(alone):
+    with Fake((200, {"Content-Length": "999"}, b'{"number": 1'), told()) as server:
+        code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
+    assert (code, said.count("Trying again"), "Traceback" in said) == (0, 1, False)
+
+
+@pytest.mark.parametrize("status", ["planned", "awaiting_approval", "on_trial"])
+def test_what_a_person_has_just_done_is_not_waited_for_again(status, alone):
+    with Fake(told(status=status), told(status=status, sentence="Now."), told()) as server:
+        assert alone.run("watch", "1", "--every", "0.05", VOLMIG_URL=server.url)[0] == 0
+    with Fake(told(status=status, wants="somebody")) as server:
+        assert alone.run("watch", "1", VOLMIG_URL=server.url)[0] == client.WAITING
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("done", 0), ("rolled back", client.UNDONE), ("failed", client.UNDONE)])
+def test_a_purge_does_not_change_how_it_came_out(outcome, code, alone):
+    with Fake(told(status="purged", outcome=outcome)) as server:
+        assert alone.run("watch", "1", VOLMIG_URL=server.url)[0] == code
+
+
+@pytest.mark.parametrize("status", ["done", "rolled_back"])
+def test_a_purge_is_waited_for_where_it_is_what_one_waits_for(status, alone):
+    with Fake(told(status=status), told(status="purging"), told(status="purged")) as server:
+        assert alone.run("watch", "1", "--until", "purged", "--every", "0.05", VOLMIG_URL=server.url)[0] == 0
+
+
+def test_watching_knows_the_statuses_that_there_are(alone):
+    assert set(client.STATUSES) == set(states.STATUSES)
+    assert alone.run("watch", "1", "--until", "finished")[0] == client.USAGE
 
 
 def test_watching_gives_up_when_its_patience_is_over(alone):

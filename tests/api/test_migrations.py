@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from jobs.models import Job
 from tests.api.conftest import WISH, Program, code, letters_of
@@ -132,3 +133,53 @@ def test_of_ten_that_send_the_same_key_at_once_one_makes_the_migration_and_all_a
         thread.join()
     assert sorted(each.status_code for each in told) == [200] * 9 + [201]
     assert {each.json()["number"] for each in told} == {Job.objects.get().pk}
+
+
+NOW = timezone.now()
+DONE = {
+    "planned": ("start", {"start_requested_at": NOW}),
+    "awaiting_approval": ("approve", {"cancel_requested_at": NOW}),
+    "on_trial": ("confirm", {"confirmed_at": NOW}),
+}
+
+
+@pytest.mark.parametrize("status", DONE)
+def test_it_wants_nothing_of_people_any_more_once_they_have_done_their_part(status, program_of, dana, hosts):
+    job, program = scenes.job(dana, status), program_of(dana)
+    if status == "awaiting_approval":
+        scenes.approval(job)
+    wanted, part = DONE[status]
+    assert program.get(f"/jobs/{job.pk}/progress").json()["wants"] == wanted
+    Job.objects.filter(pk=job.pk).update(**part)
+    told = program.get(f"/jobs/{job.pk}/progress").json()
+    assert (told["status"], told["wants"]) == (status, "")
+
+
+@pytest.mark.parametrize(("status", "kind"), [("awaiting_approval", "swap"), ("on_trial", "rollback")])
+def test_it_wants_an_approval_until_enough_people_gave_it(status, kind, program_of, dana, kim, hosts):
+    job, program = scenes.job(dana, status), program_of(dana)
+    asked = scenes.approval(job, kind)
+    assert program.get(f"/jobs/{job.pk}/progress").json()["wants"] == "approve"
+    scenes.decision(asked, kim)
+    assert program.get(f"/jobs/{job.pk}/progress").json()["wants"] == ""
+
+
+def test_a_halted_migration_wants_none_of_the_usual(program_of, dana, hosts):
+    job = scenes.job(dana, "planned", halt_reason="A foreign volume is there.")
+    assert program_of(dana).get(f"/jobs/{job.pk}/progress").json()["wants"] == ""
+
+
+@pytest.mark.parametrize("verb", ["approve", "reject", "withdraw"])
+def test_nobody_decides_about_a_migration_that_is_not_as_they_read_it(verb, program_of, dana, kim, hosts):
+    job, program = scenes.job(dana, "awaiting_approval"), program_of(kim)
+    asked = scenes.approval(job)
+    if verb == "withdraw":
+        scenes.decision(asked, kim)
+    tag = program.get(f"/jobs/{job.pk}").headers["ETag"]
+    Job.objects.filter(pk=job.pk).update(cancel_requested_at=NOW)
+    sent = consent(job, asked) if verb == "approve" else {"reason": "Agreed."}
+    before = Event.objects.count()
+    assert code(program.post(f"/jobs/{job.pk}/{verb}", sent, If_Match=tag)) == "changed-meanwhile"
+    assert Event.objects.count() == before
+    tag = program.get(f"/jobs/{job.pk}").headers["ETag"]
+    assert program.post(f"/jobs/{job.pk}/{verb}", sent, If_Match=tag).status_code == 200

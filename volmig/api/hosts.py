@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -81,10 +82,13 @@ def active(request: HttpRequest, number: int) -> Hypervisor:
 @router.put("/{number}/registration", response=shapes.Registration, summary="Change its registration")
 def change(request: HttpRequest, response: HttpResponse, number: Number, told: shapes.Registration) -> Any:
     """Needs If-Match. The pinned key stays: another machine at a new address is refused, and quarantined."""
-    host = active(request, number)
-    match(request, shapes.Registration.of(host), needed=True)
-    form = checked(EditForm(columns(told), instance=active(request, number)))  # it writes into its own instance
-    form.change(host, request.user)
+    with transaction.atomic():
+        active(request, number)  # who may not change it is told so first
+        Hypervisor.objects.select_for_update().only("pk").filter(pk=number).first()  # of two that read the same, one
+        host = active(request, number)
+        match(request, shapes.Registration.of(host), needed=True)
+        form = checked(EditForm(columns(told), instance=active(request, number)))  # it writes into its own instance
+        form.change(host, request.user)
     return tagged(request, response, shapes.Registration.of(active(request, number)))
 
 

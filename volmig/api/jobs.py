@@ -192,12 +192,19 @@ def does(request: HttpRequest, response: HttpResponse, number: int, act: Any) ->
     """One verb of a migration, if it still is what If-Match says; the migration as it is then."""
     with transaction.atomic():
         job = found(request, "submit", number)
-        if request.headers.get("If-Match"):
-            Job.objects.select_for_update().filter(pk=number).first()
+        if as_read(request, number):
             job = found(request, "submit", number)
-            match(request, shapes.Job.read(job, request.user))
         act(job)
     return tagged(request, response, shapes.Job.read(found(request, "view", number), request.user))
+
+
+def as_read(request: HttpRequest, number: int) -> bool:
+    """Locks the migration and goes on only while it is what If-Match says; false, and no lock, without one."""
+    if not request.headers.get("If-Match"):
+        return False
+    Job.objects.select_for_update().only("pk").filter(pk=number).first()
+    match(request, shapes.Job.read(found(request, "view", number), request.user))
+    return True
 
 
 @router.post("/{number}/start", response=shapes.Job, summary="Start what is planned")
@@ -266,31 +273,36 @@ def asked_of(request: HttpRequest, number: int, kind: str | None) -> Approval:
     return named.order_by("-pk").find(request.user, "approve", job=number)
 
 
-def decided(request: HttpRequest, response: HttpResponse, number: int) -> Any:
+def decides(request: HttpRequest, response: HttpResponse, number: int, kind: str | None, act: Any) -> Any:
+    """One verb of a request for consent, if the migration still is what If-Match says."""
+    with transaction.atomic():
+        asked_of(request, number, kind)  # who may not decide is told so first
+        as_read(request, number)
+        act(asked_of(request, number, kind))
     return tagged(request, response, shapes.Job.read(found(request, "view", number), request.user))
 
 
 @router.post("/{number}/approve", response=shapes.Job, summary="Consent to what is asked for")
 def approve(request: HttpRequest, response: HttpResponse, number: Number, told: shapes.Consent) -> Any:
     """Needs a token that was made for approving within the last 15 minutes."""
-    asked = asked_of(request, number, told.kind)
-    sent = {"digest": told.digest, "tail": told.instance, "reason": told.reason}
-    form = checked(ConsentForm(sent, asked, "approve"), tail="instance")
-    asked.approve(request.user, form.cleaned_data["digest"], form.cleaned_data["reason"])
-    return decided(request, response, number)
+
+    def act(asked: Approval) -> None:
+        sent = {"digest": told.digest, "tail": told.instance, "reason": told.reason}
+        form = checked(ConsentForm(sent, asked, "approve"), tail="instance")
+        asked.approve(request.user, form.cleaned_data["digest"], form.cleaned_data["reason"])
+
+    return decides(request, response, number, told.kind, act)
 
 
 @router.post("/{number}/reject", response=shapes.Job, summary="Reject what is asked for")
 def reject(request: HttpRequest, response: HttpResponse, number: Number, told: shapes.Reason) -> Any:
     """Needs a token that was made for approving within the last 15 minutes. A rejected swap is undone."""
-    asked_of(request, number, told.kind).reject(request.user, told.reason)
-    return decided(request, response, number)
+    return decides(request, response, number, told.kind, lambda asked: asked.reject(request.user, told.reason))
 
 
 @router.post("/{number}/withdraw", response=shapes.Job, summary="Take one's own consent back")
 def withdraw(request: HttpRequest, response: HttpResponse, number: Number, told: shapes.Reason) -> Any:
-    asked_of(request, number, told.kind).withdraw(request.user, told.reason)
-    return decided(request, response, number)
+    return decides(request, response, number, told.kind, lambda asked: asked.withdraw(request.user, told.reason))
 
 
 @around.get("/approvals", response=shapes.Approvals, summary="What waits for you")

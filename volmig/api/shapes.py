@@ -17,6 +17,7 @@ from jobs.leftovers import Row
 from jobs.models import Approval as ApprovalRow
 from jobs.models import Footprint, StepRun
 from jobs.models import Job as JobRow
+from jobs.models.story import Want
 from jobs.review import Review as Reading
 from volmig.accounts.models import Token
 from volmig.record.models import Event as EventRow
@@ -508,13 +509,17 @@ class Pass(Schema):
 
 
 class Progress(Schema):
-    """How far a migration is. `seconds_left` to the end of this phase: low, middle, high; null when nothing runs."""
+    """How far a migration is. `seconds_left` to the end of this phase: low, middle, high; null when nothing runs.
+
+    `wants` is what some person has to do before it goes on: start, approve or confirm; empty while volmig is at it.
+    """
 
     number: int
     status: str
     outcome: str
     halted: bool
     sentence: str
+    wants: Want
     waiting_for: str
     running: Pass | None
     seconds_left: list[float] | None
@@ -530,6 +535,7 @@ class Progress(Schema):
         return cls(
             halted=bool(row.halt_reason),
             sentence=row.sentence(),
+            wants=row.wants(),
             running=Pass.of(run) if run else None,
             seconds_left=[round(each, 1) for each in left] if left else None,
             steps=steps,
