@@ -144,7 +144,7 @@ class Tailer:
         return Counter(socket.number for socket in self.sockets)
 
     async def follow_jobs(self, before: Marks) -> Marks:
-        """Send the new fragment of every watched job that moved, and `changed` when more than its bars did."""
+        """Send the fragment of every watched job that moved, and `changed` when more than its bars may have."""
         numbers = set(self.watched()) - {LIST, INBOX}
         if not numbers:
             return {}
@@ -152,7 +152,8 @@ class Tailer:
         now, fragments = await database_sync_to_async(look)(numbers, before)
         for number, html in fragments.items():
             await send(number, html)
-            if number in before and before[number][0] != now[number][0]:
+            # A first look too: what moved since its page was fetched, the tailer has never seen otherwise.
+            if number not in before or before[number][0] != now[number][0]:
                 await send(number, changed(number))
         return now
 
@@ -168,7 +169,7 @@ class Tailer:
     async def follow_inbox(self, before: tuple[Any, ...] | None) -> tuple[Any, ...]:
         """Tell every page when what waits for people is not what it was; each then asks how much waits for its own."""
         now: tuple[Any, ...] = await database_sync_to_async(waiting)()
-        if before is not None and now != before:
+        if now != before:
             await send(INBOX, json.dumps({"inbox": True}))
         return now
 

@@ -16,6 +16,9 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
 
 
+TRIES = 5  # a guest that has just booted may be slower than a hypervisor is given
+
+
 def main() -> None:
     django.setup()
     wanted = json.load(sys.stdin)
@@ -37,7 +40,7 @@ def person(name: str, roles: list[str], password: str) -> None:
 
 
 def hypervisor(row: dict[str, Any]) -> None:
-    """Registers, pins and reads one hypervisor; again is harmless."""
+    """Registers, pins and reads one hypervisor; again is harmless. A host that is slow to answer is asked again."""
     from django.contrib.auth.models import User
 
     from hosts import tasks
@@ -46,11 +49,16 @@ def hypervisor(row: dict[str, Any]) -> None:
     administrator = User.objects.filter(groups__name="administrator").first()
     cloud, _ = Cloud.objects.get_or_create(name="lab")
     known, _ = Hypervisor.objects.update_or_create(name=row["name"], defaults={**row, "cloud": cloud})
-    tasks.offer_key(known.pk)
-    known.refresh_from_db()
-    if known.offered_key:
-        known.pin(administrator, known.offered_key)
-    tasks.refresh(known.pk)
+    for _ in range(TRIES):
+        tasks.offer_key(known.pk)
+        known.refresh_from_db()
+        if known.offered_key:
+            known.pin(administrator, known.offered_key)
+        tasks.refresh(known.pk)
+        known.refresh_from_db()
+        if known.seen_at and not known.last_error:
+            return
+    raise SystemExit(f"{known} could not be read: {known.last_error}")
 
 
 def through_nova(entry: str) -> None:

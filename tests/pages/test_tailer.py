@@ -53,6 +53,13 @@ def test_a_session_does_not_speak_for_somebody_else(watcher, kim):
     assert still_allowed({(watcher[0], kim.pk, live.LIST)}) == set()
 
 
+class Watching:
+    """A socket of a page that shows one migration."""
+
+    def __init__(self, number):
+        self.number = number
+
+
 class Socket:
     """A connection that remembers how it was closed, or whose browser left without a word."""
 
@@ -118,6 +125,27 @@ def test_only_jobs_that_moved_are_rendered(dana, hosts):
     assert set(fragments) == {moving.pk}
     assert 'data-percent="100.0"' in fragments[moving.pk]
     assert now[moving.pk][0] == before[moving.pk][0], "a bar that moved is no reason to fetch anything again"
+
+
+def test_what_moved_between_a_page_and_the_first_look_is_told(dana, hosts, monkeypatch):
+    job, told = scenes.job(dana, "preparing"), []
+    first = look({job.pk}, {})
+    second = look({job.pk}, first[0])
+
+    async def send(number, text):
+        told.append(text)
+
+    async def looks(tailer):
+        before = await tailer.follow_jobs({})
+        await tailer.follow_jobs(before)
+
+    answers = [first, second]
+    monkeypatch.setattr(live, "look", lambda numbers, before: answers.pop(0))
+    monkeypatch.setattr(live, "send", send)
+    tailer = live.Tailer()
+    tailer.sockets = {Watching(job.pk)}
+    asyncio.run(looks(tailer))
+    assert told == [first[1][job.pk], live.changed(job.pk)]
 
 
 def test_a_decision_turns_what_depends_on_who_looks(dana, kim, hosts):
