@@ -303,8 +303,8 @@ def hypervisor(server: Server, name: str) -> Row:
 def volumes(server: Server, args: argparse.Namespace) -> int:
     if args.host:
         number = hypervisor(server, args.host)["id"]
-        found = server.items(f"/hypervisors/{number}/volumes", args.most)
-        found = [each for each in found if args.words in each["path"]]
+        every = server.items(f"/hypervisors/{number}/volumes", sys.maxsize)
+        found = [each for each in every if args.words in each["path"]][: args.most]
     else:
         found = server.items("/volumes", args.most, q=args.words)
     rows = [

@@ -47,6 +47,8 @@ class Run(Protocol):
     def ended_at(self) -> datetime | None: ...
     @property
     def silent_since(self) -> datetime | None: ...
+    @property
+    def progress_at(self) -> datetime | None: ...
 
 
 class Journal(Protocol):
@@ -287,7 +289,7 @@ class _Work:
         if known and self._has_to_go_back(planned, direction):
             return None
         undoing = "Undo: " if direction == "undo" else ""
-        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}."
+        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(run, self.clock())}"
         return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else LOOK_AGAIN))
 
     # Judging
@@ -432,6 +434,14 @@ def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datet
     said = " ".join(str(error) for error in errors)
     sentence = f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}"
     return Wait(sentence, now + pause, run.silent_since if silence > FLAGGED_AFTER else None)
+
+
+def _still(run: Run, now: datetime) -> str:
+    """What is said of work that moves no byte although its hypervisor answers: a link that it needs may be dead."""
+    pause = now - (run.progress_at or now)
+    if pause <= FLAGGED_AFTER:
+        return ""
+    return f" It has moved nothing for {int(pause.total_seconds())} s; somebody should look at the link and the disks."
 
 
 def _still_there(errors: Iterable[Failed]) -> Halt:

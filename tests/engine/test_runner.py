@@ -38,6 +38,7 @@ class Run:
     boot_id: str = ""
     ended_at: dt.datetime | None = None
     silent_since: dt.datetime | None = None
+    progress_at: dt.datetime | None = None
     hypervisor: str = ""
     pk: int = 0
     error: dict[str, Any] | None = None
@@ -167,6 +168,15 @@ def test_running_work_is_waited_for_and_asked_about_again_as_the_same_attempt(st
     assert "running on src" in outcome.sentence
     assert stage.advance() == runner.Finished()
     assert [run.attempt for run in stage.journal.runs("convert", "do")] == [1]
+
+
+def test_work_that_moves_no_byte_is_told_although_its_hypervisor_answers(stage):
+    stage.says("convert", Answer("running"), Answer("running"))
+    stage.advance()
+    (run,) = stage.journal.runs("convert", "do")
+    run.progress_at = stage.journal.clock() - dt.timedelta(seconds=91)
+    assert "moved nothing for 91 s" in stage.advance().sentence
+    assert run.silent_since is None, "it did answer"
 
 
 @pytest.mark.parametrize("code", ["foreign-volume", "unknown-state"])
