@@ -65,6 +65,7 @@ class Volume:
     uuid: str
     size: int
     content: str = ""
+    sealed: str = ""  # what its content was when its hash was noted
     tags: set[str] = field(default_factory=set)
     holders: list[str] = field(default_factory=list)
     permission: str = "writeable"
@@ -512,6 +513,10 @@ class FakeHost:
         self.copy().content = self.volumes[args["lv"]].content
         return {"file_size": 30 * MIB, "bytes_read": args["size"], "bytes_written": 30 * MIB, "seconds": 1.0}
 
+    def seal(self, args, job):
+        self.copy().sealed = self.copy().content
+        return {"sha256": "ab" * 32, "file_size": 30 * MIB}
+
     def compare(self, args, job):
         self.check_served(args)
         source = self.volumes[args["lv"]]
@@ -529,6 +534,8 @@ class FakeHost:
     def stage(self, args, job):
         if args["mountpoint"] not in self.mounts:
             raise Refusal("not-mounted", "nothing is mounted there")
+        if self.copy().content != self.copy().sealed:
+            raise Refusal("wrong-bytes", "the copy is not what it was before it was compared", "failed", None)
         new = File(next(self.site.inodes), self.copy().content, 30 * MIB)
         self.site.files[self.beside(job, "disk.new")] = new
         return {"sha256": "ab" * 32, "file_size": new.size, "inode": new.inode}

@@ -19,6 +19,7 @@ Range = tuple[float, float, float]
 # Bytes per second (slow, usual, fast) of a pass until earlier jobs have shown better; 1 Gbit/s is about 110 MB/s.
 GUESSES: Final[Mapping[str, Range]] = {
     "convert": (30e6, 80e6, 110e6),
+    "seal": (60e6, 200e6, 1000e6),
     "compare": (30e6, 80e6, 110e6),
     "stage": (30e6, 80e6, 110e6),
     "reread": (40e6, 90e6, 110e6),

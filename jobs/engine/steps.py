@@ -58,6 +58,7 @@ class Step:
 
 
 _RELAY_LV_UUID = Made("relay_lv", "lv_uuid", "lv_uuid of the relay LV")
+_SEAL = Made("seal", "sha256", "SHA-256 of the copy before it was compared")
 _SHA256 = Made("stage", "sha256", "SHA-256 of the staged copy")
 _STAGE_SIZE = Made("stage", "file_size", "size of the staged copy")
 _WRITES = Made("source_fence", "writes", "writes to the source LV when it was fenced")
@@ -181,6 +182,15 @@ TABLE: Final[tuple[Step, ...]] = (
         work="convert",
     ),
     Step(
+        "seal",
+        "A",
+        RELAY,
+        "seal",
+        "Take the SHA-256 of the copy before it is compared",
+        {"mountpoint": "relay_mount"},
+        work="seal",
+    ),
+    Step(
         "compare",
         "A",
         SOURCE,
@@ -203,6 +213,7 @@ TABLE: Final[tuple[Step, ...]] = (
             "share_source": "share_source",
             "rate": _RATE,
             "size": Made("compare", "file_size", "size of the copy", like="stage_size"),
+            "sha256": _SEAL,
         },
         undo="unstage",
         torn_by="swap",

@@ -24,7 +24,7 @@ BOXES: dict[str, dict[str, tuple[str, ...]]] = {
         "Export, mount": ("relay_fs", "relay_export", "source_mount"),
         "Fence source": ("source_fence",),
         "Convert": ("convert",),
-        "Compare": ("compare",),
+        "Compare": ("seal", "compare"),
         "Stage": ("stage",),
         "Verify stage": ("stage_verify",),
         "Clear relay": ("source_unmount", "relay_unexport", "relay_unmount", "relay_erase"),

@@ -18,6 +18,7 @@ MEASURED = {
     "relay_lv": {"lv_uuid": "xyz"},
     "relay_export": {"started": []},
     "source_fence": {"writes": 1, "sectors_written": 8, "was": "writeable", "holder_unit": "u"},
+    "seal": {"sha256": "ab"},
     "compare": {"file_size": 9},
     "stage": {"sha256": "ab", "file_size": 9},
     "stage_verify": {"inode": 2, "file_size": 9, "mtime_ns": 3, "sha256": "ab"},

@@ -72,6 +72,7 @@ def share(tmp_path, job, monkeypatch):
         "rate": 0,
         "size": MIB,
         "virtual_size": MIB,
+        "sha256": hashlib.sha256((mountpoint / "disk.qcow2").read_bytes()).hexdigest(),
     }
     return SimpleNamespace(
         args=args, job=job, instances=instances, place=instances / ".volmig" / job, image=mountpoint / "disk.qcow2"
@@ -80,7 +81,26 @@ def share(tmp_path, job, monkeypatch):
 
 def run(share, verb, **more):
     work = Work(dict(share.args, **more), share.job, VERBS[verb].acts)
-    return {"stage": stage.stage, "unstage": stage.unstage}[verb](work)
+    return {"seal": stage.seal, "stage": stage.stage, "unstage": stage.unstage}[verb](work)
+
+
+@pytest.mark.parametrize("name", ["disk.part", "disk.qcow2"])
+def test_the_copy_is_sealed_by_its_hash_whether_or_not_it_was_compared_already(share, name):
+    share.image = share.image.rename(share.image.with_name(name))
+    size = share.image.stat().st_size
+    assert run(share, "seal") == {"sha256": share.args["sha256"], "file_size": size}
+
+
+@pytest.mark.parametrize(("at", "bit"), [(-100_000, 7), (-50_000, 3), (-1, 0)])
+def test_a_copy_with_one_bit_flipped_since_it_was_sealed_is_not_staged(share, at, bit):
+    data = bytearray(share.image.read_bytes())
+    data[at] ^= 1 << bit
+    share.image.write_bytes(data)
+    with pytest.raises(Failed) as failed:
+        run(share, "stage")
+    assert failed.value.code == "wrong-bytes"
+    run(share, "unstage")
+    assert list(share.instances.iterdir()) == []
 
 
 def test_a_stage_is_the_image_with_a_card_beside_it(share):

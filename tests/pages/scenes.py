@@ -215,6 +215,7 @@ EVIDENCE = {
     "relay_lv": {"lv_uuid": "re1ayy", "size": 632 * GIB, "major": 253, "minor": 9},
     "source_fence": {"was": "writeable", "writes": 40, "sectors_written": 320, "holder_unit": "volmig-x-holder"},
     "convert": {"file_size": 480 * GIB, "bytes_read": SIZE, "bytes_written": 480 * GIB, "seconds": 6400},
+    "seal": {"sha256": "b28f3a19" * 8, "file_size": 480 * GIB},
     "compare": {
         "virtual_size": SIZE,
         "file_size": 480 * GIB,

@@ -13,7 +13,7 @@ from . import mounts
 from .act import Act, Args, Failed, Refused, command, syscall
 from .nfs import open_direct, read_direct, write_all
 from .owner import as_user
-from .qemu_img import Header, check_header, info_objections, limited, whole
+from .qemu_img import Header, check_header, info_objections, limited, part, whole
 from .tools import Work
 from .virsh import identity
 
@@ -23,12 +23,16 @@ def directory(args: Args, job: str) -> str:
     return "%s/.volmig/%s" % (args["instances"], job)
 
 
+def seal_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    return (syscall("read %s past the cache (O_DIRECT) and note its SHA-256" % part(args)),)
+
+
 def stage_acts(args: Args, job: str) -> Tuple[Act, ...]:
     there = directory(args, job)
     return (
         syscall("mkdir %s as the owner of %s" % (there, args["instances"])),
         syscall("write %s/card.json" % there),
-        syscall("copy %s/disk.qcow2 to %s/disk.new (SHA-256 while copying, fsync)" % (args["mountpoint"], there)),
+        syscall("copy %s/disk.qcow2 to %s/disk.new (SHA-256 as noted, fsync)" % (args["mountpoint"], there)),
     )
 
 
@@ -150,6 +154,30 @@ def check_share(args: Args) -> None:
         )
 
 
+def seal(work: Work) -> Dict[str, Any]:
+    """Note the copy's SHA-256 before the source compares it: what changes it later is found when it is staged."""
+    (reading,) = seal_acts(work.args, work.job)
+    name = whole(work.args) if os.path.lexists(whole(work.args)) else part(work.args)  # compared by an attempt before
+    fd = open_direct(name)
+    try:
+        total = os.fstat(fd).st_size
+        hashed = work.must(reading, lambda: hash_of(fd, lambda done: work.report(done, total, done, 0)))
+    finally:
+        os.close(fd)
+    digest, size = hashed.value
+    return {"sha256": digest, "file_size": size}
+
+
+def hash_of(fd: int, report: Callable[[int], None]) -> Tuple[str, int]:
+    """SHA-256 (hexadecimal) of a whole file that was opened with open_direct, and how many bytes it has."""
+    digest, done = hashlib.sha256(), 0
+    for block in read_direct(fd):
+        digest.update(block)
+        done += len(block)
+        report(done)
+    return digest.hexdigest(), done
+
+
 def stage(work: Work) -> Dict[str, Any]:
     """Copy the proved image onto the share beside the live disk, as the share's owner, hashing what is written."""
     args = work.args
@@ -250,6 +278,13 @@ def _copy_in(work: Work, place: Place, image: int) -> Dict[str, Any]:
     finally:
         os.close(target)
     os.fsync(place.fd)
+    if digest != work.args["sha256"]:
+        raise Failed(
+            "wrong-bytes",
+            "stage %s" % whole(work.args),
+            "its SHA-256 is %s; before it was compared it was %s" % (digest, work.args["sha256"]),
+            "Something changed the copy on the relay: look at its memory and its disks. Then start again.",
+        )
     work.report(total, total, total, total, last=True)
     return {"sha256": digest, "file_size": found.st_size, "inode": found.st_ino}
 
@@ -371,25 +406,21 @@ def _visible(args: Args, job: str, seconds: float = 90) -> Place:
 
 
 def _check_bytes(work: Work, place: Place) -> None:
-    args, digest, done = work.args, hashlib.sha256(), 0
+    args = work.args
     with open(
         "disk.new", "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, dir_fd=place.fd)
     ) as file:
         check_header(file.fileno(), "%s/disk.new" % place.path, args["virtual_size"])
     fd = open_direct("disk.new", place.fd)
     try:
-        for block in read_direct(fd):
-            digest.update(block)
-            done += len(block)
-            work.report(done, args["file_size"], done, 0)
+        digest, done = hash_of(fd, lambda done: work.report(done, args["file_size"], done, 0))
     finally:
         os.close(fd)
-    if done != args["file_size"] or digest.hexdigest() != args["sha256"]:
+    if done != args["file_size"] or digest != args["sha256"]:
         raise Failed(
             "wrong-bytes",
             "read %s/disk.new" % place.path,
-            "%d bytes with SHA-256 %s; staged were %d with %s"
-            % (done, digest.hexdigest(), args["file_size"], args["sha256"]),
+            "%d bytes with SHA-256 %s; staged were %d with %s" % (done, digest, args["file_size"], args["sha256"]),
             "Something changed the stage on its way. Discard it and find out what.",
         )
 
