@@ -1,9 +1,13 @@
-"""What people do on volmig's pages, each in a browser of their own."""
+"""What people do on volmig's pages, each in a browser of their own, and with its client, each with their own token."""
 
+import http.cookiejar
 import re
+import urllib.parse
+import urllib.request
 
 import pytest
 
+from tests.shell import Shell
 from tests.site import PASSWORD
 
 
@@ -67,3 +71,30 @@ def confirm(page):
     """Say that the instance has its data."""
     page.click("#verb-confirm button:enabled", timeout=180_000)
     page.wait_for_selector("#where:has-text('its data is confirmed')", timeout=60_000)
+
+
+class PlainBrowser:
+    """Just enough of one to log in and to make a token."""
+
+    def __init__(self, url):
+        self.url = url
+        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+
+    def post(self, path, **typed):
+        page = self.opener.open(self.url + path).read().decode()
+        csrf = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)[1]
+        sent = urllib.parse.urlencode({"csrfmiddlewaretoken": csrf, **typed}, doseq=True).encode()
+        return self.opener.open(self.url + path, sent).read().decode()
+
+
+@pytest.fixture
+def shell_of(tmp_path):
+    """A shell of a person of this site, with a token that they made on its page."""
+
+    def make(site, name, *verbs):
+        browser = PlainBrowser(site.url)
+        browser.post("/login/", username=name, password=PASSWORD)
+        page = browser.post("/account/tokens/add/", name="client", verbs=verbs, days=1, password=PASSWORD)
+        return Shell(site.url, re.search(r"volmig_[\w-]{43}", page)[0], tmp_path / name)
+
+    return make

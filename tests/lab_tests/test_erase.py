@@ -16,9 +16,9 @@ SECRET = "account-4711-of-the-tenant"
 @pytest.fixture
 def scene(clean_lab, register):
     """A volume that begins with the tenant's secret (ext4 leaves its first KiB alone), and an instance for it."""
-    clean_lab.volume(clean_lab.src, VOLUME, 128 * MIB, data_mb=2, bulk_mb=80)
+    clean_lab.volume(clean_lab.src, VOLUME, 64 * MIB, data_mb=2, bulk_mb=32)
     clean_lab.src.run(f"echo {SECRET} | dd of={DEVICE} conv=notrunc,fsync status=none")
-    clean_lab.guest = clean_lab.instance(NEW, "db-new", disk_bytes=128 * MIB)
+    clean_lab.guest = clean_lab.instance(NEW, "db-new", disk_bytes=64 * MIB)
     register()
     return clean_lab
 
@@ -65,10 +65,10 @@ def test_a_cancel_amid_the_conversion_takes_everything_back(scene, drive):
     lab, found = scene, scene.jump.run("systemctl is-active nfs-server rpcbind nfs-mountd", check=False)
     source, live = lab.sha256(lab.src, DEVICE), lab.sha256(lab.dst, lab.guest.disk)
     attributes = lab.src.run(f"lvs --noheadings -o lv_attr,lv_tags {DEVICE}")
-    job = drive.submit(VOLUME, lab.guest, rate=4 * MIB)
+    job = drive.submit(VOLUME, lab.guest, rate=2 * MIB)
     relay = Relay(lab, job)
     drive.moments["lv_remove", "undo"] = relay.look_before_the_erase
-    drive.until(lambda: job.runs.filter(step="convert", bytes_written__gt=4 * MIB).exists(), job)
+    drive.until(lambda: job.runs.filter(step="convert", bytes_written__gt=2 * MIB).exists(), job)
     assert job.running().step == "convert"
     assert lab.jump.run("systemctl is-active nfs-server").strip() == "active"
     job.cancel(factories.operator())

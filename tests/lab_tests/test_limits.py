@@ -4,7 +4,7 @@ import pytest
 
 from tests.lab_tests.conftest import MIB
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.torture]
 
 FIRST, SECOND = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "4f8df945-7cbd-46e0-8ad1-d51013cf706b"
 RATE = 8 * MIB  # bytes per second

@@ -1,0 +1,288 @@
+"""What can break amid a migration breaks, on real hosts: it ends well by itself, or is undone and says why."""
+
+import contextlib
+import datetime as dt
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+
+from hosts.remote import ssh
+from jobs import tick
+from jobs.engine import failpoints
+from jobs.engine.steps import TABLE
+from jobs.models import Job, StepRun
+from jobs.watch import Watcher
+from tests import factories
+from tests.jobs.lives import Killed, dying
+from tests.lab.guest import HOSTCTL
+from tests.lab.lab import INSTANCES, SHARE
+from tests.lab_tests.conftest import MIB, admit
+
+pytestmark = [pytest.mark.lab, pytest.mark.torture]
+
+OLD, NEW = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666"
+VOLUME = f"{OLD}_disk.local"
+DEVICE = f"/dev/vg_nova0/{VOLUME}"
+SWAPS = 1000
+
+
+class Scene:
+    """A volume with 28 MiB of data, a guest that is switched off, and how both were before."""
+
+    def __init__(self, lab, drive):
+        self.lab, self.drive = lab, drive
+        self.digest = lab.volume(lab.src, VOLUME, 64 * MIB, data_mb=4, bulk_mb=24)
+        self.guest = lab.instance(NEW, "db-new", disk_bytes=64 * MIB)
+        self.source, self.live = self.disks()
+
+    def disks(self):
+        return self.lab.sha256(self.lab.src, DEVICE), self.lab.sha256(self.lab.dst, self.guest.disk)
+
+    def submit(self, **changed):
+        self.job = self.drive.submit(VOLUME, self.guest, **changed)
+        return self.job
+
+    def amid(self, step, **moved):
+        """Until this step has moved something."""
+        moved = moved or {"bytes_done__gt": 0}
+        self.drive.until(lambda: self.job.runs.filter(step=step, result="running", **moved).exists(), self.job)
+
+    def ends_well(self, seconds=180):
+        """The rest of the way, with the people's part; the guest mounts what was on the source."""
+        drive, job, lab = self.drive, self.job, self.lab
+        drive.reach(job, "awaiting_approval", seconds=seconds)
+        drive.approve(job)
+        drive.reach(job, "on_trial", seconds=seconds)
+        lab.wait_console(self.guest, f"VOLMIG-DATA sha256 {self.digest}")
+        job.confirm(factories.operator())
+        drive.reach(job, "done")
+        self.nothing_is_left("README", "card.json", "disk.old")
+
+    def is_undone(self, seconds=180):
+        """It came to nothing, and there is nothing to be seen of it; why, for people."""
+        self.drive.until(lambda: self.job.status == "undone", self.job, seconds=seconds)
+        self.nothing_is_left()
+        assert self.disks()[1] == self.live
+        return self.job.outcome_reason
+
+    def nothing_is_left(self, *kept):
+        assert sorted(self.lab.leftovers()) == [f"filer: share {self.job.uuid}/{name}" for name in kept]
+        assert self.disks()[0] == self.source
+        assert self.lab.src.run(f"lvs --noheadings -o lv_permissions {DEVICE}").strip() == "writeable"
+
+
+@pytest.fixture
+def scene(clean_lab, register, drive):
+    clean_lab.mount_share(acdirmax=1)
+    made = Scene(clean_lab, drive)
+    register()
+    return made
+
+
+# Whoever works on it dies
+
+
+@pytest.fixture
+def workers_die(monkeypatch):
+    """A worker that is killed lets go of nothing: its job is taken over when the lease is over."""
+    run, release = tick.run, tick.release
+
+    def survived(pk):
+        try:
+            run(pk)
+        except Killed:
+            Job.objects.filter(pk=pk).update(lease_until=timezone.now() - dt.timedelta(days=1))
+
+    monkeypatch.setattr(tick, "run", survived)
+    monkeypatch.setattr(tick, "release", lambda job: None if dying() else release(job))
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """The ways into hypervisors that were ever used."""
+    call, used = ssh.SSHHost.call, set()
+
+    def noted(host, request, timeout=20):
+        used.add(host)
+        return call(host, request, timeout)
+
+    monkeypatch.setattr(ssh.SSHHost, "call", noted)
+    return used
+
+
+def die():
+    raise Killed
+
+
+@pytest.mark.parametrize("who", ["worker", "watcher", "connection"])
+def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene, drive, workers_die, connections, who):
+    def new_watcher():
+        drive.watcher.let_go()
+        drive.watcher = Watcher()
+
+    def cut():
+        for host in list(connections):
+            host.client.close()
+        connections.clear()
+
+    kill = {"worker": die, "watcher": new_watcher, "connection": cut}[who]
+    left = {point for point in failpoints.every([step for step in TABLE if step.phase != "D"]) if ".do." in point}
+
+    def once(point):
+        if point in left:
+            left.remove(point)
+            kill()
+
+    failpoints.arm(once)
+    try:
+        scene.submit()
+        scene.ends_well(seconds=400)
+    finally:
+        failpoints.arm(None)
+    assert left == set()
+
+
+# Power
+
+
+def test_a_source_that_loses_its_power_amid_the_conversion_is_mounted_and_fenced_again(scene):
+    scene.submit(rate=4 * MIB)
+    scene.amid("convert")
+    scene.lab.power_cut(scene.lab.src)
+    scene.lab.boot(scene.lab.src)
+    scene.ends_well(seconds=300)
+    assert scene.job.runs.filter(step="source_fence", direction="do", result="done").count() == 2
+
+
+def cut_when(lab, there):
+    """Cut the power of dst as soon as the filer has this file."""
+
+    def watch():
+        lab.filer.run(["sh", "-c", 'while [ ! -e "$0" ]; do :; done', there], timeout=120)
+        lab.power_cut(lab.dst)
+
+    cutting = threading.Thread(target=watch)
+    cutting.start()
+    return cutting
+
+
+def test_a_destination_that_loses_its_power_between_link_and_rename_has_one_whole_disk_and_goes_on(scene, drive):
+    lab, job = scene.lab, scene.submit()
+    drive.reach(job, "awaiting_approval")
+    found = {}
+
+    def slow_and_watched():
+        lab.bandwidth(lab.dst, "storage", 0.05)
+        found["cutting"] = cut_when(lab, f"/vol/nova/.volmig/{job.uuid}/disk.old")
+
+    drive.moments["swap", "do"] = slow_and_watched
+    drive.approve(job)
+    drive.until(lambda: "cutting" in found and not found["cutting"].is_alive(), job)
+    names = lab.filer.run(["ls", f"/vol/nova/.volmig/{job.uuid}"]).split()
+    assert {"disk.new", "disk.old"} <= set(names), "not between the two"
+    lab.bandwidth(lab.dst, "storage", None)
+    lab.boot(lab.dst)
+    drive.reach(job, "on_trial", seconds=120)
+    lab.wait_console(scene.guest, f"VOLMIG-DATA sha256 {scene.digest}")
+    job.confirm(factories.operator())
+    drive.reach(job, "done")
+    scene.nothing_is_left("README", "card.json", "disk.old")
+
+
+def test_a_destination_that_loses_its_power_amid_the_start_starts_the_instance_once_it_is_back(scene, drive):
+    lab, job = scene.lab, scene.submit()
+    drive.reach(job, "awaiting_approval")
+    over = threading.Event()
+
+    def soon():
+        threading.Timer(0.7, lambda: (lab.power_cut(lab.dst), over.set())).start()
+
+    drive.moments["instance_start", "do"] = soon
+    drive.approve(job)
+    drive.until(over.is_set, job)
+    lab.boot(lab.dst)
+    drive.reach(job, "on_trial", seconds=120)
+    lab.wait_console(scene.guest, f"VOLMIG-DATA sha256 {scene.digest}")
+    job.confirm(factories.operator())
+    drive.reach(job, "done")
+    scene.nothing_is_left("README", "card.json", "disk.old")
+
+
+# Links
+
+
+def test_a_data_link_that_is_cut_for_two_minutes_amid_the_conversion_is_told_and_survived(scene, drive):
+    job = scene.submit(rate=4 * MIB)
+    scene.amid("convert", bytes_done__gt=8 * MIB)
+    scene.lab.link_cut(scene.lab.src, "data")
+    began = time.monotonic()
+    try:
+        drive.until(lambda: "moved nothing" in job.waiting_for, job, seconds=130)
+        assert StepRun.objects.get(pk=job.running().pk).result == "running"
+        drive.until(lambda: time.monotonic() - began > 120, job, seconds=130)
+    finally:
+        scene.lab.link_heal(scene.lab.src, "data")
+    scene.ends_well(seconds=240)
+    assert job.runs.filter(step="convert", direction="do").count() == 1
+
+
+# Space
+
+
+@contextlib.contextmanager
+def full(lab, guest, path, leave=2 * MIB):
+    lab.fill(guest, path, leave)
+    try:
+        yield
+    finally:
+        lab.unfill(guest, path)
+
+
+def test_a_relay_whose_filesystem_is_full_undoes_the_migration_and_says_so(scene, drive):
+    job = scene.submit(rate=4 * MIB)
+    scene.amid("convert")
+    scene.lab.fill(scene.lab.jump, f"/srv/volmig/{job.uuid.hex}", 2 * MIB)
+    assert "No space left" in scene.is_undone()
+
+
+def test_a_share_that_is_full_undoes_the_migration_and_says_so(scene, drive):
+    job, lab = scene.submit(), scene.lab
+    with contextlib.ExitStack() as stack:
+        drive.moments["stage", "do"] = lambda: stack.enter_context(full(lab, lab.filer, "/vol/nova"))
+        drive.until(lambda: job.status in ("undoing", "undone"), job)
+    assert "No space left" in scene.is_undone()
+
+
+# Bytes
+
+
+def test_a_source_cannot_be_written_through_another_device_node_while_it_is_converted(scene, drive):
+    lab, job = scene.lab, scene.submit(rate=4 * MIB)
+    scene.amid("convert")
+    script = (
+        "set -- $(stat -L -c '%t %T' $0); mknod /run/lab-node b 0x$1 0x$2; refused=0;"
+        " for n in $(seq 100); do dd if=/dev/urandom of=/run/lab-node bs=4k count=1 seek=$n conv=notrunc status=none"
+        " 2>/dev/null || refused=$((refused + 1)); done; rm /run/lab-node; echo $refused"
+    )
+    assert int(lab.src.run(["sh", "-c", script, DEVICE])) == 100
+    assert job.running().step == "convert"
+    scene.ends_well()
+
+
+def test_a_swap_that_is_killed_at_any_instant_leaves_the_old_disk_or_the_new_one_whole(clean_lab):
+    lab = clean_lab
+    lab.mount_share()
+    admit(lab, ["dst"])
+    lab.dst.write("/run/kill_swaps.py", (Path(__file__).parent / "kill_swaps.py").read_bytes())
+    words = ["python3", "/run/kill_swaps.py", HOSTCTL, INSTANCES, SHARE, str(SWAPS), "1"]
+    told = json.loads(lab.dst.run(words, timeout=3000))
+    print(f"\n{SWAPS} swaps killed: {told}")
+    assert sum(told["live"].values()) == SWAPS
+    assert set(told["live"]) <= {"old", "new"}
+    assert (told["backup lost"], told["not finished"]) == (0, 0)
+    assert (told["reader"]["missing"], told["reader"]["torn"]) == (0, 0)
+    assert told["killed"] > SWAPS // 2, "most have to be killed, not to be over"
