@@ -65,6 +65,7 @@ def test_every_guest_has_its_own_host_key(lab):
     assert all(key.startswith("ssh-ed25519 AAAA") for key in keys)
 
 
+@pytest.mark.torture
 def test_a_power_cut_keeps_volumes_and_host_key_and_loses_mounts(clean_lab):
     guest = clean_lab.src
     clean_lab.volume(guest, LV, 64 << 20, data_mb=4)
@@ -82,6 +83,7 @@ def test_a_power_cut_keeps_volumes_and_host_key_and_loses_mounts(clean_lab):
     guest.run("umount /mnt")
 
 
+@pytest.mark.torture
 def test_a_booted_hypervisor_mounts_the_share_again(clean_lab):
     clean_lab.power_cut(clean_lab.jump)
     clean_lab.boot(clean_lab.jump)
@@ -166,6 +168,7 @@ def test_everything_that_volmig_can_leave_is_found_and_then_cleaned(clean_lab):
     assert clean_lab.jump.run("systemctl is-active nfs-server", check=False) == "inactive\n"
 
 
+@pytest.mark.torture
 def test_a_reset_boots_what_is_off(clean_lab):
     clean_lab.power_cut(clean_lab.src)
     clean_lab.reset()

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-pytestmark = pytest.mark.lab
+# What these show, every migration of the lab shows too: when one fails, they say whether it was the lab.
+pytestmark = [pytest.mark.lab, pytest.mark.torture]
 UUID = "c8d1a0b2-1111-4222-8333-944445555666"
 NAME = "instance-0000000a"
 

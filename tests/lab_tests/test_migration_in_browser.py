@@ -36,7 +36,7 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
     lab = clean_lab
     lab.squash(squash)
     lab.mount_share(acdirmax=3)
-    digest = lab.volume(lab.src, f"{OLD}_disk.local", SIZE, data_mb=4, bulk_mb=200)
+    digest = lab.volume(lab.src, f"{OLD}_disk.local", SIZE, data_mb=4, bulk_mb=64)
     source_before = lab.sha256(lab.src, DEVICE)
     instance = lab.instance(NEW, "db-new", disk_bytes=SIZE)
     lab.start(instance)
@@ -44,7 +44,7 @@ def test_a_disk_crosses_the_relay_from_the_browser_to_a_guest_that_mounts_it(
     volmig = site(shipped)
     olga, pavel = sign_in(volmig, "olga"), sign_in(volmig, "pavel")
 
-    ask(olga, OLD, "disk.local", limit="48")
+    ask(olga, OLD, "disk.local", limit="16")
     olga.evaluate(RECORD_PERCENTAGES)
     wait_for_consent(olga)
     percentages = olga.evaluate("[...window.percentages]")
