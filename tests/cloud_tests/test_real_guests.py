@@ -4,7 +4,7 @@ import pytest
 
 from tests.cloud_tests.conftest import errors, settled, until
 
-pytestmark = [pytest.mark.cloud, pytest.mark.lab]
+pytestmark = [pytest.mark.cloud, pytest.mark.lab, pytest.mark.torture]
 
 
 @pytest.fixture
