@@ -260,6 +260,21 @@ def test_a_share_that_is_full_undoes_the_migration_and_says_so(scene, drive):
 # Bytes
 
 
+BAD_BLOCK = """
+name=$(dmsetup info -c --noheadings -o name "$0"); set -- $(dmsetup table "$name")
+printf '0 65536 linear %s %s\\n65536 8 error\\n65544 %s linear %s %s\\n' \
+  "$4" "$5" $(($2 - 65544)) "$4" $(($5 + 65544)) | dmsetup load --readonly "$name"
+dmsetup suspend "$name"; dmsetup resume "$name"
+"""
+
+
+def test_a_source_with_a_block_that_cannot_be_read_undoes_the_migration_and_says_so(scene, drive):
+    job = scene.submit()
+    drive.moments["convert", "do"] = lambda: scene.lab.src.run(["sh", "-ec", BAD_BLOCK, DEVICE])
+    assert "Input/output error" in scene.is_undone()
+    assert job.runs.filter(step="convert", result="failed").count() == 3
+
+
 def test_a_source_cannot_be_written_through_another_device_node_while_it_is_converted(scene, drive):
     lab, job = scene.lab, scene.submit(rate=4 * MIB)
     scene.amid("convert")
