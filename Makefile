@@ -34,7 +34,8 @@ test-hosts:
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
 
-torture: .venv/ready ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
+torture: DEBIAN += qemu-utils
+torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
 	$(BIN)/pytest -m torture
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
