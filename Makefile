@@ -8,7 +8,7 @@ SHELL := /bin/bash
 TESTS = $(BIN)/pytest --durations=15
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts cloud torture run check reference bench packages
+.PHONY: help demo test test-pages test-hosts cloud torture torture-fakes torture-hosts run check reference bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,7 +36,13 @@ cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and 
 
 torture: DEBIAN += qemu-utils
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
-	$(BIN)/pytest -m torture
+	@$(MAKE) --no-print-directory -j2 --keep-going torture-fakes torture-hosts
+
+torture-fakes:
+	@$(TESTS) -s -m "torture and not lab" $(TOLD)
+
+torture-hosts:
+	@$(TESTS) -s -m "torture and lab" $(TOLD)
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .

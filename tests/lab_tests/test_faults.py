@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.torture]
 OLD, NEW = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666"
 VOLUME = f"{OLD}_disk.local"
 DEVICE = f"/dev/vg_nova0/{VOLUME}"
-SWAPS = 1000
+SWAPS, COPIES = 1000, 20
 
 
 class Scene:
@@ -184,7 +184,10 @@ def test_a_destination_that_loses_its_power_between_link_and_rename_has_one_whol
     found = {}
 
     def slow_and_watched():
-        lab.bandwidth(lab.dst, "storage", 0.01)
+        # Each answer of the filer waits behind what is read meanwhile: between link and rename lies half a second.
+        lab.bandwidth(lab.dst, "storage", 1)
+        reading = f"while :; do dd if={scene.guest.disk} of=/dev/null bs=64k iflag=direct status=none; done"
+        lab.dst.run(["systemd-run", "-q", "sh", "-c", reading])
         found["cutting"] = cut_when(lab, f"/vol/nova/.volmig/{job.uuid}/disk.old")
 
     drive.moments["swap", "do"] = slow_and_watched
@@ -289,14 +292,26 @@ def test_a_source_cannot_be_written_through_another_device_node_while_it_is_conv
     scene.ends_well()
 
 
+def on(guest, script, *words):
+    """Run a script of this directory with the hostctl that is installed there; what it told."""
+    guest.write(f"/run/{script}", (Path(__file__).parent / script).read_bytes())
+    told = json.loads(guest.run(["python3", f"/run/{script}", HOSTCTL, *words], timeout=3000))
+    print(f"\n{script}: {told}")
+    return told
+
+
+def test_no_conversion_is_accepted_that_ran_out_of_space_or_could_not_read_its_source(clean_lab):
+    admit(clean_lab, ["src"])
+    told = on(clean_lab.src, "break_copies.py", str(COPIES), "1")
+    assert (told["full accepted"], told["unreadable accepted"]) == (0, 0)
+    assert (told["full told"], told["unreadable told"]) == (COPIES, COPIES)
+
+
 def test_a_swap_that_is_killed_at_any_instant_leaves_the_old_disk_or_the_new_one_whole(clean_lab):
     lab = clean_lab
     lab.mount_share()
     admit(lab, ["dst"])
-    lab.dst.write("/run/kill_swaps.py", (Path(__file__).parent / "kill_swaps.py").read_bytes())
-    words = ["python3", "/run/kill_swaps.py", HOSTCTL, INSTANCES, SHARE, str(SWAPS), "1"]
-    told = json.loads(lab.dst.run(words, timeout=3000))
-    print(f"\n{SWAPS} swaps killed: {told}")
+    told = on(lab.dst, "kill_swaps.py", INSTANCES, SHARE, str(SWAPS), "1")
     assert sum(told["live"].values()) == SWAPS
     assert set(told["live"]) <= {"old", "new"}
     assert (told["backup lost"], told["not finished"]) == (0, 0)
