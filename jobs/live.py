@@ -263,7 +263,7 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.accept()
         if html:
             await self.send(html)
-        if self.number != INBOX:
+        if self.number == LIST or self.number in tailer().watched():  # else its first look tells
             await self.send(changed(self.number))
         tailer().add(self)
 

@@ -187,11 +187,14 @@ class Watcher:
             self._wake(runs[key] for key in ended if key in runs)
 
     def _measure(self, run: StepRun, figures: dict[str, Any]) -> StepRun:
+        before = run.bytes_done, run.bytes_read, run.bytes_written
         run.bytes_done, run.bytes_total = int(figures["done"]), int(figures["total"])
         run.bytes_read, run.bytes_written = int(figures.get("read", 0)), int(figures.get("written", 0))
         speed = self.speeds.setdefault(run.pk, Speed())
         run.rate = speed.add(float(figures["at"]), run.bytes_done)
-        run.progress_at = timezone.now()
+        # Work that hangs goes on to tell the same figures: those of which nothing moved are not new.
+        if before != (run.bytes_done, run.bytes_read, run.bytes_written) or run.progress_at is None:
+            run.progress_at = timezone.now()
         return run
 
     def _wake(self, runs: Iterable[StepRun]) -> None:

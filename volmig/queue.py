@@ -3,7 +3,7 @@
 import datetime as dt
 
 from django.utils import timezone
-from django_q.models import Schedule, Task
+from django_q.models import OrmQ, Schedule, Task
 from django_q.tasks import async_task
 
 
@@ -32,3 +32,13 @@ def last_done() -> dt.datetime | None:
     """When a worker last ended a task, well or badly; None when none ever did."""
     latest: Task | None = Task.objects.order_by("-stopped").only("stopped").first()
     return latest.stopped if latest else None
+
+
+def is_stuck(seconds: float) -> bool:
+    """Whether a task has waited for so long that nobody took, and no worker has ended one meanwhile.
+
+    A worker that is killed while it waits for a task takes the queue's lock along: no other gets anything any more.
+    """
+    before, done = timezone.now() - dt.timedelta(seconds=seconds), last_done()
+    # The lock of a task is since when it may be taken; of one that was taken, it lies in the future.
+    return (done is None or done < before) and OrmQ.objects.filter(lock__lt=before).exists()

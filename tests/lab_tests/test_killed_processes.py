@@ -143,4 +143,4 @@ def test_a_part_that_is_killed_whenever_a_step_begins_or_ends_comes_back_and_it_
     scene.submit()
     scene.ends_well(lambda: meanwhile() if scene.asked("SELECT 1 FROM jobs_steprun") else None)
     print(f"\n{word} killed {sum(killed)} times")
-    assert sum(killed) >= 10
+    assert sum(killed) >= 5, "it comes back later each time"

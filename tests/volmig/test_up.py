@@ -24,6 +24,8 @@ from tests.rig import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 
+pytestmark = pytest.mark.skipif("VOLMIG_DB" in os.environ, reason="what starts here has a file for its database")
+
 
 def family(pid):
     """All living processes that descend from this one, whatever their session."""

@@ -19,7 +19,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from volmig.people import first_administrator
-from volmig.queue import every_minute
+from volmig.queue import every_minute, is_stuck
 
 PARTS = ("web", "workers", "watcher")
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
@@ -27,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
+STUCK_SECONDS, LOOK_SECONDS = 30, 5  # tasks are short, and a due migration queues one every few seconds
 
 
 def commands(bind: str) -> dict[str, list[str]]:
@@ -63,6 +64,7 @@ class Child:
     started: float = 0
     pause: float = 1
     due: float = field(default_factory=time.monotonic)
+    looked: float = 0
 
     def start(self) -> None:
         environment = os.environ | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1"}
@@ -82,6 +84,16 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
+
+    def restart_if_stuck(self) -> None:
+        """Kills workers that run and take no task any more; they start anew, and what was cut off is done again."""
+        now = time.monotonic()
+        if self.name != "workers" or self.process is None or now < self.looked + LOOK_SECONDS:
+            return
+        self.looked = now
+        if now > self.started + STUCK_SECONDS and is_stuck(STUCK_SECONDS):
+            print(f"workers took no task for {STUCK_SECONDS} s while some wait; they are started anew", file=sys.stderr)
+            self.process.kill()
 
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
@@ -161,6 +173,8 @@ def supervise(children: list[Child], bind: str) -> None:
             if unannounced and answers(bind):
                 print(f"volmig is on http://{bind}", flush=True)
                 unannounced = False
+            for child in children:
+                child.restart_if_stuck()
             received = signal.sigtimedwait(SIGNALS, 0.2 if unannounced else 1)
     finally:
         stop(children)
