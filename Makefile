@@ -28,8 +28,10 @@ test-pages:
 	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
 	@$(TESTS) -m "cloud and not lab" $(TOLD)
 
+# Nova first, so that the other group, which comes to it late, does not wait for it.
 test-hosts:
-	@$(TESTS) -m "lab and not real and not torture" $(TOLD)
+	@$(TESTS) -m "lab and cloud and not real and not torture" $(TOLD)
+	@$(TESTS) -m "lab and not cloud and not torture" $(TOLD)
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
