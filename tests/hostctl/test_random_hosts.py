@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, mounts, stage, swap
+from hosts.remote.hostctl import filesystem, lvm, mounts
 from hosts.remote.hostctl.act import Stop
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output, Work
@@ -319,9 +319,8 @@ def try_files(trials, tmp_path):
         args |= {"backup_inode": luck.choice(inodes), "live_inode": luck.choice([before[share.live]] * 3 + inodes)}
         args |= {"expect_inode": luck.choice(inodes)} if luck.random() < 0.5 else {}
         verb = luck.choice(["unstage", "purge"])
-        run = {"unstage": stage.unstage, "purge": swap.purge}[verb]
         with suppress(Stop):
-            run(Work(args, JOB, VERBS[verb].acts))
+            VERBS[verb].run(Work(args, JOB, VERBS[verb].acts))
         after = share.files()
         for path, inode in before.items():
             gone = after.get(path) != inode

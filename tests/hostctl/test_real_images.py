@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, qemu_img, stage
+from hosts.remote.hostctl import filesystem, lvm, stage
 from hosts.remote.hostctl.act import Stop
 from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -20,27 +20,8 @@ from hosts.remote.hostctl.verbs import VERBS
 pytestmark = pytest.mark.torture
 MIB = 1 << 20
 SIZE = 8 * MIB
-RUN = {
-    "convert": qemu_img.convert,
-    "seal": stage.seal,
-    "compare": qemu_img.compare,
-    "stage": stage.stage,
-    "stage_verify": stage.verify,
-}
 WAY = ("seal", "compare", "stage", "stage_verify")
-
-
-class Quiet:
-    """A source that is fenced: nobody writes to it."""
-
-    def __init__(self, args, job):
-        pass
-
-    def check(self):
-        pass
-
-    def check_counters(self):
-        return {"writes": 1, "sectors_written": 8}
+COUNTED = {"writes": 1, "sectors_written": 8}
 
 
 class Place:
@@ -60,8 +41,7 @@ class Place:
     def do(self, verb, rate=0):
         args = {"vg": "vg", "lv": "lv", "lv_uuid": "u", "size": SIZE, "virtual_size": SIZE, "rate": rate}
         args |= {"mountpoint": str(self.relay), "instances": str(self.instances), "share_source": "filer:/vol"}
-        work = Work({**args, **self.known}, self.job, VERBS[verb].acts)
-        found = RUN[verb](work)
+        found = VERBS[verb].run(Work({**args, **self.known}, self.job, VERBS[verb].acts))
         self.known |= {name: found[name] for name in ("sha256", "file_size") if name in found}
 
     def begin(self, image):
@@ -88,7 +68,8 @@ class Place:
 def place(tmp_path, job, monkeypatch):
     made = Place(tmp_path, job)
     monkeypatch.setattr(lvm, "device", lambda args: str(made.source))
-    monkeypatch.setattr(lvm, "Source", Quiet)
+    quiet = SimpleNamespace(check=lambda: None, check_counters=lambda: COUNTED)  # fenced: nobody writes to it
+    monkeypatch.setattr(lvm, "Source", lambda args, job: quiet)
     monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
     monkeypatch.setattr(stage, "check_share", lambda args: None)
     made.do("convert")

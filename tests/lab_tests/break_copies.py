@@ -9,10 +9,11 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 PROGRAM, TRIALS, SEED = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, PROGRAM)
-from hostctl import filesystem, lvm, qemu_img  # noqa: E402 - it lies in the archive
+from hostctl import filesystem, lvm  # noqa: E402 - it lies in the archive
 from hostctl.act import Stop  # noqa: E402
 from hostctl.tools import Work  # noqa: E402
 from hostctl.verbs import VERBS  # noqa: E402
@@ -27,19 +28,6 @@ SOURCE, TARGET, BAD, WHERE = (
 SIZE = 16 * MIB
 
 
-class Quiet:
-    """A source that is fenced: nobody writes to it."""
-
-    def __init__(self, args, job):
-        pass
-
-    def check(self):
-        pass
-
-    def check_counters(self):
-        return {"writes": 1, "sectors_written": 8}
-
-
 def run(*words, **how):
     subprocess.run(words, check=True, **how)
 
@@ -49,7 +37,7 @@ def refusal(verb, source):
     lvm.device = lambda args: source
     args = {"vg": "vg_nova0", "lv": "lab_source", "lv_uuid": "u", "size": SIZE, "rate": 0, "mountpoint": WHERE}
     try:
-        {"convert": qemu_img.convert, "compare": qemu_img.compare}[verb](Work(args, JOB, VERBS[verb].acts))
+        VERBS[verb].run(Work(args, JOB, VERBS[verb].acts))
     except Stop as stop:
         return stop.found
     return ""
@@ -72,7 +60,8 @@ def accepted(told, kind, source, words):
 def main():
     luck = random.Random(SEED)
     told = {f"{kind} {what}": 0 for kind in ("full", "unreadable") for what in ("told", "accepted")}
-    lvm.Source, filesystem.check_target = Quiet, lambda args, job: None
+    fenced = SimpleNamespace(check=lambda: None, check_counters=lambda: {"writes": 1, "sectors_written": 8})
+    lvm.Source, filesystem.check_target = lambda args, job: fenced, lambda args, job: None
     run("lvcreate", "-qyWn", "-L16M", "-n", "lab_source", "vg_nova0", stdout=subprocess.DEVNULL)
     run("lvcreate", "-qyWn", "-L40M", "-n", "lab_target", "vg_nova0", stdout=subprocess.DEVNULL)
     run("dd", "if=/dev/urandom", f"of={SOURCE}", "bs=1M", "count=16", "status=none")

@@ -14,7 +14,7 @@ import time
 
 PROGRAM, INSTANCES, SHARE, TRIALS, SEED = sys.argv[1:6]
 sys.path.insert(0, PROGRAM)
-from hostctl import swap, virsh  # noqa: E402 - it lies in the archive
+from hostctl import virsh  # noqa: E402 - it lies in the archive
 from hostctl.tools import Work  # noqa: E402
 from hostctl.verbs import VERBS  # noqa: E402
 
@@ -55,7 +55,7 @@ def begin():
 
 
 def do(args):
-    return swap.swap(Work(args, JOB, VERBS["swap"].acts))
+    return VERBS["swap"].run(Work(args, JOB, VERBS["swap"].acts))
 
 
 def killed(args, after):

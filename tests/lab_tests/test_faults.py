@@ -153,6 +153,16 @@ def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene,
 # Power
 
 
+def test_a_relay_that_loses_its_power_amid_the_conversion_is_set_up_again(scene):
+    scene.submit(rate=3 * MIB)
+    scene.amid("convert")
+    scene.lab.power_cut(scene.lab.jump)
+    scene.lab.boot(scene.lab.jump)
+    scene.ends_well(seconds=400)
+    assert scene.job.runs.filter(step="relay_export", direction="do", result="done").count() == 2
+    assert scene.job.runs.filter(step="convert", result="failed").count() <= 1
+
+
 def test_a_source_that_loses_its_power_amid_the_conversion_is_mounted_and_fenced_again(scene):
     scene.submit(rate=3 * MIB)
     scene.amid("convert")

@@ -18,8 +18,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 
 from tests.rig import free_port
+from volmig.management.commands.up import Child
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
@@ -232,3 +234,34 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
     told = running.log.read_text()
     assert "ended at once" in told
     assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on
+
+
+def stuck(_):
+    return True
+
+
+def no_database(_):
+    raise OperationalError("the server is away")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "lives"),
+    [
+        pytest.param("workers", stuck, False, id="workers that take no task"),
+        pytest.param("workers", no_database, True, id="workers whose database is away"),
+        pytest.param("web", stuck, True, id="another part"),
+    ],
+)
+def test_only_workers_that_take_no_task_any_more_are_started_anew(monkeypatch, name, answer, lives):
+    monkeypatch.setattr("volmig.management.commands.up.is_stuck", answer)
+    child = Child(name, ["sleep", "60"])
+    child.start()
+    child.look_at = 0
+    try:
+        child.tend()
+        if not lives:
+            assert child.process.wait(10) == -signal.SIGKILL
+        child.tend()
+        assert (child.process is not None) is lives
+    finally:
+        child.kill()

@@ -157,8 +157,7 @@ def check_share(args: Args) -> None:
 def seal(work: Work) -> Dict[str, Any]:
     """Note the copy's SHA-256 before the source compares it: what changes it later is found when it is staged."""
     (reading,) = seal_acts(work.args, work.job)
-    name = whole(work.args) if os.path.lexists(whole(work.args)) else part(work.args)  # compared by an attempt before
-    fd = open_direct(name)
+    fd = open_direct(part(work.args))
     try:
         total = os.fstat(fd).st_size
         hashed = work.must(reading, lambda: hash_of(fd, lambda done: work.report(done, total, done, 0)))

@@ -17,6 +17,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, connection
 
 from volmig.people import first_administrator
 from volmig.queue import every_minute, is_stuck
@@ -54,6 +55,16 @@ def as_child() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+def take_no_task() -> bool:
+    """Whether the workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
+    try:
+        return is_stuck(STUCK_SECONDS)
+    except DatabaseError:
+        return False
+    finally:
+        connection.close()
+
+
 @dataclass
 class Child:
     """One part, restarted with growing pauses when it ends by itself."""
@@ -64,11 +75,12 @@ class Child:
     started: float = 0
     pause: float = 1
     due: float = field(default_factory=time.monotonic)
-    looked: float = 0
+    look_at: float = 0
 
     def start(self) -> None:
         environment = os.environ | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1"}
         self.started = time.monotonic()
+        self.look_at = self.started + STUCK_SECONDS
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
@@ -84,16 +96,11 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-
-    def restart_if_stuck(self) -> None:
-        """Kills workers that run and take no task any more; they start anew, and what was cut off is done again."""
-        now = time.monotonic()
-        if self.name != "workers" or self.process is None or now < self.looked + LOOK_SECONDS:
-            return
-        self.looked = now
-        if now > self.started + STUCK_SECONDS and is_stuck(STUCK_SECONDS):
-            print(f"workers took no task for {STUCK_SECONDS} s while some wait; they are started anew", file=sys.stderr)
-            self.process.kill()
+        elif self.name == "workers" and time.monotonic() > self.look_at:
+            self.look_at = time.monotonic() + LOOK_SECONDS
+            if take_no_task():  # what that cuts off is done again
+                print(f"workers took no task for {STUCK_SECONDS} s, and some wait: they start anew", file=sys.stderr)
+                self.process.kill()
 
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
@@ -173,8 +180,6 @@ def supervise(children: list[Child], bind: str) -> None:
             if unannounced and answers(bind):
                 print(f"volmig is on http://{bind}", flush=True)
                 unannounced = False
-            for child in children:
-                child.restart_if_stuck()
             received = signal.sigtimedwait(SIGNALS, 0.2 if unannounced else 1)
     finally:
         stop(children)
