@@ -179,13 +179,13 @@ class Review:
         return Proof(True, f"Block by block equal to {volume}: {whole} bytes compared in {took}.")
 
     def hashed(self) -> Proof:
-        """The hash on the relay and the one read back from the filer."""
-        made, read = self.evidence("stage").get("sha256"), self.evidence("stage_verify").get("sha256")
-        if not made or made != read:
-            return Proof(False, "The hash of the staged image was not read back from the share.")
-        return Proof(
-            True, "Same hash when written by the relay and when read back on the destination:", f"sha256 {made}"
-        )
+        """The hash before the comparison, the one on the relay, and the one read back from the filer."""
+        steps = ("seal", "stage", "stage_verify")
+        sealed, made, read = (self.evidence(step).get("sha256") for step in steps)
+        if not made or not made == sealed == read:
+            return Proof(False, "The staged image, as read back from the share, is not known to be the compared one.")
+        words = "Same hash before the comparison, when written by the relay, and when read back on the destination:"
+        return Proof(True, words, f"sha256 {made}")
 
     def quiet(self) -> Proof:
         """Write counters at the fence and after the comparison."""

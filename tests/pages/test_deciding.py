@@ -157,7 +157,7 @@ def test_missing_proof_is_said_and_not_painted_over(asked, kim, browser_of):
     asked.job.runs.filter(step__in=["compare", "stage_verify"]).delete()
     page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
     assert "No comparison with the source volume is on record" in page
-    assert "not read back" in page
+    assert "not known to be the compared one" in page
 
 
 @pytest.mark.parametrize(
