@@ -250,7 +250,7 @@ def test_a_data_link_that_is_cut_for_two_minutes_amid_the_conversion_is_told_and
 @contextlib.contextmanager
 def full(lab, guest, path):
     """Down to what root alone may take."""
-    lab.fill(guest, path, 0)
+    lab.fill(guest, path, MIB)
     guest.run(
         ["sh", "-c", 'dd if=/dev/zero of="$0"/.lab-fill oflag=append conv=notrunc bs=1M status=none || true', path]
     )
