@@ -27,11 +27,14 @@ test-pages:
 	@$(TESTS) -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
 	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
 	@$(TESTS) -m "cloud and not lab" $(TOLD)
+	@VOLMIG_LAB=lab-of-pages $(TESTS) -m "lab and browser and not torture" $(TOLD)
 
-# Nova first, so that the other group, which comes to it late, does not wait for it.
+# Nova first, so that the other group, which comes to it late, does not wait for it; on the same lab.
+test-hosts: export VOLMIG_LAB_KEEP = 1
 test-hosts:
-	@$(TESTS) -m "lab and cloud and not real and not torture" $(TOLD)
-	@$(TESTS) -m "lab and not cloud and not torture" $(TOLD)
+	@trap '$(BIN)/python -m tests.lab down' EXIT; \
+	  $(TESTS) -m "lab and cloud and not real and not torture" $(TOLD) && \
+	  $(TESTS) -m "lab and not cloud and not browser and not torture" $(TOLD)
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
