@@ -280,6 +280,17 @@ def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(path
     assert counts[0] == counts[1] < 30
 
 
+@pytest.mark.parametrize("path", ["/", "/migrations/", "/approvals/"])
+def test_lists_do_not_fetch_facts_that_they_do_not_show(path, dana, kim, browser_of, hosts):
+    scenes.job(dana, "preparing", instance_name="r")
+    scenes.halted(dana)
+    scenes.approval(scenes.job(dana, "awaiting_approval", instance_name="a"))
+    browser = browser_of(kim)
+    with CaptureQueriesContext(connection) as queries:
+        browser.get(path)
+    assert not [query["sql"] for query in queries if '."facts"' in query["sql"]]
+
+
 def test_a_job_page_asks_the_database_little(dana, browser_of, hosts, django_assert_max_num_queries):
     job = scenes.job(dana, "preparing")
     browser = browser_of(dana)
