@@ -27,7 +27,7 @@ test-pages:
 	@$(TESTS) -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
 	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
 	@$(TESTS) -m "cloud and not lab" $(TOLD)
-	@VOLMIG_LAB=lab-of-pages $(TESTS) -m "lab and browser and not torture" $(TOLD)
+	@VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" $(TOLD)
 
 # Nova first, so that the other group, which comes to it late, does not wait for it; on the same lab.
 test-hosts: export VOLMIG_LAB_KEEP = 1

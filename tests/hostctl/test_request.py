@@ -1,6 +1,9 @@
 """Requests: hostile ones are refused, each step runs once, stale owners are kept out."""
 
 import json
+import os
+import uuid
+from pathlib import Path
 
 import pytest
 
@@ -221,6 +224,30 @@ def test_a_host_that_has_never_heard_of_the_job_remembers_its_new_owner(desk, jo
     assert send(desk, "fence", job=job, fence=8)["evidence"] == {"fence": 8, "running": []}
     assert send(desk, "lv_create", job=job, step="a", fence=7)["error"]["code"] == "stale-fence"
     assert counted == []
+
+
+@pytest.fixture
+def nothing_left(monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.detached.left", lambda work: [])
+
+
+def test_a_late_owner_of_a_forgotten_job_is_refused_and_nothing_of_it_comes_up_again(desk, job, counted, nothing_left):
+    send(desk, "lv_create", job=job, step="a", fence=7)
+    assert send(desk, "forget", job=job, fence=8)["state"] == "done"
+    assert send(desk, "lv_create", job=job, step="b", fence=7)["error"]["code"] == "stale-fence"
+    assert send(desk, "fence", job=job, fence=7)["error"]["code"] == "stale-fence"
+    assert (desk.store(job).exists(), len(counted)) == (False, 1)
+    assert send(desk, "lv_create", job=job, step="c", fence=9)["state"] == "done"
+
+
+def test_only_the_jobs_that_were_forgotten_last_are_remembered(desk, nothing_left, monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.store.TOMBSTONES", 2)
+    jobs = [str(uuid.UUID(int=number)) for number in range(3)]
+    for age, job in enumerate(reversed(jobs)):
+        desk.store(job).open()
+        assert send(desk, "forget", job=job, fence=4)["state"] == "done"
+        os.utime(Path(desk.state) / "forgotten" / f"{job}.json", (1000 + age, 1000 + age))
+    assert [desk.store(job).fence() for job in jobs] == [4, 4, 0]
 
 
 def test_a_new_owner_hears_what_still_runs(desk, job, counted):

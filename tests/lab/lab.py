@@ -23,7 +23,7 @@ is up. A lab that was booted from an older recipe of the image is booted anew by
 Every guest listens on 127.0.0.1:<guest.port> for SSH, as root and as volmig, with the key `lab.key`; its host key is
 `guest.host_key`. Names and ports come from the checkout's path, so two checkouts do not collide. All state lies in
 .cache/lab of the checkout and in /run/<name>; the image in /var/cache/volmig-lab (VOLMIG_LAB_CACHE). A checkout has a
-second lab where VOLMIG_LAB says another name than lab.
+second lab where VOLMIG_LAB_NAME says another name than lab.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Lab(Rig):
         self, checkout: Path = CHECKOUT, *, tools: Path | None = None, memory: dict[str, str] = MEMORY
     ) -> None:
         self.tools, self.memory = tools, memory
-        super().__init__(checkout, "vmlab", os.environ.get("VOLMIG_LAB", "lab"), "storage lab")
+        super().__init__(checkout, "vmlab", os.environ.get("VOLMIG_LAB_NAME", "lab"), "storage lab")
         self.sockets = Path("/run") / self.name
         self.network = Network(self.name)
         self.key = self.folder / "key"
