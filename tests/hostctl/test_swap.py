@@ -1,14 +1,17 @@
 """The swap with real links and renames: every state judged, every crash resumed, the live disk never absent or torn."""
 
 import itertools
+import json
 import os
 import stat
 from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import swap, virsh
+from hosts.remote.hostctl import byhand, mounts, swap, virsh
 from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.mounts import Mount
+from hosts.remote.hostctl.store import Store
 from hosts.remote.hostctl.swap import state_of
 from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -336,3 +339,76 @@ def test_purge_refuses_before_the_swap(share):
     with pytest.raises(Refused):
         purge(share)
     assert share.new.exists()
+
+
+# By hand, while volmig is down
+
+
+@pytest.fixture
+def by_hand(share, tmp_path, monkeypatch, capsys):
+    """What `hostctl rollback JOB` prints and leaves; the share is mounted where it lies, beside two other things."""
+    other = tmp_path / "other"
+    other.mkdir()
+    table = [("ext4", "/dev/sda1", "/"), ("nfs", "filer:/other", str(other)), ("nfs4", "filer:/vol", str(tmp_path))]
+    rows = [Mount("0:9", "/", target, fstype, source, "rw") for fstype, source, target in table]
+    monkeypatch.setattr(mounts, "mounts", lambda: rows)
+    monkeypatch.setattr(
+        byhand, "Store", lambda job: Store(job, str(tmp_path / "memory"), str(tmp_path / "memory/progress"))
+    )
+
+    def rollback():
+        status = byhand.main("rollback", share.job)
+        return status, json.loads(capsys.readouterr().out)
+
+    return SimpleNamespace(rollback=rollback, rows=rows, kept=byhand.Store(share.job))
+
+
+def test_by_hand_the_old_disk_comes_back_from_what_the_card_says_and_once(share, by_hand):
+    swap.swap(work(share))
+    old, new = share.inodes
+    status, answer = by_hand.rollback()
+    assert (status, answer["state"], answer["evidence"]["live_inode"]) == (0, "done", old)
+    assert (inode(share.live), inode(share.rejected), share.old.exists()) == (old, new, False)
+    status, answer = by_hand.rollback()
+    assert (status, answer["evidence"]["already"], inode(share.live)) == (0, True, old)
+
+
+def test_by_hand_nothing_is_exchanged_under_an_instance_that_runs(share, by_hand):
+    swap.swap(work(share))
+    share.state = "running"
+    before = layout(share)
+    status, answer = by_hand.rollback()
+    assert (status, answer["state"], answer["error"]["code"]) == (1, "refused", "not-shut-off")
+    assert layout(share) == before
+
+
+@pytest.mark.parametrize("spoilt", ["no swap", "no share", "not JSON", "a list", "a link", "another path"])
+def test_by_hand_a_card_that_cannot_be_believed_moves_nothing(share, by_hand, spoilt):
+    if spoilt != "no swap":
+        swap.swap(work(share))
+    card = share.place / "card.json"
+    if spoilt == "no share":
+        del by_hand.rows[2]
+    elif spoilt == "a link":
+        card.rename(share.place / "elsewhere")
+        card.symlink_to(share.place / "elsewhere")
+    elif spoilt == "another path":
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"disk": "../../etc/shadow"}))
+    elif spoilt != "no swap":
+        card.write_text({"not JSON": "{", "a list": "[1]"}[spoilt])
+    before = layout(share)
+    status, answer = by_hand.rollback()
+    code = "bad-request" if spoilt == "another path" else "no-card"
+    assert (status, answer["state"], answer["error"]["code"]) == (1, "refused", code)
+    assert layout(share) == before
+
+
+def test_by_hand_a_step_that_is_at_work_is_not_disturbed(share, by_hand, monkeypatch):
+    swap.swap(work(share))
+    before = layout(share)
+    monkeypatch.setattr(byhand, "LOCK_WITHIN", 0.1)
+    by_hand.kept.open()
+    with by_hand.kept.locked("lock", 1):
+        status, answer = by_hand.rollback()
+    assert (status, answer["state"]) == (1, "busy")
+    assert layout(share) == before
