@@ -12,7 +12,9 @@ from tests.fakenova import Cloud
 from tests.fakes import INSTANCE, INSTANCES, Refusal, Site
 
 REASON = "volmig:3f1c9a52-7d40-4be1-9c55-2f6a0b8d1e77"
-LONG_AGO = {"this": {"request": "req-0b1f6c2e-6a0e-4a8f-9d55-2f1d6d3f9c01", "asked_at": time.time() - 2 * START_DEADLINE}}
+LONG_AGO = {
+    "this": {"request": "req-0b1f6c2e-6a0e-4a8f-9d55-2f1d6d3f9c01", "asked_at": time.time() - 2 * START_DEADLINE}
+}
 JUST_NOW = {"this": {"request": "req-0b1f6c2e-6a0e-4a8f-9d55-2f1d6d3f9c01", "asked_at": time.time() + 3600}}
 
 
