@@ -102,9 +102,11 @@ def test_where_no_job_ever_was_there_is_nothing_to_follow(tmp_path):
 def test_a_unit_runs_as_long_as_its_control_group_has_processes(tmp_path, monkeypatch, hierarchy):
     group = tmp_path / hierarchy / "system.slice/volmig-x.service"
     group.mkdir(parents=True)
-    monkeypatch.setattr(
-        detached, "open", lambda path: open(path.replace("/sys/fs/cgroup", str(tmp_path))), raising=False
-    )
+
+    def read(path):
+        return Path(path.replace("/sys/fs/cgroup", str(tmp_path))).open()
+
+    monkeypatch.setattr(detached, "open", read, raising=False)
     assert not detached._running("volmig-x")
     (group / "cgroup.procs").write_text("4711\n")
     assert detached._running("volmig-x")

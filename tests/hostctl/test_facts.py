@@ -212,7 +212,7 @@ def test_a_port_is_open_refused_or_silent():
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(socket.timeout(), "filtered"), (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable")],
+    [(TimeoutError(), "filtered"), (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable")],
 )
 def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch, error, state):
     def barred(self, address):

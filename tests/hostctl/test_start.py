@@ -115,7 +115,7 @@ def test_what_was_unpacked_once_is_used_again(archive, unpack):
     first = unpack()
     made = os.stat(first).st_mtime_ns
     assert (first, os.stat(unpack()).st_mtime_ns) == (str(unpacked(archive)), made)
-    os.chmod(first, 0o777)
+    unpacked(archive).chmod(0o777)
     assert unpack() == ""
 
 

@@ -341,6 +341,122 @@ def test_purge_refuses_before_the_swap(share):
     assert share.new.exists()
 
 
+# What else may stand in the way
+
+
+def refused_with(code, act, error=Refused):
+    with pytest.raises(error) as refused:
+        act()
+    assert refused.value.code == code
+
+
+def test_one_inode_cannot_be_both_disks():
+    assert state_of(7, 7, None, 7, 7) == "unknown"
+
+
+@pytest.mark.parametrize(("gone", "code"), [("home", "unknown-instance"), ("place", "stage-lost")])
+def test_without_one_of_the_directories_nothing_is_swapped(share, gone, code):
+    directory = getattr(share, gone)
+    directory.rename(directory.with_name("elsewhere"))
+    refused_with(code, lambda: swap.swap(work(share)))
+    assert len(list(directory.with_name("elsewhere").iterdir())) == 1
+
+
+def test_a_link_in_place_of_the_instances_directory_is_not_followed(share, tmp_path):
+    share.home.rename(tmp_path / "elsewhere")
+    share.home.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
+        swap.swap(work(share))
+    assert inode(tmp_path / "elsewhere/disk.local") == share.inodes[0]
+
+
+def test_disks_that_change_between_link_and_rename_are_left_for_a_person(share, monkeypatch):
+    real = os.link
+
+    def link(*names, **where):
+        real(*names, **where)
+        share.new.unlink()
+        share.new.write_bytes(b"somebody's")
+        share.live.unlink()
+
+    monkeypatch.setattr(swap.os, "link", link)
+    refused_with("unknown-state", lambda: swap.swap(work(share)))
+    assert (inode(share.old), share.new.read_bytes()) == (share.inodes[0], b"somebody's")
+
+
+def test_a_rename_that_does_nothing_is_told(share, monkeypatch):
+    def nothing(*names, **where):
+        if names[1] == "disk.local":
+            return None
+        return real(*names, **where)
+
+    real = os.rename
+    monkeypatch.setattr(swap.os, "rename", nothing)
+    refused_with("not-done", lambda: swap.swap(work(share)), Failed)
+    assert inode(share.live) == share.inodes[0]
+
+
+def test_a_disk_that_may_not_be_opened_for_its_locks_is_not_exchanged(share, monkeypatch):
+    real = os.open
+
+    def squashed(name, flags, *mode, **where):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(name, flags, *mode, **where)
+
+    before = layout(share)
+    monkeypatch.setattr(swap.os, "open", squashed)
+    refused_with("not-ours-to-lock", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+
+
+@pytest.mark.parametrize("way", ["chmod", "chown"])
+def test_a_stage_that_cannot_be_dressed_as_the_live_disk_is_not_put_in_its_place(share, monkeypatch, way):
+    def squashed(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if way == "chown":
+        os.chown(share.new, 65534, 65534)
+    monkeypatch.setattr(swap.os, "fchmod", squashed)
+    monkeypatch.setattr(swap.os, "fchown", squashed)
+    share.new.chmod(0o600)
+    share.args["stage"] = virsh.identity(share.new.stat())
+    before = layout(share)
+    refused_with("attributes-differ", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+
+
+def test_the_label_of_the_live_disk_is_given_to_the_stage(share, monkeypatch):
+    labels = {share.inodes[0]: "system_u:object_r:svirt_image_t:s0", share.inodes[1]: ""}
+
+    def put(fd, name, value):
+        labels[os.fstat(fd).st_ino] = value.decode().rstrip("\0")
+
+    monkeypatch.setattr(swap, "label", lambda fd: labels[os.fstat(fd).st_ino])
+    monkeypatch.setattr(swap.os, "setxattr", put)
+    swap.swap(work(share))
+    assert labels[share.inodes[1]] == labels[share.inodes[0]]
+
+
+def test_a_swap_that_left_no_directory_was_none_or_is_a_riddle(share):
+    share.new.unlink()
+    share.place.rmdir()
+    assert back(share) == {"live_inode": share.inodes[0], "already": True}
+    share.live.rename(share.home / "moved")
+    share.live.write_bytes(b"another")
+    refused_with("unknown-inode", lambda: back(share))
+
+
+def test_without_recorded_inodes_nothing_is_swapped_back(share):
+    swap.swap(work(share))
+    (share.place / "card.json").unlink()
+    for name in ("live", "stage"):
+        del share.args[name]
+    before = layout(share)
+    refused_with("unknown-identity", lambda: swap.swap_back(work(share, "swap_back")))
+    assert layout(share) == before
+
+
 # By hand, while volmig is down
 
 
