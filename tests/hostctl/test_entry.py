@@ -90,6 +90,21 @@ def test_a_watch_beats_until_nobody_reads_it_and_then_ends_without_a_word():
     program.stderr.close()
 
 
+def test_a_watch_that_nobody_reads_any_more_ends_at_once(call, monkeypatch):
+    class Pipe(io.StringIO):
+        def flush(self):
+            if len(self.getvalue()) > 0:
+                raise BrokenPipeError
+
+    printed = Pipe()
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(entry.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        call(data=b'{"verb": "watch"}')
+    assert ended.value.code == 0
+    assert set(json.loads(printed.getvalue())) == {"beat"}
+
+
 # Following
 
 
