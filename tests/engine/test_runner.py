@@ -239,6 +239,13 @@ def test_another_hostctl_halts(stage):
     assert isinstance(stage.advance(), runner.Halt)
 
 
+def test_a_step_that_rests_on_what_was_not_measured_halts_before_anything_is_asked(stage):
+    stage.says("relay_lv", Answer("done", {}))
+    outcome = stage.advance()
+    assert isinstance(outcome, runner.Halt)
+    assert (outcome.step, outcome.data["code"], stage.asked()) == ("relay_fs", "unready", ["relay_lv"])
+
+
 def test_a_busy_host_is_asked_again_soon(stage):
     stage.says("relay_fs", Answer("busy"))
     outcome = stage.advance()

@@ -10,6 +10,8 @@ from hosts.remote.host import Answer, Garbled, Request, Unreachable
 from tests.fakes import READS, FakeHost, Refusal
 from tests.jobs.lives import WAYS, begin, check_the_world
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 REMEMBERED_NOT = READS | {"fence", "forget"}  # hostctl keeps no result of these
 
 

@@ -17,6 +17,8 @@ from tests.fakes import LIVE, READS, SOURCE_LV
 from tests.jobs.lives import LONG_AGO, Killed, check_the_world, in_the_ledger, in_the_world, kept_disk
 from volmig.record.models import Event
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 AT_REST = states.ENDED - {"purging"}
 
 

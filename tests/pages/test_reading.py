@@ -194,6 +194,7 @@ def test_strangers_are_sent_to_the_login(client, dana, hosts):
 
 def test_a_job_that_is_not_there_is_not_found(dana, browser_of):
     assert browser_of(dana).get("/migrations/77/").status_code == 404
+    assert browser_of(dana).get(f"/migrations/{scenes.job(dana).pk}/?tab=secrets").status_code == 404
     assert browser_of(dana).post("/migrations/77/start").status_code == 404
     assert browser_of(dana).get("/approvals/77/").status_code == 404
 
