@@ -147,7 +147,7 @@ def lvchange(machine, words: Words) -> str:
 
 def blkid(machine, words: Words) -> str:
     try:
-        head = machine.real(words[-1]).read_bytes()[:HEAD] if "-O" not in words else b""
+        head = head_of(machine.real(words[-1])) if "-O" not in words else b""
     except FileNotFoundError:
         raise Says(2, f"error: {words[-1]}: {NOT_THERE}") from None
     if head.startswith(MARK):
@@ -187,7 +187,7 @@ def ext4_row(machine, what: str, where: str, options: str) -> Mount:
     volume = machine.volume_at(what)
     if volume is None:
         raise Says(32, f"mount: {where}: special device {what} does not exist.")
-    if not volume.file.read_bytes()[:HEAD].startswith(MARK):
+    if not head_of(volume.file).startswith(MARK):
         raise Says(32, f"mount: {where}: wrong fs type, bad option, bad superblock on {what}, missing codepage.")
     return Mount(f"{MAJOR}:{volume.minor}", "/", where, "ext4", machine.mapper(volume), "rw," + options)
 
@@ -227,7 +227,10 @@ def exportfs(machine, words: Words) -> str:
     if not machine.is_directory(path):
         raise Says(1, f"exportfs: Failed to stat {path}: {NOT_THERE}")
     wanted = after(words, "-o").replace("mp,", "mountpoint,")
-    machine.etab[path] = client, f"sync,wdelay,hide,no_subtree_check,{wanted.removeprefix('rw,sync,')},sec=sys,rw,secure"
+    machine.etab[path] = (
+        client,
+        f"sync,wdelay,hide,no_subtree_check,{wanted.removeprefix('rw,sync,')},sec=sys,rw,secure",
+    )
     return ""
 
 
@@ -305,9 +308,13 @@ def raw(machine, path: str, status: int = 1) -> tuple[int, bytes]:
         raise Says(status, f"qemu-img: Could not open '{path}': {error.strerror}") from None
 
 
+def head_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(HEAD)
+
+
 def data_of(file: Path) -> bytes:
-    with file.open("rb") as device:
-        return device.read(HEAD).rstrip(b"\0")
+    return head_of(file).rstrip(b"\0")
 
 
 def convert(machine, words: Words) -> str:
@@ -334,7 +341,13 @@ def info(machine, words: Words) -> str:
     size, _ = opened_qcow2(machine, words[-1])
     specific = {"type": "qcow2", "data": {"compat": "1.1", "corrupt": False}}
     return json.dumps(
-        {"virtual-size": size, "filename": words[-1], "format": "qcow2", "format-specific": specific, "dirty-flag": False}
+        {
+            "virtual-size": size,
+            "filename": words[-1],
+            "format": "qcow2",
+            "format-specific": specific,
+            "dirty-flag": False,
+        }
     )
 
 
@@ -399,7 +412,7 @@ NOT_RUNNING = "Requested operation is not valid: domain is not running"
 def start(machine, domain, words: Words) -> str:
     if domain.state == "running":
         raise Says(1, "error: Domain is already active")
-    if not Header(machine.real(domain.disk).read_bytes()[:HEAD]).is_qcow2:
+    if not Header(head_of(machine.real(domain.disk))).is_qcow2:
         raise Says(1, f"error: Failed to start domain '{domain.name}'\nerror: internal error: process exited")
     domain.state = "running"
     machine.log(domain, "starting up libvirt version: 9.0.0")

@@ -230,7 +230,9 @@ class Machine:
         if mount.source == SHARE:
             return self.site.share
         if mount.fstype == "ext4":
-            return self.files_of(next(each for each in self.volumes.values() if mount.device.endswith(f":{each.minor}")))
+            return self.files_of(
+                next(each for each in self.volumes.values() if mount.device.endswith(f":{each.minor}"))
+            )
         server, path = self.site.at(mount.source)
         if server is None or not self.site.serves(*mount.source.split(":"), self):
             raise OSError(errno.ESTALE, "Stale file handle", path)
@@ -436,7 +438,7 @@ def content_of(path: Path) -> str:
 class NoFault:
     """All goes well."""
 
-    def tool(self, machine: Machine, argv: tuple[str, ...], run: Callable[[], Output]) -> Output:
+    def tool(self, machine: Machine, argv: Any, how: dict[str, Any], run: Callable[[], Output]) -> Output:
         return run()
 
     def system_call(self, machine: Machine, text: str, run: Callable[[], Any]) -> Any:
@@ -565,7 +567,9 @@ class Paths:
 
     def __getattr__(self, name: str) -> Any:
         asked = getattr(os.path, name)
-        return (lambda path: asked(self.kernel.real(path))) if name in ("exists", "isdir", "islink", "lexists") else asked
+        return (
+            (lambda path: asked(self.kernel.real(path))) if name in ("exists", "isdir", "islink", "lexists") else asked
+        )
 
 
 def live_inode(site: Site) -> int:
@@ -651,14 +655,16 @@ def install(site: Site, monkeypatch: Any) -> Site:
     monkeypatch.setattr(tools, "_execute", executing(site))
     monkeypatch.setattr(Work, "_call", calling(site, Work._call))
     scratch = tempfile.TemporaryDirectory
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **how: scratch(dir=kernel.real(how.pop("dir", None)), **how))
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", lambda **how: scratch(dir=kernel.real(how.pop("dir", None)), **how)
+    )
     return site
 
 
 def executing(site: Site) -> Callable[..., Output]:
     def execute(argv: tuple[str, ...], **how: Any) -> Output:
         machine = site.here
-        return site.fault.tool(machine, argv, lambda: faketools.run(machine, argv))
+        return site.fault.tool(machine, argv, how, lambda: faketools.run(machine, argv))
 
     return execute
 
