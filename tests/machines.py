@@ -322,26 +322,24 @@ class Machine:
         return next(each for each in self.volumes.values() if each.active and each.minor == int(minor))
 
 
+def counted(machine: Machine, minor: str) -> str:
+    writes = machine.of_minor(minor).writes
+    return f"0 0 0 0 {writes} 0 {writes * 8} 0 0 0 0\n"
+
+
+def dm_uuid(machine: Machine, minor: str) -> str:
+    return f"LVM-{'g' * 32}{machine.of_minor(minor).uuid.replace('-', '')}\n"
+
+
 TOLD: tuple[tuple[str, Callable[..., str]], ...] = (
     ("/proc/sys/kernel/random/boot_id", lambda machine: machine.boot_id + "\n"),
     ("/proc/self/mountinfo", lambda machine: "".join(map(mountinfo, machine.mounted))),
     (r"/proc/(\d+)/comm", lambda machine, pid: machine.processes[int(pid)].name + "\n"),
     (r"/proc/(\d+)/cgroup", lambda machine, pid: f"0::/system.slice/{machine.processes[int(pid)].unit}\n"),
-    (
-        r"/sys/dev/block/\d+:(\d+)/stat",
-        lambda machine, minor: "0 0 0 0 {0} 0 {1} 0 0 0 0\n".format(
-            machine.of_minor(minor).writes, machine.of_minor(minor).writes * 8
-        ),
-    ),
-    (
-        r"/sys/dev/block/\d+:(\d+)/dm/uuid",
-        lambda machine, minor: f"LVM-{'g' * 32}{machine.of_minor(minor).uuid.replace('-', '')}\n",
-    ),
+    (r"/sys/dev/block/\d+:(\d+)/stat", counted),
+    (r"/sys/dev/block/\d+:(\d+)/dm/uuid", dm_uuid),
     (r"/sys/dev/block/\d+:(\d+)/size", lambda machine, minor: f"{machine.of_minor(minor).size // 512}\n"),
-    (
-        r"/sys/dev/block/\d+:(\d+)/ro",
-        lambda machine, minor: f"{int(machine.of_minor(minor).permission != 'writeable')}\n",
-    ),
+    (r"/sys/dev/block/\d+:(\d+)/ro", lambda machine, minor: f"{machine.of_minor(minor).permission != 'writeable':d}\n"),
 )
 
 
