@@ -204,7 +204,7 @@ def umount(machine, words: Words) -> None:
     tops = [each for each in machine.mounted if each.target == where]
     if not tops:
         raise Says(32, f"umount: {where}: not mounted." if machine.is_directory(where) else no_mount_point(where))
-    if where in machine.busy:
+    if any(f"{each.directory}/".startswith(f"{where}/") for each in machine.processes.values()):
         raise Says(32, f"umount: {where}: target is busy.")
     machine.mounted.remove(tops[-1])
 
@@ -252,6 +252,8 @@ def systemctl(machine, words: Words) -> str:
         loaded = f"{name}.service not loaded." if verb == "stop" else f"Unit {name}.service not found."
         raise Says(5, f"Failed to {verb} {name}.service: {loaded if verb == 'start' else 'Unit ' + loaded}")
     machine.services[name] = "active" if verb == "start" else "inactive"
+    if (verb, name) == ("start", "nfs-server"):
+        machine.services["nfs-mountd"] = "active"
     return ""
 
 
@@ -267,8 +269,9 @@ def systemd_run(machine, words: Words) -> str:
     command = words[words.index("--") + 1 :]
     if name in machine.units:
         raise Says(1, f"Failed to start transient service unit: Unit {name}.service was already loaded.")
-    opened = next((word.split("file:")[1] for word in words if word.startswith("StandardInput=file:")), "")
-    machine.begin(name, command, machine.volume_at(opened))
+    given = dict(word.split("=", 1) for word in every(words, "-p"))
+    opened = machine.volume_at(given.get("StandardInput", "").removeprefix("file:"))
+    machine.begin(name, command, opened, given.get("WorkingDirectory", "/"))
     return "" if "--quiet" in words else f"Running as unit: {name}.service\n"
 
 

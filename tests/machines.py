@@ -1,4 +1,4 @@
-"""Three hypervisors whose hostctl is the real one: its desk, verbs and units run in this process, over tests/faketools.py.
+"""Three hypervisors whose hostctl is the real one: desk, verbs and units in this process, over tests/faketools.py.
 
 Files are real ones under a temporary root, and so are links, renames and inodes. What only a kernel with volumes and
 mounts could give is put on by `Kernel`, the `os` that hostctl sees: paths lead through the mounts of the machine that
@@ -95,11 +95,12 @@ class Domain:
 
 @dataclass
 class Process:
-    """What runs, and the volume that it has open."""
+    """What runs, the volume that it has open, and where it stands."""
 
     name: str
     unit: str
     device: int | None
+    directory: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ class Machine:
         self.units: dict[str, list[str]] = {}  # what is under way, and with which words
         self.processes: dict[int, Process] = {}
         self.domains: dict[str, Domain] = {}
-        self.busy: set[str] = set()  # mount points that somebody else uses
         self.slow: set[str] = set()
         for directory in ("srv", "mnt", "run", "var/lib/volmig", "var/log/libvirt/qemu", INSTANCES[1:]):
             (self.root / directory).mkdir(parents=True)
@@ -285,12 +285,12 @@ class Machine:
         volume.file.unlink()
         shutil.rmtree(self.files_of(volume))
 
-    def begin(self, unit: str, words: list[str], device: Volume | None) -> None:
+    def begin(self, unit: str, words: list[str], device: Volume | None, directory: str) -> None:
         """Start a unit: a process that holds a volume open, or hostctl, which works at once unless it is slow."""
         self.units[unit] = words
         if "run" not in words:
             number = max(self.processes, default=700) + 1
-            self.processes[number] = Process(Path(words[0]).name, f"{unit}.service", device and device.minor)
+            self.processes[number] = Process(Path(words[0]).name, f"{unit}.service", device and device.minor, directory)
         elif words[-1].split("-")[0] not in self.slow:
             self.work(unit, words)
 
@@ -418,9 +418,7 @@ class Site:
 
 
 KEPT_OF_SITE = ("unlocked", "handed_on")
-KEPT_OF_MACHINE = (
-    *("boot_id", "volumes", "mounted", "etab", "services", "units", "processes", "domains", "busy", "slow"),
-)
+KEPT_OF_MACHINE = (*("boot_id", "volumes", "mounted", "etab", "services", "units", "processes", "domains", "slow"),)
 
 
 def remembered(thing: Any, *names: str) -> dict[str, Any]:
