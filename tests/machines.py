@@ -21,7 +21,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ from hosts.remote.hostctl import (
     virsh,
 )
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output, Work
+from hosts.remote.hostctl.tools import Output
 from tests import faketools
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
@@ -106,6 +106,10 @@ class Process:
 @dataclass(frozen=True)
 class File:
     content: str
+
+
+class PowerCut(BaseException):
+    """What hostctl's unit dies of when its machine does."""
 
 
 class Machine:
@@ -295,7 +299,8 @@ class Machine:
             self.work(unit, words)
 
     def work(self, unit: str, words: list[str]) -> None:
-        with self.at_work() as desk:
+        """Whatever hostctl's unit may die of, systemd goes on."""
+        with self.at_work() as desk, suppress(OSError, PowerCut):
             desk.run_unit(*words[-2:])
         self.end(unit)
 
@@ -513,42 +518,53 @@ class Kernel:
             return [str(pid) for pid in self.site.here.processes]
         return ["0"] if path.endswith("/fd") else []
 
+    def change(self, name: str, path: Any, run: Callable[[], Any]) -> Any:
+        """A system call that changes something, as far as the fault lets it."""
+        here = self.site.here
+        return self.site.fault.system_call(here, f"{name} {path}", run) if here else run()
+
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        os.mkdir(self.real(path), mode | 0o700, dir_fd=dir_fd)
+        self.change("mkdir", path, lambda: os.mkdir(self.real(path), mode | 0o700, dir_fd=dir_fd))
 
     def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
-        os.makedirs(self.real(path), mode, exist_ok)
+        self.change("mkdir", path, lambda: os.makedirs(self.real(path), mode, exist_ok))
 
     def rmdir(self, path: Any, *, dir_fd: int | None = None) -> None:
-        os.rmdir(self.real(path), dir_fd=dir_fd)
+        self.change("rmdir", path, lambda: os.rmdir(self.real(path), dir_fd=dir_fd))
 
     def unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
-        os.unlink(self.real(path), dir_fd=dir_fd)
+        self.change("unlink", path, lambda: os.unlink(self.real(path), dir_fd=dir_fd))
 
     def link(self, old: Any, new: Any, **how: Any) -> None:
-        os.link(self.real(old), self.real(new), **how)
+        self.change("link", new, lambda: os.link(self.real(old), self.real(new), **how))
 
     def rename(self, old: Any, new: Any, **how: Any) -> None:
         before = live_inode(self.site)
-        os.rename(self.real(old), self.real(new), **how)
-        instance = self.site.destination.domains[INSTANCE]
-        if live_inode(self.site) != before and (not instance.mark or instance.state == "running"):
-            self.site.unlocked.append(f"rename {new}")
+        try:
+            self.change("rename", new, lambda: os.rename(self.real(old), self.real(new), **how))
+        finally:
+            instance = self.site.destination.domains[INSTANCE]
+            if live_inode(self.site) != before and (not instance.mark or instance.state == "running"):
+                self.site.unlocked.append(f"rename {new}")
 
     def chmod(self, path: Any, mode: int, **how: Any) -> None:
-        os.chmod(self.real(path), mode, **how)
+        self.change("chmod", path, lambda: os.chmod(self.real(path), mode, **how))
 
     def chown(self, path: Any, uid: int, gid: int) -> None:
-        os.chown(self.real(path), uid, gid)
+        self.change("chown", path, lambda: os.chown(self.real(path), uid, gid))
 
     def truncate(self, path: Any, size: int) -> None:
-        os.truncate(self.real(path), size)
+        self.change("truncate", path, lambda: os.truncate(self.real(path), size))
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        self.change("truncate", "what is written", lambda: os.ftruncate(fd, size))
+
+    def fsync(self, fd: int) -> None:
+        """Nothing here outlasts this process; but this is where a server says that it could not write."""
+        self.change("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{fd}")), lambda: None)
 
     def access(self, path: Any, mode: int) -> bool:
         return os.access(self.real(path), mode)
-
-    def fsync(self, fd: int) -> None:
-        """Nothing here outlasts this process."""
 
     def statvfs(self, path: str) -> Any:
         self.stat(path)
@@ -589,7 +605,7 @@ class Control:
         if volume.permission != "writeable":
             raise OSError(errno.EPERM, "Operation not permitted")
         if struct.unpack("QQ", argument)[0] == 0:
-            machine.write(volume, b"")
+            self.kernel.change("zero", volume.name, lambda: machine.write(volume, b""))
         return argument
 
 
@@ -649,7 +665,6 @@ def install(site: Site, monkeypatch: Any) -> Site:
     monkeypatch.setattr(mounts, "apart", lambda questions, seconds: {name: ask() for name, ask in questions.items()})
     monkeypatch.setattr(tools, "_secure", lambda path: os.path.basename(path) in site.here.programs)
     monkeypatch.setattr(tools, "_execute", executing(site))
-    monkeypatch.setattr(Work, "_call", calling(site, Work._call))
     scratch = tempfile.TemporaryDirectory
     monkeypatch.setattr(
         tempfile, "TemporaryDirectory", lambda **how: scratch(dir=kernel.real(how.pop("dir", None)), **how)
@@ -663,14 +678,6 @@ def executing(site: Site) -> Callable[..., Output]:
         return site.fault.tool(machine, argv, how, lambda: faketools.run(machine, argv))
 
     return execute
-
-
-def calling(site: Site, real: Callable[..., Output]) -> Callable[..., Output]:
-    def call(work: Work, act: Any, function: Callable[[], Any]) -> Output:
-        machine = site.here
-        return real(work, act, lambda: site.fault.system_call(machine, act.text, function))
-
-    return call
 
 
 # Rewinding

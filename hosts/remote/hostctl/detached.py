@@ -200,7 +200,8 @@ def left(work: Work) -> List[str]:
 
 def forget(work: Work, job: store.Store, units: Units) -> Dict[str, Any]:
     """Remove what this host remembers of a job; refuses while a unit of the job runs."""
-    running = [key for key in job.started() if units.alive(unit_name(work.job, key))]
+    unended = [key for key in job.started() if job.result(key) is None]
+    running = [key for key in unended if units.alive(unit_name(work.job, key))]
     if running:
         raise Refused(
             "still-running",
