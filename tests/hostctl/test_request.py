@@ -296,6 +296,14 @@ def test_a_unit_that_is_at_work_although_systemd_says_that_it_did_not_start_is_u
     assert send(desk, "lv_create", job=job, step="a")["state"] == "done"
 
 
+def test_a_job_with_work_under_way_is_not_forgotten(desk, job, counted):
+    desk.units.run_now = False
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "running"
+    answer = send(desk, "forget", job=job)
+    assert (answer["state"], answer["error"]["code"]) == ("refused", "still-running")
+    assert desk.store(job).exists()
+
+
 def test_a_unit_that_was_called_off_never_acts(desk, job, counted):
     desk.units.trouble = "no answer within 30 s"
     assert send(desk, "lv_create", job=job, step="a")["error"]["code"] == "cannot-start"
