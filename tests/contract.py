@@ -16,7 +16,7 @@ MIB = 1 << 20
 JOB, OTHER = "c0517ac7-0000-4111-8222-933334444555", "c0517ac7-9999-4111-8222-933334444555"
 HEX = JOB.replace("-", "")
 GROUP, SIZE = "vg_nova0", 16 * MIB
-SERVED, THERE, IMAGE = f"/srv/volmig/{HEX}", f"/mnt/volmig/{HEX}", "/run/contract.qcow2"
+SERVED, THERE, IMAGE = f"/srv/volmig/{HEX}", f"/mnt/volmig/{HEX}", "/var/tmp/contract.qcow2"
 VOLUME = {"vg": GROUP, "lv": "volmig_contract", "size": SIZE}
 ARGS = {**VOLUME, "fs_uuid": JOB, "mountpoint": SERVED, "uid": 0, "gid": 0, "start": [], "rate": 0}
 
@@ -115,7 +115,16 @@ def relaying(address: str) -> list[Scene]:
     offer, withdraw = nfs.export_acts(given, JOB)[-1].argv, nfs.unexport_acts(given, JOB)[0].argv
     attach = nfs.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
     unmount, detach = (filesystem.remove_acts({"mountpoint": path}, JOB)[0].argv for path in (SERVED, THERE))
-    dwell = ("systemd-run", "--quiet", "--unit=contract-dweller", "-p", f"WorkingDirectory={SERVED}", "--")
+    dwell = (
+        "systemd-run",
+        "--quiet",
+        "--unit=contract-dweller",
+        "-p",
+        "Type=exec",
+        "-p",
+        f"WorkingDirectory={SERVED}",
+        "--",
+    )
     return [
         Scene(created()),
         Scene((*PROBE, DEVICE), 2),
@@ -141,7 +150,7 @@ def relaying(address: str) -> list[Scene]:
         Scene(attach, 32, "access denied"),
         Scene(withdraw, 1, "Could not find"),
         Scene(offer),
-        Scene(("exportfs", "-s"), 0, rf"(?m)^{SERVED}\s+{address}\(sync,.*mountpoint,.*fsid={JOB},"),
+        Scene(("exportfs", "-s"), 0, rf"(?m)^{SERVED}  {address}\(sync,.*,fsid={JOB},mountpoint,.*,all_squash\)$"),
         Scene(attach),
         Scene(detach),
         Scene(detach, 32, "not mounted"),
@@ -170,6 +179,7 @@ def copying() -> list[Scene]:
     convert = (*qemu_img.convert_acts(ARGS, JOB)[0].argv[:-1], IMAGE)
     check = ("qemu-img", "check", "-f", "qcow2", "--output=json", "--")
     return [
+        Scene(("mkdir", "-p", "/var/tmp")),
         Scene(convert, 0, r"\(100\.00/100%\)"),
         Scene(qemu_img.info_words(IMAGE), 0, rf'"virtual-size": {SIZE}\b'),
         Scene(qemu_img.info_words(DEVICE), 1, "not in qcow2 format"),

@@ -226,12 +226,18 @@ def exportfs(machine, words: Words) -> str:
         return ""
     if not machine.is_directory(path):
         raise Says(1, f"exportfs: Failed to stat {path}: {NOT_THERE}")
-    wanted = after(words, "-o").replace("mp,", "mountpoint,")
-    machine.etab[path] = (
-        client,
-        f"sync,wdelay,hide,no_subtree_check,{wanted.removeprefix('rw,sync,')},sec=sys,rw,secure",
-    )
+    machine.etab[path] = client, shown_options(after(words, "-o").split(","))
     return ""
+
+
+def shown_options(given: list[str]) -> str:
+    """As the kernel has them, in the order in which exportfs shows them."""
+    valued = {word.partition("=")[0]: word for word in given if "=" in word}
+    numbers = [valued[name] for name in ("anonuid", "anongid") if name in valued]
+    mountpoint = ["mountpoint"] if "mp" in given else []
+    squash = ["root_squash", *(word for word in given if word == "all_squash")]
+    first = ["sync", "wdelay", "hide", "no_subtree_check", valued["fsid"]]
+    return ",".join([*first, *mountpoint, *numbers, "sec=sys", "rw", "secure", *squash])
 
 
 # systemd

@@ -19,7 +19,7 @@ def played_on(machine):
 
     def one(program, *words):
         if program == "mkdir":
-            [machine.real(path).mkdir(parents=True) for path in words[1:]]
+            [machine.real(path).mkdir(parents=True, exist_ok=True) for path in words[1:]]
         elif program == "rmdir":
             [machine.real(path).rmdir() for path in words]
         elif program == "rm":
