@@ -55,6 +55,9 @@ EXPORT = (
 )
 
 
+ACTIVE = "LoadState=loaded\nActiveState=active\n"
+
+
 class Remembered(Memory):
     def __init__(self, **facts):
         self.facts = facts
@@ -77,7 +80,8 @@ class Scripted(Work):
         if not probe:
             self.acted.append(act.text)
             return Output(0)
-        found = [answer for start, answer in self.answers.items() if act.text.startswith(start)]
+        answers = {"systemctl show": Output(0, ACTIVE), **self.answers}
+        found = [answer for start, answer in answers.items() if act.text.startswith(start)]
         return found[0] if found else Output(0)
 
     def _call(self, act, function):
@@ -194,6 +198,28 @@ def test_a_source_that_opens_while_it_is_fenced_is_given_back_at_once():
     assert any("--deltag" in text for text in work.acted)
 
 
+FENCED = dict(OURS, lv_tags="volmig,volmig.src=" + JOB, lv_permissions="read-only")
+
+
+def test_a_source_is_not_given_back_while_its_holder_has_it_open(monkeypatch):
+    monkeypatch.setattr(lvm, "openers", lambda device: [{"unit": lvm.holder(JOB) + ".service"}])
+    monkeypatch.setattr(lvm, "_soon", lambda holds: holds())
+    work = scripted("lv_unfence", {"lvs": lvs(FENCED)}, made={"was": "writeable"})
+    with pytest.raises(Failed) as failed:
+        work.run(work)
+    assert failed.value.code == "still-held"
+    assert work.acted == [f"systemctl stop -- {lvm.holder(JOB)}"]
+
+
+def test_a_source_that_is_writeable_again_is_not_made_so_twice():
+    work = scripted("lv_unfence", {}, made={"was": "writeable"})
+    rows = iter([dict(FENCED, lv_permissions="writeable"), dict(OURS, lv_tags="")])
+    real = work._run
+    work._run = lambda act, probe, how: lvs(next(rows)) if probe else real(act, probe, how)
+    assert work.run(work) == {"permission": "writeable"}
+    assert not any("-prw" in text for text in work.acted)
+
+
 @pytest.mark.parametrize(
     ("row", "blkid", "code"),
     [
@@ -286,6 +312,21 @@ def test_services_stay_up_while_anything_else_is_exported():
     assert work.acted == []
 
 
+@pytest.mark.parametrize("said", [Output(1), Output(124), Output(0, "%PDF-1.4")], ids=["fails", "hangs", "rubbish"])
+@pytest.mark.parametrize("verb", ["unexport", "fs_remove", "export"])
+def test_what_exportfs_does_not_say_is_not_taken_for_nothing_exported(verb, said, monkeypatch, nothing_mounted):
+    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    nothing_mounted.append(Mount("254:0", "/", RELAY, "ext4", "/dev/vg/lv", "rw"))
+    answers = {"exportfs": said, "blkid": Output(0, f"UUID={JOB}\n")}
+    refuses(scripted(verb, answers, made={"fs_uuid": JOB, "started": ["nfs-server"]}), "probe-failed")
+
+
+@pytest.mark.parametrize("said", [Output(1), Output(124), Output(0, "%PDF-1.4")], ids=["fails", "hangs", "rubbish"])
+def test_a_service_of_which_systemd_says_nothing_is_not_started(said, monkeypatch):
+    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    refuses(scripted("export", {"systemctl show": said}, start=["nfs-server"]), "probe-failed")
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -346,12 +387,15 @@ DISK = (
 )
 
 
+NO_MARK = "error: metadata not found: Requested metadata element is not present"
+
+
 def libvirt(state, mark="", path="/i/i/disk.local"):
     read = "virsh -r -c qemu:///system "
     return {
         read + "domstate": Output(0, state + "\n"),
         read + "dumpxml": Output(0, DISK % path),
-        "virsh -c qemu:///system metadata": Output(0, f"<lock reason='{mark}'/>") if mark else Output(1),
+        "virsh -c qemu:///system metadata": Output(0, f"<lock reason='{mark}'/>") if mark else Output(1, "", NO_MARK),
     }
 
 
@@ -376,6 +420,13 @@ def with_virsh(monkeypatch):
 )
 def test_the_instance_verbs_refuse(verb, answers, args, code):
     refuses(scripted(verb, answers, **args), code)
+
+
+@pytest.mark.usefixtures("with_virsh")
+@pytest.mark.parametrize("verb", ["instance_lock", "instance_unlock"])
+@pytest.mark.parametrize("said", [Output(1, "", "error: failed to connect to the hypervisor"), Output(124)])
+def test_a_mark_that_libvirt_does_not_tell_is_not_taken_for_none(verb, said):
+    refuses(scripted(verb, libvirt("running") | {"virsh -c qemu:///system metadata": said}), "probe-failed")
 
 
 @pytest.mark.usefixtures("with_virsh")

@@ -304,6 +304,40 @@ def test_a_unit_that_systemd_does_not_start_is_refused_untouched(desk, job, coun
     assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "cannot-start", False)
 
 
+def test_a_unit_that_ran_counts_although_systemd_says_that_it_did_not_start(desk, job, counted, monkeypatch):
+    start = desk.units.start
+    monkeypatch.setattr(desk.units, "start", lambda *words: start(*words) or "Failed to start")
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "done"
+    assert len(counted) == 1
+
+
+def test_a_unit_that_is_at_work_although_systemd_says_that_it_did_not_start_is_under_way(
+    desk, job, counted, monkeypatch
+):
+    desk.units.run_now, start, kept = False, desk.units.start, desk.store(job)
+    monkeypatch.setattr(desk.units, "start", lambda *words: start(*words) or "Failed to start")
+    kept.open()
+    with kept.locked("lock", 0):
+        assert send(desk, "lv_create", job=job, step="a")["state"] == "running"
+    desk.run_unit(job, "a-do-1")
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "done"
+
+
+def test_a_job_with_work_under_way_is_not_forgotten(desk, job, counted):
+    desk.units.run_now = False
+    assert send(desk, "lv_create", job=job, step="a")["state"] == "running"
+    answer = send(desk, "forget", job=job)
+    assert (answer["state"], answer["error"]["code"]) == ("refused", "still-running")
+    assert desk.store(job).exists()
+
+
+def test_a_unit_that_was_called_off_never_acts(desk, job, counted):
+    desk.units.trouble = "no answer within 30 s"
+    assert send(desk, "lv_create", job=job, step="a")["error"]["code"] == "cannot-start"
+    desk.run_unit(job, "a-do-1")  # systemd comes to it after all
+    assert counted == []
+
+
 @pytest.mark.parametrize(
     ("how", "state", "touched"), [(2, "refused", False), (3, "failed", True), (4, "failed", True), (5, "failed", None)]
 )

@@ -9,7 +9,7 @@ import pytest
 from hosts.remote.hostctl import detached, tools
 from hosts.remote.hostctl.act import Refused, command
 from hosts.remote.hostctl.store import Store
-from hosts.remote.hostctl.tools import KEPT, OUTPUT_CAP, Work
+from hosts.remote.hostctl.tools import KEPT, OUTPUT_CAP, Output, Work
 
 
 def working(*announced):
@@ -28,6 +28,22 @@ def test_a_missing_program_is_an_answer_and_not_an_exception():
     output = working().ask("no-such-program", good=None)
     assert output.exit == 127
     assert "not installed" in output.err
+
+
+@pytest.mark.parametrize(
+    ("said", "alive"),
+    [
+        (Output(0, "ActiveState=active\n"), True),
+        (Output(0, "ActiveState=inactive\n"), False),
+        (Output(0, "ActiveState=failed\n"), False),
+        (Output(124), True),
+        (Output(0, "%PDF-1.4"), True),
+    ],
+)
+def test_a_unit_of_which_systemd_says_nothing_is_not_taken_for_lost(said, alive, monkeypatch):
+    units = detached.Units()
+    monkeypatch.setattr(units.work, "_run", lambda act, probe, how: said)
+    assert units.alive("volmig-x") is alive
 
 
 def test_the_environment_is_ours():

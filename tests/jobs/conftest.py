@@ -12,6 +12,8 @@ from tests.factories import approver, asked, in_cloud, operator
 from tests.fakenova import Cloud
 from tests.fakes import Site
 from tests.jobs.lives import Clock, Life
+from tests.machines import Site as Machines
+from tests.machines import install
 
 
 @pytest.fixture
@@ -79,6 +81,23 @@ def a_life(site, monkeypatch):
     """Makes a migration that lives by itself: a_life("rolled_back"). Time is its own."""
     clock = Clock(monkeypatch)
     return lambda *wish: Life(site, clock, monkeypatch, *wish)
+
+
+@pytest.fixture
+def machines(db, tmp_path, monkeypatch, settings):
+    """The three hypervisors with the real hostctl on them."""
+    settings.LOCK_MARGIN = 0
+    (tmp_path / "site").mkdir()
+    there = install(Machines(tmp_path / "site"), monkeypatch)
+    monkeypatch.setattr("hosts.remote.ssh.connect", there.connect)
+    return there
+
+
+@pytest.fixture
+def real_life(machines, monkeypatch):
+    """The same as `a_life`, with the real hostctl."""
+    clock = Clock(monkeypatch)
+    return lambda *wish: Life(machines, clock, monkeypatch, *wish)
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Lives of migrations on the fake site: each goes by itself to its end, while time passes and people do their part."""
 
 import datetime as dt
+import random
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
@@ -171,6 +174,52 @@ def begin(a_life, site, way: str) -> Life:
 
 def dying() -> bool:
     return isinstance(sys.exc_info()[1], Killed)
+
+
+# Lives in which the n-th of something goes wrong
+
+
+def every_nth(life: Life, fault: Callable[[int], Any], stride: int, check: Callable[[Life], None]) -> Counter[str]:
+    """How lives end in each of which another one goes wrong: the first of a stride, at random, and every further one.
+
+    `fault(n)` lets the n-th go wrong when it is laid on a site, none for 0; it counts, and knows what it hit.
+    """
+    ends: Counter[str] = Counter()
+    for station in life.stations():
+        most = how_many(life, fault, station)
+        for nth in range(1 + random.randrange(min(stride, most) or 1), most + 1, stride):
+            ends[_gone_wrong(life, fault, nth, check)] += 1
+    return ends
+
+
+def how_many(life: Life, fault: Callable[[int], Any], until: str) -> int:
+    """How often it could go wrong on the way there."""
+    with life.rewound():
+        none = fault(0)
+        none.lay(life.site)
+        life.live(until)
+        return int(none.count)
+
+
+def _gone_wrong(life: Life, fault: Callable[[int], Any], nth: int, check: Callable[[Life], None]) -> str:
+    """What becomes of a migration in which the n-th goes wrong; a halted one is resumed when all is well again."""
+    with life.rewound():
+        wrong = fault(nth)
+        wrong.lay(life.site)
+        try:
+            ended = life.live()
+            assert wrong.hit
+            check(life)
+            if ended == "halted":
+                fault(0).lay(life.site)
+                life.resumes = 4
+                ended = f"halted, then {life.live()}"
+                check(life)
+        except Exception as error:
+            raise AssertionError(f"the {nth}th, {wrong.hit}, {life.said}: {error}") from error
+        finally:
+            life.resumes = 0
+    return ended
 
 
 # What is there when a life has ended

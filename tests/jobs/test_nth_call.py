@@ -1,13 +1,13 @@
 """The n-th call to a hypervisor goes wrong, for every n and in every way: nothing is lost and nothing is left."""
 
-import random
-from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from hosts.remote.host import Answer, Garbled, Request, Unreachable
 from tests.fakes import READS, FakeHost, Refusal
+from tests.jobs import lives
 from tests.jobs.lives import WAYS, begin, check_the_world
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -75,9 +75,12 @@ STRIDE = 8  # of the quick run, which begins anywhere, so that in time every cal
 class Fault:
     """Lies between volmig and the hypervisors, and lets the `nth` call go wrong."""
 
-    def __init__(self, nth: int, kind: str = "") -> None:
+    def __init__(self, nth: int, kind: str) -> None:
         self.nth, self.count, self.hit = nth, 0, None
-        self.wrong, self.for_ever = KINDS.get(kind, (None, False))
+        self.wrong, self.for_ever = KINDS[kind]
+
+    def lay(self, site):
+        site.carry = self
 
     def __call__(self, host, request):
         self.count += 1
@@ -89,39 +92,9 @@ class Fault:
         return host.hear(request)
 
 
-def calls(life, until):
-    """How many calls it takes to get there."""
-    with life.rewound():
-        life.site.carry = fault = Fault(0)
-        life.live(until)
-        return fault.count
-
-
-def once(life, kind, nth, free):
-    """What becomes of a migration whose n-th call goes wrong; a halted one is resumed when all is well again."""
-    with life.rewound():
-        life.site.carry = fault = Fault(nth, kind)
-        try:
-            ended = life.live()
-            assert fault.hit
-            check_the_world(life.site, life.job, free)
-            if ended == "halted":
-                life.site.carry, life.resumes = Fault(0), 4
-                ended = f"halted, then {life.live()}"
-                check_the_world(life.site, life.job, free)
-        except Exception as error:
-            raise AssertionError(f"{kind}, call {nth}, {fault.hit}, {life.said}: {error}") from error
-        finally:
-            life.resumes = 0
-    return ended
-
-
 def every_nth(a_life, site, kind, way, stride):
-    free, life, ends = site.relay.free, begin(a_life, site, way), Counter()
-    for station in life.stations():
-        most = calls(life, station)
-        for nth in range(1 + random.randrange(min(stride, most) or 1), most + 1, stride):
-            ends[once(life, kind, nth, free)] += 1
+    free, life = site.relay.free, begin(a_life, site, way)
+    ends = lives.every_nth(life, partial(Fault, kind=kind), stride, lambda life: check_the_world(site, life.job, free))
     told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
     print(f"\n{way}, a call {kind}: {ends.total()} migrations: {told}")
     return ends

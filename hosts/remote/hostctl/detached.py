@@ -35,8 +35,9 @@ class Units:
         self.work = Work({}, "", lambda args, job: ())
 
     def alive(self, unit: str) -> bool:
+        """Whether it runs; it counts as running while systemd does not say, for then it may not be taken for lost."""
         shown = self.work.ask("systemctl", "show", "-p", "ActiveState", "--", unit + ".service", good=None)
-        return export_format(shown.out).get("ActiveState") in ("active", "activating", "deactivating", "reloading")
+        return export_format(shown.out).get("ActiveState") not in ("inactive", "failed")
 
     def start(self, unit: str, properties: List[str], argv: List[str]) -> str:
         """Start a transient unit; the answer is an empty text or why it did not start."""
@@ -199,7 +200,8 @@ def left(work: Work) -> List[str]:
 
 def forget(work: Work, job: store.Store, units: Units) -> Dict[str, Any]:
     """Remove what this host remembers of a job; refuses while a unit of the job runs."""
-    running = [key for key in job.started() if units.alive(unit_name(work.job, key))]
+    unended = [key for key in job.started() if job.result(key) is None]
+    running = [key for key in unended if units.alive(unit_name(work.job, key))]
     if running:
         raise Refused(
             "still-running",

@@ -198,8 +198,9 @@ def _check_ours_to_unmount(work: Work) -> None:
             "%s with UUID %s is mounted there" % (found[0].source, known.get("UUID")),
             "This is not the job's filesystem. Look at it by hand.",
         )
-    exports = work.ask("exportfs", "-s", good=None).out
-    if any(line.split()[:1] == [mountpoint] for line in exports.splitlines()):
+    from . import nfs  # which stands on this module
+
+    if any(row.path == mountpoint for row in nfs.exports(work)):
         raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")
 
 

@@ -528,11 +528,12 @@ def _check_not_foreign(found: Volume, job: str) -> None:
 
 
 def _is_fenced(work: Work, found: Volume) -> bool:
-    def held() -> bool:
-        return any(process["unit"] == holder(work.job) + ".service" for process in openers(found.device))
-
     tagged = "volmig.src=%s" % work.job in found.tags
-    return tagged and found.active and found.permission != "writeable" and _soon(held)
+    return tagged and found.active and found.permission != "writeable" and _soon(lambda: _is_held(work, found))
+
+
+def _is_held(work: Work, found: Volume) -> bool:
+    return any(process["unit"] == holder(work.job) + ".service" for process in openers(found.device))
 
 
 def _soon(holds: Callable[[], bool], seconds: float = 3) -> bool:
@@ -561,6 +562,10 @@ def unfence(work: Work) -> Dict[str, Any]:
     found = volume(work, args["vg"], args["lv"])
     stop = unfence_acts(work.args, work.job)[0]
     work.do(stop)  # the unit's name carries the job: it can only be ours, and stopping none is no harm
+    if found is not None and found.active and not _soon(lambda: not _is_held(work, found)):
+        raise Failed(
+            "still-held", stop.text, "%s still holds the volume open" % holder(work.job), "Stop that unit, then resume."
+        )
     if found is None or "volmig.src=%s" % work.job not in found.tags:
         return {"already": True, "gone": found is None}
     if work.made.get("lv_uuid", found.uuid) != found.uuid:
@@ -571,7 +576,8 @@ def unfence(work: Work) -> Dict[str, Any]:
             "Another volume took the name. Look at it by hand.",
         )
     for act in unfence_acts(work.args, work.job)[1:]:
-        work.must(act, timeout=60)
+        if "-prw" not in act.argv or found.permission != "writeable":  # which lvchange calls an error
+            work.must(act, timeout=60)
     after = volume(work, args["vg"], args["lv"])
     wanted = work.made.get("was", "writeable")
     if after is None or after.permission != wanted or "volmig.src=%s" % work.job in after.tags:

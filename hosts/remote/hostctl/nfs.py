@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from . import filesystem, mounts
 from .act import Act, Args, Failed, Refused, command, syscall
-from .tools import Work
+from .tools import NOT_INSTALLED, Work
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
@@ -74,15 +74,30 @@ class Export(NamedTuple):
 
 
 def exports(work: Work) -> List[Export]:
-    output = work.ask("exportfs", "-s", good=None)
+    """All that is exported; refuses when exportfs does not say, for then nothing is known to be withdrawn."""
+    output = work.ask("exportfs", "-s", good=(0, NOT_INSTALLED))
+    if any(line[:1] not in ("/", '"', " ", "\t", "") for line in output.out.splitlines()):
+        raise Refused(
+            "probe-failed",
+            "asked: exportfs -s",
+            "it answered %.200r" % output.out,
+            "Run that command on the host by hand; resume when it answers.",
+        )
     rows = re.findall(r"^(/\S*)\s+([^\s()]+)\(([^)]*)\)\s*$", output.out, re.MULTILINE)
     return [Export(path, client, tuple(options.split(","))) for path, client, options in rows]
 
 
 def unit_state(work: Work, unit: str) -> str:
-    """active, inactive or missing."""
-    shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit, good=None).out
+    """active, inactive or missing; refuses when systemd does not say, for what was started has to be stopped again."""
+    shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit).out
     facts = filesystem.export_format(shown)
+    if not ("LoadState" in facts and "ActiveState" in facts):
+        raise Refused(
+            "probe-failed",
+            "ask systemd for %s" % unit,
+            "it answered %.200r" % shown,
+            "Run systemctl show on the host by hand; resume when it answers.",
+        )
     if facts.get("LoadState") != "loaded":
         return "missing"
     return "active" if facts.get("ActiveState") in ("active", "activating") else "inactive"

@@ -444,10 +444,16 @@ class Desk:
         unit, properties = detached.unit_name(kept.job, request.key), verbs.VERBS[request.verb].sandbox(request.args)
         trouble = self.units.start(unit, properties, [*detached.program(), "run", request.job, request.key])
         if trouble:
-            stop = Refused(
-                "cannot-start", "start the unit %s" % unit, trouble, "Read systemd's message, repair, then resume."
-            )
-            kept.finish(request.key, refusal(stop, None, unit))
+            self._call_off(kept, request.key, unit, trouble)
+
+    def _call_off(self, kept: Store, key: str, unit: str, trouble: str) -> None:
+        """Never to be run; but what systemd says it could not start may have run, or be at work, all the same."""
+        with kept.locked("lock", 0) as free:
+            if free and kept.result(key) is None:
+                stop = Refused(
+                    "cannot-start", "start the unit %s" % unit, trouble, "Read systemd's message, repair, then resume."
+                )
+                kept.finish(key, refusal(stop, None, unit))
 
     def _await(self, kept: Store, key: str) -> Dict[str, Any]:
         deadline = time.monotonic() + self.patience

@@ -14,6 +14,7 @@ DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES), "LVM_SUPPRESS_FD_WARNINGS": "1"}
 OUTPUT_CAP = 1 << 20
 KEPT = 64 << 10
+NOT_INSTALLED = 127  # exit status of a program that this host does not have
 
 Watch = Callable[[int, bytes], None]
 
@@ -183,7 +184,8 @@ class Work:
         started, at = time.monotonic(), _now()
         path = find(act.argv[0])
         argv = (path or act.argv[0], *act.argv[1:])
-        output = _execute(argv, **how) if path else Output(127, "", "%s is not installed on this host" % act.argv[0])
+        missing = "%s is not installed on this host" % act.argv[0]
+        output = _execute(argv, **how) if path else Output(NOT_INSTALLED, "", missing)
         self._record(act, argv, probe, output, started, at)
         return output
 

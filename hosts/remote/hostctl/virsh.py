@@ -58,6 +58,7 @@ def start_acts(args: Args, job: str) -> Tuple[Act, ...]:
 # Reading
 
 DOMAIN_GONE = ("failed to get domain", "Domain not found")
+NO_MARK = "metadata not found"
 
 
 def installed() -> bool:
@@ -177,7 +178,7 @@ def lock(work: Work) -> Dict[str, Any]:
 
 
 def _mark(work: Work) -> str:
-    """The reason in our own metadata of the domain, or an empty text."""
+    """The reason in our own metadata of the domain, or an empty text when libvirt says that there is none."""
     if not state(work, work.args["instance"]):
         raise Refused(
             "no-domain", "mark %s" % work.args["instance"], "libvirt does not know it", "Check where the instance is."
@@ -185,8 +186,15 @@ def _mark(work: Work) -> str:
     output = work.ask(
         "virsh", "-c", URI, "metadata", "--domain", work.args["instance"], "--config", "--uri", MARK, good=None
     )
-    if output.exit:
+    if output.exit and NO_MARK in output.err:
         return ""
+    if output.exit:  # else a mark that was not seen would be left for good
+        raise Refused(
+            "probe-failed",
+            "read our mark on %s" % work.args["instance"],
+            output.said(),
+            "Look at libvirt on this host, then resume.",
+        )
     return ElementTree.fromstring(output.out).get("reason", "?")  # noqa: S314  from the host's own libvirt
 
 

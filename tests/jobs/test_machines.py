@@ -1,0 +1,58 @@
+"""Whole migrations with the real hostctl on machines whose tools are fakes."""
+
+import pytest
+
+from tests.jobs.lives import WAYS, begin, check_the_world
+from tests.machines import NoFault, PowerCut
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_migration_goes_its_way_through_the_real_hostctl(real_life, machines, way):
+    free, life = machines.relay.free, begin(real_life, machines, way)
+    assert life.live() == life.wish, (life.said, life.job.outcome_reason)
+    check_the_world(machines, life.job, free)
+
+
+class Reboots(NoFault):
+    """A machine loses its power amid the first conversion."""
+
+    def __init__(self, victim):
+        self.victim, self.over = victim, False
+
+    def tool(self, machine, argv, how, run):
+        if not self.over and argv[1:2] == ("convert",):
+            self.over = True
+            self.victim.reboot()
+            if machine is self.victim:
+                raise PowerCut
+        return run()
+
+
+@pytest.mark.parametrize("victim", ["source", "relay"])
+def test_what_a_reboot_took_away_is_made_again_by_the_real_hostctl(real_life, machines, victim):
+    free, life = machines.relay.free, begin(real_life, machines, "done")
+    machines.fault = Reboots(getattr(machines, victim))
+    assert life.live() == "done", (life.said, life.job.outcome_reason)
+    assert machines.fault.over
+    assert life.job.runs.filter(step="convert").count() > 1
+    check_the_world(machines, life.job, free)
+
+
+def test_what_happens_within_a_rewound_site_leaves_no_trace(real_life, machines):
+    life = begin(real_life, machines, "done")
+    before = everything(machines)
+    with life.rewound():
+        life.live()
+        assert everything(machines) != before
+    assert everything(machines) == before
+
+
+def everything(site):
+    """Names with inode, size, time, bytes and number of names, and what the machines know."""
+    seen = [(path, path.lstat()) for path in sorted(site.root.rglob("*"))]
+    files = [
+        (path, each.st_ino, each.st_nlink, each.st_size, each.st_mtime_ns) for path, each in seen if path.is_file()
+    ]
+    read = [path.open("rb").read(1 << 17) for path, *_ in files]
+    known = [(host.boot_id, host.volumes, host.mounted, host.etab, host.services, host.domains) for host in site.hosts]
+    return repr((files, read, [path for path, _ in seen], known))
