@@ -167,9 +167,8 @@ def test_an_export_that_does_not_go_away_is_told():
 
 def test_services_that_were_off_before_are_stopped_from_memory_alone():
     before = {"nfs-server": "inactive", "rpcbind": "active"}
-    work = scripted(
-        "unexport", {"systemctl show": Output(0, "ActiveState=inactive\n")}, memory={"nfs": {"before": before}}
-    )
+    shown = Output(0, "LoadState=loaded\nActiveState=inactive\n")
+    work = scripted("unexport", {"systemctl show": shown}, memory={"nfs": {"before": before}})
     assert work.run(work) == {"stopped": ["nfs-server"], "kept": [], "already": True}
     assert work.acted == ["systemctl stop -- nfs-server"]
 

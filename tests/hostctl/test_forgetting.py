@@ -28,8 +28,10 @@ def units(monkeypatch):
     return real
 
 
-@pytest.mark.parametrize(("state", "alive"), [("active", True), ("deactivating", True), ("failed", False), ("", False)])
-def test_a_unit_is_alive_until_systemd_has_ended_it(units, state, alive):
+@pytest.mark.parametrize(
+    ("state", "alive"), [("active", True), ("deactivating", True), ("failed", False), ("inactive", False), ("", True)]
+)
+def test_a_unit_is_alive_until_systemd_says_that_it_has_ended(units, state, alive):
     units.work.answers = {"systemctl show": Output(0, f"ActiveState={state}\n")}
     assert units.alive("volmig-x") is alive
 
