@@ -48,6 +48,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "source-written": "Nobody has written to the source volume since it was fenced.",
     "foreign-fence": "No other migration has fenced the source volume.",
     "no-holder": "The holder keeps the source volume open.",
+    "still-held": "The holder has let go of the source volume.",
     "not-fenced": "The source volume is read-only.",
     "not-released": "The source volume is again as it was found.",
     "not-erased": "The temporary volume is zero from end to end.",
