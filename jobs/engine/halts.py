@@ -32,6 +32,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "act-failed": "The command ends well.",
     "probe-failed": "The question is answered.",
     "still-running": "Nothing of this migration runs there any more.",
+    "stays-busy": "What another step of this migration began there has ended.",
     "no-card": "A card of the swap lies on the share.",
     # Volumes
     "no-volume": "The temporary volume is there and active.",

@@ -157,6 +157,42 @@ def test_a_rollback_killed_at_any_act_is_finished_by_the_next(share, at, how):
     assert layout(share) == (old, None, None, new)
 
 
+def cut_off(share, aside):
+    """A rename as an NFS client leaves it that dies amid one over an open file: what was to be replaced has no name."""
+    os.link(share.live, aside)
+    share.live.unlink()
+
+
+def test_a_rename_that_left_the_live_disk_without_a_name_is_finished_by_the_next_call(share):
+    old, new = share.inodes
+    cut_off(share, share.old)
+    swap.swap(work(share))
+    assert layout(share) == (new, None, old, None)
+
+
+def test_a_swap_that_left_the_live_disk_without_a_name_is_taken_back(share):
+    old, new = share.inodes
+    cut_off(share, share.old)
+    back(share)
+    assert (layout(share), share.live.stat().st_nlink) == ((old, new, None, None), 1)
+
+
+def test_a_rollback_that_left_the_live_disk_without_a_name_is_finished_by_the_next_call(share):
+    old, new = share.inodes
+    swap.swap(work(share))
+    cut_off(share, share.rejected)
+    back(share)
+    assert layout(share) == (old, None, None, new)
+
+
+def test_a_name_that_is_missing_for_another_reason_is_left_for_a_person(share):
+    share.old.write_bytes(b"some other disk")
+    share.live.unlink()
+    with pytest.raises(Refused) as refused:
+        swap.swap(work(share))
+    assert (refused.value.code, share.live.exists()) == ("unknown-state", False)
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_an_act_that_was_done_but_reported_as_failed_counts_as_done(share, at):
     old, new = share.inodes
@@ -206,7 +242,7 @@ STATES = [None, 1, 2, 3]
 
 @pytest.mark.parametrize(("live", "new", "old"), itertools.product(STATES, repeat=3))
 def test_the_table_of_states_allows_an_act_only_where_it_is_safe(live, new, old):
-    expected = {(1, 2, None): "not started", (1, 2, 1): "linked", (2, None, 1): "done"}
+    expected = {(1, 2, None): "not started", (1, 2, 1): "linked", (None, 2, 1): "nameless", (2, None, 1): "done"}
     if live == 1 and new != 2:
         assert state_of(live, new, old, 1, 2) == "stage lost"
     else:
@@ -375,8 +411,8 @@ def test_disks_that_change_between_link_and_rename_are_left_for_a_person(share, 
 
     def link(*names, **where):
         real(*names, **where)
-        share.new.unlink()
-        share.new.write_bytes(b"somebody's")
+        (share.place / "somebody's").write_bytes(b"somebody's")  # beside the other, so that it has an inode of its own
+        (share.place / "somebody's").rename(share.new)
         share.live.unlink()
 
     monkeypatch.setattr(swap.os, "link", link)
