@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -108,22 +109,22 @@ def main():
         killed(args, None)
         took.append(time.monotonic() - began)
         args = begin()
-    longest, told = max(took), {"killed": 0, "live": {}, "backup lost": 0, "not finished": 0, "states": {}}
+    usual, told = statistics.median(took), {"killed": 0, "live": {}, "backup lost": 0, "not finished": 0, "states": {}}
     receive, send = os.pipe()
     reading = os.fork()
     if not reading:
         reader(send)
     try:
-        kill_all(told, rng, longest, args)
+        kill_all(told, rng, usual, args)
     finally:
         os.kill(reading, signal.SIGTERM)
     told["reader"] = json.loads(os.read(receive, 4096))
     print(json.dumps(told))
 
 
-def kill_all(told, rng, longest, args):
+def kill_all(told, rng, usual, args):
     for _ in range(int(TRIALS)):
-        told["killed"] += killed(args, rng.uniform(0, longest))
+        told["killed"] += killed(args, rng.uniform(0, usual))
         names = "".join("x" if os.path.exists(path) else "-" for path in (NEW, OLD))
         told["states"][names] = told["states"].get(names, 0) + 1
         live = content(LIVE)
