@@ -203,7 +203,8 @@ def _demand_state(field: Field, names: Names, old: int, new: int, wanted: str, a
             "the disks are in no state that the swap knows",
             "Look at both directories by hand; touch nothing yet.",
         )
-    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, "Resume, or undo: both go on from where it stands.")
+    next_step = "Resume, or undo: both go on from where it stands."
+    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, next_step)
 
 
 def _demand_startable(work: Work, field: Field, state: str, names: Names) -> None:
