@@ -184,11 +184,8 @@ class Work:
         started, at = time.monotonic(), _now()
         path = find(act.argv[0])
         argv = (path or act.argv[0], *act.argv[1:])
-        output = (
-            _execute(argv, **how)
-            if path
-            else Output(NOT_INSTALLED, "", "%s is not installed on this host" % act.argv[0])
-        )
+        missing = "%s is not installed on this host" % act.argv[0]
+        output = _execute(argv, **how) if path else Output(NOT_INSTALLED, "", missing)
         self._record(act, argv, probe, output, started, at)
         return output
 
