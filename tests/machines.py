@@ -337,11 +337,18 @@ def dm_uuid(machine: Machine, minor: str) -> str:
     return f"LVM-{'g' * 32}{machine.of_minor(minor).uuid.replace('-', '')}\n"
 
 
+def processes_of(machine: Machine, unit: str) -> str:
+    if unit not in machine.units:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", unit)
+    return "700\n"
+
+
 TOLD: tuple[tuple[str, Callable[..., str]], ...] = (
     ("/proc/sys/kernel/random/boot_id", lambda machine: machine.boot_id + "\n"),
     ("/proc/self/mountinfo", lambda machine: "".join(map(mountinfo, machine.mounted))),
     (r"/proc/(\d+)/comm", lambda machine, pid: machine.processes[int(pid)].name + "\n"),
     (r"/proc/(\d+)/cgroup", lambda machine, pid: f"0::/system.slice/{machine.processes[int(pid)].unit}\n"),
+    (r"/sys/fs/cgroup/system\.slice/(.+)\.service/cgroup\.procs", processes_of),
     (r"/sys/dev/block/\d+:(\d+)/stat", counted),
     (r"/sys/dev/block/\d+:(\d+)/dm/uuid", dm_uuid),
     (r"/sys/dev/block/\d+:(\d+)/size", lambda machine, minor: f"{machine.of_minor(minor).size // 512}\n"),

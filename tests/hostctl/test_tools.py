@@ -31,18 +31,20 @@ def test_a_missing_program_is_an_answer_and_not_an_exception():
 
 
 @pytest.mark.parametrize(
-    ("said", "alive"),
+    ("said", "has_processes", "alive"),
     [
-        (Output(0, "ActiveState=active\n"), True),
-        (Output(0, "ActiveState=inactive\n"), False),
-        (Output(0, "ActiveState=failed\n"), False),
-        (Output(124), True),
-        (Output(0, "%PDF-1.4"), True),
+        (Output(0, "ActiveState=active\n"), True, True),
+        (Output(0, "ActiveState=inactive\n"), False, False),
+        (Output(0, "ActiveState=failed\n"), False, False),
+        (Output(124), True, True),
+        (Output(124), False, False),
+        (Output(0, "%PDF-1.4"), True, True),
     ],
 )
-def test_a_unit_of_which_systemd_says_nothing_is_not_taken_for_lost(said, alive, monkeypatch):
+def test_a_unit_of_which_systemd_says_nothing_is_not_taken_for_lost(said, has_processes, alive, monkeypatch):
     units = detached.Units()
     monkeypatch.setattr(units.work, "_run", lambda act, probe, how: said)
+    monkeypatch.setattr(detached, "_running", lambda unit: has_processes)
     assert units.alive("volmig-x") is alive
 
 

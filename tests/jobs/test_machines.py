@@ -2,6 +2,7 @@
 
 import pytest
 
+from hosts.remote.hostctl.tools import Output
 from tests.jobs.lives import WAYS, begin, check_the_world
 from tests.machines import NoFault, PowerCut
 
@@ -35,6 +36,20 @@ def test_what_a_reboot_took_away_is_made_again_by_the_real_hostctl(real_life, ma
     assert life.live() == "done", (life.said, life.job.outcome_reason)
     assert machines.fault.over
     assert life.job.runs.filter(step="convert").count() > 1
+    check_the_world(machines, life.job, free)
+
+
+class SilentSystemd(NoFault):
+    """It says nothing of any unit of volmig's."""
+
+    def tool(self, machine, argv, how, run):
+        return Output(124) if "show" in argv and argv[-1].startswith("volmig-") else run()
+
+
+def test_a_copy_is_stopped_and_taken_back_although_systemd_says_nothing_of_it(real_life, machines):
+    free, life = machines.relay.free, begin(real_life, machines, "cancelled amid the copy")
+    machines.fault = SilentSystemd()
+    assert life.live() == "undone", life.said
     check_the_world(machines, life.job, free)
 
 

@@ -35,9 +35,10 @@ class Units:
         self.work = Work({}, "", lambda args, job: ())
 
     def alive(self, unit: str) -> bool:
-        """Whether it runs; it counts as running while systemd does not say, for then it may not be taken for lost."""
+        """Whether it runs; where systemd does not say, the kernel does: what still runs may not be taken for lost."""
         shown = self.work.ask("systemctl", "show", "-p", "ActiveState", "--", unit + ".service", good=None)
-        return export_format(shown.out).get("ActiveState") not in ("inactive", "failed")
+        state = export_format(shown.out).get("ActiveState")
+        return state in ("active", "activating", "deactivating", "reloading") if state else _running(unit)
 
     def start(self, unit: str, properties: List[str], argv: List[str]) -> str:
         """Start a transient unit; the answer is an empty text or why it did not start."""
