@@ -362,6 +362,20 @@ def _mounted(host: str, source: str, share: Share | None) -> Finding:
     return None
 
 
+@rule("locks reach the server", WARNS, "The destination takes its locks on the share's server.", "destination")
+def _locks_reach_the_server(case: Case, destination: Destination) -> Finding:
+    # qemu locks with fcntl; local_lock=flock keeps only the other kind of locks to the machine itself.
+    words = set(destination.share.options.split(",")) if destination.share else set()
+    local = sorted(words & {"nolock", "local_lock=all", "local_lock=posix"})
+    if not local:
+        return None
+    return (
+        f"{case.migration.destination} mounts {case.migration.share_source} with {', '.join(local)}: before the swap "
+        f"only what runs on {case.migration.destination} itself is seen to have the disk open. "
+        "Make sure that the instance runs on no other hypervisor."
+    ), local
+
+
 @rule("share has space", BLOCKS, "The share has space for the staged copy beside the present disk.", "share")
 def _share_has_space(case: Case, share: Share) -> Finding:
     need = qcow2_size(case.migration.source_size) + AIR

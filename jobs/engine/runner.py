@@ -45,6 +45,8 @@ class Run(Protocol):
     @property
     def pk(self) -> int: ...
     @property
+    def started_at(self) -> datetime: ...
+    @property
     def ended_at(self) -> datetime | None: ...
     @property
     def silent_since(self) -> datetime | None: ...
@@ -300,7 +302,7 @@ class _Work:
         if known and self._has_to_go_back(planned, direction):
             return None
         undoing = "Undo: " if direction == "undo" else ""
-        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(run, self.clock())}"
+        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(planned, run, self.clock())}"
         return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else LOOK_AGAIN))
 
     # Judging
@@ -451,9 +453,13 @@ def _pause(waited: timedelta) -> timedelta:
     return min(max(waited, timedelta(seconds=2)), timedelta(seconds=60))
 
 
-def _still(run: Run, now: datetime) -> str:
-    """What is said of work that moves no byte although its hypervisor answers: a link that it needs may be dead."""
-    pause = now - (run.progress_at or now)
+def _still(planned: Planned, run: Run, now: datetime) -> str:
+    """What is said of work that moves no byte although its hypervisor answers: a link that it needs may be dead.
+
+    A mount that lets small packets through and no large ones never tells of a first byte.
+    """
+    moved = run.progress_at or (run.started_at if planned.step.rests_on else now)
+    pause = now - moved
     if pause <= FLAGGED_AFTER:
         return ""
     return f" It has moved nothing for {int(pause.total_seconds())} s; somebody should look at the link and the disks."

@@ -83,6 +83,9 @@ def test_it_blocks(name, says, changed):
             "still defined",
             {"source__instance_running": Guest(INSTANCE, "db7", "shut off")},
         ),
+        ("locks reach the server", "with nolock", {"share__options": "rw,vers=3,nolock,hard"}),
+        ("locks reach the server", "with local_lock=all", {"share__options": "rw,vers=4.1,local_lock=all"}),
+        ("locks reach the server", "with local_lock=posix", {"share__options": "rw,vers=3,local_lock=posix"}),
     ],
 )
 def test_it_warns_and_does_not_block(name, says, changed):
@@ -93,6 +96,11 @@ def test_it_warns_and_does_not_block(name, says, changed):
 
 def test_one_extent_more_than_allowed_is_no_warning():
     assert all(check.ok for check in look(case(domain__max_bytes=508 * MIB)) if check.name == "not larger than allowed")
+
+
+@pytest.mark.parametrize("options", ["rw,vers=3,lock,local_lock=none", "rw,vers=3,local_lock=flock"])
+def test_locks_of_the_kind_that_an_instance_takes_reach_the_server(options):
+    assert all(check.ok for check in look(case(share__options=options)) if check.name == "locks reach the server")
 
 
 def test_space_that_other_jobs_reserved_is_not_free():

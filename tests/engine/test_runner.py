@@ -37,6 +37,7 @@ class Run:
     evidence: dict[str, Any] = field(default_factory=dict)
     unit: str = ""
     boot_id: str = ""
+    started_at: dt.datetime = START
     ended_at: dt.datetime | None = None
     silent_since: dt.datetime | None = None
     progress_at: dt.datetime | None = None
@@ -55,6 +56,7 @@ class Journal:
     def begin(self, planned, direction, args):
         attempt, pk = len(self.runs(planned.step.name, direction)) + 1, len(self.rows) + 1
         self.rows.append(Run(planned.step.name, direction, attempt, args, hypervisor=planned.hypervisor, pk=pk))
+        self.rows[-1].started_at = self.clock()
         return self.rows[-1]
 
     def record(self, run, answer):
@@ -178,6 +180,22 @@ def test_work_that_moves_no_byte_is_told_although_its_hypervisor_answers(stage):
     run.progress_at = stage.journal.clock() - dt.timedelta(seconds=91)
     assert "moved nothing for 91 s" in stage.advance().sentence
     assert run.silent_since is None, "it did answer"
+
+
+def test_a_mount_that_never_carries_a_first_byte_is_told(stage):
+    stage.says("source_mount", *[Answer("running")] * 3)
+    assert "moved nothing" not in stage.advance().sentence
+    stage.now += dt.timedelta(seconds=90)
+    assert "moved nothing" not in stage.advance().sentence
+    stage.now += dt.timedelta(seconds=1)
+    assert "moved nothing for 91 s; somebody should look at the link" in stage.advance().sentence
+
+
+def test_work_that_needs_no_link_and_counts_no_bytes_may_take_its_time(stage):
+    stage.says("relay_fs", *[Answer("running")] * 2)
+    stage.advance()
+    stage.now += dt.timedelta(minutes=10)
+    assert stage.advance().sentence == "Put a filesystem on it and mount it is running on jump."
 
 
 @pytest.mark.parametrize("code", ["foreign-volume", "unknown-state"])

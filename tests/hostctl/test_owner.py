@@ -1,10 +1,20 @@
 """Whose rights an act on a share has: the owner's, and root's again whatever happens."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import owner
+from hosts.remote.hostctl import filesystem, mounts, nfs, owner
+from hosts.remote.hostctl.act import Failed
+from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.verbs import VERBS
+
+from .conftest import qcow2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 NOVA = 64055
@@ -49,3 +59,96 @@ def test_root_stays_root_and_is_root_again_for_its_own_files(tmp_path):
         assert (me(), os.getgroups()) == ((NOVA, NOVA), [])
     assert (me(), os.getgroups()) == ((0, 0), groups)
     assert (tmp_path / "progress").stat().st_uid == 0
+
+
+# Root on a share that squashes it: root that has none of root's ways around owners and modes
+
+SIZE = 1 << 20
+INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
+SQUASHED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner"]
+CARRIED = """
+import json, os, sys
+from hosts.remote.hostctl import owner, stage, swap, virsh
+from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.verbs import VERBS
+
+stage.check_share = swap.check_share = lambda args: None
+virsh.state = lambda work, instance: "shut off"
+job, args = json.load(sys.stdin)
+new = os.path.join(args["instances"], ".volmig", job, "disk.new")
+live = os.path.join(args["instances"], args["instance"], "disk.local")
+
+def do(verb, **more):
+    return VERBS[verb].run(Work(dict(args, **more), job, VERBS[verb].acts))
+
+def seen(path):
+    with owner.as_owner(args["instances"]):
+        return virsh.identity(os.stat(path))
+
+said = {"root_may": os.access(args["instances"], os.W_OK)}
+said["staged"] = do("stage")
+said["sha256"] = do("stage_verify", file_size=said["staged"]["file_size"])["sha256"]
+swapped = do("swap", live=seen(live), stage=seen(new))
+said["back"] = do("swap_back", made=swapped)["live_inode"] == swapped["backup_inode"]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture
+def nova_only(tmp_path):
+    """A share on which everything is the owner's and closed to all others, with the disk of an instance."""
+    tmp_path.chmod(0o755)
+    for above in tmp_path.parents[:2]:
+        above.chmod(0o755)
+    home = tmp_path / "instances" / INSTANCE
+    home.mkdir(parents=True)
+    (home / "disk.local").write_bytes(b"old" * 1000)
+    for path in (home.parent, home, home / "disk.local"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        os.chown(path, NOVA, NOVA)
+    return home.parent
+
+
+@pytest.mark.parametrize("squashed", [True, False], ids=["root is squashed", "root is not squashed"])
+def test_a_disk_is_staged_swapped_and_put_back_whether_or_not_the_filer_squashes_root(nova_only, job, squashed):
+    relay = nova_only.parent / "relay"
+    relay.mkdir()
+    copy = qcow2(SIZE) + os.urandom(100_000)
+    (relay / "disk.qcow2").write_bytes(copy)
+    digest = hashlib.sha256(copy).hexdigest()
+    args = {
+        "instances": str(nova_only),
+        "instance": INSTANCE,
+        "disk": "disk.local",
+        "mountpoint": str(relay),
+        "share_source": "filer:/vol",
+        "rate": 0,
+        "size": len(copy),
+        "virtual_size": SIZE,
+        "sha256": digest,
+    }
+    program = [*(SQUASHED if squashed else []), sys.executable, "-c", CARRIED]
+    done = subprocess.run(
+        program,
+        input=json.dumps([job, args]),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["root_may"], said["sha256"], said["back"]) == (not squashed, digest, True)
+    disks = {path.name: path for path in nova_only.rglob("disk.*")}
+    assert (disks["disk.local"].read_bytes(), disks["disk.rejected"].read_bytes()) == (b"old" * 1000, copy)
+    assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in disks.values()} == {(NOVA, 0o600)}
+
+
+def test_an_export_on_which_root_became_nobody_is_found_before_a_disk_is_sent_over_it(nova_only, job, monkeypatch):
+    mine = mounts.Mount("0:9", "/", str(nova_only), "nfs", "10.0.0.2:/srv", "rw,vers=3,hard")
+    monkeypatch.setattr(mounts, "mounts", lambda: [mine])
+    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    args = {"mountpoint": str(nova_only), "address": "10.0.0.2", "export": "/srv", "fs_uuid": job}
+    with pytest.raises(Failed) as failed, owner.as_user(65534, 65534):
+        nfs.mount(Work(args, job, VERBS["nfs_mount"].acts))
+    assert (failed.value.code, "Permission denied" in failed.value.found) == ("act-failed", True)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import stat
 from types import SimpleNamespace
 
@@ -369,6 +370,14 @@ def test_purge_refuses_any_other_inode(share, wrong):
     with pytest.raises(Refused):
         purge(share, **{wrong: 5})
     assert layout(share) == before
+
+
+def test_the_former_disk_outlives_its_instance_and_is_then_not_purged(share):
+    swap.swap(work(share))
+    shutil.rmtree(share.home)  # as Nova does once a resize is confirmed, or the instance deleted
+    with pytest.raises(Refused):
+        purge(share)
+    assert (inode(share.old), share.old.read_bytes()) == (share.inodes[0], b"old" * 1000)
 
 
 def test_purge_refuses_before_the_swap(share):
