@@ -302,7 +302,9 @@ class _Work:
         if known and self._has_to_go_back(planned, direction):
             return None
         undoing = "Undo: " if direction == "undo" else ""
-        sentence = f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(planned, run, self.clock())}"
+        sentence = (
+            f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(planned, run, self.clock())}"
+        )
         return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else LOOK_AGAIN))
 
     # Judging
