@@ -27,7 +27,6 @@ ORDERS = {
     "smallest": ("source_size", "smallest first"),
     "ended": ("-ended_at", "last ended first"),
 }
-BULKY = ("plan", "facts", "checks", "halt_data")  # which no list shows
 MANY = 8000  # migrations with a word, from which on it is quicker to ask each in turn than to fetch the keys of all
 SLACK = 1000  # numbers are given and times are noted in almost the same order; many at once may differ by so much
 NONE = 1 << 62  # a number that no migration has
@@ -67,7 +66,7 @@ class SearchForm(forms.Form):
 
     def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["host"].queryset = Hypervisor.objects.visible_to(user)  # type: ignore[attr-defined]
+        self.fields["host"].queryset = Hypervisor.objects.visible_to(user).defer("facts")  # type: ignore[attr-defined]
         for name, shown in self.fields.items():
             shown.widget.attrs["class"] = "form-select" if name in ("host", "status", "sort") else "form-control"
 

@@ -14,12 +14,12 @@ from hosts.tasks import scan_soon
 from jobs.engine import leftovers, states
 from jobs.engine.leftovers import Entry, Finding, Thing, Told
 from jobs.models import Footprint, Job, Refused, Removal, StepRun
+from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES
 from volmig.refused import Sentence
 
 ON_SHARE = frozenset({"stage", "backup", "directory"})
 ON_HYPERVISOR = frozenset({"lv", "fence", "filesystem", "mount", "export", "unit", "memory", "directory"})
-BULKY = ("plan", "facts", "checks", "halt_data")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Row:
 def rows(hypervisors: QuerySet[Hypervisor]) -> list[Row]:
     """The comparison for these hypervisors and the shares that they mount; the newest scan of each counts."""
     asked = Scan.objects.filter(hypervisor__in=hypervisors).exclude(began_at=None)
-    scans = list(asked.select_related("hypervisor__team"))
+    scans = list(asked.select_related("hypervisor__team").defer("hypervisor__facts"))
     if not scans:
         return []
     speaks = speakers(scans)

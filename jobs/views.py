@@ -19,9 +19,10 @@ from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
 from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
-from jobs.history import BULKY, SearchForm, narrowed, stream
+from jobs.history import SearchForm, narrowed, stream
 from jobs.leftovers import ABOUT, Row, ask_anew, rows
 from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
+from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
 from jobs.password import typed_at
 from jobs.review import Review
@@ -34,6 +35,7 @@ from volmig.refused import Sentence
 PAGE = 50
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
 WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
+MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
 
 
 def chrome(request: HttpRequest) -> dict[str, Any]:
@@ -56,30 +58,33 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
     """Is anything wrong, and must I act?"""
-    jobs = seen_by(request.user)
-    active = list(jobs.active().with_runs().order_by("-pk"))
-    halted = [job for job in active if job.halt_reason]
+    jobs = Job.objects.visible_to(request.user)
+    active = jobs.active().order_by("-pk")
+    # Only what moves shows its journal, and the time left by its plan.
+    running = list(active.filter(MOVES).with_runs().defer("facts", "checks", "halt_data"))
+    still = list(active.exclude(MOVES).select_related("requester").defer(*BULKY))
+    halted = [job for job in still if job.halt_reason]
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
         "jobs/overview.html",
         "jobs/_overview.html",
         {
-            "running": [job for job in active if not job.halt_reason and job.status not in WAITING],
-            "waiting": [job for job in active if not job.halt_reason and job.status in WAITING],
+            "running": running,
+            "waiting": [job for job in still if not job.halt_reason],
             "halted": halted,
-            "inbox": Approval.objects.inbox(request.user).select_related("job", "requester").order_by("created_at"),
+            "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
             "shares": Share.objects.visible_to(request.user).with_held(),
             "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
-            "quarantined": hypervisors.exclude(quarantined_at=None),
+            "quarantined": hypervisors.exclude(quarantined_at=None).defer("facts"),
             "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
-            "any_job": bool(active) or jobs.exists(),
+            "any_job": bool(running or still) or jobs.exists(),
         },
     )
 
@@ -88,7 +93,7 @@ def failed(jobs: JobQuerySet) -> JobQuerySet:
     """What came to nothing lately; by the keys of what ended lately, which are few."""
     lately = Job.objects.filter(ended_at__gte=timezone.now() - dt.timedelta(days=14)).order_by()
     rows = jobs.filter(pk__in=lately.values("pk"), outcome__in=["failed", "blocked", "rejected"])
-    return rows.order_by("-ended_at")[:8]
+    return rows.defer(*BULKY).order_by("-ended_at")[:8]
 
 
 def forgotten_locks() -> list[Server]:
@@ -103,7 +108,7 @@ def relay_groups(hypervisors: QuerySet[Hypervisor]) -> QuerySet[VolumeGroup]:
     """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
     relays = hypervisors.exclude(mounts=None)
     rows = VolumeGroup.objects.with_held().filter(hypervisor__in=relays)
-    return rows.select_related("hypervisor").order_by("hypervisor__name", "name")
+    return rows.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "name")
 
 
 def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> HttpResponse:
@@ -153,11 +158,6 @@ def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
         for sentence in refused.sentences:
             form.add_error(None, sentence)
     return None
-
-
-def seen_by(user: Any) -> JobQuerySet:
-    """The migrations that a person may see, with the names that every page shows of them."""
-    return Job.objects.visible_to(user).with_names()
 
 
 @require_GET
@@ -314,7 +314,7 @@ def backups(request: HttpRequest) -> HttpResponse:
 def history(request: HttpRequest) -> HttpResponse:
     """All migrations there ever were; filters and order live in the address."""
     form = SearchForm(request.user, request.GET)
-    rows = narrowed(seen_by(request.user).defer(*BULKY), form)
+    rows = narrowed(Job.objects.visible_to(request.user).with_names().defer(*BULKY), form)
     found = page(rows, form.order, request.GET, PAGE)
     values = {"form": form, "page": found, "filtered": any(request.GET.values())}
     return show(request, "jobs/history.html", "jobs/_history.html", values)
@@ -338,8 +338,7 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
 @needs("view")
 def approvals(request: HttpRequest) -> HttpResponse:
     """What waits for this person, what waits for others, and what was decided lately."""
-    bulky = ("bound", *(f"job__{name}" for name in BULKY))
-    rows = Approval.objects.visible_to(request.user).select_related("job", "requester").defer(*bulky)
+    rows = Approval.objects.visible_to(request.user).with_names()
     waiting, undecided = Approval.objects.inbox(request.user), Approval.objects.undecided().values("pk")
     mine = rows.filter(pk__in=waiting.values("pk")).order_by("created_at")
     others = rows.filter(pk__in=undecided).exclude(pk__in=waiting.values("pk")).order_by("created_at")

@@ -1,6 +1,7 @@
 """Fixtures for every test: tables that can be emptied, people with roles, and a queue that is drained by hand."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings as hypothesis
@@ -34,6 +35,18 @@ def _tables_can_be_emptied():
     TransactionTestCase._fixture_teardown = empty
     yield
     TransactionTestCase._fixture_teardown = tear_down
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    """For what goes the same ways hundreds of times: to measure it too would take minutes, and tell nothing new."""
+    measuring = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+    if measuring is None:
+        yield
+        return
+    measuring.stop()
+    yield
+    measuring.start()
 
 
 @pytest.fixture

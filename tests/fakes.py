@@ -267,10 +267,12 @@ class FakeHost:
         return Answer(state, evidence or {}, commands or [], error, unit, self.boot_id)
 
     def forget(self, request: Request) -> Answer:
+        """Of a job that is forgotten the fence stays."""
+        if request.job in self.kept:
+            self.raise_fence(request)
         if self.running:
             raise Refusal("still-running", ", ".join(self.running))
         self.kept.pop(request.job, None)
-        self.fences.pop(request.job, None)
         return self.answer("done", {"left": [*self.mounts, *self.exports, *self.held]}, executed(request))
 
     # Facts

@@ -209,9 +209,10 @@ class Machine:
 
     @property
     def kept(self) -> dict[str, list[str]]:
-        """What is remembered of jobs, or lies about of them: memory, progress, empty mount points."""
+        """What is remembered of jobs but their fences, or lies about of them: memory, progress, empty mount points."""
         places = [self.root / place for place in ("var/lib/volmig", "run/volmig", "srv/volmig", "mnt/volmig")]
-        return {str(each): os.listdir(each) for place in places if place.exists() for each in place.iterdir()}
+        found = [each for place in places if place.exists() for each in place.iterdir() if each.name != "forgotten"]
+        return {str(each): os.listdir(each) for each in found}
 
     # The kernel and systemd, as far as tools need them
 

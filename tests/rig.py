@@ -16,11 +16,11 @@ KEPT = ("lock", "held")  # in use by others while the rest is cleared
 
 
 class Rig:
-    """`name` and `folder` come from the checkout's path, so two checkouts do not collide; `what` is it in sentences."""
+    """`name` comes from the folder's path, so two checkouts do not collide; `what` is it in sentences."""
 
     def __init__(self, checkout: Path, prefix: str, cache: str, what: str) -> None:
-        self.name = f"{prefix}-{hashlib.sha256(str(checkout).encode()).hexdigest()[:6]}"
         self.folder, self.what = checkout / ".cache" / cache, what
+        self.name = f"{prefix}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}"
 
     @property
     def number(self) -> int:

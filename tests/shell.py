@@ -1,6 +1,7 @@
 """A person's shell with the command-line client in it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,20 @@ from pathlib import Path
 from volmig import client
 
 FILE = Path(client.__file__)
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
 
 
 class Shell:
     """`run` gives the exit code, what was printed, and what was said."""
 
     def __init__(self, url, letters, home):
-        self.environment = {"VOLMIG_URL": url, "VOLMIG_TOKEN": letters, "XDG_CONFIG_HOME": str(home), "PATH": ""}
+        self.environment = {
+            "VOLMIG_URL": url,
+            "VOLMIG_TOKEN": letters,
+            "XDG_CONFIG_HOME": str(home),
+            "PATH": "",
+            **MEASURED,
+        }
 
     def start(self, *words, **environment):
         env = {name: value for name, value in {**self.environment, **environment}.items() if value}

@@ -25,6 +25,7 @@ class Bug(NamedTuple):
 APPROVAL, JOB, WORK = "jobs/models/approval.py", "jobs/models/job.py", "jobs/work.py"
 LVM, SWAP, STAGE = (f"hosts/remote/hostctl/{name}.py" for name in ("lvm", "swap", "stage"))
 NFS, FILESYSTEM, REQUEST = (f"hosts/remote/hostctl/{name}.py" for name in ("nfs", "filesystem", "request"))
+STORE = "hosts/remote/hostctl/store.py"
 BUGS = [
     Bug(
         "the requester may approve",
@@ -95,6 +96,14 @@ BUGS = [
         'if approval.state == "approved" and self._waits_for_window(approval):',
         'if approval.state == "approved" and not approval.pk:',
         "tests/jobs/test_refusals.py::test_a_consent_is_not_used_outside_of_its_window",
+    ),
+    Bug(
+        "a host forgets the fence with the job",
+        STORE,
+        'self.read("fence") or read_json(self._tombstone()) or {}',
+        'self.read("fence") or {}',
+        "tests/hostctl/test_request.py"
+        "::test_a_late_owner_of_a_forgotten_job_is_refused_and_nothing_of_it_comes_up_again",
     ),
     Bug(
         "two workers claim one job",
@@ -192,7 +201,7 @@ BUGS = [
         "a filesystem is unmounted while it is exported",
         FILESYSTEM,
         "if any(row.path == mountpoint for row in nfs.exports(work)):",
-        "if not nfs.exports(work):",
+        "if False:",
         "tests/hostctl/test_guards.py::test_fs_remove_refuses",
     ),
     Bug(

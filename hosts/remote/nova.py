@@ -136,9 +136,8 @@ class Nova:
         what = "ask for its versions"
         with self._said(what):
             data = self.compute.get_endpoint_data()
-        if data is None:
-            raise HostError(self._tried(what), "its catalogue has no compute endpoint", "Look at region and catalogue.")
-        if data.max_microversion is None:  # an old Nova, or one that did not answer just now: the library does not say
+        # An old Nova, or one that did not answer just now: the library does not say.
+        if data is None or data.max_microversion is None:
             self._refuse("GET", "/", self._once("GET", "/", "", PATIENCE))
             return (2, 1)
         major, minor = data.max_microversion[:2]
@@ -195,6 +194,12 @@ class Nova:
             yield
         except problems.ClientException as error:
             self._translate(what, error)
+        except Exception as error:
+            # The library raises this very class where a clouds.yaml leaves the password out.
+            if type(error) is not Exception:
+                raise
+            next_step = "Complete the credential in clouds.yaml."
+            raise HostError(self._tried(what), plain(error), next_step) from error
 
     def _translate(self, what: str, error: problems.ClientException) -> NoReturn:
         tried, found = self._tried(what), plain(error)
@@ -206,8 +211,8 @@ class Nova:
             raise Denied(tried, f"Keystone does not take the credential: {found}", next_step) from error
         if status in range(400, 429):
             raise HostError(tried, f"Keystone answered {status}: {found}") from error
-        if isinstance(error, problems.MissingRequiredOptions | problems.NoMatchingPlugin):
-            raise HostError(tried, found, "Complete the credential on the cloud's page.") from error
+        if isinstance(error, problems.EndpointNotFound):
+            raise HostError(tried, f"its catalogue has no such endpoint: {found}", "Look at the region.") from error
         raise Unreachable(tried, found) from error
 
     def _tried(self, what: str) -> str:

@@ -32,6 +32,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "act-failed": "The command ends well.",
     "probe-failed": "The question is answered.",
     "still-running": "Nothing of this migration runs there any more.",
+    "stays-busy": "What another step of this migration began there has ended.",
     "no-card": "A card of the swap lies on the share.",
     # Volumes
     "no-volume": "The temporary volume is there and active.",
@@ -48,6 +49,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "source-written": "Nobody has written to the source volume since it was fenced.",
     "foreign-fence": "No other migration has fenced the source volume.",
     "no-holder": "The holder keeps the source volume open.",
+    "still-held": "The holder has let go of the source volume.",
     "not-fenced": "The source volume is read-only.",
     "not-released": "The source volume is again as it was found.",
     "not-erased": "The temporary volume is zero from end to end.",

@@ -16,6 +16,7 @@ MAX_FAILED: Final = 3
 MAX_LOST: Final = 5
 UNDO_PAUSES: Final = (5, 30)  # seconds before an undo is tried again: what holds a mount may let go of it
 FLAGGED_AFTER: Final = timedelta(seconds=90)
+BUSY_FOR_LONG: Final = timedelta(minutes=10)
 LOOK_AGAIN: Final = timedelta(seconds=30)  # running work is followed by the watcher; this is for when it is not
 OVER: Final = frozenset({"done", "failed", "refused", "lost"})
 SHUT: Final = (Unreachable, HostKeyChanged, HostKeyUnknown)  # passes by itself, or once an administrator pins a key
@@ -275,10 +276,20 @@ class _Work:
         reach(failpoints.AFTER_RECORD)
         if answer.state == "running":
             return self._running(planned, request.direction, run, known, answer.again)
-        if answer.state == "busy":
+        return self._busy(planned, run) if answer.state == "busy" else None
+
+    def _busy(self, planned: Planned, run: Run) -> Wait | Halt:
+        """What else runs there ends, or was stopped. Where systemd never says that it has, a person has to look."""
+        self.journal.silent(run)
+        now = self.clock()
+        busy = now - (run.silent_since or now)
+        if busy < BUSY_FOR_LONG:
             sentence = f"{planned.hypervisor} is still busy with another step of this job."
-            return Wait(sentence, self.clock() + timedelta(seconds=2))
-        return None
+            return Wait(sentence, now + _pause(busy))
+        self.journal.heard(run)  # so that it is waited for anew once a person says to go on
+        found = f"For {int(busy.total_seconds()) // 60} minutes {planned.hypervisor} has said that it is"
+        sentence = f"{planned.step.title}: {found} busy with another step of this job."
+        return Halt(planned.step.name, sentence, {"code": "stays-busy", "hypervisor": planned.hypervisor})
 
     def _running(self, planned: Planned, direction: str, run: Run, known: bool, again: float) -> Outcome | None:
         """Work that has been running for a while may hang on another hypervisor that is away or has rebooted."""
@@ -429,11 +440,15 @@ def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None
 def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datetime) -> Wait:
     """Wait for hypervisors that cannot be asked: longer each time, and after a while a person is to look."""
     silence = now - (run.silent_since or now)
-    pause = min(max(silence, timedelta(seconds=2)), timedelta(seconds=60))
     since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
     said = " ".join(str(error) for error in errors)
     sentence = f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}"
-    return Wait(sentence, now + pause, run.silent_since if silence > FLAGGED_AFTER else None)
+    return Wait(sentence, now + _pause(silence), run.silent_since if silence > FLAGGED_AFTER else None)
+
+
+def _pause(waited: timedelta) -> timedelta:
+    """Until it is asked again: as long as it was waited for, but at least 2 s and at most a minute."""
+    return min(max(waited, timedelta(seconds=2)), timedelta(seconds=60))
 
 
 def _still(run: Run, now: datetime) -> str:

@@ -9,6 +9,7 @@ from django.db.models import Count, F, Q
 from django.utils import timezone
 
 from jobs.models import word
+from jobs.models.footprint import BULKY
 from jobs.models.refused import Refused
 from jobs.models.word import Word
 from jobs.queue import wake
@@ -35,6 +36,10 @@ class ApprovalQuerySet(OwnedQuerySet["Approval"]):
     def open(self) -> Self:
         """Neither used nor void; it may be expired, or approved and waiting for its use."""
         return self.filter(voided_at=None, consumed_at=None)
+
+    def with_names(self) -> Self:
+        """For pages: who asked and for which migration, without their bulky columns."""
+        return self.select_related("job", "requester").defer("bound", *(f"job__{name}" for name in BULKY))
 
     def undecided(self) -> Self:
         """Those that still want a yes."""

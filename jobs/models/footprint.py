@@ -37,7 +37,7 @@ class FootprintQuerySet(OwnedQuerySet["Footprint"]):
     def backups(self, user: Any) -> Self:
         """The kept disks that a person may see, with their migrations and what is asked for."""
         named = self.kept().with_state().visible_to(user).select_related("job__destination", "job__requester", "share")
-        return named.defer(*(f"job__{name}" for name in BULKY))
+        return named.defer("job__destination__facts", *(f"job__{name}" for name in BULKY))
 
     def with_state(self) -> Self:
         """For pages: whether their purge is asked for, whether one is rehearsed, and what the last rehearsal found."""

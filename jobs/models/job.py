@@ -57,11 +57,12 @@ class JobQuerySet(OwnedQuerySet["Job"]):
 
     def with_names(self) -> Self:
         """For pages: the names that every one of them shows."""
-        return self.select_related("source", "relay", "destination", "requester")
+        named = self.select_related(*ROLES, "requester")
+        return named.defer(*(f"{role}__facts" for role in ROLES))
 
     def with_runs(self) -> Self:
         """For pages: the journal comes along in one query for all, without its bulky columns."""
-        runs = StepRun.objects.select_related("hypervisor").defer("args", "commands", "error")
+        runs = StepRun.objects.select_related("hypervisor").defer("args", "commands", "error", "hypervisor__facts")
         return self.prefetch_related(models.Prefetch("runs", runs))
 
     def active(self) -> Self:

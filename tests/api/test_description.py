@@ -15,7 +15,7 @@ from tests.pages import scenes
 from volmig.api.description import api
 
 SCHEMA = schemathesis.openapi.from_dict(api.get_openapi_schema(path_prefix="/api/v1/"))
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("unmeasured")]
 SCHEMA.app = get_wsgi_application()
 
 

@@ -104,6 +104,14 @@ def test_a_command_in_the_log_is_read_on_a_telephone_without_scrolling_sideways(
     assert page.evaluate("(log => log.scrollWidth - log.clientWidth)(document.querySelector('#details .scroll'))") == 0
 
 
+def test_what_is_left_over_is_read_on_a_telephone_without_scrolling_sideways(pages, logged_in):
+    page = logged_in("ada", "operator")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto("/leftovers/")
+    wide = "[...document.querySelectorAll('.scroll:has(.stacked)')].map(each => each.scrollWidth - each.clientWidth)"
+    assert set(page.evaluate(wide)) == {0}
+
+
 def test_the_first_stop_of_the_keyboard_skips_to_the_content(pages, logged_in):
     page = logged_in("ada", "operator")
     page.goto("/")
@@ -118,13 +126,17 @@ def test_axe_finds_no_fault_on_the_pages_of_a_second_factor(scheme, hosts, perso
     from axe_playwright_python.sync_playwright import Axe
 
     known = person("kim", "approver")
+    User.objects.filter(pk=known.pk).update(password=KEPT)
     page = logged_in("kim", "approver", color_scheme=scheme)
     factors.begin(known)
     factors.App.objects.update(confirmed=True)
     for path in ("/account/", "/account/factor/remove/", "/account/factor/new-codes/"):
         page.goto(path)
         assert not Axe().run(page).response["violations"], path
-    User.objects.filter(pk=known.pk).update(password=KEPT)
+    page.fill("#id_password", PASSWORD)
+    page.click("main button")
+    assert page.locator(".codes li").count() == 10
+    assert not Axe().run(page).response["violations"]
     page.context.clear_cookies()
     page.goto("/login/")
     page.fill("#id_username", "kim")

@@ -239,11 +239,28 @@ def test_another_hostctl_halts(stage):
     assert isinstance(stage.advance(), runner.Halt)
 
 
+def test_a_step_that_rests_on_what_was_not_measured_halts_before_anything_is_asked(stage):
+    stage.says("relay_lv", Answer("done", {}))
+    outcome = stage.advance()
+    assert isinstance(outcome, runner.Halt)
+    assert (outcome.step, outcome.data["code"], stage.asked()) == ("relay_fs", "unready", ["relay_lv"])
+
+
 def test_a_busy_host_is_asked_again_soon(stage):
     stage.says("relay_fs", Answer("busy"))
     outcome = stage.advance()
     assert outcome.until == START + dt.timedelta(seconds=2)
     assert stage.advance() == runner.Finished()
+
+
+def test_a_host_that_stays_busy_is_for_a_person_after_ten_minutes_and_is_waited_for_anew(stage):
+    stage.says("relay_fs", *[Answer("busy")] * 40)
+    asked = 0
+    while isinstance(outcome := stage.advance(), runner.Wait):
+        stage.now, asked = outcome.until, asked + 1
+    assert (outcome.step, outcome.data["code"]) == ("relay_fs", "stays-busy")
+    assert (stage.now - START >= runner.BUSY_FOR_LONG, asked < 20) == (True, True)
+    assert isinstance(stage.advance(), runner.Wait)
 
 
 def test_a_tired_tick_begins_nothing_more(stage):

@@ -156,3 +156,14 @@ def test_the_outlook_says_until_when_it_is_open_or_from_when(lines, now, says):
 def test_the_outlook_of_a_year_of_blackouts_is_shut():
     never = Schedule(blackouts=(Blackout.read("2026-01-01 to 2029-01-01"),))
     assert outlook(never, WEDNESDAY) == "shut for the next year"
+
+
+@pytest.mark.parametrize("line", ["2026-12-24", "2026-12-24 to 2027-01-02"])
+def test_days_off_are_written_as_they_are_read(line):
+    assert str(Blackout.read(line)) == line
+    assert Blackout.read(str(Blackout.read(line))) == Blackout.read(line)
+
+
+def test_a_window_of_more_than_a_day_is_said_by_its_beginning():
+    span = Span(at("2026-11-26 02:00"), at("2026-11-28 02:00"))
+    assert words(span, WEDNESDAY, dt.UTC) == "Thursday from 02:00 UTC on"

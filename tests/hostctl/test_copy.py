@@ -1,7 +1,9 @@
 """Copying onto the share: sparse, hashed, exclusive, at the rate asked for; unstaging removes only what is ours."""
 
 import hashlib
+import json
 import os
+import pwd
 import time
 from types import SimpleNamespace
 
@@ -10,7 +12,8 @@ import pytest
 from hosts.remote.hostctl import facts, stage
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.nfs import read_direct
-from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.store import Store
+from hosts.remote.hostctl.tools import Output, Work
 from hosts.remote.hostctl.verbs import VERBS
 
 from .conftest import qcow2
@@ -184,3 +187,92 @@ def test_the_facts_tell_which_file_is_staged(tmp_path, job):
     found = (place / "disk.new").stat()
     told = facts.staged(args, job)
     assert (told["inode"], told["file_size"], told["mtime_ns"]) == (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def refused_with(code, act, error=Refused):
+    with pytest.raises(error) as refused:
+        act()
+    assert refused.value.code == code
+
+
+def test_a_stage_that_was_made_is_known_again_and_not_made_twice(share, tmp_path):
+    kept = Store(share.job, str(tmp_path / "memory"), str(tmp_path / "progress"))
+    kept.open()
+    verb = VERBS["stage"]
+    first = verb.run(Work(share.args, share.job, verb.acts, kept))
+    before = (share.place / "disk.new").stat()
+    assert verb.run(Work(share.args, share.job, verb.acts, kept)) == {**first, "already": True}
+    assert (share.place / "disk.new").stat() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_is_not_staged_into(share):
+    share.place.mkdir(parents=True)
+    os.chown(share.place, 65534, 65534)
+    refused_with("foreign-directory", lambda: run(share, "stage"))
+    assert list(share.place.iterdir()) == []
+
+
+# The destination reads it back
+
+
+@pytest.fixture
+def read_back(share, monkeypatch):
+    """Has the staged copy verified; qemu-img tells of it what the test says."""
+    run(share, "stage")
+    told = {"format": "qcow2", "virtual-size": MIB}
+    monkeypatch.setattr(stage, "limited", lambda *who: None)
+    monkeypatch.setattr(stage.time, "sleep", lambda seconds: None)
+
+    def verify(**changed):
+        args = dict(share.args, file_size=share.image.stat().st_size, **changed)
+        work = Work(args, share.job, VERBS["stage_verify"].acts)
+        real = work._run
+        said = Output(0, json.dumps(told))
+        work._run = lambda act, probe, how: said if act.argv[:1] == ("qemu-img",) else real(act, probe, how)
+        return VERBS["stage_verify"].run(work)
+
+    verify.told = told
+    return verify
+
+
+def test_what_was_staged_is_read_back_and_written_on_the_card(share, read_back):
+    found = read_back()
+    new = (share.place / "disk.new").stat()
+    assert (found["inode"], found["sha256"]) == (new.st_ino, share.args["sha256"])
+    card = json.loads((share.place / "card.json").read_text())
+    assert (card["stage"]["inode"], card["sha256"]) == (new.st_ino, share.args["sha256"])
+
+
+@pytest.mark.parametrize("at", [-1, -50_000])
+def test_a_bit_that_changed_on_the_share_is_found_when_it_is_read_back(share, read_back, at):
+    data = bytearray((share.place / "disk.new").read_bytes())
+    data[at] ^= 1
+    (share.place / "disk.new").write_bytes(data)
+    refused_with("wrong-bytes", read_back, Failed)
+
+
+def test_a_copy_that_the_destination_describes_otherwise_is_not_good(read_back):
+    read_back.told["virtual-size"] = 2 * MIB
+    refused_with("bad-image", read_back, Failed)
+
+
+def test_a_copy_with_a_second_name_is_not_good(share, read_back):
+    os.link(share.place / "disk.new", share.instances / "live")
+    refused_with("foreign-file", read_back)
+
+
+@pytest.mark.parametrize("gone", ["the copy", "the directory"])
+def test_a_copy_that_does_not_become_visible_is_waited_for_and_then_told(share, read_back, monkeypatch, gone):
+    looks = []
+    monkeypatch.setattr(stage, "time", SimpleNamespace(sleep=looks.append, monotonic=lambda: 50.0 * len(looks)))
+    run(share, "unstage")
+    if gone == "the copy":
+        share.place.mkdir(parents=True)
+    refused_with("no-stage", read_back)
+    assert len(looks) == 2
+
+
+def test_who_may_read_a_copy_that_belongs_to_root_is_nobody_and_else_its_owner():
+    owned = [SimpleNamespace(owner=SimpleNamespace(st_uid=uid, st_gid=uid)) for uid in (0, 64055)]
+    assert [uid for uid, _ in map(stage._unprivileged, owned)] == [pwd.getpwnam("nobody").pw_uid, 64055]

@@ -35,6 +35,13 @@ def host(monkeypatch, tmp_path):
     return rows
 
 
+@pytest.fixture(params=["in children", "in this process"])
+def shares_asked(request, monkeypatch):
+    """What children find is found here too, where it is measured."""
+    if request.param == "in this process":
+        monkeypatch.setattr(mounts, "apart", lambda asked, seconds: {name: ask() for name, ask in asked.items()})
+
+
 def told(**answers):
     work = scripted("leftovers", {"lvs": lvs(), "exportfs": Output(0), "systemctl": Output(0), **answers})
     found = work.run(work)
@@ -104,6 +111,7 @@ def test_what_a_host_remembers_is_told_by_the_names_of_jobs_alone(host, tmp_path
     assert [(each["kind"], each["job"]) for each in found["things"]] == [("memory", JOB)]
 
 
+@pytest.mark.usefixtures("shares_asked")
 def test_disks_on_a_share_are_told_by_inode_with_the_space_that_they_hold(host, tmp_path):
     place = a_share(tmp_path, host, disk_new="a" * 5000, disk_old="b")
     (place / "card.json").write_text("{}")
@@ -122,11 +130,13 @@ def test_disks_on_a_share_are_told_by_inode_with_the_space_that_they_hold(host, 
     assert found["shares"] == [{"source": "filer:/vol", "answered": True}]
 
 
+@pytest.mark.usefixtures("shares_asked")
 def test_a_directory_without_a_disk_is_told_as_one(host, tmp_path):
     place = a_share(tmp_path, host)
     assert seen(told()) == {("directory", f".volmig/{JOB}", JOB, str(os.stat(place).st_ino))}
 
 
+@pytest.mark.usefixtures("shares_asked")
 def test_a_link_that_is_called_like_a_disk_is_not_followed_and_has_no_identity(host, tmp_path):
     place, outside = a_share(tmp_path, host), tmp_path / "outside"
     outside.write_text("somebody's")
@@ -138,6 +148,7 @@ def test_a_link_that_is_called_like_a_disk_is_not_followed_and_has_no_identity(h
     }
 
 
+@pytest.mark.usefixtures("shares_asked")
 def test_names_that_somebody_chose_to_confuse_come_as_printable_ascii(host, tmp_path):
     place = a_share(tmp_path, host)
     for name in ("<img src=x>", "a\nb", "\x1b[2J", "disk.new\n"):

@@ -1,10 +1,13 @@
 """Requests: hostile ones are refused, each step runs once, stale owners are kept out."""
 
 import json
+import os
+import uuid
+from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import source_hash, verbs
+from hosts.remote.hostctl import request, source_hash, verbs
 from hosts.remote.hostctl.act import Failed, Refused, syscall
 from hosts.remote.hostctl.request import check_field
 
@@ -223,6 +226,30 @@ def test_a_host_that_has_never_heard_of_the_job_remembers_its_new_owner(desk, jo
     assert counted == []
 
 
+@pytest.fixture
+def nothing_left(monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.detached.left", lambda work: [])
+
+
+def test_a_late_owner_of_a_forgotten_job_is_refused_and_nothing_of_it_comes_up_again(desk, job, counted, nothing_left):
+    send(desk, "lv_create", job=job, step="a", fence=7)
+    assert send(desk, "forget", job=job, fence=8)["state"] == "done"
+    assert send(desk, "lv_create", job=job, step="b", fence=7)["error"]["code"] == "stale-fence"
+    assert send(desk, "fence", job=job, fence=7)["error"]["code"] == "stale-fence"
+    assert (desk.store(job).exists(), len(counted)) == (False, 1)
+    assert send(desk, "lv_create", job=job, step="c", fence=9)["state"] == "done"
+
+
+def test_only_the_jobs_that_were_forgotten_last_are_remembered(desk, nothing_left, monkeypatch):
+    monkeypatch.setattr("hosts.remote.hostctl.store.TOMBSTONES", 2)
+    jobs = [str(uuid.UUID(int=number)) for number in range(3)]
+    for age, job in enumerate(reversed(jobs)):
+        desk.store(job).open()
+        assert send(desk, "forget", job=job, fence=4)["state"] == "done"
+        os.utime(Path(desk.state) / "forgotten" / f"{job}.json", (1000 + age, 1000 + age))
+    assert [desk.store(job).fence() for job in jobs] == [4, 4, 0]
+
+
 def test_a_new_owner_hears_what_still_runs(desk, job, counted):
     desk.units.run_now = False
     send(desk, "lv_create", job=job, step="a", fence=7)
@@ -333,3 +360,50 @@ def test_a_held_lock_keeps_a_unit_from_acting(desk, job, counted, monkeypatch):
 def test_a_verb_that_changes_something_needs_job_and_step(desk, counted):
     assert send(desk, "lv_create")["error"]["code"] == "bad-request"
     assert counted == []
+
+
+def test_what_a_verb_cannot_do_without_has_to_come_with_it(desk, job, counted):
+    answer = send(desk, "nfs_mount", {"address": "10.0.0.2"}, job=job, step="source_mount")
+    assert (answer["state"], answer["error"]["code"]) == ("refused", "bad-request")
+    assert "needs" in answer["error"]["found"]
+
+
+@pytest.mark.parametrize("verb", ["fence", "status"])
+def test_what_is_asked_of_a_job_names_it(desk, verb):
+    assert send(desk, verb)["error"]["code"] == "bad-request"
+
+
+def test_a_fault_of_hostctl_itself_is_an_answer_too(desk, job, monkeypatch):
+    monkeypatch.setattr(desk, "status", lambda job: 1 / 0)
+    answer = send(desk, "status", job=job)
+    assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("failed", "bug", None)
+    assert "division by zero" in answer["error"]["found"]
+
+
+def test_nobody_gets_past_the_door_that_another_call_holds(desk, job, counted, monkeypatch):
+    monkeypatch.setattr(request, "LOCK_WITHIN", 0.1)
+    kept = desk.store(job)
+    kept.open()
+    with kept.locked("door", 1):
+        assert send(desk, "lv_create", job=job, step="relay_lv")["state"] == "busy"
+        assert send(desk, "forget", job=job)["state"] == "busy"
+    assert counted == []
+    assert kept.exists()
+
+
+def test_a_unit_that_was_never_asked_for_is_not_run(desk, job):
+    desk.store(job).open()
+    with pytest.raises(Refused) as refused:
+        desk.run_unit(job, "relay_lv-do-1")
+    assert refused.value.code == "unknown-request"
+
+
+def test_to_stop_what_never_began_is_no_harm(desk, job, counted):
+    unit = f"volmig-{job.replace('-', '')}-convert-do-1"
+    answer = send(desk, "lv_create", job=job, step="relay_lv", direction="undo", stops=unit)
+    assert (answer["state"], len(counted)) == ("done", 1)
+
+
+def test_what_is_not_a_request_field_has_no_allow_list():
+    assert not request.is_field("colour", "red")
+    assert not request.is_field("untouched", 1)

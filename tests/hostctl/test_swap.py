@@ -1,14 +1,17 @@
 """The swap with real links and renames: every state judged, every crash resumed, the live disk never absent or torn."""
 
 import itertools
+import json
 import os
 import stat
 from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import swap, virsh
+from hosts.remote.hostctl import byhand, mounts, swap, virsh
 from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.mounts import Mount
+from hosts.remote.hostctl.store import Store
 from hosts.remote.hostctl.swap import state_of
 from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -154,6 +157,42 @@ def test_a_rollback_killed_at_any_act_is_finished_by_the_next(share, at, how):
     assert layout(share) == (old, None, None, new)
 
 
+def cut_off(share, aside):
+    """A rename as an NFS client leaves it that dies amid one over an open file: what was to be replaced has no name."""
+    os.link(share.live, aside)
+    share.live.unlink()
+
+
+def test_a_rename_that_left_the_live_disk_without_a_name_is_finished_by_the_next_call(share):
+    old, new = share.inodes
+    cut_off(share, share.old)
+    swap.swap(work(share))
+    assert layout(share) == (new, None, old, None)
+
+
+def test_a_swap_that_left_the_live_disk_without_a_name_is_taken_back(share):
+    old, new = share.inodes
+    cut_off(share, share.old)
+    back(share)
+    assert (layout(share), share.live.stat().st_nlink) == ((old, new, None, None), 1)
+
+
+def test_a_rollback_that_left_the_live_disk_without_a_name_is_finished_by_the_next_call(share):
+    old, new = share.inodes
+    swap.swap(work(share))
+    cut_off(share, share.rejected)
+    back(share)
+    assert layout(share) == (old, None, None, new)
+
+
+def test_a_name_that_is_missing_for_another_reason_is_left_for_a_person(share):
+    share.old.write_bytes(b"some other disk")
+    share.live.unlink()
+    with pytest.raises(Refused) as refused:
+        swap.swap(work(share))
+    assert (refused.value.code, share.live.exists()) == ("unknown-state", False)
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_an_act_that_was_done_but_reported_as_failed_counts_as_done(share, at):
     old, new = share.inodes
@@ -203,7 +242,7 @@ STATES = [None, 1, 2, 3]
 
 @pytest.mark.parametrize(("live", "new", "old"), itertools.product(STATES, repeat=3))
 def test_the_table_of_states_allows_an_act_only_where_it_is_safe(live, new, old):
-    expected = {(1, 2, None): "not started", (1, 2, 1): "linked", (2, None, 1): "done"}
+    expected = {(1, 2, None): "not started", (1, 2, 1): "linked", (None, 2, 1): "nameless", (2, None, 1): "done"}
     if live == 1 and new != 2:
         assert state_of(live, new, old, 1, 2) == "stage lost"
     else:
@@ -336,3 +375,192 @@ def test_purge_refuses_before_the_swap(share):
     with pytest.raises(Refused):
         purge(share)
     assert share.new.exists()
+
+
+# What else may stand in the way
+
+
+def refused_with(code, act, error=Refused):
+    with pytest.raises(error) as refused:
+        act()
+    assert refused.value.code == code
+
+
+def test_one_inode_cannot_be_both_disks():
+    assert state_of(7, 7, None, 7, 7) == "unknown"
+
+
+@pytest.mark.parametrize(("gone", "code"), [("home", "unknown-instance"), ("place", "stage-lost")])
+def test_without_one_of_the_directories_nothing_is_swapped(share, gone, code):
+    directory = getattr(share, gone)
+    directory.rename(directory.with_name("elsewhere"))
+    refused_with(code, lambda: swap.swap(work(share)))
+    assert len(list(directory.with_name("elsewhere").iterdir())) == 1
+
+
+def test_a_link_in_place_of_the_instances_directory_is_not_followed(share, tmp_path):
+    share.home.rename(tmp_path / "elsewhere")
+    share.home.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
+        swap.swap(work(share))
+    assert inode(tmp_path / "elsewhere/disk.local") == share.inodes[0]
+
+
+def test_disks_that_change_between_link_and_rename_are_left_for_a_person(share, monkeypatch):
+    real = os.link
+
+    def link(*names, **where):
+        real(*names, **where)
+        (share.place / "somebody's").write_bytes(b"somebody's")  # beside the other, so that it has an inode of its own
+        (share.place / "somebody's").rename(share.new)
+        share.live.unlink()
+
+    monkeypatch.setattr(swap.os, "link", link)
+    refused_with("unknown-state", lambda: swap.swap(work(share)))
+    assert (inode(share.old), share.new.read_bytes()) == (share.inodes[0], b"somebody's")
+
+
+def test_a_rename_that_does_nothing_is_told(share, monkeypatch):
+    def nothing(*names, **where):
+        if names[1] == "disk.local":
+            return None
+        return real(*names, **where)
+
+    real = os.rename
+    monkeypatch.setattr(swap.os, "rename", nothing)
+    refused_with("not-done", lambda: swap.swap(work(share)), Failed)
+    assert inode(share.live) == share.inodes[0]
+
+
+def test_a_disk_that_may_not_be_opened_for_its_locks_is_not_exchanged(share, monkeypatch):
+    real = os.open
+
+    def squashed(name, flags, *mode, **where):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(name, flags, *mode, **where)
+
+    before = layout(share)
+    monkeypatch.setattr(swap.os, "open", squashed)
+    refused_with("not-ours-to-lock", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+
+
+@pytest.mark.parametrize("way", ["chmod", "chown"])
+def test_a_stage_that_cannot_be_dressed_as_the_live_disk_is_not_put_in_its_place(share, monkeypatch, way):
+    def squashed(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if way == "chown":
+        os.chown(share.new, 65534, 65534)
+    monkeypatch.setattr(swap.os, "fchmod", squashed)
+    monkeypatch.setattr(swap.os, "fchown", squashed)
+    share.new.chmod(0o600)
+    share.args["stage"] = virsh.identity(share.new.stat())
+    before = layout(share)
+    refused_with("attributes-differ", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+
+
+def test_the_label_of_the_live_disk_is_given_to_the_stage(share, monkeypatch):
+    labels = {share.inodes[0]: "system_u:object_r:svirt_image_t:s0", share.inodes[1]: ""}
+
+    def put(fd, name, value):
+        labels[os.fstat(fd).st_ino] = value.decode().rstrip("\0")
+
+    monkeypatch.setattr(swap, "label", lambda fd: labels[os.fstat(fd).st_ino])
+    monkeypatch.setattr(swap.os, "setxattr", put)
+    swap.swap(work(share))
+    assert labels[share.inodes[1]] == labels[share.inodes[0]]
+
+
+def test_a_swap_that_left_no_directory_was_none_or_is_a_riddle(share):
+    share.new.unlink()
+    share.place.rmdir()
+    assert back(share) == {"live_inode": share.inodes[0], "already": True}
+    share.live.rename(share.home / "moved")
+    share.live.write_bytes(b"another")
+    refused_with("unknown-inode", lambda: back(share))
+
+
+def test_without_recorded_inodes_nothing_is_swapped_back(share):
+    swap.swap(work(share))
+    (share.place / "card.json").unlink()
+    for name in ("live", "stage"):
+        del share.args[name]
+    before = layout(share)
+    refused_with("unknown-identity", lambda: swap.swap_back(work(share, "swap_back")))
+    assert layout(share) == before
+
+
+# By hand, while volmig is down
+
+
+@pytest.fixture
+def by_hand(share, tmp_path, monkeypatch, capsys):
+    """What `hostctl rollback JOB` prints and leaves; the share is mounted where it lies, beside two other things."""
+    other = tmp_path / "other"
+    other.mkdir()
+    table = [("ext4", "/dev/sda1", "/"), ("nfs", "filer:/other", str(other)), ("nfs4", "filer:/vol", str(tmp_path))]
+    rows = [Mount("0:9", "/", target, fstype, source, "rw") for fstype, source, target in table]
+    monkeypatch.setattr(mounts, "mounts", lambda: rows)
+    monkeypatch.setattr(
+        byhand, "Store", lambda job: Store(job, str(tmp_path / "memory"), str(tmp_path / "memory/progress"))
+    )
+
+    def rollback():
+        status = byhand.main("rollback", share.job)
+        return status, json.loads(capsys.readouterr().out)
+
+    return SimpleNamespace(rollback=rollback, rows=rows, kept=byhand.Store(share.job))
+
+
+def test_by_hand_the_old_disk_comes_back_from_what_the_card_says_and_once(share, by_hand):
+    swap.swap(work(share))
+    old, new = share.inodes
+    status, answer = by_hand.rollback()
+    assert (status, answer["state"], answer["evidence"]["live_inode"]) == (0, "done", old)
+    assert (inode(share.live), inode(share.rejected), share.old.exists()) == (old, new, False)
+    status, answer = by_hand.rollback()
+    assert (status, answer["evidence"]["already"], inode(share.live)) == (0, True, old)
+
+
+def test_by_hand_nothing_is_exchanged_under_an_instance_that_runs(share, by_hand):
+    swap.swap(work(share))
+    share.state = "running"
+    before = layout(share)
+    status, answer = by_hand.rollback()
+    assert (status, answer["state"], answer["error"]["code"]) == (1, "refused", "not-shut-off")
+    assert layout(share) == before
+
+
+@pytest.mark.parametrize("spoilt", ["no swap", "no share", "not JSON", "a list", "a link", "another path"])
+def test_by_hand_a_card_that_cannot_be_believed_moves_nothing(share, by_hand, spoilt):
+    if spoilt != "no swap":
+        swap.swap(work(share))
+    card = share.place / "card.json"
+    if spoilt == "no share":
+        del by_hand.rows[2]
+    elif spoilt == "a link":
+        card.rename(share.place / "elsewhere")
+        card.symlink_to(share.place / "elsewhere")
+    elif spoilt == "another path":
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"disk": "../../etc/shadow"}))
+    elif spoilt != "no swap":
+        card.write_text({"not JSON": "{", "a list": "[1]"}[spoilt])
+    before = layout(share)
+    status, answer = by_hand.rollback()
+    code = "bad-request" if spoilt == "another path" else "no-card"
+    assert (status, answer["state"], answer["error"]["code"]) == (1, "refused", code)
+    assert layout(share) == before
+
+
+def test_by_hand_a_step_that_is_at_work_is_not_disturbed(share, by_hand, monkeypatch):
+    swap.swap(work(share))
+    before = layout(share)
+    monkeypatch.setattr(byhand, "LOCK_WITHIN", 0.1)
+    by_hand.kept.open()
+    with by_hand.kept.locked("lock", 1):
+        status, answer = by_hand.rollback()
+    assert (status, answer["state"]) == (1, "busy")
+    assert layout(share) == before

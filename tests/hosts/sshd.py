@@ -15,6 +15,7 @@ from hosts.remote import hostctl
 from hosts.remote.host import Address
 from tests.rig import free_port
 
+# HOME: the start files of whoever runs the tests are no part of them; one that is killed half way may leave a lock.
 CONFIG = """
 ListenAddress 127.0.0.1
 Port {port}
@@ -27,6 +28,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin yes
 LogLevel ERROR
+SetEnv HOME={home}
 """
 # Notes each request, then answers what the test left in the file "answer".
 STAND_IN = """#!{python} -I

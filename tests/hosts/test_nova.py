@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from hosts.remote import nova
-from hosts.remote.host import Access, Denied, HostError, TooOld, Unreachable
-from tests.fakenova import Cloud
+from hosts.remote.host import Access, Denied, Garbled, HostError, TooOld, Unreachable
+from tests.fakenova import Cloud, Refusal
 from tests.fakes import INSTANCE
 
 
@@ -72,8 +72,6 @@ def test_a_read_that_is_answered_the_second_time_is_fine(cloud, way, monkeypatch
     real = cloud.answer
 
     def flaky(*args):
-        from tests.fakenova import Refusal
-
         if next(answers) == 503:
             raise Refusal(503, "busy")
         return real(*args)
@@ -158,3 +156,86 @@ def test_only_so_many_clouds_are_kept_open(cloud, monkeypatch):
     for number in range(4):
         nova.connect(cloud.access(f"cloud {number}"))
     assert len(nova._open) == 2
+
+
+def test_a_nova_from_before_microversions_is_too_old_and_not_asked_again(cloud, way, monkeypatch):
+    told = cloud.versions()["version"]
+    plain = {name: told[name] for name in told if name not in ("version", "min_version")}
+    monkeypatch.setattr(cloud, "versions", lambda: {"version": plain})
+    with pytest.raises(TooOld, match=r"goes up to 2\.1\."):
+        way.server(INSTANCE)
+
+
+@pytest.mark.parametrize("wrong", ["no compute in the catalogue", "a region that is not there"])
+def test_a_cloud_without_the_endpoint_is_told_and_does_not_pass_by_itself(cloud, monkeypatch, wrong):
+    access = cloud.access()
+    if wrong == "a region that is not there":
+        access = replace(access, region="two")
+    else:
+        real = cloud.service
+        monkeypatch.setattr(cloud, "service", lambda kind, *more: real(kind.replace("compute", "paint"), *more))
+    with pytest.raises(HostError, match=r"no such endpoint.*Look at the region") as told:
+        nova.connect(access).server(INSTANCE)
+    assert not isinstance(told.value, Unreachable)
+
+
+def test_a_clouds_yaml_without_a_password_is_an_error_in_words(cloud, tmp_path):
+    path = tmp_path / "clouds.yaml"
+    path.write_text(f"clouds: {{lab: {{auth: {{auth_url: '{cloud.url}/identity/v3', username: volmig}}}}}}")
+    with pytest.raises(HostError, match=r"password is a required attribute\. Complete the credential"):
+        nova.connect(Access("lab", "lab", str(path))).server(INSTANCE)
+
+
+def test_a_fault_of_volmig_itself_is_not_put_down_to_the_cloud(way, monkeypatch):
+    way.version()
+    monkeypatch.setattr(way.compute, "request", lambda *_, **__: {}["nothing"])
+    with pytest.raises(KeyError):
+        way.server(INSTANCE)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_what_keystone_does_not_understand_does_not_pass_by_itself(cloud, monkeypatch, status):
+    def refuse(body):
+        raise Refusal(status, "no such path")
+
+    monkeypatch.setattr(cloud, "log_in", refuse)
+    with pytest.raises(HostError, match=f"Keystone answered {status}") as told:
+        nova.connect(cloud.access()).who()
+    assert not isinstance(told.value, Unreachable)
+
+
+def test_a_certificate_that_is_not_believed_asks_for_the_ca_file(cloud):
+    auth = tuple((name, value.replace("http:", "https:")) for name, value in cloud.access().auth)
+    with pytest.raises(HostError, match=r"certificate is not believed.*Give the CA file") as told:
+        nova.connect(replace(cloud.access(), auth=auth)).server(INSTANCE)
+    assert not isinstance(told.value, Unreachable)
+
+
+def test_a_request_that_nova_does_not_take_is_an_error_in_its_words(cloud, way, monkeypatch):
+    def refuse(*_):
+        raise Refusal(400, "Invalid marker.")
+
+    way.version()
+    monkeypatch.setattr(cloud, "answer", refuse)
+    with pytest.raises(HostError, match="400 Invalid marker"):
+        way.servers("x", 10)
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, Garbled), (403, Denied), (409, HostError)])
+def test_the_page_of_a_proxy_in_front_of_nova_is_no_answer(cloud, way, monkeypatch, status, error):
+    def page(handler, *_):
+        handler.send_response(status)
+        handler.send_header("Content-Length", "6")
+        handler.end_headers()
+        handler.wfile.write(b"<html>")
+
+    way.version()
+    monkeypatch.setattr(cloud.http.RequestHandlerClass, "reply", page)
+    with pytest.raises(error):
+        way.services()
+
+
+def test_hypervisors_are_read_to_the_last_page(cloud, way):
+    cloud.services = {f"cmp-{number}": cloud.services["dst"] for number in range(1001)}
+    assert len({row["hypervisor_hostname"] for row in way.hypervisors()}) == 1001
+    assert [status for _, path, status in cloud.calls if path.endswith("/os-hypervisors/detail")] == [200] * 3

@@ -25,10 +25,9 @@ from hosts.remote.hostctl import pack
 from tests.hosts.sshd import Sshd, keygen
 from tests.rig import free_port
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="needs openssh-server"),
-]
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="needs openssh-server, and root"
+)
 HELLO = Request("hello")
 
 
@@ -163,6 +162,25 @@ def test_a_wordy_standard_error_does_not_block_the_answer(sshd):
         assert len(host.call(HELLO).evidence["text"]) == 3_000_000
 
 
+def test_one_that_stays_silent_with_the_channel_open_is_given_up_too(sshd):
+    sshd.behave("import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host:
+        channel = host.transport().open_session()
+        channel.settimeout(0.3)
+        channel.exec_command("hostctl")
+        with pytest.raises(TimeoutError):
+            ssh.Output().drain(channel)
+
+
+def test_over_a_connection_that_was_closed_nothing_is_asked(sshd):
+    host = ssh.connect(sshd.address)
+    host.close()
+    with pytest.raises(Unreachable, match="connection is closed") as caught:
+        host.call(HELLO)
+    assert caught.value.touched is False
+    assert sshd.requests() == []
+
+
 WRONG = {
     "a banner before it": lambda whole: b"Welcome to src\n" + whole,
     "something after it": lambda whole: whole + b"\nbye",
@@ -210,6 +228,17 @@ def test_hostctl_is_sent_to_a_root_login_once_and_whole(tmp_path, monkeypatch):
         assert os.stat(shipped).st_ino == first
 
 
+def test_hostctl_that_cannot_be_put_there_says_where_to_look(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ssh, "SHIPPED_DIRECTORY", str(tmp_path / "file/bin"))
+    with (
+        Sshd(tmp_path / "sshd", forced=False) as sshd,
+        ssh.connect(sshd.address) as host,
+        pytest.raises(HostctlDiffers, match="can be written by root"),
+    ):
+        host.call(HELLO)
+
+
 def test_watch_yields_lines_and_says_when_the_host_goes_silent(sshd, monkeypatch):
     monkeypatch.setattr(ssh, "SILENCE_SECONDS", 1)
     beat = json.dumps({"beat": 1})
@@ -234,7 +263,35 @@ def test_watch_says_when_the_host_is_frozen(sshd, monkeypatch):
             list(stream)
 
 
-@pytest.mark.parametrize("line", ["hello", '{"beat": 1, "more": 2}', "[]", "x" * 100_000])
+def test_watch_says_when_it_was_ended_there(sshd):
+    sshd.answer(b'{"beat": 1}\n')
+    with ssh.connect(sshd.address) as host:
+        stream = host.watch()
+        assert next(stream) == {"beat": 1}
+        with pytest.raises(Unreachable, match="the watch ended"):
+            next(stream)
+
+
+def test_a_wordy_standard_error_does_not_use_up_the_window_of_the_watch(sshd):
+    beat = "print('{\"beat\": 1}', flush=True)"
+    sshd.behave(f"for _ in range(5):\n    {beat}; sys.stderr.write('x' * 1_000_000); sys.stderr.flush()")
+    sshd.answer(b'{"beat": 2}\n')
+    with ssh.connect(sshd.address) as host:
+        stream = host.watch()
+        assert [next(stream)["beat"] for _ in range(6)] == [1, 1, 1, 1, 1, 2]
+
+
+def test_watch_does_not_wait_for_the_end_of_a_line_that_is_too_long(sshd):
+    sshd.behave("sys.stdout.write('x' * 200_000); sys.stdout.flush(); import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host, pytest.raises(Garbled):
+        next(host.watch())
+
+
+WHOLE = {"state": "refused", "evidence": {}, "commands": [], "error": {"code": "no"}, "unit": "", "boot_id": "b"}
+NO_LINES = ["hello", '{"beat": 1, "more": 2}', "[]", "x" * 100_000, json.dumps(WHOLE | {"hash": hostctl.source_hash()})]
+
+
+@pytest.mark.parametrize("line", NO_LINES)
 def test_watch_refuses_lines_that_are_not_its_own(sshd, line):
     sshd.answer(line.encode() + b"\n")
     with ssh.connect(sshd.address) as host, pytest.raises(Garbled):

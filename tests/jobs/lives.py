@@ -19,6 +19,7 @@ from tests.fakes import INSTANCES, LIVE, SOURCE_LV
 
 LONGEST = dt.timedelta(hours=12)  # a life that takes longer never ends
 MOST_TICKS = 120
+LONG_AGO = "2000-01-01T00:00Z"  # on the database's own clock, too, which is not moved on
 STATIONS = ("awaiting_approval", "on_trial", "done")
 # How a migration may go: what people wish for, the step amid which they cancel, and where its own way begins.
 WAYS = {
@@ -89,7 +90,7 @@ class Life:
     def _step(self) -> None:
         job = self.job
         if job.lease_until is not None:  # of a worker that died
-            Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() - dt.timedelta(days=1))
+            Job.objects.filter(pk=job.pk).update(lease_until=LONG_AGO)
             self._tick()
         elif job.wake_at and job.wake_at <= self.clock.now:
             self._tick()

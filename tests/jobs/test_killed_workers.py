@@ -6,6 +6,8 @@ from jobs.engine import failpoints
 from jobs.engine.steps import TABLE
 from tests.jobs.lives import WAYS, Killed, begin, check_the_world
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 # At this boundary volmig knows least: it was done, and nobody wrote that down.
 WORST = failpoints.AFTER_DO
 

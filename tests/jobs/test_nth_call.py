@@ -10,6 +10,8 @@ from tests.fakes import READS, FakeHost, Refusal
 from tests.jobs import lives
 from tests.jobs.lives import WAYS, begin, check_the_world
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 REMEMBERED_NOT = READS | {"fence", "forget"}  # hostctl keeps no result of these
 
 
@@ -67,7 +69,7 @@ KINDS = {
     "hangs when it is done": (hangs_when_it_is_done, False),
     "answers garbage": (answers_garbage, False),
 }
-STRIDE = 8  # of the quick run, which begins anywhere, so that in time every call has its turn
+STRIDE = 13  # of the quick run, which begins anywhere, so that in time every call has its turn
 
 
 class Fault:

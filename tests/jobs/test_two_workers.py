@@ -14,8 +14,10 @@ from jobs.engine import failpoints, states
 from jobs.models import Job, Refused, StepRun
 from tests.factories import approver, operator
 from tests.fakes import LIVE, READS, SOURCE_LV
-from tests.jobs.lives import Killed, check_the_world, in_the_ledger, in_the_world, kept_disk
+from tests.jobs.lives import LONG_AGO, Killed, check_the_world, in_the_ledger, in_the_world, kept_disk
 from volmig.record.models import Event
+
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 AT_REST = states.ENDED - {"purging"}
 
@@ -92,7 +94,7 @@ class TwoWorkers(RuleBasedStateMachine):
 
     def tick(self, late=False):
         if late:
-            Job.objects.filter(pk=self.job.pk).update(lease_until="2000-01-01T00:00Z")
+            Job.objects.filter(pk=self.job.pk).update(lease_until=LONG_AGO)
         with suppress(Killed):
             tick.run(self.job.pk)
 

@@ -22,7 +22,8 @@ is up. A lab that was booted from an older recipe of the image is booted anew by
 
 Every guest listens on 127.0.0.1:<guest.port> for SSH, as root and as volmig, with the key `lab.key`; its host key is
 `guest.host_key`. Names and ports come from the checkout's path, so two checkouts do not collide. All state lies in
-.cache/lab of the checkout and in /run/<name>; the image in /var/cache/volmig-lab (VOLMIG_LAB_CACHE).
+.cache/lab of the checkout and in /run/<name>; the image in /var/cache/volmig-lab (VOLMIG_LAB_CACHE). A checkout has a
+second lab where VOLMIG_LAB_NAME says another name than lab.
 """
 
 import hashlib
@@ -68,7 +69,7 @@ class Instance:
 
 
 class Lab(Rig):
-    """The lab of one checkout. Making the object starts nothing and attaches to what runs.
+    """A lab of one checkout. Making the object starts nothing and attaches to what runs.
 
     `tools` is a file system that all guests get as a read-only disk, /dev/ubdc; `memory` that of guests by name.
     """
@@ -77,7 +78,7 @@ class Lab(Rig):
         self, checkout: Path = CHECKOUT, *, tools: Path | None = None, memory: dict[str, str] = MEMORY
     ) -> None:
         self.tools, self.memory = tools, memory
-        super().__init__(checkout, "vmlab", "lab", "storage lab")
+        super().__init__(checkout, "vmlab", os.environ.get("VOLMIG_LAB_NAME", "lab"), "storage lab")
         self.sockets = Path("/run") / self.name
         self.network = Network(self.name)
         self.key = self.folder / "key"

@@ -22,7 +22,8 @@ from tests.lab.guest import HOSTCTL
 from tests.lab.lab import INSTANCES, SHARE
 from tests.lab_tests.conftest import MIB, admit
 
-pytestmark = [pytest.mark.lab, pytest.mark.torture]
+pytestmark = pytest.mark.lab
+torture = pytest.mark.torture  # all but one: make test has no hour
 
 OLD, NEW = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666"
 VOLUME = f"{OLD}_disk.local"
@@ -122,7 +123,9 @@ def die():
     raise Killed
 
 
-@pytest.mark.parametrize("who", ["worker", "watcher", "connection"])
+@pytest.mark.parametrize(
+    "who", [pytest.param("worker", marks=torture), pytest.param("watcher", marks=torture), "connection"]
+)
 def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene, drive, workers_die, connections, who):
     def new_watcher():
         drive.watcher.let_go()
@@ -153,6 +156,7 @@ def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene,
 # Power
 
 
+@torture
 def test_a_relay_that_loses_its_power_amid_the_conversion_is_set_up_again(scene):
     scene.submit(rate=3 * MIB)
     scene.amid("convert")
@@ -163,6 +167,7 @@ def test_a_relay_that_loses_its_power_amid_the_conversion_is_set_up_again(scene)
     assert scene.job.runs.filter(step="convert", result="failed").count() <= 1
 
 
+@torture
 def test_a_source_that_loses_its_power_amid_the_conversion_is_mounted_and_fenced_again(scene):
     scene.submit(rate=3 * MIB)
     scene.amid("convert")
@@ -188,6 +193,7 @@ def cut_when(lab, there):
     return cutting
 
 
+@torture
 def test_a_destination_that_loses_its_power_between_link_and_rename_has_one_whole_disk_and_goes_on(scene, drive):
     lab, job = scene.lab, scene.submit()
     drive.reach(job, "awaiting_approval")
@@ -211,6 +217,7 @@ def test_a_destination_that_loses_its_power_between_link_and_rename_has_one_whol
     scene.starts_and_ends(seconds=120)
 
 
+@torture
 def test_a_destination_that_loses_its_power_amid_the_start_starts_the_instance_once_it_is_back(scene, drive):
     lab, job = scene.lab, scene.submit()
     drive.reach(job, "awaiting_approval")
@@ -229,6 +236,7 @@ def test_a_destination_that_loses_its_power_amid_the_start_starts_the_instance_o
 # Links
 
 
+@torture
 def test_a_data_link_that_is_cut_for_two_minutes_amid_the_conversion_is_told_and_survived(scene, drive):
     job = scene.submit(rate=3 * MIB)
     scene.amid("convert")
@@ -260,6 +268,7 @@ def full(lab, guest, path):
         lab.unfill(guest, path)
 
 
+@torture
 def test_a_relay_whose_filesystem_is_full_undoes_the_migration_and_says_so(scene, drive):
     job = scene.submit(rate=3 * MIB)
     scene.amid("convert")
@@ -267,6 +276,7 @@ def test_a_relay_whose_filesystem_is_full_undoes_the_migration_and_says_so(scene
     assert "No space left" in scene.is_undone()
 
 
+@torture
 def test_a_share_that_is_full_undoes_the_migration_and_says_so(scene, drive):
     lab = scene.lab
     with contextlib.ExitStack() as stack:
@@ -288,6 +298,7 @@ dmsetup suspend "$name"; dmsetup resume "$name"
 """
 
 
+@torture
 def test_a_source_with_a_block_that_cannot_be_read_undoes_the_migration_and_says_so(scene, drive):
     drive.moments["convert", "do"] = lambda: scene.lab.src.run(["sh", "-ec", BAD_BLOCK, DEVICE])
     job = scene.submit()
@@ -295,6 +306,7 @@ def test_a_source_with_a_block_that_cannot_be_read_undoes_the_migration_and_says
     assert job.runs.filter(step="convert", result="failed").count() == 3
 
 
+@torture
 def test_a_source_cannot_be_written_through_another_device_node_while_it_is_converted(scene, drive):
     lab, job = scene.lab, scene.submit(rate=3 * MIB)
     scene.amid("convert")
@@ -316,6 +328,7 @@ def on(guest, script, *words):
     return told
 
 
+@torture
 def test_no_conversion_is_accepted_that_ran_out_of_space_or_could_not_read_its_source(clean_lab):
     admit(clean_lab, ["src"])
     told = on(clean_lab.src, "break_copies.py", str(COPIES), "1")
@@ -323,13 +336,13 @@ def test_no_conversion_is_accepted_that_ran_out_of_space_or_could_not_read_its_s
     assert (told["full told"], told["unreadable told"]) == (COPIES, COPIES)
 
 
-def test_a_swap_that_is_killed_at_any_instant_leaves_the_old_disk_or_the_new_one_whole(clean_lab):
+@torture
+def test_a_swap_that_is_killed_at_any_instant_loses_neither_disk_and_the_next_call_finishes_it(clean_lab):
     lab = clean_lab
     lab.mount_share()
     admit(lab, ["dst"])
     told = on(lab.dst, "kill_swaps.py", INSTANCES, SHARE, str(SWAPS), "1")
     assert sum(told["live"].values()) == SWAPS
-    assert set(told["live"]) <= {"old", "new"}
-    assert (told["backup lost"], told["not finished"]) == (0, 0)
-    assert (told["reader"]["missing"], told["reader"]["torn"]) == (0, 0)
+    assert set(told["live"]) <= {"old", "new", "nameless"}
+    assert (told["backup lost"], told["not finished"], told["reader"]["torn"]) == (0, 0, 0)
     assert told["killed"] > SWAPS // 2, "most have to be killed, not to be over"

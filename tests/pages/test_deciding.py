@@ -6,7 +6,8 @@ import time
 import pytest
 from django.utils import timezone
 
-from jobs.models import Decision
+from jobs.models import Decision, Policy
+from jobs.review import Review
 from tests.pages import scenes
 from volmig.record.models import Event
 
@@ -179,3 +180,48 @@ def test_the_inbox_lists_what_waits_for_this_person_and_what_waits_for_others(as
     link = f'href="/approvals/{asked.pk}/">Review'
     assert link in text(browser_of(kim).get("/approvals/"))
     assert link not in text(browser_of(dana).get("/approvals/"))
+
+
+def test_a_yes_is_taken_back_with_a_reason_and_without_a_password(asked, kim, browser_of):
+    browser = browser_of(kim)
+    browser.post(f"/approvals/{asked.pk}/", say(asked))
+    refused = browser.post(f"/approvals/{asked.pk}/", {"verdict": "withdraw", "reason": " "}, follow=True)
+    assert "Say why" in text(refused)
+    assert asked.consents().exists()
+    taken = browser.post(f"/approvals/{asked.pk}/", {"verdict": "withdraw", "reason": "Not tonight."}, follow=True)
+    assert "Your consent is withdrawn" in text(taken)
+    asked.job.refresh_from_db()
+    assert (asked.consents().exists(), asked.job.status) == (False, "awaiting_approval")
+
+
+def test_a_decision_that_says_neither_yes_nor_no_is_none(asked, kim, browser_of):
+    response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, "perhaps"))
+    assert (response.status_code, "Say whether you approve or reject." in text(response)) == (422, True)
+    assert not Decision.objects.exists()
+
+
+def test_soon_after_a_password_was_typed_a_yes_does_without_it(asked, kim, browser_of):
+    browser = browser_of(kim)
+    session = browser.session
+    session["password_at"] = typed = time.time() - 60
+    session.save()
+    assert browser.post(f"/approvals/{asked.pk}/", say(asked, password="")).status_code == 302
+    assert Decision.objects.get().verdict == "approve"
+    assert browser.session["password_at"] == typed, "deciding does not make it last longer"
+
+
+def test_what_waits_for_a_window_says_when_it_would_be_done(asked, dana, kim, browser_of, monkeypatch):
+    Policy(team=asked.job.destination.team, windows=["Thu 02:00-04:00"]).change(dana)
+    monkeypatch.setattr(timezone, "now", lambda moment=asked.created_at: moment)
+    assert "Thursday" in Review(asked).when
+    assert "02:00 to 04:00 UTC, when the facts were read once more" in Review(asked).when
+    monkeypatch.setattr(type(asked.job), "window", lambda job: None)
+    assert Review(asked).when.startswith("not within a year")
+
+
+def test_how_many_have_to_agree_is_said_as_it_is(asked, dana, hosts):
+    assert Review(asked).needed == "0 of 1 consents that it needs are given."
+    asked.approvers = 0
+    assert "no second person" in Review(asked).needed
+    asked.granted_by = scenes.approval(scenes.job(dana, "on_trial"))
+    assert Review(asked).needed == "Approved in advance, together with the swap."

@@ -194,6 +194,7 @@ def test_strangers_are_sent_to_the_login(client, dana, hosts):
 
 def test_a_job_that_is_not_there_is_not_found(dana, browser_of):
     assert browser_of(dana).get("/migrations/77/").status_code == 404
+    assert browser_of(dana).get(f"/migrations/{scenes.job(dana).pk}/?tab=secrets").status_code == 404
     assert browser_of(dana).post("/migrations/77/start").status_code == 404
     assert browser_of(dana).get("/approvals/77/").status_code == 404
 
@@ -278,6 +279,17 @@ def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(path
             scenes.decision(scenes.approval(scenes.job(dana, "done"), consumed_at=timezone.now()), kim)
         counts.append(asked_for(browser_of(kim), path))
     assert counts[0] == counts[1] < 30
+
+
+@pytest.mark.parametrize("path", ["/", "/migrations/", "/approvals/"])
+def test_lists_do_not_fetch_facts_that_they_do_not_show(path, dana, kim, browser_of, hosts):
+    scenes.job(dana, "preparing", instance_name="r")
+    scenes.halted(dana)
+    scenes.approval(scenes.job(dana, "awaiting_approval", instance_name="a"))
+    browser = browser_of(kim)
+    with CaptureQueriesContext(connection) as queries:
+        browser.get(path)
+    assert not [query["sql"] for query in queries if '."facts"' in query["sql"]]
 
 
 def test_a_job_page_asks_the_database_little(dana, browser_of, hosts, django_assert_max_num_queries):

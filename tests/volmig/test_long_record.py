@@ -10,7 +10,7 @@ from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.chain import publish, read_heads, verify
 from volmig.record.models import SIGNED, ChainHead, Event, sign
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("unmeasured")]
 LONG = 10_000
 BEGAN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 CHANCE = random.Random(7)

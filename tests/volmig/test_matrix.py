@@ -349,8 +349,8 @@ async def first_answer(user, path):
     scope = {"type": "websocket", "path": f"/{path}", "user": user, "session": session}
     connection = ApplicationCommunicator(URLRouter(live.routes), scope)
     await connection.send_input({"type": "websocket.connect"})
-    assert (await connection.receive_output())["type"] == "websocket.accept"
-    stays = await connection.receive_nothing() or (await connection.receive_output())["type"] != "websocket.close"
+    assert (await connection.receive_output(60))["type"] == "websocket.accept"  # a busy machine is slow
+    stays = await connection.receive_nothing() or (await connection.receive_output(60))["type"] != "websocket.close"
     await connection.send_input({"type": "websocket.disconnect", "code": 1000})
     await connection.wait()
     return stays

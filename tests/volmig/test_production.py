@@ -28,6 +28,19 @@ def test_djangos_check_for_deployment_finds_nothing(tmp_path):
     assert "no issues" in found.stdout
 
 
+SERVED = """
+import gc, sys
+import volmig.asgi
+print("jobs.views" in sys.modules, len(gc.get_objects()), gc.get_freeze_count())
+"""
+
+
+def test_what_the_web_server_loaded_is_not_looked_through_amid_pages(tmp_path):
+    views, for_the_collector, passed_over = run(["-c", SERVED], tmp_path).stdout.split()
+    assert views == "True"
+    assert int(for_the_collector) * 100 < int(passed_over)
+
+
 ASK = """
 import django; django.setup()
 from django.core.management import call_command

@@ -10,9 +10,10 @@ from ninja import Header, Path, Query, Router, Schema, Status
 from hosts.models import Hypervisor, Instance, LogicalVolume, VolumeGroup
 from jobs.bundle import archive
 from jobs.forms import ConsentForm, ExtendForm, MigrationForm, RateForm
-from jobs.history import BULKY, ORDERS, SearchForm, narrowed
+from jobs.history import ORDERS, SearchForm, narrowed
 from jobs.leftovers import ABOUT, ask_anew, rows
 from jobs.models import Approval, Footprint, Job, Submission
+from jobs.models.footprint import BULKY
 from volmig.accounts.roles import needs
 from volmig.api import shapes
 from volmig.api.door import checked, match, tagged

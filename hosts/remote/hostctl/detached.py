@@ -20,7 +20,7 @@ NEVER = -1.0
 def forget_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (
         command("systemctl", "reset-failed", "--", "volmig-%s-*" % job.replace("-", "")),
-        syscall("remove /var/lib/volmig/%s and /run/volmig/%s" % (job, job)),
+        syscall("remove /var/lib/volmig/%s and /run/volmig/%s, but remember the job's fence" % (job, job)),
     )
 
 

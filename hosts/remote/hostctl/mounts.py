@@ -94,7 +94,7 @@ def apart(questions: Dict[str, Callable[[], Any]], seconds: float) -> Dict[str, 
 def _child(question: Callable[[], Any], waiting: selectors.BaseSelector, name: str) -> Any:
     reading, writing = os.pipe()
     pid = os.fork()
-    if pid == 0:
+    if pid == 0:  # pragma: no cover - what leaves by os._exit is not measured
         try:
             _answer(question, writing)
         finally:
@@ -104,7 +104,7 @@ def _child(question: Callable[[], Any], waiting: selectors.BaseSelector, name: s
     return pid, reading
 
 
-def _answer(question: Callable[[], Any], writing: int) -> None:
+def _answer(question: Callable[[], Any], writing: int) -> None:  # pragma: no cover - in the child
     """In the child, which must not hold open what its parent's caller reads to the end."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -166,7 +166,7 @@ def _facts(output: Output) -> Dict[str, Any]:
 def limited(uid: int = 0, gid: int = 0, seconds: int = 30, memory: int = 1 << 30) -> Callable[[], None]:
     """What questions run under: so many seconds of CPU, bytes of memory, and another user when one is given."""
 
-    def become() -> None:
+    def become() -> None:  # pragma: no cover - runs between fork and exec, where nothing is measured
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if uid:

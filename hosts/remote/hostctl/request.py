@@ -330,6 +330,7 @@ class Desk:
         if not request.job:
             raise _bad("fence needs a job", request.job)
         kept = self.store(request.job)
+        kept.check_fence(request.fence)  # so that nothing of an ended job comes up again
         kept.open()
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
@@ -375,6 +376,7 @@ class Desk:
 
     def _submit(self, request: Request) -> Dict[str, Any]:
         kept = self.store(request.job)
+        kept.check_fence(request.fence)  # so that nothing of an ended job comes up again
         kept.open()
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:

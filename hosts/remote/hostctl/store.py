@@ -12,13 +12,19 @@ from .tools import Memory
 
 STATE = "/var/lib/volmig"
 RUN = "/run/volmig"
+TOMBSTONES = 1000  # jobs that ended lately, each a file of some bytes
 
 
 class Store(Memory):
-    """One job's directory under /var/lib/volmig and its progress files under /run/volmig."""
+    """One job's directory under /var/lib/volmig and its progress files under /run/volmig.
+
+    Of a job that was forgotten its fence stays, in /var/lib/volmig/forgotten: a worker that had stalled sent a request
+    when another had ended the job, and a host that knew nothing of it any more did as it was told.
+    """
 
     def __init__(self, job: str, state: str = STATE, run: str = RUN) -> None:
         self.job, self.directory, self.run = job, os.path.join(state, job), os.path.join(run, job)
+        self.forgotten = os.path.join(state, "forgotten")
 
     def exists(self) -> bool:
         return os.path.isdir(self.directory)
@@ -40,10 +46,12 @@ class Store(Memory):
         self.write("fact." + name, dict(self.recall(name), **facts))
 
     def fence(self) -> int:
-        return int((self.read("fence") or {}).get("fence", 0))
+        """The highest fence that was ever seen here for this job; its end does not change that."""
+        seen = self.read("fence") or read_json(self._tombstone()) or {}
+        return int(seen.get("fence", 0))
 
-    def raise_fence(self, fence: int) -> None:
-        """Remember the highest fence; a request under a lower one comes from an owner that lost the job."""
+    def check_fence(self, fence: int) -> None:
+        """Refuse a request under a lower fence: it comes from an owner that lost the job."""
         highest = self.fence()
         if fence < highest:
             raise Refused(
@@ -52,7 +60,11 @@ class Store(Memory):
                 "fence %d was already seen for this job" % highest,
                 "Nothing to do: another worker owns this job now.",
             )
-        if fence > highest:
+
+    def raise_fence(self, fence: int) -> None:
+        """Remember the highest fence, and refuse a lower one."""
+        self.check_fence(fence)
+        if fence > self.fence():
             self.write("fence", {"fence": fence})
 
     def started(self) -> List[str]:
@@ -84,11 +96,24 @@ class Store(Memory):
             os.close(fd)
 
     def remove(self) -> None:
+        """Forget the job, but not its fence: an owner that stalled for long may yet ask for something."""
         import shutil  # slow to load, and only the last call for a job needs it
 
+        self._bury()
         for directory in (self.run, self.directory):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory)
+
+    def _bury(self) -> None:
+        os.makedirs(self.forgotten, 0o700, exist_ok=True)
+        write_json(self._tombstone(), {"fence": self.fence()}, sync=True)
+        stones = [os.path.join(self.forgotten, name) for name in os.listdir(self.forgotten)]
+        with contextlib.suppress(FileNotFoundError):  # another job ends just now and has the same in mind
+            for stone in sorted(stones, key=os.path.getmtime)[:-TOMBSTONES]:
+                os.unlink(stone)
+
+    def _tombstone(self) -> str:
+        return os.path.join(self.forgotten, self.job + ".json")
 
 
 def _flock(fd: int, wait: float) -> bool:

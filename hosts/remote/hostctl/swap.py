@@ -63,6 +63,7 @@ def state_of(live: Optional[int], incoming: Optional[int], aside: Optional[int],
     table: Dict[Tuple[Optional[int], Optional[int], Optional[int]], str] = {
         (old, new, None): "not started",
         (old, new, old): "linked",
+        (None, new, old): "nameless",
         (new, None, old): "done",
     }
     if old == new:
@@ -130,6 +131,7 @@ def swap(work: Work) -> Dict[str, Any]:
     old, new = args["live"]["inode"], args["stage"]["inode"]
     check_share(args)
     with _field(work) as field:
+        _give_back_its_name(work, field, names, old, new)
         state = field.state(names, old, new)
         if state == "done":
             return dict(_swapped(field, old, new), already=True)
@@ -164,6 +166,27 @@ def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> Non
         work.must(sync_both, lambda: _sync(home, place.fd))
 
 
+def _give_back_its_name(work: Work, field: Field, names: Names, old: int, new: int) -> None:
+    """After a rename that was cut off half way: the live disk, which has its name aside, gets that of its own back.
+
+    An NFS client that renames over a file which one of its own processes has open renames that one away first, to
+    .nfs…; where it dies in between, nothing is left under the name (nfs_rename in Linux, fs/nfs/dir.c). link never
+    replaces anything.
+    """
+    if field.state(names, old, new) != "nameless":
+        return
+    place, home, disk = field.place, field.home, work.args["disk"]
+    act = syscall("link %s/%s to %s, where nothing is" % (directory(work.args, work.job), names.aside, disk))
+    with _as_owner_of(place.look(names.aside), field):
+        work.do(
+            act,
+            lambda: os.link(names.aside, disk, src_dir_fd=place.fd, dst_dir_fd=home, follow_symlinks=False),
+            recovery=True,
+        )
+        work.must(syscall("fsync %s" % work.args["instance"]), lambda: os.fsync(home), recovery=True)
+    _demand_state(field, names, old, new, "linked", act)
+
+
 def _sync(*directories: int) -> None:
     for fd in directories:
         os.fsync(fd)
@@ -180,7 +203,8 @@ def _demand_state(field: Field, names: Names, old: int, new: int, wanted: str, a
             "the disks are in no state that the swap knows",
             "Look at both directories by hand; touch nothing yet.",
         )
-    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, "Nothing is half way: resume, or undo.")
+    next_step = "Resume, or undo: both go on from where it stands."
+    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, next_step)
 
 
 def _demand_startable(work: Work, field: Field, state: str, names: Names) -> None:
@@ -374,6 +398,8 @@ def swap_back(work: Work) -> Dict[str, Any]:
         return _nothing_swapped(work)
     with field:
         new, old = _both(work, field)
+        _give_back_its_name(work, field, FORWARD, old, new)
+        _give_back_its_name(work, field, BACK, new, old)
         if field.state(FORWARD, old, new) in ("not started", "linked"):
             return dict(_unlink_aside(work, field, old), already=True)
         state = field.state(names, new, old)

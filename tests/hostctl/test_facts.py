@@ -1,0 +1,304 @@
+"""The facts that checks and approvals stand on: what is there, what is not, and what cannot be told."""
+
+import errno
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from hosts.remote.hostctl import facts, lvm, mounts, virsh
+from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.mounts import Mount
+from hosts.remote.hostctl.tools import Output
+
+from .conftest import qcow2
+from .test_guards import JOB, OURS, lvs, scripted, vgs
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images in use are looked into under /run/volmig")
+INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
+SIZE = 1 << 30
+READ = "virsh -r -c qemu:///system "
+XML = (
+    "<domain><name>instance-00000007</name><devices><disk device='disk'><driver type='qcow2'/>"
+    "<source file='%s'/><target dev='vdb'/></disk></devices></domain>"
+)
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A share with one live disk at `host`; every tool is installed, and nothing listens."""
+    instances = tmp_path / "instances"
+    (instances / INSTANCE).mkdir(parents=True)
+    live = instances / INSTANCE / "disk.local"
+    live.write_bytes(qcow2(SIZE))
+    row = Mount("0:50", "/", str(instances), "nfs", "filer:/vol", "rw,vers=3,hard,acdirmax=5")
+    monkeypatch.setattr(mounts, "mounts", lambda: [row])
+    monkeypatch.setattr(facts, "find", lambda program: "/usr/sbin/" + program)
+    monkeypatch.setattr(virsh, "installed", lambda: True)
+    return live
+
+
+def destination(live, **answers):
+    known = {
+        READ + "domstate": Output(0, "running\n"),
+        READ + "dumpxml": Output(0, XML % live),
+        "blkid": Output(0, "TYPE=ext4\nLABEL=data\nUUID=1111\n"),
+        **answers,
+    }
+    work = scripted("destination_facts", known, instance=INSTANCE, disk="disk.local", share_source="filer:/vol")
+    ask = work._run
+
+    def copied_out(act, probe, how):
+        output = ask(act, probe, how)
+        if act.argv[:2] == ("qemu-img", "dd") and not output.exit:
+            Path(act.argv[-1].partition("=")[2]).touch()
+        return output
+
+    work._run = copied_out
+    found = work.run(work)
+    assert (work.acted, work.touched) == ([], False), "it only asks"
+    json.dumps(found)
+    return found
+
+
+# The destination
+
+
+def test_the_live_disk_is_described_as_it_lies_there(host):
+    found = destination(host)
+    seen = host.stat()
+    disk = found["disk"]
+    assert (disk["inode"], disk["file_size"], disk["mtime_ns"]) == (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    assert (disk["format"], disk["virtual_size"], disk["backing"]) == ("qcow2", SIZE, [])
+    assert (found["domain"]["state"], found["domain"]["driver"], found["acdirmax"]) == ("running", "qcow2", 5)
+    assert found["contents"]["summary"] == "ext4 “data” on the whole disk"
+    assert (found["stage"], found["leftovers"]) == (None, [])
+
+
+def test_a_raw_disk_is_as_large_as_its_file_and_its_contents_are_not_read(host):
+    host.write_bytes(bytes(4096))
+    found = destination(host)
+    assert (found["disk"]["format"], found["disk"]["virtual_size"], found["contents"]) == ("raw", 4096, None)
+
+
+def test_where_there_is_no_disk_and_no_share_that_is_said(host, monkeypatch):
+    host.unlink()
+    found = destination(host)
+    assert (found["disk"], found["contents"]) == (None, None)
+    monkeypatch.setattr(mounts, "mounts", list)
+    found = destination(host)
+    assert (found["share"], found["instances"], found["disk"], found["disk_info"]) == (None, "", None, None)
+
+
+def test_an_image_that_cannot_be_read_is_not_taken_for_an_empty_one(host):
+    found = destination(host, **{"qemu-img dd": Output(1, "", "Image is not in qcow2 format")})
+    assert found["contents"] == {"table": "", "partitions": [], "filesystems": [], "summary": "not readable"}
+
+
+def chained(host, *names):
+    host.write_bytes(qcow2(SIZE, backing=4096))
+    chain = [{"filename": str(name)} for name in (host, *names)]
+    return {"qemu-img info": Output(0, json.dumps(chain))}
+
+
+def test_a_chain_on_the_share_is_told(host):
+    base = host.parents[1] / "_base/0123"
+    assert destination(host, **chained(host, base))["disk"]["backing"] == [str(base)]
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "nbd://elsewhere"])
+def test_a_chain_that_leaves_the_share_is_refused(host, name):
+    with pytest.raises(Refused) as refused:
+        destination(host, **chained(host, host.parents[1] / "_base/0123", name))
+    assert (refused.value.code, name in refused.value.found) == ("foreign-backing", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [('{"/a": "qcow2"}', {"/a": "qcow2"}), ("[1]", None), ("{", None), (None, None)]
+)
+def test_what_nova_wrote_about_the_formats_is_told_when_it_can_be_read(host, text, told):
+    if text is not None:
+        (host.parent / "disk.info").write_text(text)
+    assert destination(host)["disk_info"] == told
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {READ + "domstate": Output(1, "", "error: failed to get domain 'x'")},
+        {READ + "domstate": Output(1, "", "error: failed to connect to the hypervisor")},
+    ],
+)
+def test_a_domain_that_libvirt_does_not_tell_of_is_none(host, answers):
+    assert destination(host, **answers)["domain"] is None
+
+
+def test_a_domain_on_another_disk_does_not_use_this_one(host):
+    found = destination(host, **{READ + "dumpxml": Output(0, XML % "/elsewhere")})["domain"]
+    assert (found["name"], found["driver"], found["source"]) == ("instance-00000007", None, None)
+
+
+def test_what_earlier_migrations_left_and_the_own_stage_are_told_apart(host):
+    place = host.parents[1] / ".volmig" / JOB
+    place.mkdir(parents=True)
+    assert destination(host)["stage"] is None
+    (place / "disk.new").write_bytes(b"copy")
+    found = destination(host)
+    assert found["stage"]["inode"] == (place / "disk.new").stat().st_ino
+    assert found["leftovers"] == [str(place)]
+
+
+@pytest.mark.parametrize(("uid", "mode", "squashes"), [(0, 0o755, None), (64055, 0o757, None), (64055, 0o755, False)])
+def test_whether_root_is_kept_out_is_only_told_where_it_can_be_known(host, uid, mode, squashes):
+    os.chown(host.parents[1], uid, uid)
+    host.parents[1].chmod(mode)
+    assert facts.share("filer:/vol")["squashes_root"] is squashes
+
+
+# One instance
+
+
+def test_the_state_of_an_instance_comes_with_its_disk(host):
+    args = {"instance": INSTANCE, "instances": str(host.parents[1]), "disk": "disk.local"}
+    known = {READ + "domstate": Output(0, "shut off\n"), READ + "dumpxml": Output(0, XML % host)}
+    work = scripted("instance_state", known, **args)
+    found = work.run(work)
+    assert (found["state"], found["live"]["inode"]) == ("shut off", host.stat().st_ino)
+    host.unlink()
+    assert work.run(work)["live"] is None
+
+
+def test_of_an_instance_that_libvirt_does_not_know_the_state_is_unknown(host):
+    work = scripted("instance_state", {READ + "domstate": Output(1, "", "error: Domain not found")})
+    del work.args["disk"]
+    found = work.run(work)
+    assert (found["state"], found["disks"], found["live"], found["runs"]) == ("unknown", [], None, None)
+
+
+# The host, its disks and its network
+
+
+def test_a_version_that_is_not_understood_is_not_taken_for_a_missing_tool(host):
+    work = scripted("hello", {"qemu-img": Output(0, "qemu-img version 7.2.0 (Debian)"), "lvm": Output(0, "unreadable")})
+    tools = work.run(work)["tools"]
+    assert (tools["qemu_img"], tools["lvm"]) == ("7.2.0", "?")
+
+
+def test_only_addresses_that_others_can_reach_are_told(host):
+    listed = [
+        {"ifname": "lo", "addr_info": [{"local": "127.0.0.1", "prefixlen": 8, "scope": "host"}]},
+        {"ifname": "eth1", "addr_info": [{"local": "10.77.1.11", "prefixlen": 24, "scope": "global"}]},
+        {"ifname": "eth2"},
+    ]
+    work = scripted("inventory", {"ip": Output(0, json.dumps(listed))})
+    assert facts._addresses(work) == [{"interface": "eth1", "address": "10.77.1.11", "prefix": 24}]
+
+
+def test_of_a_mount_that_does_not_answer_the_space_is_not_known(host):
+    host.unlink()
+    assert facts._space(str(host)) == (None, None)
+    assert facts._space(str(host.parent))[0] > 0
+
+
+def test_a_port_is_open_refused_or_silent():
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as server:
+        port = server.getsockname()[1]
+        asked = scripted("reach", {}, targets=[{"address": "127.0.0.1", "port": port}])
+        assert [each["state"] for each in asked.run(asked)["results"]] == ["open"]
+    assert [each["state"] for each in asked.run(asked)["results"]] == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(TimeoutError(), "filtered"), (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable")],
+)
+def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch, error, state):
+    def barred(self, address):
+        raise error
+
+    monkeypatch.setattr(socket.socket, "connect", barred)
+    assert facts._knock("10.0.0.2", 2049)["state"] == state
+    assert facts._source_address("10.0.0.2") == ""
+
+
+def test_the_address_that_the_relay_sees_is_that_of_the_way_there():
+    assert facts._source_address("127.0.0.1") == "127.0.0.1"
+    assert facts._source_address("::1") in ("::1", "")
+
+
+GPT = {"label": "gpt", "sectorsize": 512, "partitions": [{"start": 2048, "size": 8, "type": "L"}]}
+
+
+@pytest.mark.parametrize(
+    ("table", "summary"),
+    [
+        (Output(0, json.dumps({"partitiontable": GPT})), "GPT table with 1 partition: ext4"),
+        (Output(1, "", "cannot open"), "GPT table with 0 partitions: no filesystem that is known here"),
+        (Output(0, "{}"), "GPT table with 0 partitions: no filesystem that is known here"),
+    ],
+)
+def test_a_partition_table_is_told_with_what_is_on_it(host, table, summary):
+    answers = {"blkid -p -O": Output(0, "TYPE=ext4\n"), "blkid": Output(0, "PTTYPE=gpt\n"), "sfdisk": table}
+    assert facts.contents(scripted("hello", answers), "/dev/vg/lv")["summary"] == summary
+
+
+def test_without_sfdisk_a_table_has_no_partitions_that_are_known(host, monkeypatch):
+    monkeypatch.setattr(facts, "find", lambda program: "")
+    found = facts.contents(scripted("hello", {"blkid": Output(0, "PTTYPE=dos\n")}), "/dev/vg/lv")
+    assert (found["table"], found["partitions"]) == ("dos", [])
+
+
+def test_a_disk_with_nothing_on_it_says_so(host):
+    found = facts.contents(scripted("hello", {"blkid": Output(2)}), "/dev/vg/lv")
+    assert found["summary"] == "no partition table and no filesystem that is known here"
+
+
+# Source and relay
+
+
+def test_a_source_that_is_gone_or_inactive_is_not_looked_into(host, monkeypatch):
+    monkeypatch.setattr(facts, "_knocks", lambda address: [])
+    for rows, volume in (([], None), ([dict(OURS, lv_active="")], False)):
+        work = scripted("source_facts", {"lvs": lvs(*rows)}, relay_address="127.0.0.1")
+        found = work.run(work)
+        assert (found["volume"] and found["volume"]["active"], found["contents"]) == (volume, None)
+
+
+def test_a_source_that_an_instance_uses_names_it(host, monkeypatch, tmp_path):
+    device = os.stat("/dev/null")
+    monkeypatch.setattr(facts, "_knocks", lambda address: [])
+    monkeypatch.setattr(lvm, "counters", lambda number: (1, 8))
+    monkeypatch.setattr(facts, "_is_crypt", lambda found: False)
+    monkeypatch.setattr(facts.os, "makedev", lambda major, minor: device.st_rdev)
+    monkeypatch.setattr(facts.stat, "S_ISBLK", lambda mode: mode == device.st_mode)
+    known = {"lvs": lvs(OURS), READ + "list": Output(0, INSTANCE + "\n"), READ + "domstate": Output(0, "running\n")}
+    for source, user in (("/dev/null", INSTANCE), ("/dev/zero", None), (str(tmp_path / "none"), None)):
+        if source == "/dev/zero":
+            monkeypatch.setattr(facts.os, "makedev", lambda major, minor: -1)
+        work = scripted("source_facts", {**known, READ + "dumpxml": Output(0, XML % source)}, relay_address="127.0.0.1")
+        monkeypatch.setattr(lvm, "holders", lambda found: [])
+        found = work.run(work)["instance_running"]
+        assert (found and found["uuid"]) == user
+
+
+def test_encryption_on_top_of_the_source_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts.os, "listdir", lambda path: ["dm-7"])
+    monkeypatch.setattr(lvm, "first_line", lambda path: "CRYPT-LUKS2-0123" if path.endswith("dm-7/dm/uuid") else "")
+    found = lvm._volume(OURS)
+    assert facts._is_crypt(found)
+    assert not facts._is_crypt(found._replace(active=False))
+    monkeypatch.setattr(lvm, "first_line", lambda path: "LVM-0123")
+    assert not facts._is_crypt(found)
+
+
+def test_the_relay_tells_what_already_carries_the_jobs_name(host):
+    group = {"vg_name": "vg", "vg_uuid": "u", "vg_size": "99", "vg_free": "9", "vg_extent_size": "4"}
+    known = {"lvs": lvs(dict(OURS, lv_name="volmig_0f8fad5b")), "vgs": vgs(group)}
+    work = scripted("relay_facts", known, relay_lv="volmig_0f8fad5b", share_source="filer:/vol")
+    found = work.run(work)
+    assert (found["vg"]["free"], found["leftovers"]) == (9, ["vg/volmig_0f8fad5b"])
+    work = scripted("relay_facts", {**known, "vgs": vgs()}, relay_lv="volmig_other", share_source="filer:/none")
+    found = work.run(work)
+    assert (found["vg"], found["leftovers"], found["share"]) == (None, [], None)
