@@ -205,6 +205,27 @@ BUGS = [
         "tests/hostctl/test_guards.py::test_fs_remove_refuses",
     ),
     Bug(
+        "an exportfs that fails counts as nothing exported",
+        NFS,
+        'output = work.ask("exportfs", "-s", good=(0, NOT_INSTALLED))',
+        'output = work.ask("exportfs", "-s", good=None)',
+        "tests/hostctl/test_guards.py::test_what_exportfs_does_not_say_is_not_taken_for_nothing_exported",
+    ),
+    Bug(
+        "a source is given back while its holder has it open",
+        LVM,
+        "if found is not None and found.active and not _soon(lambda: not _is_held(work, found)):",
+        "if not _soon(lambda: True):",
+        "tests/hostctl/test_guards.py::test_a_source_is_not_given_back_while_its_holder_has_it_open",
+    ),
+    Bug(
+        "a unit that ran is called off",
+        REQUEST,
+        "if free and kept.result(key) is None:",
+        "if True:",
+        "tests/hostctl/test_request.py",
+    ),
+    Bug(
         "an export to everybody counts as the planned one",
         NFS,
         'if len(rows) == 1 and rows[0].client == args["client"] and not missing:',
