@@ -5,6 +5,7 @@ DEBIAN := chromium fonts-dejavu-core openssh-server
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
+# Where a group is of few folders they are named: to look through all for its marks takes eight seconds.
 TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,jobs/views.py
@@ -28,9 +29,9 @@ test: .venv/ready packages check ## everything: linters, types, unit, lab and br
 test-pages:
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
-	@$(TESTS) -m "browser and not lab and not real" $(TOLD)
-	@$(TESTS) -m "cloud and not lab" $(TOLD)
-	@VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" $(TOLD)
+	@$(TESTS) -m "browser and not lab and not real" tests/browser $(TOLD)
+	@$(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD)
+	@VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD)
 	@$(MAKE) --no-print-directory covered $(TOLD)
 
 # By the tests without lab and browser; of the core, what is not covered is listed.
@@ -45,8 +46,8 @@ covered:
 test-hosts: export VOLMIG_LAB_KEEP = 1
 test-hosts:
 	@trap '$(BIN)/python -m tests.lab down' EXIT; \
-	  $(TESTS) -m "lab and cloud and not real and not torture" $(TOLD) && \
-	  $(TESTS) -m "lab and not cloud and not browser and not torture" $(TOLD)
+	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(TOLD) && \
+	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(TOLD)
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
