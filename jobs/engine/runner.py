@@ -360,12 +360,16 @@ class _Work:
         if result == "lost" or code == "stale-fence":
             # A verb that was killed, or that started too late for its owner, finds out for itself how far it had come.
             return len(ended) < MAX_LOST
-        return result == "failed" and (planned.step.repeatable or direction == "undo") and len(ended) < MAX_FAILED
+        again = planned.step.repeatable or direction == "undo"
+        return _lost_ground(result, code) and again and len(ended) < MAX_FAILED
 
     def _counts(self, run: Run) -> bool:
-        """Only ends count that came after a resume, and on top of what stands now."""
+        """Only ends count that came after a resume, and since the last boot of what they stand on.
+
+        What is only asked for again, because a step failed, gives that step no more attempts.
+        """
         volatile = [each.step.name for each in self.steps if each.step.volatile]
-        made = [each.pk for name in volatile for each in _done(self.journal.runs(name, "do"))]
+        made = [_first_of_boot(_done(self.journal.runs(name, "do"))) for name in volatile]
         return _since(run, self.journal.resumed_at) and run.pk > max(made, default=0)
 
     def _rest(self, planned: Planned, direction: str, run: Run, sentence: str) -> Wait | None:
@@ -394,7 +398,7 @@ def _runs(planned: Planned, journal: Journal) -> bool:
 
 
 def _settled(planned: Planned, steps: Steps, journal: Journal) -> bool:
-    """Done, and its work was not taken away by a reboot, nor made void by remaking what it rests on."""
+    """Done, and its work was not taken away by a reboot or by somebody, nor made void by remaking what it rests on."""
     run = _last(journal.runs(planned.step.name, "do"))
     if run is None or not _is_good(run):
         return False
@@ -402,7 +406,29 @@ def _settled(planned: Planned, steps: Steps, journal: Journal) -> bool:
     if not planned.step.volatile or torn:
         return True
     remade = any(each.pk > run.pk for each in journal.runs(planned.step.rests_on, "do"))
-    return not remade and journal.boot_id(planned.hypervisor) in ("", run.boot_id)
+    gone = remade or _is_doubted(planned, run, steps, journal)
+    return not gone and journal.boot_id(planned.hypervisor) in ("", run.boot_id)
+
+
+def _is_doubted(planned: Planned, run: Run, steps: Steps, journal: Journal) -> bool:
+    """Whether something that rests on it, however far above, has failed since it was asked for."""
+    above = [each for each in steps if each.step.rests_on == planned.step.name]
+    return any(_failed_since(each, run, journal) or _is_doubted(each, run, steps, journal) for each in above)
+
+
+def _failed_since(planned: Planned, run: Run, journal: Journal) -> bool:
+    last = _last(journal.runs(planned.step.name, "do"))
+    return last is not None and last.pk > run.pk and _lost_ground(last.result, str((last.error or {}).get("code", "")))
+
+
+def _lost_ground(result: str, code: str) -> bool:
+    """An end that may come of what lies beneath; a refusal says otherwise, but for that nothing is mounted there."""
+    return result == "failed" or (result, code) == ("refused", "not-mounted")
+
+
+def _first_of_boot(runs: Sequence[Run]) -> int:
+    """The `pk` of the first run since the boot in which the last one ended; 0 for none."""
+    return next((run.pk for run in runs if run.boot_id == runs[-1].boot_id), 0)
 
 
 def _to_undo(planned: Planned, journal: Journal) -> bool:

@@ -31,6 +31,7 @@ class Step:
     `work` names the pass over the disk that the forecast counts; `size` the planned value that is its bytes.
     `torn_by` is the later step that takes away what this one made: after it nothing is left to undo.
     `volatile` things are gone when their hypervisor reboots and have to be made again, and so has what `rests_on` them.
+    They are asked for again, too, when what rests on them failed: somebody may have taken them away.
     `settles` steps wait until directory caches of other NFS clients can no longer name the disk before the swap.
     `bars` tells that nothing before it is undone while it cannot be undone itself.
     `leaves` is the kind of footprint, `named` the planned value that is its name; `where` says whether it lies on the
@@ -180,6 +181,7 @@ TABLE: Final[tuple[Step, ...]] = (
         undo="discard_copy",
         torn_by="relay_erase",
         work="convert",
+        rests_on="source_mount",
     ),
     Step(
         "seal",
@@ -200,6 +202,7 @@ TABLE: Final[tuple[Step, ...]] = (
         undo="discard_copy",
         torn_by="relay_erase",
         work="compare",
+        rests_on="source_mount",
     ),
     Step(
         "stage",

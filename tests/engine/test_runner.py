@@ -298,6 +298,36 @@ def test_what_a_reboot_took_away_is_made_again_until_it_is_torn_down(stage):
     assert stage.asked().count("relay_fs") == 1
 
 
+GROUND = ["relay_fs", "relay_export", "source_mount"]
+
+
+@pytest.mark.parametrize(("code", "state"), [("io-error", "failed"), ("not-mounted", "refused")])
+@pytest.mark.parametrize("step", ["convert", "compare"])
+def test_what_a_step_that_failed_rests_on_is_asked_for_again_from_the_ground_up(stage, step, code, state):
+    stage.says(step, refusal(code, state))
+    assert stage.advance() == runner.Finished()
+    at = stage.asked().index(step)
+    assert stage.asked()[at : at + 5] == [step, *GROUND, step]
+    assert stage.asked().count("relay_lv") == stage.asked().count("source_fence") == 1
+
+
+@pytest.mark.parametrize("code", ["foreign-mount", "volume-open"])
+def test_a_refusal_of_another_kind_has_nothing_asked_for_again(stage, code):
+    stage.says("convert", refusal(code))
+    stage.advance()
+    assert stage.asked()[-1] == "convert"
+    assert stage.asked().count("source_mount") == 1
+
+
+def test_what_is_asked_for_again_gives_a_step_that_fails_by_itself_no_more_attempts(stage):
+    boot = {"boot_id": "first"}
+    for name in (*GROUND, "source_fence"):
+        stage.says(name, *[Answer("done", dict(MEASURED.get(name, {})), **boot) for _ in range(9)])
+    stage.says("convert", *[refusal("io-error", "failed")] * 9)
+    assert isinstance(stage.advance(), runner.Failed)
+    assert stage.asked().count("convert") == runner.MAX_FAILED
+
+
 def test_undo_takes_back_in_reverse_what_was_begun(stage):
     stage.says("source_mount", Unreachable("reach src", "gone"))
     stage.advance()
@@ -394,7 +424,7 @@ def test_a_pass_that_hangs_is_left_alone_while_what_it_stands_on_is_made_again(s
 
 
 def test_a_refusal_is_judged_only_when_the_others_have_answered(stage):
-    stage.says("compare", refusal("not-mounted"))
+    stage.says("compare", refusal("not-fenced"))
     stage.hands.booted = {"relay": Unreachable("reach jump", "connection refused")}
     for _ in range(5):
         waits = stage.advance()

@@ -353,6 +353,16 @@ def test_a_copy_that_qemu_describes_otherwise_is_not_compared(copying):
     assert fails(work, "bad-image") == []
 
 
+def test_a_copy_whose_server_exports_it_no_more_is_left_to_the_erasure_of_the_relay(copying, monkeypatch):
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    copying.part.write_bytes(qcow2(SIZE))
+    monkeypatch.setattr(mounts.os, "stat", stale)
+    work = copying.work("discard_copy")
+    assert (work.run(work), work.acted) == ({"already": True}, [])
+
+
 def test_discarding_takes_both_copies_and_then_nothing(copying, tmp_path):
     copying.part.touch()
     copying.whole.touch()

@@ -1,5 +1,6 @@
 """Every guard of the storage verbs refuses: tools answer as the test says, and no act may run."""
 
+import errno
 import json
 
 import pytest
@@ -348,6 +349,16 @@ def test_nfs_unmount_refuses_what_is_not_the_jobs_mount(nothing_mounted):
 
 def test_convert_refuses_where_nothing_is_mounted(monkeypatch):
     monkeypatch.setattr(lvm, "Source", lambda args, job: type("S", (), {"check": lambda self: None})())
+    refuses(scripted("convert", {}, rate=0), "not-mounted")
+
+
+def test_convert_refuses_a_mount_whose_server_does_not_export_it_any_more(monkeypatch):
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(lvm, "Source", lambda args, job: type("S", (), {"check": lambda self: None})())
+    monkeypatch.setattr(mounts, "at", lambda target: ["the relay's"])
+    monkeypatch.setattr(mounts, "is_own_filesystem", stale)
     refuses(scripted("convert", {}, rate=0), "not-mounted")
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from hosts.remote.hostctl.tools import Output
+from tests.factories import operator
 from tests.jobs.lives import WAYS, begin, check_the_world
 from tests.machines import NoFault, PowerCut
 
@@ -50,6 +51,37 @@ def test_a_copy_is_stopped_and_taken_back_although_systemd_says_nothing_of_it(re
     free, life = machines.relay.free, begin(real_life, machines, "cancelled amid the copy")
     machines.fault = SilentSystemd()
     assert life.live() == "undone", life.said
+    check_the_world(machines, life.job, free)
+
+
+class Withdraws(NoFault):
+    """Somebody runs `exportfs -r` on the relay amid each of so many passes: what is in no file is exported no more."""
+
+    def __init__(self, relay, verb, times, and_then=lambda: None):
+        self.relay, self.verb, self.left, self.and_then = relay, verb, times, and_then
+
+    def tool(self, machine, argv, how, run):
+        if self.left and argv[1:2] == (self.verb,):
+            self.left -= 1
+            self.relay.etab.clear()
+            self.and_then()
+        return run()
+
+
+@pytest.mark.parametrize("verb", ["convert", "compare"])
+def test_an_export_that_somebody_took_away_is_made_again_by_the_real_hostctl(real_life, machines, verb):
+    free, life = machines.relay.free, begin(real_life, machines, "done")
+    machines.fault = Withdraws(machines.relay, verb, 1)
+    assert life.live() == "done", (life.said, life.job.outcome_reason)
+    assert [run.result for run in life.job.runs.filter(step=verb)] == ["failed", "done"]
+    check_the_world(machines, life.job, free)
+
+
+def test_a_migration_that_is_cancelled_while_its_export_is_away_is_undone_without_a_person(real_life, machines):
+    free, life = machines.relay.free, begin(real_life, machines, "done")
+    machines.fault = Withdraws(machines.relay, "convert", 1, lambda: life.job.cancel(operator()))
+    assert life.live() == "undone", life.said
+    assert life.job.runs.filter(step="relay_export", direction="do").count() == 1, "it was away to the end"
     check_the_world(machines, life.job, free)
 
 

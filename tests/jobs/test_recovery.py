@@ -193,6 +193,45 @@ def test_a_hypervisor_that_is_silent_for_long_is_asked_until_it_answers(drive, s
     assert drive.go(job).status == "on_trial"
 
 
+# Somebody else takes the export away, as `exportfs -r` does with what is in no file
+
+
+@pytest.mark.parametrize("verb", ["convert", "compare"])
+def test_a_pass_whose_export_somebody_took_away_is_repeated_once_it_is_exported_again(drive, site, verb):
+    site.source.slow = {verb}
+    job = drive.submit()
+    site.relay.exports.clear()
+    site.source.slow = set()
+    site.source.finish()
+    drive.go(job)
+    assert verified(job, site), job.outcome_reason
+    assert [run.result for run in job.runs.filter(step=verb)] == ["failed", "done"]
+    assert failures(job) == 1
+
+
+def test_a_filesystem_that_somebody_unmounted_on_the_relay_is_mounted_and_exported_again(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    site.relay.exports.clear()
+    site.relay.mounts.clear()
+    site.source.slow = set()
+    site.source.finish()
+    drive.go(job)
+    assert verified(job, site), job.outcome_reason
+
+
+def test_an_export_that_is_taken_away_each_time_undoes_the_migration_in_the_end(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    for _ in range(3):
+        assert job.running().step == "convert"
+        site.relay.exports.clear()
+        site.source.finish()
+        drive.go(job)
+    assert (job.status, site.leftovers(), failures(job)) == ("undone", [], 3)
+    assert "Stale file handle" in job.outcome_reason
+
+
 # An owner that went away without letting go
 
 

@@ -159,7 +159,16 @@ def sentinel(mountpoint: str) -> str:
 def check_target(args: Args, job: str) -> None:
     """Refuse unless the job's filesystem is mounted and answers: else a copy would fill the hypervisor's own disk."""
     mountpoint, found = args["mountpoint"], mounts.at(args["mountpoint"])
-    if len(found) != 1 or not mounts.is_own_filesystem(mountpoint) or sentinel(mountpoint) != args.get("fs_uuid", job):
+    try:
+        own = mounts.is_own_filesystem(mountpoint)
+    except OSError as error:  # a server that exports it no more
+        raise Refused(
+            "not-mounted",
+            "write under %s" % mountpoint,
+            "what should be mounted there does not answer: %s" % error.strerror,
+            "See on the relay whether it is still exported (exportfs -s), then resume.",
+        )
+    if len(found) != 1 or not own or sentinel(mountpoint) != args.get("fs_uuid", job):
         raise Refused(
             "not-mounted",
             "write under %s" % mountpoint,

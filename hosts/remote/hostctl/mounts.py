@@ -1,5 +1,6 @@
 """What is mounted where, read from the kernel; never a path on NFS is touched to find out."""
 
+import errno
 import json
 import os
 import re
@@ -63,6 +64,15 @@ def option(mount: Mount, name: str) -> str:
 def is_own_filesystem(path: str) -> bool:
     """True when a directory is not on its parent's filesystem: something is really mounted there."""
     return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+
+
+def is_stale(path: str) -> bool:
+    """True when the server of what is mounted there answers that it knows it no more."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ESTALE
+    return False
 
 
 # Questions that a dead NFS server would never answer

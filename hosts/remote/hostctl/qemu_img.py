@@ -277,9 +277,12 @@ def _unlink(paths: List[str]) -> None:
 
 
 def discard(work: Work) -> Dict[str, Any]:
-    """Remove the copy from the relay's filesystem; nothing mounted means nothing to remove."""
+    """Remove the copy from the relay's filesystem; nothing mounted means nothing to remove.
+
+    What its server exports no more cannot be reached from here, and goes with the relay's volume.
+    """
     args = work.args
-    if not mounts.at(args["mountpoint"]):
+    if not mounts.at(args["mountpoint"]) or mounts.is_stale(args["mountpoint"]):
         return {"already": True}
     if "fs_uuid" in args:
         filesystem.check_target(args, work.job)
