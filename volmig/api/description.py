@@ -24,7 +24,10 @@ from volmig.paging import page
 from volmig.refused import Sentence
 from volmig.views import EventFilter
 
-ABOUT = "The verbs of volmig's pages for programs, with the same refusals. Every request shows a token."
+ABOUT = (
+    "The verbs of volmig's pages for programs, with the same refusals. Every request shows a token. "
+    "Where nothing else is said, sizes are bytes, rates bytes per second, and times UTC; what ends in _mib is MiB/s."
+)
 PREFIX = "/api/v1/"
 record = Router(tags=["You and the record"])
 
@@ -153,7 +156,7 @@ def described() -> dict[str, Any]:
 
 
 def chapters() -> list[dict[str, Any]]:
-    """The operations by their tags, each with what goes in and comes out, as the page and docs/api.md show them."""
+    """The operations by their tags, each with what goes in and comes out, for the page and docs/reference.md."""
     document = described()
     shapes_of = document["components"]["schemas"]
     found: dict[str, list[dict[str, Any]]] = {}

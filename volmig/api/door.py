@@ -67,6 +67,14 @@ class Stop(Exception):  # noqa: N818 - as Refused is
         super().__init__(*sentences)
 
 
+class Invalid(Exception):  # noqa: N818 - as Refused is
+    """A form that is not filled in well; `about` are the fields that its sentences are about."""
+
+    def __init__(self, sentences: list[Sentence], about: list[str]) -> None:
+        self.sentences, self.about = sentences, about
+        super().__init__(*sentences)
+
+
 def problem(status: int, sentences: Iterable[Sentence], fields: Iterable[str] = (), **headers: str) -> HttpResponse:
     reasons = list(sentences)
     about = [*fields, *[""] * len(reasons)]
@@ -138,6 +146,10 @@ def invalid(request: HttpRequest, error: Any) -> HttpResponse:
     return problem(422, [Sentence(getattr(error, "code", None) or "invalid", str(each)) for each in error.messages])
 
 
+def ill_filled(request: HttpRequest, error: Any) -> HttpResponse:
+    return problem(422, error.sentences, error.about)
+
+
 def stopped(request: HttpRequest, error: Any) -> HttpResponse:
     return problem(error.status, error.sentences, **error.headers)
 
@@ -160,6 +172,7 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     HttpError: not_understood,
     AuthenticationError: say(401, NO_TOKEN, WWW_Authenticate="Bearer"),
     Http404: say(404, NO_SUCH),
+    Invalid: ill_filled,
     Moved: say(409, MOVED),
     PermissionDenied: denied,
     SuspiciousOperation: say(400, UNFIT),
@@ -189,14 +202,6 @@ def checked(form: BaseForm, **names: str) -> Any:
             about.append("" if field == "__all__" else names.get(field, field))
     raise Invalid(sentences, about)
 
-
-class Invalid(Exception):  # noqa: N818 - as Refused is
-    def __init__(self, sentences: list[Sentence], about: list[str]) -> None:
-        self.sentences, self.about = sentences, about
-        super().__init__(*sentences)
-
-
-HANDLERS[Invalid] = lambda request, error: problem(422, error.sentences, error.about)
 
 # Whether what was read still holds
 

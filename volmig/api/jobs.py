@@ -24,7 +24,7 @@ from volmig.record.models import Event
 router = Router(tags=["Migrations"])
 checking = Router(tags=["Migrations"])
 around = Router(tags=["Approvals and what is left"])
-TOO_MANY = 200
+MOST = 200  # rows of a page
 KEY: Any = Header(None, alias="Idempotency-Key")  # type: ignore[type-arg]
 Thing = Annotated[Literal["remove", "strike"], Path()]
 
@@ -34,7 +34,7 @@ class Edge(Schema):
 
     after: Number | None = None
     before: Number | None = None
-    limit: Annotated[int, Query(ge=1, le=TOO_MANY)] = 50
+    limit: Annotated[int, Query(ge=1, le=MOST)] = 50
 
 
 class Search(Edge):

@@ -1,5 +1,4 @@
-"""The documents that the API gives and takes. Sizes and limits are in bytes and bytes per second where nothing else is
-said, times in UTC."""
+"""The documents that the API gives and takes; in which units, its description says."""
 
 import datetime as dt
 import uuid
@@ -9,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from ninja import Field, Schema
 
 from hosts.models import Cloud as CloudRow
-from hosts.models import DataAddress, Instance, LogicalVolume
 from hosts.models import Hypervisor as HypervisorRow
+from hosts.models import Instance, LogicalVolume
 from hosts.models import Server as ServerRow
 from hosts.remote.host import fingerprint
 from jobs.leftovers import Row
@@ -23,20 +22,27 @@ from volmig.accounts.models import Token
 from volmig.record.models import Event as EventRow
 
 Number = Annotated[int, Field(ge=1, le=2**63 - 1)]
-Words = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
-Name = Annotated[str, Field(max_length=255, pattern=r"^[^\x00]*$")]
+PLAIN = r"^[^\x00]*$"
+Words = Annotated[str, Field(max_length=500, pattern=PLAIN)]
+Name = Annotated[str, Field(max_length=255, pattern=PLAIN)]
+Long = Annotated[str, Field(max_length=900, pattern=PLAIN)]  # names and identities of things that are left over
+Kind = Literal["swap", "rollback", "purge"]
 Key = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[!-~]+$")]
 Mib = Annotated[float, Field(ge=0.1, le=100_000)] | None  # with one decimal, as the page has it
 # As text: pydantic would take a number for the seconds since 1970.
 Day = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")]
 Moment = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d( \d\d:\d\d)?)?$")]
-OPEN = {"extra": "forbid"}  # a word that is misspelt is not passed over
 
 
 class Told(Schema):
     """What programs send: nothing that is not asked for."""
 
-    model_config = OPEN  # type: ignore[assignment]
+    model_config = {"extra": "forbid"}  # a word that is misspelt is not passed over
+
+
+def same(row: Any, *names: str) -> dict[str, Any]:
+    """What a row calls as its document does."""
+    return {name: getattr(row, name) for name in names}
 
 
 class Me(Schema):
@@ -106,8 +112,6 @@ class Hypervisor(Schema):
     @classmethod
     def of(cls, row: HypervisorRow) -> Self:
         names = ("name", "quarantine_reason", "address", "port", "user", "seen_at", "last_error", "hostctl_hash")
-        groups: list[Any] = list(row.volume_groups.all())
-        addresses: list[DataAddress] = list(row.data_addresses.all())
         return cls(
             id=row.pk,
             state=state_of(row),
@@ -116,10 +120,10 @@ class Hypervisor(Schema):
             fits_as=row.role_hints,
             fingerprint=fingerprint(row.host_key) if row.host_key else "",
             offered_fingerprint=fingerprint(row.offered_key) if row.offered_key else "",
-            volume_groups=[Group(name=each.name, size=each.size, free=each.free, held=each.held) for each in groups],
+            volume_groups=[Group(**same(each, "name", "size", "free", "held")) for each in row.volume_groups.all()],
             mounts=[MountedShare(share=each.share.source, path=each.path) for each in row.mounts.all()],
-            data_addresses=[str(each) for each in addresses],
-            **{name: getattr(row, name) for name in names},
+            data_addresses=[str(each) for each in row.data_addresses.all()],
+            **same(row, *names),
         )
 
 
@@ -150,15 +154,11 @@ class Registration(Told):
     @classmethod
     def of(cls, row: HypervisorRow) -> "Registration":
         return Registration(
-            address=row.address,
-            port=row.port,
-            user=row.user,
-            shipped=row.shipped,
             bastion=row.bastion.name if row.bastion else None,
             cloud=row.cloud.name if row.cloud else None,
-            nova_host=row.nova_host,
             team=row.team.name,
             limit_mib=row.rate_limit // 2**20 if row.rate_limit else None,
+            **same(row, "address", "port", "user", "shipped", "nova_host"),
         )
 
 
@@ -202,11 +202,13 @@ class Volume(Schema):
             lv_uuid=row.uuid,
             instance=row.instance or None,
             disk=row.disk or None,
-            **{name: getattr(row, name) for name in ("path", "size", "is_open", "tags", "seen_at")},
+            **same(row, "path", "size", "is_open", "tags", "seen_at"),
         )
 
 
 class Share(Schema):
+    """`held` is reserved by migrations for what is not there yet, `kept` taken by disks that wait for their purge."""
+
     source: str
     size: int
     free: int
@@ -216,7 +218,7 @@ class Share(Schema):
 
     @classmethod
     def of(cls, row: Any) -> Self:
-        return cls(**{name: getattr(row, name) for name in ("source", "size", "free", "held", "kept", "seen_at")})
+        return cls(**same(row, "source", "size", "free", "held", "kept", "seen_at"))
 
 
 class Cloud(Schema):
@@ -232,8 +234,7 @@ class Cloud(Schema):
     @classmethod
     def of(cls, row: CloudRow) -> Self:
         names = sorted(each.name for each in row.hypervisors.all() if not each.retired_at)
-        told = {name: getattr(row, name) for name in ("name", "control", "seen_at", "last_error")}
-        return cls(id=row.pk, hypervisors=names, **told)
+        return cls(id=row.pk, hypervisors=names, **same(row, "name", "control", "seen_at", "last_error"))
 
 
 class Disk(Schema):
@@ -296,14 +297,14 @@ class NewJob(Wish):
 
 
 class End(Schema):
-    """Where a disk is, or goes; `path` is VG/LV on a source, the disk's name of an instance on a destination."""
+    """Where a disk is, passes or goes: `path` is VG/LV on the source, a VG on the relay, a share on the destination."""
 
     hypervisor: str
     path: str
 
 
 class Wanted(Schema):
-    """An open request for consent. Whoever consents names `digest`, which stands for all that would be done."""
+    """A request for consent. Whoever consents names `digest`, which stands for all that would be done."""
 
     id: int
     kind: str
@@ -318,8 +319,7 @@ class Wanted(Schema):
     @classmethod
     def of(cls, row: ApprovalRow) -> Self:
         names = ("kind", "state", "digest", "approvers", "created_at", "expires_at")
-        told = {name: getattr(row, name) for name in names}
-        return cls(id=row.pk, consents=row.count(), requester=row.requester.get_username(), **told)
+        return cls(id=row.pk, consents=row.count(), requester=row.requester.get_username(), **same(row, *names))
 
 
 class Decision(Schema):
@@ -364,10 +364,7 @@ class Approval(Wanted):
             differs=[each.sentence for each in review.requested if not each.same],
             commands=review.commands,
             bound=row.bound,
-            decisions=[
-                Decision(person=each.person.get_username(), **{name: getattr(each, name) for name in names})
-                for each in said
-            ],
+            decisions=[Decision(person=each.person.get_username(), **same(each, *names)) for each in said],
         )
 
 
@@ -420,7 +417,7 @@ class JobLine(Schema):
 
     @classmethod
     def of(cls, row: JobRow, **more: Any) -> Self:
-        names = ("number", "status", "outcome", "instance_id", "instance_name", "disk", "ticket", "created_at")
+        names = ("number", "status", "outcome", "instance_id", "instance_name", "disk", "ticket")
         return cls(
             source=End(hypervisor=row.source.name, path=f"{row.source_vg}/{row.source_lv}"),
             relay=End(hypervisor=row.relay.name, path=row.relay_vg),
@@ -428,14 +425,16 @@ class JobLine(Schema):
             halted=bool(row.halt_reason),
             size=row.source_size,
             requester=row.requester.get_username(),
-            ended_at=row.ended_at,
-            **{name: getattr(row, name) for name in names},
+            **same(row, *names, "created_at", "ended_at"),
             **more,
         )
 
 
 class Job(JobLine):
-    """A migration. How far its running step is, which changes all the time, is under `progress`."""
+    """A migration. How far its running step is, which changes all the time, is under `progress`.
+
+    `rate` is its bandwidth limit, null for none. For `rollback_minutes` after the swap its requester may go back.
+    """
 
     uuid: uuid.UUID
     lv_uuid: str
@@ -457,7 +456,6 @@ class Job(JobLine):
     def read(cls, row: JobRow, by: Any) -> Self:
         asked, kept = row.open_approval(), row.backup()
         names = ("uuid", "lv_uuid", "outcome_reason", "waiting_for", "rate", "rollback_minutes")
-        times = ("cancel_requested_at", "confirmed_at")
         return cls.of(
             row,
             sentence=row.sentence(),
@@ -467,7 +465,7 @@ class Job(JobLine):
             plan_sha256=row.digest,
             kept_until=kept.keep_until if kept else None,
             actions=actions(row, by),
-            **{name: getattr(row, name) for name in (*names, *times)},
+            **same(row, *names, "cancel_requested_at", "confirmed_at"),
         )
 
 
@@ -483,6 +481,8 @@ def actions(job: JobRow, by: Any) -> list[Action]:
 
 
 class Step(Schema):
+    """`seconds` is how long it took, null before it has ended."""
+
     name: str
     title: str
     phase: str
@@ -503,9 +503,8 @@ class Pass(Schema):
 
     @classmethod
     def of(cls, run: StepRun) -> Self:
-        figures = ("bytes_done", "bytes_total", "rate", "seconds_left", "silent_since")
-        on = run.hypervisor.name if run.hypervisor else ""
-        return cls(name=run.step, hypervisor=on, **{name: getattr(run, name) for name in figures})
+        figures = same(run, "bytes_done", "bytes_total", "rate", "seconds_left", "silent_since")
+        return cls(name=run.step, hypervisor=run.hypervisor.name if run.hypervisor else "", **figures)
 
 
 class Progress(Schema):
@@ -539,7 +538,7 @@ class Progress(Schema):
             running=Pass.of(run) if run else None,
             seconds_left=[round(each, 1) for each in left] if left else None,
             steps=steps,
-            **{name: getattr(row, name) for name in ("number", "status", "outcome", "waiting_for")},
+            **same(row, "number", "status", "outcome", "waiting_for"),
         )
 
 
@@ -568,17 +567,17 @@ class Plan(Schema):
 class Consent(Told):
     """A yes to exactly what `digest` stands for; `instance` is the last six characters of the instance's id."""
 
-    digest: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
-    instance: Annotated[str, Field(max_length=40, pattern=r"^[^\x00]*$")]
+    digest: Annotated[str, Field(max_length=64, pattern=PLAIN)]
+    instance: Annotated[str, Field(max_length=40, pattern=PLAIN)]
     reason: Words
-    kind: Literal["swap", "rollback", "purge"] | None = None
+    kind: Kind | None = None
 
 
 class Reason(Told):
     """Why; `kind` tells which request, when a migration has several."""
 
     reason: Words
-    kind: Literal["swap", "rollback", "purge"] | None = None
+    kind: Kind | None = None
 
 
 class Rate(Told):
@@ -619,24 +618,28 @@ class Backup(Schema):
 
     @classmethod
     def of(cls, row: Footprint) -> Self:
-        seen: Any = row
-        told = {name: getattr(seen, name) for name in ("keep_until", "purge_asked", "rehearsal", "rehearsed_at")}
-        share = row.share.source if row.share else ""
-        figures: dict[str, Any] = {"path": row.name, "size": row.bytes, "share": share, "is_due": row.is_due}
-        return cls(job=row.job_id, instance_name=row.job.instance_name, **figures, **told)
+        return cls(
+            job=row.job_id,
+            instance_name=row.job.instance_name,
+            path=row.name,
+            size=row.bytes,
+            share=row.share.source if row.share else "",
+            **same(row, "is_due", "keep_until", "purge_asked", "rehearsal", "rehearsed_at"),
+        )
 
 
 class About(Told):
     """Which thing: exactly as the list told it."""
 
     kind: Name
-    name: Annotated[str, Field(max_length=900, pattern=r"^[^\x00]*$")]
+    name: Long
     job: Name
-    identity: Annotated[str, Field(max_length=900, pattern=r"^[^\x00]*$")]
+    identity: Long
 
 
 class Leftover(Schema):
-    """`verdict` is left, other, stranger, gone or needed, as docs/leftovers.md explains."""
+    """`verdict` is left (over), other (another one under the same name), stranger (not in the ledger), gone, or needed
+    (in use). `job` is the migration's UUID in its marker, `number` the migration's, where you may see it."""
 
     verdict: str
     kind: str
@@ -655,8 +658,6 @@ class Leftover(Schema):
 
     @classmethod
     def of(cls, row: Row, seen: Iterable[int]) -> Self:
-        thing = row.thing
-        told = {name: getattr(thing, name) for name in ("kind", "place", "name", "job", "identity")}
         return cls(
             verdict=row.found.verdict,
             number=row.job.pk if row.job and row.job.pk in seen else None,
@@ -667,7 +668,7 @@ class Leftover(Schema):
             removable=not row.why_kept and not row.removal,
             why_kept=row.why_kept,
             asked=row.removal is not None,
-            **told,
+            **same(row.thing, "kind", "place", "name", "job", "identity"),
         )
 
 
@@ -690,7 +691,7 @@ class Event(Schema):
     @classmethod
     def of(cls, row: EventRow) -> Self:
         names = ("seq", "at", "role", "session", "address", "action", "job", "object", "data", "prev_hash", "hash")
-        return cls(actor=row.actor_name, **{name: getattr(row, name) for name in names})
+        return cls(actor=row.actor_name, **same(row, *names))
 
 
 # Lists
