@@ -1,5 +1,6 @@
 """The swap with real links and renames: every state judged, every crash resumed, the live disk never absent or torn."""
 
+import errno
 import itertools
 import json
 import os
@@ -184,6 +185,52 @@ def test_a_rollback_that_left_the_live_disk_without_a_name_is_finished_by_the_ne
     cut_off(share, share.rejected)
     back(share)
     assert layout(share) == (old, None, None, new)
+
+
+def put_aside(share, path):
+    """What the client called it meanwhile, and would have removed, had its hypervisor not lost its power."""
+    os.link(path, share.home / ".nfs0000000000a1b2c300000007")
+
+
+def test_a_name_that_a_hypervisor_without_power_forgot_does_not_stay(share):
+    old, new = share.inodes
+    put_aside(share, share.live)
+    cut_off(share, share.old)
+    swap.swap(work(share))
+    assert layout(share) == (new, None, old, None)
+    assert (share.old.stat().st_nlink, os.listdir(share.home)) == (1, ["disk.local"])
+
+
+def test_a_name_that_was_forgotten_after_the_swap_goes_with_the_backup(share):
+    swap.swap(work(share))
+    put_aside(share, share.old)
+    (share.home / ".nfs0000000000a1b2c400000008").write_bytes(b"of another file")
+    purge(share)
+    assert sorted(os.listdir(share.home)) == [".nfs0000000000a1b2c400000008", "disk.local"]
+
+
+def test_a_disk_that_somebody_here_has_open_yet_is_waited_for(share, monkeypatch):
+    put_aside(share, share.live)
+    cut_off(share, share.old)
+
+    def busy(path, **how):
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    for call in (lambda: swap.swap(work(share)), lambda: back(share)):
+        with monkeypatch.context() as nfs:
+            nfs.setattr(os, "unlink", busy)
+            with pytest.raises(Refused) as refused:
+                call()
+        assert (refused.value.code, inode(share.live)) == ("disk-in-use", share.inodes[0])
+    swap.swap(work(share))
+    assert layout(share)[0] == share.inodes[1]
+
+
+def test_a_forgotten_name_does_not_keep_the_swap_from_being_taken_back(share):
+    put_aside(share, share.live)
+    cut_off(share, share.old)
+    back(share)
+    assert (share.live.stat().st_nlink, share.old.exists()) == (1, False)
 
 
 def test_a_name_that_is_missing_for_another_reason_is_left_for_a_person(share):

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import time
+from functools import partial
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from . import virsh
@@ -131,8 +132,7 @@ def swap(work: Work) -> Dict[str, Any]:
     old, new = args["live"]["inode"], args["stage"]["inode"]
     check_share(args)
     with _field(work) as field:
-        _give_back_its_name(work, field, names, old, new)
-        state = field.state(names, old, new)
+        state = _tidied_state(work, field, names, old, new)
         if state == "done":
             return dict(_swapped(field, old, new), already=True)
         _demand_startable(work, field, state, names)
@@ -166,6 +166,15 @@ def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> Non
         work.must(sync_both, lambda: _sync(home, place.fd))
 
 
+def _tidied_state(work: Work, field: Field, names: Names, old: int, new: int) -> str:
+    """Where an exchange stands once what an NFS client left half done, when it was cut off, is put right."""
+    _give_back_its_name(work, field, names, old, new)
+    state = field.state(names, old, new)
+    if state == "linked":
+        _forget_put_aside(work, field, old)
+    return state
+
+
 def _give_back_its_name(work: Work, field: Field, names: Names, old: int, new: int) -> None:
     """After a rename that was cut off half way: the live disk, which has its name aside, gets that of its own back.
 
@@ -185,6 +194,24 @@ def _give_back_its_name(work: Work, field: Field, names: Names, old: int, new: i
         )
         work.must(syscall("fsync %s" % work.args["instance"]), lambda: os.fsync(home), recovery=True)
     _demand_state(field, names, old, new, "linked", act)
+
+
+def _forget_put_aside(work: Work, field: Field, inode: int) -> None:
+    """Unlink the .nfs… names of a disk that has others; one whose client lives goes once nobody there has it open."""
+    with field.place.mine():
+        found = {name: look(name, field.home) for name in os.listdir(field.home) if name.startswith(".nfs")}
+    for name in [name for name, one in found.items() if one is not None and one.st_ino == inode]:
+        path = "%s/%s" % (work.args["instance"], name)
+        act = syscall("unlink %s, which an NFS client put aside" % path)
+        with _as_owner_of(found[name], field):
+            output = work.do(act, partial(os.unlink, name, dir_fd=field.home), recovery=True)
+        if output.exit != 0:
+            raise Refused(
+                "disk-in-use",
+                act.text,
+                output.said(),
+                "A process on this hypervisor has that disk open (fuser names it). Wait until it ends, then resume.",
+            )
 
 
 def _sync(*directories: int) -> None:
@@ -398,11 +425,9 @@ def swap_back(work: Work) -> Dict[str, Any]:
         return _nothing_swapped(work)
     with field:
         new, old = _both(work, field)
-        _give_back_its_name(work, field, FORWARD, old, new)
-        _give_back_its_name(work, field, BACK, new, old)
-        if field.state(FORWARD, old, new) in ("not started", "linked"):
+        if _tidied_state(work, field, FORWARD, old, new) in ("not started", "linked"):
             return dict(_unlink_aside(work, field, old), already=True)
-        state = field.state(names, new, old)
+        state = _tidied_state(work, field, names, new, old)
         if state == "done":
             return dict(_swapped_back(field, old, new), already=True)
         _demand_startable(work, field, state, names)
@@ -488,6 +513,7 @@ def purge(work: Work) -> Dict[str, Any]:
                 "the live disk has inode %s, recorded %d" % (live and live.st_ino, args["live_inode"]),
                 "The live disk is not the one that was approved. Look at it by hand.",
             )
+        _forget_put_aside(work, field, args["backup_inode"])
         unused = _unused(field, args["backup_inode"])
         with _as_owner_of(live, field):
             for name in unused:
