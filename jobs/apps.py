@@ -1,7 +1,8 @@
-"""App configuration of jobs, and the failpoints that a lab may arm: where workers die for a test, once each."""
+"""App configuration of jobs, and the failpoints that a lab may arm: where workers die or wait for a test."""
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from django.core.checks import CheckMessage, Error, register
 from jobs.engine import failpoints
 from jobs.engine.steps import TABLE
 
+LONGEST_WAIT = 100.0  # seconds; a task may take no longer than 120
+
 
 class JobsConfig(AppConfig):
     name = "jobs"
@@ -20,7 +23,7 @@ class JobsConfig(AppConfig):
         register(failpoints_are_for_labs)
         if settings.FAILPOINT and not failpoint_faults():
             wanted = failpoints.chosen(settings.FAILPOINT, TABLE)
-            failpoints.arm(lambda point: die_once(point) if point in wanted else None)
+            failpoints.arm(lambda point: ACTIONS[wanted[point]](point) if point in wanted else None)
 
 
 def failpoints_are_for_labs(**_: Any) -> list[CheckMessage]:
@@ -40,12 +43,27 @@ def failpoint_faults() -> list[str]:
     return faults
 
 
+def file_of(point: str) -> Path:
+    directory = Path(settings.DATA) / "failpoints"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory / point
+
+
 def die_once(point: str) -> None:
     """Kill this process, unless one has died here already: a file in the data directory says so."""
-    gone = Path(settings.DATA) / "failpoints"
-    gone.mkdir(mode=0o700, exist_ok=True)
     try:
-        os.close(os.open(gone / point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(file_of(point), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_there(point: str) -> None:
+    """Until somebody removes the file that says so, but no longer than a task may take."""
+    told, until = file_of(point), time.monotonic() + LONGEST_WAIT
+    told.touch(mode=0o600)
+    while told.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+ACTIONS = {failpoints.DIES: die_once, failpoints.WAITS: wait_there}

@@ -36,7 +36,8 @@ class Site:
     ) -> None:
         self.lab, self.data, self.shipped, self.clouds = lab, data, shipped, clouds
         self.port = port or free_port()
-        self.process: subprocess.Popen[str] | None = None
+        self.more: dict[str, str] = {}  # environment
+        self.supervisors: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def url(self) -> str:
@@ -47,7 +48,7 @@ class Site:
         # The lab's share forgets directory entries at once, so the lock after a swap need not wait a minute.
         ours = {"VOLMIG_DATA": str(self.data), "VOLMIG_LEASE_SECONDS": "10", "VOLMIG_LOCK_MARGIN": "1"}
         nova = {"VOLMIG_CLOUDS_YAML": str(self.clouds)} if self.clouds else {}
-        return {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", **ours, **nova}
+        return {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", **ours, **nova, **self.more}
 
     def manage(self, *words: str) -> None:
         subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, env=self.environment, check=True)
@@ -80,22 +81,25 @@ class Site:
         address = {"address": "127.0.0.1", "port": self.lab.guests[name].port}
         return {"name": name, "user": user, "shipped": self.shipped, **address}
 
-    def start(self, quiet: bool = True) -> None:
-        """Starts web, workers and watcher, and returns when pages are served."""
-        output = (self.data / "volmig.log").open("a") if quiet else None
-        self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "up", "all", "--bind", f"127.0.0.1:{self.port}"],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *parts: str) -> None:
+        """Starts web, workers and watcher under one supervisor, or these under one each, and waits for pages."""
+        for part in parts or ("all",):
+            self.up(part)
         while not self.answers():
-            if self.process.poll() is not None:
+            if any(each.poll() is not None for each in self.supervisors.values()):
                 raise RuntimeError(f"volmig did not start; see {self.data}/volmig.log")
             time.sleep(0.1)
+
+    def up(self, part: str) -> None:
+        with (self.data / "volmig.log").open("a") as log:
+            self.supervisors[part] = subprocess.Popen(
+                [sys.executable, "manage.py", "up", part, "--bind", f"127.0.0.1:{self.port}"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def answers(self) -> bool:
         try:
@@ -107,9 +111,10 @@ class Site:
         return True
 
     def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait(timeout=60)  # twice what `up` allows its own children
+        for each in self.supervisors.values():
+            each.send_signal(signal.SIGINT)
+        for each in self.supervisors.values():
+            each.wait(timeout=60)  # twice what `up` allows its own children
 
     def wipe(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)

@@ -220,7 +220,7 @@ CONTENT_SECURITY_POLICY = {
 }
 
 LAB = flag("LAB", False)  # hosts whose data nobody misses: what breaks things on purpose is allowed there alone
-FAILPOINT = text("FAILPOINT")  # boundaries of steps at which a worker dies, once each; see jobs.engine.failpoints
+FAILPOINT = text("FAILPOINT")  # boundaries of steps at which a worker dies or waits; see jobs.engine.failpoints
 SSH_KEY = text("SSH_KEY")  # path of a private key; empty: volmig's own; "agent": keys of the SSH agent only
 LEASE_SECONDS = number("LEASE_SECONDS", 30)
 LOCK_MARGIN = number("LOCK_MARGIN", 30)

@@ -1,4 +1,4 @@
-"""Failpoints: boundaries of steps at which a worker can be made to die, once each; inert unless they are armed."""
+"""Failpoints: boundaries of steps at which a worker can be made to die or to wait; inert unless they are armed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ BEFORE_DO: Final = "before-do"  # the intent is written, nobody was asked yet
 AFTER_DO: Final = "after-do"  # it was answered, and that is not written down yet
 AFTER_RECORD: Final = "after-record"
 MOMENTS: Final = (BEFORE_DO, AFTER_DO, AFTER_RECORD)
-Die = Callable[[str], None]
+DIES, WAITS = "die", "wait"
+Strike = Callable[[str], None]
 
 
 def _live_on(point: str) -> None:
     """Nothing is armed."""
 
 
-_die: Die = _live_on
+_strike: Strike = _live_on
 
 
 def point(step: str, direction: str, moment: str) -> str:
@@ -33,26 +34,30 @@ def every(steps: Iterable[Step]) -> list[str]:
     return [point(name, way, moment) for name, way in ways for moment in MOMENTS]
 
 
-def chosen(wanted: str, steps: Iterable[Step]) -> set[str]:
-    """The boundaries that `wanted` means: names or patterns such as `*.undo.*`, with commas between them.
+def chosen(wanted: str, steps: Iterable[Step]) -> dict[str, str]:
+    """The boundaries that `wanted` means, and whether a worker dies or waits there.
 
+    They are names or patterns with commas between them; a worker waits where `=wait` follows: `*.undo.*=wait`.
     Raise ValueError when one of them means none: a point that is never reached would look like one that was survived.
     """
-    names, found = every(steps), set()
+    names, found = every(steps), dict[str, str]()
     for pattern in filter(None, (each.strip() for each in wanted.split(","))):
-        meant = {name for name in names if fnmatchcase(name, pattern)}
+        boundary, _, action = pattern.partition("=")
+        meant = {name for name in names if fnmatchcase(name, boundary)}
         if not meant:
-            raise ValueError(f"No step has a boundary {pattern}; one is called {names[0]}, for example.")
-        found |= meant
+            raise ValueError(f"No step has a boundary {boundary}; one is called {names[0]}, for example.")
+        if action not in ("", DIES, WAITS):
+            raise ValueError(f"Nothing is called {action}; a worker can {DIES} or {WAITS}.")
+        found |= dict.fromkeys(meant, action or DIES)
     return found
 
 
-def arm(die: Die | None) -> None:
-    """From now on have `die` called with the name of each boundary that is reached; None disarms."""
-    global _die
-    _die = die or _live_on
+def arm(strike: Strike | None) -> None:
+    """From now on have `strike` called with the name of each boundary that is reached; None disarms."""
+    global _strike
+    _strike = strike or _live_on
 
 
 def reach(step: str, direction: str, moment: str) -> None:
     """A boundary is reached; does nothing unless something is armed."""
-    _die(point(step, direction, moment))
+    _strike(point(step, direction, moment))

@@ -1,4 +1,4 @@
-"""Failpoints: armed on a lab only, by names that exist, and each kills one worker once."""
+"""Failpoints: armed on a lab only, by names that exist; each kills one worker once, or has all of them wait."""
 
 import os
 import subprocess
@@ -20,10 +20,16 @@ for moment in failpoints.MOMENTS:
 """
 
 
-def start(data, script=("-c", DIE), **told):
+def begin(data, script=("-c", DIE), **told):
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "volmig.settings", "VOLMIG_DATA": str(data), **told}
-    command = [sys.executable, *script]
-    return subprocess.run(command, cwd=present.BASE_DIR, env=environment, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *script], cwd=present.BASE_DIR, env=environment, **pipes)
+
+
+def start(*what, **told):
+    with begin(*what, **told) as worker:
+        out, err = worker.communicate()
+    return subprocess.CompletedProcess(worker.args, worker.returncode, out, err)
 
 
 def test_a_worker_dies_at_a_boundary_once_and_the_next_one_goes_on(tmp_path):
@@ -40,6 +46,18 @@ def test_several_boundaries_kill_one_worker_each(tmp_path):
     assert ends == [-9, -9, -9, 0]
 
 
+def test_a_worker_waits_at_a_boundary_until_somebody_lets_it_go_on(tmp_path):
+    told = {"VOLMIG_LAB": "yes", "VOLMIG_FAILPOINT": "convert.do.after-do=wait"}
+    with begin(tmp_path, **told) as worker:
+        assert worker.stdout.readline() == "before-do\n"
+        there = tmp_path / "failpoints" / "convert.do.after-do"
+        while not there.exists():
+            assert worker.poll() is None
+        there.unlink()
+        assert worker.stdout.read().split() == ["after-do", "after-record"]
+    assert worker.returncode == 0
+
+
 def test_outside_a_lab_nothing_is_armed_and_nothing_starts(tmp_path):
     told = {"VOLMIG_FAILPOINT": "*.do.*"}
     assert start(tmp_path, **told).returncode == 0
@@ -52,8 +70,9 @@ def test_outside_a_lab_nothing_is_armed_and_nothing_starts(tmp_path):
 def test_a_boundary_that_no_step_has_is_refused_on_a_lab_too(settings):
     settings.LAB, settings.FAILPOINT = True, "convert.do.after-do"
     assert failpoint_faults() == []
-    settings.FAILPOINT = "convert.do.after-do, swop.do.*"
-    assert ["swop.do.*" in each.msg for each in failpoints_are_for_labs()] == [True]
+    for wrong, named in (("convert.do.after-do, swop.do.*", "swop.do.*"), ("convert.do.*=pause", "pause")):
+        settings.FAILPOINT = wrong
+        assert [named in each.msg for each in failpoints_are_for_labs()] == [True]
 
 
 def test_every_step_has_its_boundaries_and_those_of_its_undo():

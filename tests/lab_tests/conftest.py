@@ -167,14 +167,15 @@ def admit(lab, names):
 
 @pytest.fixture
 def site(clean_lab, tmp_path):
-    """Starts a volmig over the lab; hands back a maker so that a test can say how hostctl gets there."""
+    """Starts a volmig over the lab; a test says how hostctl gets there and which parts have their own supervisor."""
     started = []
 
-    def start(shipped):
+    def start(shipped, *parts, **environment):
         site = Site(clean_lab, tmp_path / "volmig", shipped=shipped)
+        site.more = environment
         started.append(site)
         site.prepare()
-        site.start()
+        site.start(*parts)
         return site
 
     yield start

@@ -1,12 +1,11 @@
-"""Runs on a hypervisor: the real swap on its share, killed at random instants while a reader opens the live path.
+"""Runs on a hypervisor: the real swap on its share, killed in an act at random and there at a random instant.
 
-Arguments: the installed hostctl, the directory of instances, the share's source, how many trials, a seed. Prints one
-JSON object. Only libvirt is not asked: the instance does not exist.
-
-The reader is on the very hypervisor that swaps, as nova-compute is when it looks at disk sizes: its NFS client puts an
-open disk aside before it renames another over it, and where the swap is killed in between the live disk is nameless.
+Arguments: the installed hostctl, the directory of instances, the share's source, how many to kill, a seed. Prints one
+JSON object. Instead of how many it takes `read`: then it opens the live path for ever, and tells on SIGTERM what it
+found there. Only libvirt is not asked: the instance does not exist.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -15,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 
-PROGRAM, INSTANCES, SHARE, TRIALS, SEED = sys.argv[1:6]
+PROGRAM, INSTANCES, SHARE, HOW_MANY, SEED = sys.argv[1:6]
 sys.path.insert(0, PROGRAM)
 from hostctl import virsh  # noqa: E402 - it lies in the archive
 from hostctl.tools import Work  # noqa: E402
@@ -25,6 +25,8 @@ from hostctl.verbs import VERBS  # noqa: E402
 JOB, INSTANCE, SIZE = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666", 1 << 20
 HOME, PLACE = f"{INSTANCES}/{INSTANCE}", f"{INSTANCES}/.volmig/{JOB}"
 LIVE, NEW, OLD = f"{HOME}/disk.local", f"{PLACE}/disk.new", f"{PLACE}/disk.old"
+ACTS = ("ask", "dress", "link", "sync", "rename", "sync both")
+PAST = 16  # disks of swaps that are over; a reader elsewhere may have them open yet
 virsh.state = lambda work, instance: "shut off"
 
 
@@ -46,11 +48,15 @@ def write(path, content):
     os.rename(path + ".tmp", path)
 
 
-def begin():
+def begin(number):
     """An old disk that is live and a stage; what the swap is told of them. The live path is never without a disk."""
+    for path, put_aside in ((LIVE, os.link), (OLD, os.rename)):
+        past = f"{PLACE}/past-{put_aside.__name__}-{number % PAST}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(past)
+        if os.path.exists(path):
+            put_aside(path, past)
     write(LIVE, WHOLE["old"])
-    if os.path.exists(OLD):
-        os.unlink(OLD)
     write(NEW, WHOLE["new"])
     return {
         **{"instances": INSTANCES, "instance": INSTANCE, "disk": "disk.local", "share_source": SHARE},
@@ -58,22 +64,52 @@ def begin():
     }
 
 
-def do(args):
-    return VERBS["swap"].run(Work(args, JOB, VERBS["swap"].acts))
+class Told(Work):
+    """Tells a pipe when an act begins."""
+
+    pipe = None
+
+    def _call(self, act, function):
+        os.write(self.pipe, b".")
+        return super()._call(act, function)
 
 
-def killed(args, after):
-    """Have a process swap, and kill it after so many seconds (None: never); whether it was still at work."""
-    child = os.fork()
-    if not child:
-        try:
-            do(args)
-        finally:
-            os._exit(0)
-    if after is not None:
+def do(args, kind=Work):
+    return VERBS["swap"].run(kind(args, JOB, VERBS["swap"].acts))
+
+
+class Swapping:
+    """A process that swaps."""
+
+    def __init__(self, args):
+        self.hears, Told.pipe = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                do(args, Told)
+            finally:
+                os._exit(0)
+        os.close(Told.pipe)
+
+    def acts(self):
+        """The seconds between one act's beginning and the next one's."""
+        at = [time.monotonic()]
+        while os.read(self.hears, 1):
+            at.append(time.monotonic())
+        self.end()
+        return [later - sooner for sooner, later in zip(at, [*at[1:], time.monotonic()], strict=True)]
+
+    def kill(self, act, after):
+        """So many seconds after this act began; whether it was still at work."""
+        for _ in range(act):
+            os.read(self.hears, 1)
         time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        os.kill(self.pid, signal.SIGKILL)
+        return self.end()
+
+    def end(self):
+        os.close(self.hears)
+        return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
 
 
 def content(path):
@@ -85,12 +121,11 @@ def content(path):
     return next((name for name, whole in WHOLE.items() if read == whole), "torn")
 
 
-def reader(pipe):
-    """Opens the live path for ever; on SIGTERM it tells what it found there, and how often."""
-    found = {"old": 0, "new": 0, "torn": 0, "nameless": 0}
+def read_for_ever():
+    found = Counter()
 
     def tell(*_):
-        os.write(pipe, json.dumps(found).encode())
+        print(json.dumps(found), flush=True)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, tell)
@@ -98,41 +133,36 @@ def reader(pipe):
         found[content(LIVE)] += 1
 
 
-def main():
-    os.makedirs(HOME, exist_ok=True)
-    os.makedirs(PLACE, exist_ok=True)
+def furnish():
+    for directory in (HOME, PLACE):
+        os.makedirs(directory, exist_ok=True)
     for directory in (HOME, PLACE, os.path.dirname(PLACE)):
         os.chown(directory, os.stat(INSTANCES).st_uid, os.stat(INSTANCES).st_gid)
-    rng, args, took = random.Random(int(SEED)), begin(), []
-    for _ in range(5):
-        began = time.monotonic()
-        killed(args, None)
-        took.append(time.monotonic() - began)
-        args = begin()
-    usual, told = statistics.median(took), {"killed": 0, "live": {}, "backup lost": 0, "not finished": 0, "states": {}}
-    receive, send = os.pipe()
-    reading = os.fork()
-    if not reading:
-        reader(send)
-    try:
-        kill_all(told, rng, usual, args)
-    finally:
-        os.kill(reading, signal.SIGTERM)
-    told["reader"] = json.loads(os.read(receive, 4096))
-    print(json.dumps(told))
 
 
-def kill_all(told, rng, usual, args):
-    for _ in range(int(TRIALS)):
-        told["killed"] += killed(args, rng.uniform(0, usual))
-        names = "".join("x" if os.path.exists(path) else "-" for path in (NEW, OLD))
-        told["states"][names] = told["states"].get(names, 0) + 1
-        live = content(LIVE)
-        told["live"][live] = told["live"].get(live, 0) + 1
-        told["backup lost"] += live != "old" and content(OLD) != "old"
+def kill_all(count, rng):
+    furnish()
+    undisturbed = [Swapping(begin(number)).acts() for number in range(9)]
+    usual = [statistics.median(each) for each in zip(*undisturbed, strict=True)]
+    told = {"killed": Counter(), "live": Counter(), "states": Counter(), "backup lost": 0, "not finished": 0}
+    while told["killed"].total() < count:  # what was over by then was not killed
+        args, act = begin(told["live"].total()), rng.randrange(len(ACTS))
+        told["killed"][ACTS[act]] += Swapping(args).kill(act, rng.uniform(0, usual[act]))
+        look(told)
         do(args)
         told["not finished"] += (content(LIVE), content(OLD)) != ("new", "old")
-        args = begin()
+    return told
 
 
-main()
+def look(told):
+    names = [name for name, path in (("new", NEW), ("old", OLD)) if os.path.exists(path)]
+    live = content(LIVE)
+    told["states"]["+".join(names)] += 1
+    told["live"][live] += 1
+    told["backup lost"] += live != "old" and content(OLD) != "old"
+
+
+if HOW_MANY == "read":
+    read_for_ever()
+else:
+    print(json.dumps(kill_all(int(HOW_MANY), random.Random(SEED))))

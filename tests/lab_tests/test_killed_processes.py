@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.engine import failpoints
+from jobs.engine.steps import TABLE
 from tests.lab_tests.conftest import MIB
 
 pytestmark = [pytest.mark.lab, pytest.mark.torture]
@@ -16,13 +18,16 @@ pytestmark = [pytest.mark.lab, pytest.mark.torture]
 OLD, NEW = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "c8d1a0b2-1111-4222-8333-944445555666"
 WISH = f"--source src --volume vg_nova0/{OLD}_disk.local --instance {NEW} --relay jump --relay-vg vg_nova0".split()
 KILLS = 30
+BOUNDARIES = [point for point in failpoints.every(step for step in TABLE if step.phase != "D") if ".do." in point]
+PARTS = ("web", "workers", "watcher")
+WATCHING = "SELECT owner FROM jobs_lease WHERE name = 'watcher' AND until > strftime('%Y-%m-%d %H:%M:%f', 'now')"
 
 
 class Processes:
     """The processes of one volmig, as /proc shows them."""
 
     def __init__(self, site):
-        self.root = site.process.pid
+        self.site = site
 
     def children(self, parent):
         found = []
@@ -34,21 +39,23 @@ class Processes:
             found += [int(directory.name)] if above == parent else []
         return found
 
-    def part(self, word):
-        """The pid of the part in whose command line this word stands; None while it is down."""
-        return next((pid for pid in self.children(self.root) if word in said(pid)), None)
+    def part(self, name):
+        """The pid of what this supervisor started; None while it is down."""
+        return next(iter(self.children(self.site.supervisors[name].pid)), None)
 
     def workers(self):
         """What the queue's guard started: workers, and what feeds them."""
-        queue = self.part("qcluster")
+        queue = self.part("workers")
         return [pid for guard in (self.children(queue) if queue else []) for pid in self.children(guard)]
 
-
-def said(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
+    def replace(self, name):
+        """Kill it with its supervisor and have another one start at once, as an init system does."""
+        pid, supervisor = self.part(name), self.site.supervisors[name]
+        supervisor.send_signal(signal.SIGSTOP)  # it is not to start another one in between
+        kill(pid)
+        supervisor.kill()
+        supervisor.wait()
+        self.site.up(name)
 
 
 def kill(pid):
@@ -63,7 +70,7 @@ class Scene:
     """A volume with 28 MiB of data, a guest that is switched off, a volmig, and two people's shells."""
 
     def __init__(self, lab, volmig, olga, pavel, **made):
-        self.lab, self.olga, self.pavel, self.processes = lab, olga, pavel, Processes(volmig)
+        self.lab, self.site, self.olga, self.pavel, self.processes = lab, volmig, olga, pavel, Processes(volmig)
         self.database = sqlite3.connect(f"file:{volmig.data}/db.sqlite3?mode=ro", uri=True, timeout=30)
         self.__dict__.update(made)
 
@@ -72,6 +79,13 @@ class Scene:
 
     def asked(self, sql):
         return self.database.execute(sql).fetchall()
+
+    def works(self, name):
+        """Whether this part does its work: pages are served, or the one that runs has the watcher's lease."""
+        pid = self.processes.part(name)
+        if name == "web":
+            return pid and self.site.answers()
+        return [(pid,)] == [(int(owner.rpartition(":")[2]),) for (owner,) in self.asked(WATCHING)]
 
     def patiently(self, shell, *words):
         """A person whose click meets a web process that is down clicks again."""
@@ -102,13 +116,13 @@ class Scene:
 
 
 @pytest.fixture
-def scene(clean_lab, site, shell_of):
+def scene(clean_lab, site, shell_of, request):
     lab = clean_lab
     lab.mount_share(acdirmax=1)
     digest = lab.volume(lab.src, f"{OLD}_disk.local", 64 * MIB, data_mb=4, bulk_mb=24)
     source = lab.sha256(lab.src, f"/dev/vg_nova0/{OLD}_disk.local")
     guest = lab.instance(NEW, "db-new", disk_bytes=64 * MIB)
-    volmig = site(False)
+    volmig = site(False, *PARTS, **getattr(request, "param", {}))
     people = shell_of(volmig, "olga", "submit"), shell_of(volmig, "pavel", "approve")
     return Scene(lab, volmig, *people, digest=digest, source=source, guest=guest)
 
@@ -130,17 +144,21 @@ def test_workers_that_are_killed_at_random_instants_of_copying_are_replaced_and_
     assert scene.asked("SELECT max(attempt) FROM jobs_steprun WHERE step IN ('convert', 'stage')") == [(1,)]
 
 
-@pytest.mark.parametrize("word", ["uvicorn", "jobs.watch"], ids=["web", "watcher"])
-def test_a_part_that_is_killed_whenever_a_step_begins_or_ends_comes_back_and_it_ends_well(scene, word):
-    seen, killed = [], []
+@pytest.mark.parametrize("scene", [{"VOLMIG_LAB": "yes", "VOLMIG_FAILPOINT": "*.do.*=wait"}], indirect=True)
+@pytest.mark.parametrize("part", ["web", "watcher"])
+def test_a_part_that_is_killed_at_every_boundary_of_one_migration_is_replaced_and_it_ends_well(scene, part):
+    left, waiting = set(BOUNDARIES), scene.site.data / "failpoints"
 
     def meanwhile():
-        now = scene.asked("SELECT step, direction, attempt, result FROM jobs_steprun ORDER BY id")
-        if [now] != seen and (pid := scene.processes.part(word)):
-            seen[:] = [now]
-            killed.append(kill(pid))
+        for point in waiting.glob("*"):
+            if point.name in left and not scene.works(part):
+                continue
+            if point.name in left:
+                scene.processes.replace(part)
+                left.remove(point.name)
+            point.unlink()
 
     scene.submit()
-    scene.ends_well(lambda: meanwhile() if scene.asked("SELECT 1 FROM jobs_steprun") else None)
-    print(f"\n{word} killed {sum(killed)} times")
-    assert sum(killed) >= 5, "it comes back later each time"
+    scene.ends_well(meanwhile)
+    print(f"\n{part}: killed {len(BOUNDARIES) - len(left)} times, left {sorted(left)}")
+    assert left == set()
