@@ -9,9 +9,10 @@ SHELL := /bin/bash
 TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,jobs/views.py
+PROCESSES := tests/lab_tests/test_killed_processes.py
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud torture torture-fakes torture-hosts run check reference bench packages
+.PHONY: help demo test test-pages test-hosts covered cloud torture torture-hosts torture-fakes torture-processes run check reference bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,13 +55,16 @@ cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and 
 
 torture: DEBIAN += qemu-utils
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
-	@$(MAKE) --no-print-directory -j2 --keep-going torture-fakes torture-hosts
+	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
 
 torture-fakes:
 	@$(TESTS) -s -m "torture and not lab" $(TOLD)
 
+torture-processes:
+	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(TOLD)
+
 torture-hosts:
-	@$(TESTS) -s -m "torture and lab" $(TOLD)
+	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(TOLD)
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .

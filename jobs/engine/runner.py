@@ -360,6 +360,8 @@ class _Work:
         if result == "lost" or code == "stale-fence":
             # A verb that was killed, or that started too late for its owner, finds out for itself how far it had come.
             return len(ended) < MAX_LOST
+        if code == "probe-failed":  # a tool did not answer, which may have been busy; the verb asks anew
+            return len(ended) < MAX_FAILED
         again = planned.step.repeatable or direction == "undo"
         return _lost_ground(result, code) and again and len(ended) < MAX_FAILED
 

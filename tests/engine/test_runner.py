@@ -238,6 +238,17 @@ def test_lost_work_is_begun_again_but_not_for_ever(stage):
     assert len(other.journal.runs("convert", "do")) == runner.MAX_LOST
 
 
+@pytest.mark.parametrize("step", ["convert", "relay_erase", "source_fence"])
+def test_a_step_whose_question_a_tool_did_not_answer_is_asked_again_but_not_for_ever(stage, step):
+    stage.says(step, refusal("probe-failed"), refusal("probe-failed"))
+    assert stage.advance() == runner.Finished()
+    assert [run.result for run in stage.journal.runs(step, "do")] == ["refused", "refused", "done"]
+    other = Stage()
+    other.says(step, *[refusal("probe-failed")] * 9)
+    assert isinstance(other.advance(), runner.Failed)
+    assert len(other.journal.runs(step, "do")) == runner.MAX_FAILED
+
+
 def test_a_host_that_does_not_answer_is_waited_for_with_longer_pauses_and_flagged(stage):
     stage.says("relay_fs", *[Unreachable("reach jump", "connection refused")] * 9)
     first = stage.advance()

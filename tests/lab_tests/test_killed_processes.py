@@ -96,7 +96,7 @@ class Scene:
             time.sleep(2)
         raise AssertionError(said)
 
-    def until(self, status, seconds=300, meanwhile=lambda: None):
+    def until(self, status, meanwhile=lambda: None, seconds=900):  # a watcher waits ten for the lease of a dead one
         deadline = time.monotonic() + seconds
         while (found := self.asked("SELECT status, halt_reason FROM jobs_job")) != [(status, "")]:
             assert found[0][1] == "", found
@@ -105,12 +105,12 @@ class Scene:
             time.sleep(0.1)
 
     def ends_well(self, meanwhile=lambda: None):
-        self.until("awaiting_approval", meanwhile=meanwhile)
+        self.until("awaiting_approval", meanwhile)
         self.patiently(self.pavel, "approve", self.number, "--instance", NEW[-6:], "--reason", "Agreed.")
-        self.until("on_trial", meanwhile=meanwhile)
+        self.until("on_trial", meanwhile)
         self.lab.wait_console(self.guest, f"VOLMIG-DATA sha256 {self.digest}")
         self.patiently(self.olga, "confirm", self.number)
-        self.until("done", meanwhile=meanwhile)
+        self.until("done", meanwhile)
         assert self.lab.sha256(self.lab.src, f"/dev/vg_nova0/{OLD}_disk.local") == self.source
         assert sorted(line.rpartition("/")[2] for line in self.lab.leftovers()) == ["README", "card.json", "disk.old"]
 
