@@ -15,17 +15,17 @@ def later(dotted: str, *numbers: int) -> None:
 
 
 def every_minute(dotted: str) -> None:
-    """Makes the schedule that queues this call once a minute; may be called again."""
-    Schedule.objects.get_or_create(
+    """Makes the schedule that queues this call once a minute, unless there is one; of several all but one go."""
+    there = Schedule.objects.filter(func=dotted)
+    kept = there.order_by("pk").first() or Schedule.objects.create(
         func=dotted,
-        defaults={
-            "name": dotted,
-            "schedule_type": Schedule.MINUTES,
-            "minutes": 1,
-            "repeats": -1,
-            "next_run": timezone.now() + dt.timedelta(seconds=5),
-        },
+        name=dotted,
+        schedule_type=Schedule.MINUTES,
+        minutes=1,
+        repeats=-1,
+        next_run=timezone.now() + dt.timedelta(seconds=5),
     )
+    there.exclude(pk=kept.pk).delete()
 
 
 def last_done() -> dt.datetime | None:

@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.db import OperationalError
 
 from tests.rig import free_port
@@ -224,6 +225,16 @@ def test_a_second_one_on_the_same_data_is_refused(up):
     second = up("watcher")
     assert second.process.wait(30) == 1
     assert "runs already" in second.log.read_text()
+
+
+def test_parts_that_start_for_the_first_time_at_once_make_everything_once(up, tmp_path):
+    path = tmp_path / "data" / "db.sqlite3"
+    path.unlink()
+    parts = [up(part) for part in ("web", "workers", "watcher")]
+    until(lambda: all(family(part.process.pid) for part in parts))
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        scheduled = [name for (name,) in database.execute("SELECT name FROM django_q_schedule")]
+    assert sorted(scheduled) == sorted(settings.EVERY_MINUTE)
 
 
 def test_a_part_that_cannot_start_ends_all_with_its_reason(up):

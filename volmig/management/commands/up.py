@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from volmig.queue import every_minute, is_stuck
 PARTS = ("web", "workers", "watcher")
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
+PREPARES = 0x766F6C6D6967  # names a lock of the database
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
@@ -136,7 +138,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         names = PARTS if options["part"] == "all" else (options["part"],)
         locks = [only_one(name) for name in names]
-        prepare()
+        with alone():
+            prepare()
         chosen = commands(options["bind"])
         try:
             supervise([Child(name, chosen[name]) for name in names], options["bind"])
@@ -153,6 +156,20 @@ def only_one(name: str) -> IO[str]:
     except BlockingIOError as error:
         raise CommandError(f"volmig's {name} runs already on {settings.DATA}.") from error
     return lock
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One after the other: parts that start at once would make the same tables and schedules."""
+    if connection.vendor == "postgresql":  # they may be on several machines
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [PREPARES])
+            yield
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
+    else:
+        with (settings.DATA / "up-prepare.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def prepare() -> None:
