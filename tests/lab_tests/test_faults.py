@@ -80,9 +80,8 @@ class Scene:
         """It came to nothing, and there is nothing to be seen of it; why, for people."""
         self.drive.until(lambda: self.job.status == "undone", self.job, seconds=seconds)
         failed = self.job.runs.filter(direction="do", result="failed").latest("ended_at")
-        print(
-            f"\nIt was undone {(self.job.ended_at - failed.ended_at).total_seconds():.1f} s after {failed.step} failed."
-        )
+        took = (self.job.ended_at - failed.ended_at).total_seconds()
+        print(f"\nIt was undone {took:.1f} s after {failed.step} failed.")
         self.nothing_is_left()
         assert self.disks()[1] == self.live
         return self.job.outcome_reason
