@@ -201,8 +201,7 @@ def _forget_put_aside(work: Work, field: Field, inode: int) -> None:
     with field.place.mine():
         found = {name: look(name, field.home) for name in os.listdir(field.home) if name.startswith(".nfs")}
     for name in [name for name, one in found.items() if one is not None and one.st_ino == inode]:
-        path = "%s/%s" % (work.args["instance"], name)
-        act = syscall("unlink %s, which an NFS client put aside" % path)
+        act = syscall("unlink %s/%s, which an NFS client put aside" % (work.args["instance"], name))
         with _as_owner_of(found[name], field):
             output = work.do(act, partial(os.unlink, name, dir_fd=field.home), recovery=True)
         if output.exit != 0:
@@ -210,7 +209,7 @@ def _forget_put_aside(work: Work, field: Field, inode: int) -> None:
                 "disk-in-use",
                 act.text,
                 output.said(),
-                "A process on this hypervisor has that disk open (fuser names it). Wait until it ends, then resume.",
+                "Where it is busy, a process here has the disk open (fuser names it): wait until it ends. Then resume.",
             )
 
 
