@@ -163,3 +163,18 @@ def test_a_migration_is_asked_for_with_the_keyboard_alone(olga):
     olga.keyboard.press("Enter")
     olga.wait_for_url("**/migrations/*/")
     assert Job.objects.count() == 1
+
+
+def test_of_choices_made_before_the_server_has_answered_none_is_lost(olga):
+    held = []
+    olga.goto("/migrations/new")
+    olga.route("**/migrations/new?*", lambda route: held.append(route), times=1)
+    with olga.expect_request("**/migrations/new?*"):
+        olga.select_option("#id_source", label="cmp-lvm-07")
+    for name in ("cmp-lvm-07", "cmp-nfs-03"):
+        olga.select_option("#id_destination", label=name)
+    held[0].continue_()
+    olga.wait_for_selector("input[name=disk]")
+    olga.wait_for_selector("input[name=volume]")
+    chosen = "(id) => document.getElementById(id).selectedOptions[0].label"
+    assert [olga.evaluate(chosen, each) for each in ("id_source", "id_destination")] == ["cmp-lvm-07", "cmp-nfs-03"]
