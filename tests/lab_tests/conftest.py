@@ -84,10 +84,12 @@ class Driver:
         assert job.status in statuses, (job.status, job.outcome_reason)
 
     def step(self):
-        """What watcher and workers would do just now."""
+        """What watcher and workers would do just now; what a test's own moment met is met by its tick, and told."""
         self.watcher.turn()
         for pk in list(Job.objects.due().values_list("pk", flat=True)):
             tick.run(pk)
+        faults = Job.objects.filter(waiting_for__startswith="volmig itself met a fault")
+        assert [job.waiting_for for job in faults] == []
 
     def approve(self, job, kind="swap"):
         approval = job.approvals.open().get(kind=kind)
