@@ -1,7 +1,7 @@
 # make demo | test | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := chromium fonts-dejavu-core openssh-server
+DEBIAN := chromium curl fonts-dejavu-core jq openssh-server qemu-utils
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -53,7 +53,6 @@ test-hosts:
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
 
-torture: DEBIAN += qemu-utils
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
 	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
 
