@@ -12,7 +12,7 @@ CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,job
 PROCESSES := tests/lab_tests/test_killed_processes.py
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud torture torture-hosts torture-fakes torture-processes run check reference bench packages
+.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ test-hosts:
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
+
+trust: .venv/ready packages ## attacks and bad nights at full size, each with its figure
+	TRUST=full $(TESTS) -s -m "not lab and not cloud" tests/trust
 
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
 	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
