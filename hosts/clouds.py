@@ -119,7 +119,11 @@ class Cloud(models.Model):
         try:
             secret = sealed.unseal(self.secret) if self.secret else ""
         except sealed.Unopened as error:
-            raise HostError(f"enter {self.name}", str(error), "Enter it on the cloud's page.") from error
+            raise HostError(
+                f"log in to {self.name}",
+                "its secret cannot be decrypted with this site's key",
+                "Enter the credential again on the cloud's page.",
+            ) from error
         values = {**self.auth, SECRETS.get(self.auth_type, "password"): secret}
         auth = tuple(sorted((name, str(value)) for name, value in values.items()))
         return Access(

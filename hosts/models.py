@@ -319,7 +319,7 @@ class Scan(models.Model):
             missed, more = [str(kind) for kind in told["missed"]], int(told["more"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             tried = f"read what {self.hypervisor} has of volmig"
-            raise Garbled(tried, f"{type(error).__name__}: {error}") from error
+            raise Garbled(tried, f"a field is missing or malformed ({error})") from error
         known = {THING(row): row.get("first_seen") for row in self.things}
         for row in things:
             row["first_seen"] = known.get(THING(row)) or began.isoformat()

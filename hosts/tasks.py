@@ -14,6 +14,7 @@ from django.utils import timezone
 from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, Scan, keep
 from hosts.remote import hostctl, instances, nova, ssh
 from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
+from hosts.remote.phrases import phrase
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
@@ -58,7 +59,7 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     try:
         hypervisor.record_inventory(inventory)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Garbled(f"read the inventory of {hypervisor}", f"{type(error).__name__}: {error}") from error
+        raise Garbled(f"read the inventory of {hypervisor}", f"a field is missing or malformed ({error})") from error
     look_around(hypervisor, host)
 
 
@@ -106,7 +107,7 @@ def asked(host: Host, request: Request, timeout: float = 20) -> dict[str, Any]:
     if answer.state != "done":
         error = answer.error or {}
         found = str(error.get("found") or f"it answered {answer.state}")
-        raise HostError(f"call {request.verb}", found, str(error.get("next") or ""))
+        raise HostError(phrase(request.verb), found, str(error.get("next") or ""))
     return answer.evidence
 
 

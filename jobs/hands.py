@@ -60,7 +60,7 @@ class Hands:
         if self.cloud is None:
             cloud, names = self.job.destination.cloud, frozenset(self.job.names_in_nova())
             if cloud is None:
-                found = f"{self.job.destination} belongs to no cloud any more"
+                found = f"{self.job.destination} no longer belongs to a cloud"
                 raise HostError("ask Nova", found, "Put it back into its cloud, then resume.")
             nova = self.enter(cloud.access())
             self.cloud = Control(nova, lambda: self.host("destination"), names, self._intend)
@@ -95,7 +95,10 @@ class Hands:
         status = Request("status", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
         heard = self.ask(dict.fromkeys(roles, status))
         return {
-            on: each.answer.boot_id if each.answer else each.error or Unreachable(f"ask {on}", "it said nothing")
+            on: each.answer.boot_id
+            if each.answer
+            else each.error
+            or Unreachable(f"ask the {on} for its boot ID", "there was no answer", "Retrying automatically.")
             for on, each in heard.items()
         }
 

@@ -71,14 +71,14 @@ def told_now(job: Job, wish: Removal, hands: Hands) -> list[Row]:
     role, began = role_of(job, wish.hypervisor), timezone.now()
     heard = hands.ask({role: Request("leftovers")})[role]
     if heard.error is not None or heard.answer is None:
-        raise heard.error or HostError(f"ask {wish.hypervisor}", "it said nothing")
+        raise heard.error or HostError(f"scan {wish.hypervisor}", "there was no answer", "Scan again later.")
     if heard.answer.state != "done":
-        raise HostError(f"ask {wish.hypervisor}", str((heard.answer.error or {}).get("found")))
+        raise HostError(f"scan {wish.hypervisor}", str((heard.answer.error or {}).get("found") or "it did not say why"))
     scan, _ = Scan.objects.get_or_create(hypervisor=wish.hypervisor, defaults={"tried_at": began})
     scan.record(heard.answer.evidence, began)
     scan.refresh_from_db()
     if not scan.told(wish.kind, wish.place):
-        raise HostError(f"list what is on {wish.place}", "it was not told, or not all of it", "Look again later.")
+        raise HostError(f"list what is on {wish.place}", "the scan did not cover it completely", "Scan again later.")
     return rows(Hypervisor.objects.filter(pk=wish.hypervisor_id))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from hosts.remote.phrases import sentence
+
 STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
 
 
@@ -32,17 +34,17 @@ def fingerprint(key: str) -> str:
 
 
 class HostError(Exception):
-    """Something went wrong between volmig and a hypervisor; str() is a sentence for people.
+    """Something went wrong between volmig and a hypervisor; str() is a sentence for people (see phrases.sentence).
 
     `touched` tells whether anything was changed on the hypervisor: no, yes, or not known (None).
     """
 
     def __init__(self, tried: str, found: str, next_step: str = "", touched: bool | None = False) -> None:
-        self.tried, self.found, self.next_step, self.touched = tried, found, next_step, touched
+        self.tried, self.found, self.next_step, self.touched = tried, found.rstrip(". "), next_step, touched
         super().__init__(tried, found, next_step, touched)
 
     def __str__(self) -> str:
-        return f"Tried to {self.tried}: {self.found}. {self.next_step}".strip()
+        return sentence(self.tried, self.found, self.next_step)
 
 
 class Unreachable(HostError):  # noqa: N818 - these are the words that callers read

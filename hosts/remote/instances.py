@@ -427,7 +427,9 @@ class Control:
         if answer.state != "done":
             error = answer.error or {}
             found = str(error.get("found", answer.state))
-            raise No("unknown-state", f"ask libvirt for {said.instance}", found, str(error.get("next", "")))
+            raise No(
+                "unknown-state", f"ask libvirt for the state of {said.instance}", found, str(error.get("next", ""))
+            )
         return answer.evidence
 
     def _uses_its_disk(self, said: Said, seen: Document) -> None:
@@ -437,7 +439,9 @@ class Control:
         sources = [disk["source"] for disk in seen["disks"]]
         if path not in sources or not live:
             found = f"it uses {', '.join(sources) or 'no disk'}, not {path}" if live else f"{path} is not there"
-            raise No("unknown-disk", self._tried("use", said), found, "Check the instance's disks; plan again.")
+            raise No(
+                "unknown-disk", self._tried("check the disk of", said), found, "Check the instance's disks; plan again."
+            )
         if live["inode"] != args.get("expect_inode", live["inode"]):
             found = f"{path} has inode {live['inode']}, expected {args['expect_inode']}"
             raise No("unknown-inode", self._tried("start", said), found, "Somebody replaced the disk. Look at it.")

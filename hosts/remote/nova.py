@@ -129,7 +129,7 @@ class Nova:
         if self.newest < NEEDED:
             found = f"its API goes up to {dotted(self.newest)}"
             next_step = f"Locking with a reason needs {dotted(NEEDED)}. Use libvirt on each hypervisor for this cloud."
-            raise TooOld(self._tried("speak to Nova"), found, next_step)
+            raise TooOld(self._tried("ask for the API version"), found, next_step)
         return dotted(min(most, self.newest))
 
     def _negotiated(self) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class Nova:
         if none and response.status_code in EMPTY:
             return None
         if response.status_code >= 400:
-            raise HostError(self._tried(f"GET {path}"), f"{response.status_code} {complaint(response)}")
+            raise HostError(self._tried(f"call GET {path}"), f"{response.status_code} {complaint(response)}")
         return self._json(path, response)
 
     def _json(self, path: str, response: Any) -> Any:
@@ -171,17 +171,17 @@ class Nova:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise Garbled(self._tried(f"GET {path}"), f"no JSON document came: {response.text[:80]!r}")
+            raise Garbled(self._tried(f"call GET {path}"), f"no JSON document came: {response.text[:80]!r}")
         return found
 
     def _once(self, method: str, path: str, version: str, timeout: float, service: str = "compute", **more: Any) -> Any:
         adapter = self.compute if service == "compute" else self._adapter(service)
         more |= {"microversion": version} if version else {}
-        with self._said(f"{method} {path}"), self.turn:
+        with self._said(f"call {method} {path}"), self.turn:
             return adapter.request(path, method, raise_exc=False, timeout=timeout, **more)
 
     def _refuse(self, method: str, path: str, response: Any) -> None:
-        tried = self._tried(f"{method} {path}")
+        tried = self._tried(f"call {method} {path}")
         if response.status_code >= 500 or response.status_code == 429:
             raise Unreachable(tried, f"it answered {response.status_code} {complaint(response)}".strip())
         if response.status_code in (401, 403):
@@ -266,7 +266,7 @@ def _entered(access: Access) -> Nova:
         region = _region(access)
         session = region.get_session()
     except (openstack.exceptions.ConfigException, problems.ClientException, OSError, TypeError, ValueError) as error:
-        raise HostError(f"enter {access.name}", plain(error), "Look at the cloud's settings.") from error
+        raise HostError(f"log in to {access.name}", plain(error), "Look at the cloud's settings.") from error
     session.timeout = PATIENCE
     return Nova(access, session, dict(region.config))
 

@@ -5,6 +5,7 @@ import binascii
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 import shlex
 import socket
@@ -30,6 +31,7 @@ from hosts.remote.host import (
     fingerprint,
 )
 from hosts.remote.hostctl import pack
+from hosts.remote.phrases import phrase
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 10
@@ -126,13 +128,25 @@ def told_plainly(tried: str, touched: bool | None = False) -> Iterator[None]:
     except paramiko.BadHostKeyException as error:
         offered, pinned = fingerprint(public_text(error.key)), fingerprint(public_text(error.expected_key))
         found = f"it offered the host key {offered}, but {pinned} is pinned"
-        raise HostKeyChanged(tried, found, "Find out why before anybody pins it again.") from error
+        raise HostKeyChanged(tried, found, "Find out why before anyone pins the new key.") from error
     except paramiko.AuthenticationException as error:
-        found = f"the login was refused ({error})"
+        found = f"the login was refused ({plain(error)})"
         raise HostError(tried, found, "Check the user, and that volmig's key is in its authorized_keys.") from error
     except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
-        found = str(error) or f"no answer within {CONNECT_SECONDS} s"
-        raise Unreachable(tried, found, "volmig tries again by itself.", touched) from error
+        found = plain(error)
+        raise Unreachable(tried, found, "Retrying automatically.", touched) from error
+
+
+def plain(error: Exception) -> str:
+    """What a socket or paramiko met, as a clause: no error number, no class, no full stop."""
+    if isinstance(error, TimeoutError) or "timeout" in str(error).lower():
+        return f"no answer within {CONNECT_SECONDS} s"
+    if isinstance(error, socket.gaierror):
+        return "its name cannot be resolved"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    said = " ".join(str(error).split()).rstrip(". ")
+    return re.sub(r"\[Errno -?\d+\] ", "", said) or "the connection was cut"
 
 
 class SSHHost:
@@ -173,7 +187,7 @@ class SSHHost:
 
     def ask(self, request: Request, timeout: float) -> "Output":
         document = json.dumps(request.document() | {"hash": self.hash}).encode()
-        return self.run(f"call {request.verb} on {self.address}", self.command(), document, timeout)
+        return self.run(f"{phrase(request.verb)} on {self.address}", self.command(), document, timeout)
 
     def command(self) -> str:
         """The string for sshd; an installed hostctl is a forced command, which ignores it."""
@@ -210,7 +224,7 @@ class SSHHost:
         # A connection that was cut looks like the end of the output; only an exit status proves a whole answer.
         if expired.is_set() or output.status == -1:
             found = f"no answer within {timeout:g} s" if expired.is_set() else "the connection was cut"
-            raise Unreachable(tried, found, "volmig tries again by itself.", None if sent else False)
+            raise Unreachable(tried, found, "Retrying automatically.", None if sent else False)
         return output
 
     @contextlib.contextmanager
@@ -231,12 +245,12 @@ class SSHHost:
             timer.cancel()
 
     def understood(self, request: Request, output: "Output") -> Answer:
-        tried = f"call {request.verb} on {self.address}"
+        tried = f"{phrase(request.verb)} on {self.address}"
         if output.says_missing():
             found = f"hostctl is not there ({output.complaint()})"
             raise HostctlDiffers(tried, found, "Install it as the hypervisor's page shows.")
         if output.overflowed:
-            raise Garbled(tried, f"more than {ANSWER_CAP} bytes of answer", "Look at the host.", None)
+            raise Garbled(tried, f"more than {ANSWER_CAP} bytes of answer", "Check the hypervisor.", None)
         return self.answer(tried, output.stdout, output.complaint())
 
     def answer(self, tried: str, text: bytes, complaint: str) -> Answer:
@@ -266,7 +280,7 @@ class SSHHost:
 
     def watch(self) -> Iterator[dict[str, Any]]:
         """Yields progress, ended and beat lines; raises Unreachable after 10 s of silence."""
-        tried = f"watch {self.address}"
+        tried = f"follow the progress on {self.address}"
         with told_plainly(tried):
             with self.deadline(CONNECT_SECONDS):
                 channel = self.transport().open_session(timeout=CONNECT_SECONDS)
@@ -277,7 +291,7 @@ class SSHHost:
             with contextlib.closing(channel):
                 for line in lines(channel):
                     yield self.watched(tried, line)
-        raise Unreachable(tried, "the watch ended", "volmig tries again by itself.")
+        raise Unreachable(tried, "the watch ended", "Retrying automatically.")
 
     def watched(self, tried: str, line: bytes) -> dict[str, Any]:
         document = parsed(line)

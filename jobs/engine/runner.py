@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, HostKeyUnknown, Request, Unreachable
+from hosts.remote.phrases import phrase, sentence
 from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
 
@@ -201,8 +202,10 @@ def is_done(step: str, direction: str, journal: Journal) -> bool:
 def sentence_of(planned: Planned, error: Mapping[str, Any] | None) -> str:
     """An error of hostctl as a sentence for people, with the step and the hypervisor in front."""
     said = error or {}
-    tried, found = said.get("tried", planned.step.verb), said.get("found", "it did not say why")
-    return f"{planned.step.title} ({planned.hypervisor}): tried to {tried}; {found}. {said.get('next', '')}".strip()
+    tried, found = said.get("tried") or phrase(planned.step.verb), said.get("found") or "it did not say why"
+    return (
+        f"{planned.step.title} ({planned.hypervisor}): {sentence(str(tried), str(found), str(said.get('next') or ''))}"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from django.db import models
 from django.utils import timezone
 
 from hosts.models import Hypervisor
+from hosts.remote.phrases import sentence
 
 RESULTS = ("running", "done", "failed", "refused", "lost")
 
@@ -83,7 +84,8 @@ class StepRun(models.Model):
         error: dict[str, Any] = self.error or {}
         if not error:
             return ""
-        return f"Tried to {error.get('tried', self.step)}; {error.get('found', '')}. {error.get('next', '')}".strip()
+        tried, found = error.get("tried") or "run this step", error.get("found") or "it did not say why"
+        return sentence(str(tried), str(found), str(error.get("next") or ""))
 
     @property
     def took(self) -> dt.timedelta:

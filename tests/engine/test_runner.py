@@ -211,7 +211,7 @@ def test_a_refused_precondition_fails_at_once_with_its_sentence(stage):
     stage.says("source_fence", refusal("volume-open"))
     outcome = stage.advance()
     assert isinstance(outcome, runner.Failed)
-    assert "tried to make it; something else" in outcome.sentence
+    assert "Tried to make it: something else." in outcome.sentence
     assert len(stage.journal.runs("source_fence", "do")) == 1
 
 

@@ -151,4 +151,4 @@ def test_an_export_on_which_root_became_nobody_is_found_before_a_disk_is_sent_ov
     args = {"mountpoint": str(nova_only), "address": "10.0.0.2", "export": "/srv", "fs_uuid": job}
     with pytest.raises(Failed) as failed, owner.as_user(65534, 65534):
         nfs.mount(Work(args, job, VERBS["nfs_mount"].acts))
-    assert (failed.value.code, "Permission denied" in failed.value.found) == ("act-failed", True)
+    assert (failed.value.code, "permission denied" in failed.value.found) == ("act-failed", True)

@@ -125,7 +125,7 @@ def test_a_lost_key_is_said_and_nothing_is_rotated(ada):
     kept = path.read_bytes()
     path.unlink()
     try:
-        with pytest.raises(HostError, match="enter it again"):
+        with pytest.raises(HostError, match="Enter the credential again"):
             Cloud.objects.get().access()
         with pytest.raises(CommandError, match="No key was changed"):
             call_command("rotate_secrets")

@@ -272,14 +272,14 @@ def test_nothing_is_removed_on_a_share_that_does_not_answer(killed, site, drive,
     wish = ask(row("stage"))
     source = wish.place
     answers(site, monkeypatch, things=[], shares=[{"source": source, "answered": False}])
-    assert "was not told" in late(drive, killed, wish), "it is not taken for gone"
+    assert "the scan did not cover it" in late(drive, killed, wish), "it is not taken for gone"
     assert site.relay.asked("unstage") == []
 
 
 def test_nothing_is_removed_of_a_kind_that_cannot_be_listed(killed, site, drive, monkeypatch):
     wish = ask(row("lv"))
     answers(site, monkeypatch, things=[], missed=["lv", "fence"])
-    assert "was not told" in late(drive, killed, wish)
+    assert "the scan did not cover it" in late(drive, killed, wish)
     assert site.relay.asked("lv_remove") == []
 
 

@@ -163,7 +163,7 @@ def test_a_source_out_of_reach_is_asked_until_it_answers_and_nothing_is_made(pag
         job = drive.submit(VOLUME, page.db, start=False)
         assert (job.status, job.plan) == ("checking", {})
         assert "Tried to log in to volmig@" in job.waiting_for
-        assert "volmig tries again by itself" in job.waiting_for
+        assert "Retrying automatically" in job.waiting_for
     drive.reach(job, "planned", seconds=60)
     assert not job.runs.exists()
     assert page.leftovers() == []

@@ -445,7 +445,7 @@ def leftovers(by):
     Scan.objects.create(hypervisor=relay, tried_at=now, began_at=now, things=things, shares=shares)
     dead = [{"source": SHARE, "answered": False}]
     Scan.objects.create(hypervisor=over.source, tried_at=now, began_at=now, missed=["unit"], shares=dead)
-    failed = "Tried to log in: connection refused. volmig tries again by itself."
+    failed = "Tried to log in: connection refused. Retrying automatically."
     Scan.objects.create(hypervisor=over.destination, tried_at=now, error=failed)
     for result, said in (("removed", "It is taken away."), ("refused", HOSTILE), ("", "")):
         wish = {"kind": "lv", "place": relay.name, "name": f"vg_nova0/{result or 'open'}", "identity": "x"}

@@ -13,6 +13,11 @@ class Act(NamedTuple):
     argv: Tuple[str, ...]
     text: str
 
+    @property
+    def tried(self) -> str:
+        """The act as it reads after "Tried to"."""
+        return "run %s" % self.text if self.kind == "command" else self.text
+
 
 def command(*words: object) -> Act:
     """An act that runs a program; the program is named without its directory, which each host finds for itself."""
@@ -30,15 +35,26 @@ def _shown(word: str) -> str:
     return word if word.startswith("«") and word.endswith("»") else shlex.quote(word)
 
 
+def reason(error: OSError) -> str:
+    """Why a system call failed, in the system's words and without its number."""
+    said = error.strerror or "the system gave no reason"
+    return said[:1].lower() + said[1:]
+
+
 class Stop(Exception):  # noqa: N818  what it says is an answer, not a fault
-    """A verb ends without success; `code` names the guard, the sentences are for the operator."""
+    """A verb ends without success; `code` names the guard, the rest makes a sentence for the operator.
+
+    It reads "Tried to {tried}: {found}. {next_step}": an infinitive without "to", a clause, and a sentence.
+    """
 
     state = "failed"
     touched: Optional[bool] = None
 
     def __init__(self, code: str, tried: str, found: str, next_step: str, **evidence: Any) -> None:
         super().__init__("%s: %s" % (code, found))
-        self.code, self.tried, self.found, self.next_step, self.evidence = code, tried, found, next_step, evidence
+        # What a tool said often ends with a full stop; the sentence that it becomes part of has its own.
+        self.code, self.tried, self.found = code, tried.rstrip(". "), found.rstrip(". ")
+        self.next_step, self.evidence = next_step, evidence
 
     def error(self, touched: Optional[bool]) -> Dict[str, Any]:
         return {

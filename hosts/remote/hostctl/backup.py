@@ -57,7 +57,12 @@ def _name(work: Work) -> str:
     path = work.args["backup_path"]
     there, _slash, name = path.rpartition("/")
     if there != directory(work.args, work.job) or name not in KEPT:
-        raise Refused("bad-request", "rehearse %s" % path, "this job keeps nothing there", "Report this.")
+        raise Refused(
+            "bad-request",
+            "rehearse %s" % path,
+            "this job keeps nothing there",
+            "This is a fault in volmig: report it with the evidence archive of this migration.",
+        )
     return str(name)
 
 

@@ -5,7 +5,7 @@ import time
 from typing import Any, Dict, Tuple
 
 from . import lvm, mounts
-from .act import Act, Args, Failed, Refused, command, syscall
+from .act import Act, Args, Failed, Refused, command, reason, syscall
 from .store import sync_directory
 from .tools import Work
 
@@ -56,7 +56,7 @@ def create(work: Work) -> Dict[str, Any]:
         if not _is_mounted(work, volume):
             raise Failed(
                 "not-mounted",
-                mount.text,
+                mount.tried,
                 "the filesystem is not mounted",
                 "Read mount's message in the log, then resume.",
             )
@@ -165,7 +165,7 @@ def check_target(args: Args, job: str) -> None:
         raise Refused(
             "not-mounted",
             "write under %s" % mountpoint,
-            "what should be mounted there does not answer: %s" % error.strerror,
+            "what should be mounted there does not answer: %s" % reason(error),
             "See on the relay whether it is still exported (exportfs -s), then resume.",
         )
     if len(found) != 1 or not own or sentinel(mountpoint) != args.get("fs_uuid", job):
@@ -220,7 +220,7 @@ def unmount_patiently(work: Work, unmount: Act, seconds: float = 60) -> None:
     while mounts.at(mountpoint):
         if time.monotonic() > deadline:
             raise Failed(
-                "mount-busy", unmount.text, output.said(), "Find who uses %s (fuser -vm), then resume." % mountpoint
+                "mount-busy", unmount.tried, output.said(), "Find who uses %s (fuser -vm), then resume." % mountpoint
             )
         time.sleep(2)
         output = work.do(unmount, recovery=True, timeout=seconds)

@@ -316,7 +316,10 @@ def create(work: Work) -> Dict[str, Any]:
         found = volume(work, args["vg"], args["lv"])
         if found is None:
             raise Failed(
-                "no-volume", "lvcreate %s" % name(args), output.said(), "Read LVM's message; undo, then try again."
+                "no-volume",
+                "create the volume %s" % name(args),
+                output.said(),
+                "Read LVM's message; undo, then try again.",
             )
     check_ours(work, found, args["size"], "volmig.job=%s" % work.job)
     work.memory.remember("lv", lv_uuid=found.uuid)
@@ -326,7 +329,7 @@ def create(work: Work) -> Dict[str, Any]:
 def _check_space(work: Work) -> None:
     args = work.args
     group = [group for group in groups(work) if group["name"] == args["vg"]]
-    tried = "lvcreate %s with %d bytes" % (name(args), args["size"])
+    tried = "create the volume %s with %d bytes" % (name(args), args["size"])
     if not group:
         raise Refused(
             "no-volume-group",
@@ -399,7 +402,7 @@ def remove(work: Work) -> Dict[str, Any]:
     if volume(work, args["vg"], args["lv"]) is not None:
         raise Failed(
             "still-there",
-            drop.text,
+            drop.tried,
             "%s is still there" % name(args),
             "Look at the step's log for LVM's message, then resume.",
         )
@@ -481,13 +484,16 @@ def fence(work: Work) -> Dict[str, Any]:
         _unfence(work, was)
         check_closed(found)
         raise Failed(
-            "not-fenced", read_only.text, "the volume is still writeable", "Read LVM's message in the log, then resume."
+            "not-fenced",
+            read_only.tried,
+            "the volume is still writeable",
+            "Read LVM's message in the log, then resume.",
         )
     work.do(hold)
     if not _is_fenced(work, found):
         _unfence(work, was)
         raise Failed(
-            "no-holder", hold.text, "the holder does not keep the volume open", "See journalctl -u %s." % holder(job)
+            "no-holder", hold.tried, "the holder does not keep the volume open", "See journalctl -u %s." % holder(job)
         )
     return dict(was=was, **_fenced(found, job))
 
@@ -564,7 +570,10 @@ def unfence(work: Work) -> Dict[str, Any]:
     work.do(stop)  # the unit's name carries the job: it can only be ours, and stopping none is no harm
     if found is not None and found.active and not _soon(lambda: not _is_held(work, found)):
         raise Failed(
-            "still-held", stop.text, "%s still holds the volume open" % holder(work.job), "Stop that unit, then resume."
+            "still-held",
+            stop.tried,
+            "%s still holds the volume open" % holder(work.job),
+            "Stop that unit, then resume.",
         )
     if found is None or "volmig.src=%s" % work.job not in found.tags:
         return {"already": True, "gone": found is None}

@@ -79,7 +79,7 @@ def exports(work: Work) -> List[Export]:
     if any(line[:1] not in ("/", '"', " ", "\t", "") for line in output.out.splitlines()):
         raise Refused(
             "probe-failed",
-            "asked: exportfs -s",
+            "run exportfs -s",
             "it answered %.200r" % output.out,
             "Run that command on the host by hand; resume when it answers.",
         )
@@ -124,7 +124,7 @@ def export(work: Work) -> Dict[str, Any]:
     work.must(own, lambda: _own(args))
     output = work.do(offer)
     if not _exported(work):
-        raise Failed("not-exported", offer.text, output.said(), "Read exportfs's message in the log, then resume.")
+        raise Failed("not-exported", offer.tried, output.said(), "Read exportfs's message in the log, then resume.")
     return _exported_evidence(args, before)
 
 
@@ -193,7 +193,7 @@ def unexport(work: Work) -> Dict[str, Any]:
         work.do(flush)
         if any(row.path == args["mountpoint"] for row in exports(work)):
             raise Failed(
-                "still-exported", withdraw.text, output.said(), "Read exportfs's message in the log, then resume."
+                "still-exported", withdraw.tried, output.said(), "Read exportfs's message in the log, then resume."
             )
     return dict(_stop_services(work), already=not rows)
 
@@ -228,7 +228,7 @@ def mount(work: Work) -> Dict[str, Any]:
         if not _is_mounted(work):
             raise Failed(
                 "not-mounted",
-                attach.text,
+                attach.tried,
                 output.said(),
                 "Check the relay's export and the firewall (111, 2049, 20048), then resume.",
             )

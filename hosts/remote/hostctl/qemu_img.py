@@ -252,7 +252,7 @@ def _check_description(work: Work) -> None:
     if wrong:
         raise Failed(
             "bad-image",
-            "qemu-img info %s" % part(args),
+            "run qemu-img info %s" % part(args),
             "it has %s" % ", ".join(wrong),
             "Discard the copy and convert again.",
         )

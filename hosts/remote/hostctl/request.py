@@ -103,7 +103,10 @@ class Request(NamedTuple):
 
 def _bad(what: str, found: object) -> Refused:
     return Refused(
-        "bad-request", "read the request", "%s: %.200r" % (what, found), "This is a fault of the caller; report it."
+        "bad-request",
+        "read the request",
+        "%s: %.200r" % (what, found),
+        "This is a fault in volmig: report it with the evidence archive of this migration.",
     )
 
 
@@ -256,11 +259,11 @@ def bug(work: Optional[Work], unit: str = "") -> Dict[str, Any]:
     where = [line.strip() for line in last if line.strip().startswith("File ")][-1:]
     error: Dict[str, Any] = {
         "code": "bug",
-        "tried": " ".join(where),
-        "found": last[-1][:500],
+        "tried": "run the step",
+        "found": ("hostctl failed: %s, at %s" % (last[-1][:400], " ".join(where))).rstrip(". "),
         "touched": None,
         "evidence": {},
-        "next": "Report this; look at the host by hand before going on.",
+        "next": "This is a fault in volmig: report it with the evidence archive, and check this host first.",
     }
     return answer("failed", {}, work, error, unit)
 

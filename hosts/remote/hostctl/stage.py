@@ -372,13 +372,13 @@ def verify(work: Work) -> Dict[str, Any]:
         output = work.must(info, become=become, timeout=60)
         wrong = info_objections(json.loads(output.out), args["virtual_size"])
         if wrong:
-            raise Failed("bad-image", info.text, "it has %s" % ", ".join(wrong), "Discard the stage and start again.")
+            raise Failed("bad-image", info.tried, "it has %s" % ", ".join(wrong), "Discard the stage and start again.")
         with place.mine():
             found = place.look("disk.new")
             facts = dict(read_card(place), sha256=args["sha256"], stage=identity(found) if found else {})
             write_card(place, facts)
     if found is None or found.st_nlink != 1:
-        raise Refused("foreign-file", info.text, "disk.new vanished or has another name", "Look at it by hand.")
+        raise Refused("foreign-file", info.tried, "disk.new vanished or has another name", "Look at it by hand.")
     return {"inode": found.st_ino, "mtime_ns": found.st_mtime_ns, "file_size": found.st_size, "sha256": args["sha256"]}
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from . import virsh
-from .act import Act, Args, Failed, Refused, syscall
+from .act import Act, Args, Failed, Refused, reason, syscall
 from .owner import as_user
 from .qemu_img import check_header
 from .stage import Place, check_share, directory, label, look, open_directory, read_card, remove_place, write_card
@@ -207,7 +207,7 @@ def _forget_put_aside(work: Work, field: Field, inode: int) -> None:
         if output.exit != 0:
             raise Refused(
                 "disk-in-use",
-                act.text,
+                act.tried,
                 output.said(),
                 "Where it is busy, a process here has the disk open (fuser names it): wait until it ends. Then resume.",
             )
@@ -225,12 +225,12 @@ def _demand_state(field: Field, names: Names, old: int, new: int, wanted: str, a
     if found == "unknown":
         raise Refused(
             "unknown-state",
-            act.text,
+            act.tried,
             "the disks are in no state that the swap knows",
             "Look at both directories by hand; touch nothing yet.",
         )
     next_step = "Resume, or undo: both go on from where it stands."
-    raise Failed("not-" + wanted, act.text, "the state is still: %s" % found, next_step)
+    raise Failed("not-" + wanted, act.tried, "the state is still: %s" % found, next_step)
 
 
 def _demand_startable(work: Work, field: Field, state: str, names: Names) -> None:
@@ -302,7 +302,7 @@ def _demand_unlocked(home: int, disk: str) -> None:
         raise Refused(
             "not-ours-to-lock",
             "open %s for its lock bytes" % disk,
-            error.strerror or str(error),
+            reason(error),
             "The filer turns root away and the disk is somebody else's: give it to the share's owner, or undo.",
         )
 
@@ -314,7 +314,7 @@ def _take_and_release(fd: int, start: int, disk: str) -> None:
         raise Refused(
             "disk-in-use",
             "lock bytes %d to %d of %s" % (start, start + 7, disk),
-            error.strerror or str(error),
+            reason(error),
             "A QEMU on some client has the disk open. Find it and stop it.",
         )
     fcntl.fcntl(fd, F_OFD_SETLK, _lock(fcntl.F_UNLCK, start))
@@ -508,7 +508,7 @@ def purge(work: Work) -> Dict[str, Any]:
         if live is None or live.st_ino != args["live_inode"]:
             raise Refused(
                 "unknown-inode",
-                "purge",
+                "delete the disk that is not in use",
                 "the live disk has inode %s, recorded %d" % (live and live.st_ino, args["live_inode"]),
                 "The live disk is not the one that was approved. Look at it by hand.",
             )

@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from .act import Act, Args, Failed, Refused, Stop, command
+from .act import Act, Args, Failed, Refused, Stop, command, reason
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES), "LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -139,7 +139,7 @@ class Work:
         if good is not None and output.exit not in good:
             raise Refused(
                 "probe-failed",
-                "asked: %s" % command(*words).text,
+                command(*words).tried,
                 output.said(),
                 "Run that command on the host by hand; resume when it answers.",
             )
@@ -161,7 +161,7 @@ class Work:
         if output.exit != 0:
             raise Failed(
                 "act-failed",
-                act.text,
+                act.tried,
                 output.said(),
                 "Look at the step's log; undo, or resume after the cause is gone.",
             )
@@ -194,7 +194,7 @@ class Work:
         try:
             output = Output(0, value=function())
         except OSError as error:
-            output = Output(error.errno or 1, "", "%s: %s" % (act.text, error.strerror or error))
+            output = Output(error.errno or 1, "", reason(error))
         except Stop as stop:
             self._record(act, (), False, Output(1, "", stop.found), started, at)
             raise

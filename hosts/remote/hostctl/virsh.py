@@ -238,7 +238,7 @@ def stop(work: Work) -> Dict[str, Any]:
         if not _becomes(work, "shut off", args.get("deadline", 180)):
             raise Failed(
                 "stop-deadline",
-                "virsh shutdown %s" % instance,
+                "run virsh shutdown %s" % instance,
                 "still %s after %d s; %s" % (state(work, instance), args.get("deadline", 180), output.said()),
                 "The guest does not react to ACPI. Stop it from inside, or through the cloud, then resume.",
             )
@@ -258,7 +258,7 @@ def _check_path(work: Work) -> None:
     if path not in sources:
         raise Refused(
             "unknown-disk",
-            "handle %s" % args["instance"],
+            "check the disk of %s" % args["instance"],
             "it uses %s, not %s" % (", ".join(sources) or "no disk", path),
             "Check the instance's disks; plan again.",
         )
@@ -318,7 +318,7 @@ def start(work: Work) -> Dict[str, Any]:
             after = state(work, instance)
             raise Failed(
                 "not-running",
-                begin.text,
+                begin.tried,
                 "%s; %s" % (after, output.said()),
                 "Read libvirt's log of this guest.",
                 ever_ran=after != "shut off" or output.exit == 0,
