@@ -139,7 +139,9 @@ class Machine:
 
     def hear(self, request: Request) -> Answer:
         said = self.handle(json.dumps(request.document() | {"hash": hostctl.source_hash()}).encode())
-        return Answer(**{name: value for name, value in json.loads(json.dumps(said)).items() if name != "hash"})
+        return Answer(
+            **{name: value for name, value in json.loads(json.dumps(said)).items() if name not in ("hash", "protocol")}
+        )
 
     def handle(self, data: bytes) -> dict[str, Any]:
         with self.at_work() as desk:

@@ -4,11 +4,16 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from hosts.remote.hostctl import PROTOCOL
 from hosts.remote.phrases import sentence
 
 STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
+
+# Since which protocol hostctl knows a field of the request; those that are not named here it has always known. Older
+# versions refuse what they do not know, so a request to one of them is made without it.
+FIELDS_SINCE: Final[dict[str, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,10 @@ class Request:
     # What this job has measured so far, for an adapter that remembers nothing itself; hostctl does, and is not told.
     known: dict[str, Any] = field(default_factory=dict)
 
-    def document(self) -> dict[str, Any]:
-        """What hostctl reads."""
-        return {name: value for name, value in asdict(self).items() if name != "known"}
+    def document(self, protocol: int = PROTOCOL) -> dict[str, Any]:
+        """What a hostctl of this protocol reads."""
+        known = {name: value for name, value in asdict(self).items() if name != "known"}
+        return {name: value for name, value in known.items() if FIELDS_SINCE.get(name, 1) <= protocol}
 
 
 @dataclass(frozen=True)

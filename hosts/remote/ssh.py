@@ -52,6 +52,7 @@ ANSWER_TYPES: dict[str, tuple[type, ...]] = {
     "unit": (str,),
     "boot_id": (str,),
     "hash": (str,),
+    "protocol": (int,),
 }
 
 
@@ -258,6 +259,7 @@ class SSHHost:
         if document is None:
             self.garbled(tried, f"{excerpt(text)} {complaint}".strip())
         self.same_hostctl(tried, document)
+        document.setdefault("protocol", 1)  # versions before protocol 2 do not mention it
         faults = [name for name, types in ANSWER_TYPES.items() if not isinstance(document.get(name), types)]
         faults += sorted(set(document) - set(ANSWER_TYPES))
         if not faults and document["state"] not in STATES:
@@ -266,7 +268,7 @@ class SSHHost:
             faults = ["commands"]
         if faults:
             self.garbled(tried, f"wrong or unknown fields: {', '.join(faults)}")
-        return Answer(**{name: value for name, value in document.items() if name != "hash"})
+        return Answer(**{name: value for name, value in document.items() if name not in ("hash", "protocol")})
 
     def same_hostctl(self, tried: str, document: dict[str, Any]) -> None:
         found = document.get("hash")

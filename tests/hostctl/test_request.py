@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import request, source_hash, verbs
+from hosts.remote.hostctl import OLDEST, PROTOCOL, request, source_hash, verbs
 from hosts.remote.hostctl.act import Failed, Refused, syscall
 from hosts.remote.hostctl.request import check_field
 
@@ -407,3 +407,38 @@ def test_to_stop_what_never_began_is_no_harm(desk, job, counted):
 def test_what_is_not_a_request_field_has_no_allow_list():
     assert not request.is_field("colour", "red")
     assert not request.is_field("untouched", 1)
+
+
+# Versions
+
+
+def test_every_answer_says_which_protocol_it_speaks_and_hello_which_it_serves(desk):
+    hello = send(desk, "hello")
+    assert hello["protocol"] == hello["evidence"]["protocol"] == PROTOCOL
+    assert (hello["evidence"]["oldest_protocol"], hello["evidence"]["versions"]) == (OLDEST, [source_hash()])
+    assert send(desk, "no_such_verb")["protocol"] == PROTOCOL
+
+
+def test_who_asks_for_another_version_is_told_which_are_here(desk, tmp_path, monkeypatch):
+    for name in ("hostctl-0123456789abcdef", "hostctl-0123", "hostctl-0123456789abcdef.new", "other"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "hostctl")])
+    refused = send(desk, "hello", hash="f" * 16)
+    assert (refused["state"], refused["error"]["code"]) == ("refused", "hostctl-differs")
+    assert refused["evidence"]["versions"] == sorted(["0123456789abcdef", source_hash()])
+
+
+def test_what_an_earlier_version_stored_is_answered_in_the_name_of_the_one_that_answers(desk, job):
+    kept = desk.store(job)
+    kept.open()
+    asked = {
+        "job": job,
+        "step": "convert",
+        "direction": "undo",
+        "args": {"mountpoint": "/mnt/volmig/" + job.replace("-", "")},
+    }
+    first = send(desk, "discard_copy", **asked)
+    key = "convert-undo-1"
+    kept.write(key + ".result", dict(first, hash="f" * 16, protocol=1))
+    again = send(desk, "discard_copy", **asked)
+    assert (again["state"], again["hash"], again["protocol"]) == (first["state"], source_hash(), PROTOCOL)

@@ -13,6 +13,7 @@ import pytest
 
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import (
+    FIELDS_SINCE,
     Garbled,
     HostctlDiffers,
     HostError,
@@ -47,6 +48,19 @@ def test_an_installed_hostctl_gets_one_request_and_its_answer_comes_back(sshd):
         **{"verb": "hello", "args": {"a": 1}, "job": "j", "number": 3, "step": "s", "direction": "do"},
         **{"attempt": 2, "fence": 7, "stops": "", "hash": hostctl.source_hash()},
     }
+
+
+def test_a_request_to_an_older_hostctl_has_no_field_that_it_does_not_know(monkeypatch):
+    monkeypatch.setitem(FIELDS_SINCE, "stops", 3)
+    assert "stops" in Request("hello").document(3)
+    assert "stops" not in Request("hello").document(2)
+
+
+@pytest.mark.parametrize("protocol", [{}, {"protocol": 2}])
+def test_a_hostctl_from_before_protocol_2_mentions_none_and_is_understood(sshd, protocol):
+    sshd.answer({"evidence": {"hostname": "src"}, **protocol})
+    with ssh.connect(sshd.address) as host:
+        assert host.call(HELLO).evidence == {"hostname": "src"}
 
 
 def test_two_calls_go_over_one_connection(sshd):

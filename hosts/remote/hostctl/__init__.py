@@ -2,6 +2,6 @@
 
 from .act import Act
 from .verbs import acts
-from .version import source_hash
+from .version import OLDEST, PROTOCOL, source_hash
 
-__all__ = ["Act", "acts", "source_hash"]
+__all__ = ["OLDEST", "PROTOCOL", "Act", "acts", "source_hash"]

@@ -11,7 +11,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import detached, lvm, mounts, nfs, qemu_img, stage, virsh
+from . import detached, lvm, mounts, nfs, qemu_img, stage, version, virsh
 from .act import Args, Refused, Stop
 from .filesystem import export_format
 from .owner import as_owner
@@ -29,6 +29,9 @@ def hello(work: Work) -> Dict[str, Any]:
     return {
         "hostname": socket.gethostname(),
         "python": platform.python_version(),
+        "protocol": version.PROTOCOL,
+        "oldest_protocol": version.OLDEST,
+        "versions": version.installed(),
         "user": _user(),
         "boot_id": detached.boot_id(),
         "time": time.time(),

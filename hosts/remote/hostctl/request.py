@@ -7,10 +7,11 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from . import detached, source_hash, verbs
+from . import PROTOCOL, detached, source_hash, verbs
 from .act import Args, Refused, Stop
 from .store import RUN, STATE, Store
 from .tools import Work
+from .version import installed
 
 INPUT_CAP = 1 << 20
 DEPTH_CAP = 12
@@ -242,6 +243,7 @@ def answer(
         "unit": unit,
         "boot_id": detached.boot_id(),
         "hash": source_hash(),
+        "protocol": PROTOCOL,
     }
 
 
@@ -297,7 +299,10 @@ class Desk:
         return Store(job, self.state, self.run)
 
     def handle(self, data: bytes) -> Dict[str, Any]:
-        """The answer to one request; never raises."""
+        """The answer to one request; never raises. What another version stored is answered in this one's name."""
+        return dict(self._handle(data), hash=source_hash(), protocol=PROTOCOL)
+
+    def _handle(self, data: bytes) -> Dict[str, Any]:
         try:
             request = parse(data)
             if request.hash and request.hash != source_hash():
@@ -305,7 +310,8 @@ class Desk:
                     "hostctl-differs",
                     "run %s" % request.verb,
                     "this hostctl is %s, asked for %s" % (source_hash(), request.hash),
-                    "Install the hostctl of this volmig on the host.",
+                    "Install version %s of hostctl beside it." % request.hash,
+                    versions=installed(),
                 )
             return self._dispatch(request)
         except Stop as stop:
