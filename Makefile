@@ -1,7 +1,7 @@
 # make demo | test | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := chromium curl fonts-dejavu-core jq openssh-server qemu-utils
+DEBIAN := chromium curl fdisk fonts-dejavu-core jq openssh-server qemu-utils
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c

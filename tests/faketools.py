@@ -67,6 +67,7 @@ def group_row(machine) -> dict[str, str]:
     return {
         **{"vg_name": machine.vg, "vg_uuid": f"group-of-{machine.name}", "vg_size": str(machine.vg_size)},
         **{"vg_free": str(machine.free), "vg_extent_size": str(machine.extent)},
+        **{"vg_attr": "wz--n-", "vg_missing_pv_count": "0"},
     }
 
 
@@ -151,10 +152,13 @@ def blkid(machine, words: Words) -> str:
     except FileNotFoundError:
         raise Says(2, f"error: {words[-1]}: {NOT_THERE}") from None
     if head.startswith(MARK):
-        identity, label = head.split()[1:3]
-        return f"DEVNAME={words[-1]}\nLABEL={label.decode()}\nUUID={identity.decode()}\nVERSION=1.0\nTYPE=ext4\n"
+        identity, label = (part.decode() for part in head.split()[1:3])
+        if after(words, "-o") == "udev":
+            names = f"ID_FS_LABEL={label}\nID_FS_LABEL_ENC={label}\nID_FS_UUID={identity}\nID_FS_UUID_ENC={identity}\n"
+            return f"{names}ID_FS_VERSION=1.0\nID_FS_TYPE=ext4\nID_FS_USAGE=filesystem\n"
+        return f"DEVNAME={words[-1]}\nLABEL={label}\nUUID={identity}\nVERSION=1.0\nTYPE=ext4\n"
     if head[:4] == b"QFI\xfb":
-        return f"DEVNAME={words[-1]}\nTYPE=qcow2\n"
+        return "ID_FS_TYPE=qcow2\n" if after(words, "-o") == "udev" else f"DEVNAME={words[-1]}\nTYPE=qcow2\n"
     raise Says(2, "")
 
 

@@ -30,6 +30,13 @@ BLOCKS: Final = "blocks"
 WARNS: Final = "warns"
 INFORMS: Final = "informs"
 SKEW: Final = 2.0
+NOT_MAPPED: Final = (65534, 4294967294)  # the kernel's overflow uid, as 32 and as 16 bits of it (user_namespaces(7))
+SERVES_VERSION_3: Final = (
+    "rpcbind",
+    "rpc-statd",
+    "nfs-mountd",
+    "nfs-server",
+)  # rpc.nfsd(8), rpc.statd(8): NFSv3 needs all
 AIR: Final = 16 << 20  # what the share needs besides the stage: directories, card, the filer's own metadata
 
 
@@ -237,7 +244,32 @@ def _source_instance_is_off(case: Case, source: Source) -> Finding:
 @rule("volume is readable", BLOCKS, "The source volume is active, whole and of a plain kind.", "volume")
 def _volume_is_readable(case: Case, volume: Volume) -> Finding:
     problem = _attribute_problem(volume.attributes) or ("" if volume.active else "is not active")
-    return (f"{case.source_path} {problem}.", volume.attributes) if problem else None
+    if not problem:
+        return None
+    remedy = f" Activate it: lvchange -ay {case.source_path}." if problem == "is not active" else ""
+    return f"{case.source_path} {problem}.{remedy}", volume.attributes
+
+
+@rule("source volume group is whole", BLOCKS, "The volume group of the source can be written to by LVM.", "source")
+def _source_group_is_whole(case: Case, source: Source) -> Finding:
+    return _whole(case.migration.source, source.vg)
+
+
+def _whole(host: str, group: Group | None) -> Finding:
+    # Tags and permissions are metadata: LVM refuses to write them to a group of which a part is missing.
+    if group is not None and group.problem:
+        return f"The volume group {group.name} on {host} {group.problem}.", group.problem
+    return None
+
+
+@rule("source's instances are known", WARNS, "libvirt on the source says which instances use the volume.", "source")
+def _instances_of_source_are_known(case: Case, source: Source) -> Finding:
+    if source.virsh:
+        return None
+    return (
+        f"virsh is not installed on {case.migration.source} (libvirt in a container?): only LVM and the kernel say "
+        "whether the volume is in use. Make sure that no instance is defined on it."
+    ), None
 
 
 def _attribute_problem(attributes: str) -> str:
@@ -300,16 +332,34 @@ def _source_reaches_the_relay(case: Case, source: Source) -> Finding:
 
 @rule("relay can serve NFS", BLOCKS, "The relay has an NFS server.", "relay")
 def _relay_can_serve(case: Case, relay: Relay) -> Finding:
-    if relay.nfs_server.get("nfs-server", "missing") == "missing":
-        return f"The relay {case.migration.relay} has no NFS server; install it.", dict(relay.nfs_server)
+    name, units = case.migration.relay, dict(relay.nfs_server)
+    if units.get("nfs-server", "missing") == "missing":
+        return f"The relay {name} has no NFS server; install it.", units
+    absent = [f"{unit} is {units[unit]}" for unit in SERVES_VERSION_3 if units.get(unit) in ("missing", "masked")]
+    if absent:
+        return (
+            f"The relay {name} cannot serve NFS version 3: {', '.join(absent)}. Install or unmask what is named, "
+            "or choose another relay."
+        ), units
+    if relay.no_version_3:
+        return (
+            f"The relay {name} serves no NFS version 3 ({relay.no_version_3}). Allow it in /etc/nfs.conf, "
+            "or choose another relay."
+        ), relay.no_version_3
     return None
 
 
 @rule("relay has the volume group", BLOCKS, "The relay's volume group is there.", "relay")
 def _group_is_there(case: Case, relay: Relay) -> Finding:
     if relay.vg is None:
-        return f"{case.migration.relay} has no volume group {case.migration.relay_vg}.", None
+        why = f" LVM left something out: {relay.skipped}." if relay.skipped else ""
+        return f"{case.migration.relay} has no volume group {case.migration.relay_vg}.{why}", relay.skipped or None
     return None
+
+
+@rule("relay's volume group is whole", BLOCKS, "The relay's volume group can be written to by LVM.", "group")
+def _relay_group_is_whole(case: Case, group: Group) -> Finding:
+    return _whole(case.migration.relay, group)
 
 
 @rule("relay has space", BLOCKS, "The relay has space for the temporary volume.", "group")
@@ -376,6 +426,22 @@ def _locks_reach_the_server(case: Case, destination: Destination) -> Finding:
     ), local
 
 
+@rule("share is mounted hard", WARNS, "Relay and destination mount the share hard.")
+def _share_is_mounted_hard(case: Case) -> Finding:
+    # nfs(5): with soft, or softerr, a call without an answer fails, although the server may carry it out later.
+    sides = ((case.migration.relay, case.relay), (case.migration.destination, case.destination))
+    words = {
+        name: set(side.share.options.split(",")) & {"soft", "softerr"} for name, side in sides if side and side.share
+    }
+    soft = sorted(name for name, found in words.items() if found)
+    if not soft:
+        return None
+    return (
+        f"{' and '.join(soft)} mount{'s' if len(soft) == 1 else ''} {case.migration.share_source} soft: a write or "
+        "rename that gets no answer in time fails, although the filer may carry it out later. Mount the share hard."
+    ), soft
+
+
 @rule("share has space", BLOCKS, "The share has space for the staged copy beside the present disk.", "share")
 def _share_has_space(case: Case, share: Share) -> Finding:
     need = qcow2_size(case.migration.source_size) + AIR
@@ -391,6 +457,11 @@ def _share_has_space(case: Case, share: Share) -> Finding:
 
 @rule("share can be written", BLOCKS, "The owner of the instances directory can write to the share.", "share")
 def _share_can_be_written(case: Case, share: Share) -> Finding:
+    if share.owner_uid in NOT_MAPPED:
+        return (
+            f"The owner of {share.source} is not mapped: its top directory appears to belong to {share.owner_uid} "
+            "(nobody). With NFSv4 check that client and filer have the same id mapping domain (/etc/idmapd.conf)."
+        ), {"owner": share.owner_uid}
     if share.squashes_root and share.owner_uid == 0:
         return (
             f"{share.source} squashes root, and its top directory belongs to root: nobody could write there. "
@@ -401,8 +472,14 @@ def _share_can_be_written(case: Case, share: Share) -> Finding:
 
 @rule("instance is there", BLOCKS, "The instance is on its hypervisor.", "destination")
 def _instance_is_there(case: Case, destination: Destination) -> Finding:
+    name = case.migration.destination
+    if destination.domain_problem:
+        return (
+            f"{name} cannot be asked for the instance: {destination.domain_problem}. "
+            "Where libvirt runs in a container, virsh has to be installed on the host too."
+        ), destination.domain_problem
     if destination.domain is None:
-        return f"{case.migration.destination} has no instance {case.migration.instance_id}.", None
+        return f"{name} has no instance {case.migration.instance_id}.", None
     return None
 
 
@@ -439,6 +516,9 @@ def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
     return None
 
 
+FIRST_EPHEMERAL: Final = {"disk.local", "disk.eph0"}  # nova/virt/libvirt/blockinfo.py, get_disk_mapping
+
+
 def other_part(source_lv: str, disk: str) -> str:
     """The disk that a volume of this name was in its instance, when that is another than `disk`; else empty."""
     # A data disk on top of a root disk has every size and format right, and a guest that never boots again.
@@ -449,9 +529,17 @@ def other_part(source_lv: str, disk: str) -> str:
 @rule("same name", BLOCKS, "Volume and disk have the same part in their instances.")
 def _same_name(case: Case) -> Finding:
     if part := other_part(case.migration.source_lv, case.migration.disk):
+        advice = "Choose the disk of the same name."
+        if {part, case.migration.disk} == FIRST_EPHEMERAL:
+            new = re.sub(r"_disk\.\w+$", f"_{case.migration.disk}", case.migration.source_lv)
+            advice = (
+                "Both names can mean the first ephemeral disk: Nova calls it disk.local when it comes from the flavour "
+                "alone and disk.eph0 when it was asked for at boot. If it is the same disk, rename the volume and "
+                f"submit again: lvrename {case.migration.source_vg} {case.migration.source_lv} {new}"
+            )
         return (
             f"The volume was {part} of its instance, and {case.migration.disk} of {case.migration.instance_name} "
-            "would be replaced. Choose the disk of the same name."
+            f"would be replaced. {advice}"
         ), part
     return None
 
@@ -521,6 +609,13 @@ def _no_backing(case: Case, disk: Disk) -> Finding:
 )
 def _names_stay(case: Case, source: Source, destination: Destination) -> Finding:
     gone = _names(destination.contents) - _names(source.contents)
+    unread = destination.contents.unread if destination.contents else ()
+    if not gone and unread:
+        listed_unread = ", ".join(str(number) for number in unread)
+        return (
+            f"The names of the filesystems on partition {listed_unread} of the current disk are not known: only its "
+            "first 4 MiB were read. Compare the guest's fstab with the source volume."
+        ), list(unread)
     if not gone:
         return None
     listed = sorted(gone)

@@ -56,6 +56,7 @@ class Contents:
     partitions: tuple[Partition, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()
     summary: str = ""
+    unread: tuple[int, ...] = ()  # numbers of partitions whose contents were not read
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,28 @@ class Guest:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A volume group; sizes in bytes. `problem`: why LVM cannot or must not write to its metadata, or empty."""
+
+    name: str
+    size: int
+    free: int
+    extent_size: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
+    """`virsh` is False where libvirt cannot be asked for the instances that use the volume."""
+
     volume: Volume | None = None
     contents: Contents | None = None
     source_address: str = ""
     reach: tuple[Probe, ...] = ()
     instance_running: Guest | None = None
     time: float = 0
-
-
-@dataclass(frozen=True)
-class Group:
-    name: str
-    size: int
-    free: int
-    extent_size: int
+    vg: Group | None = None
+    virsh: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Relay:
+    """`skipped`: what LVM printed of groups that it left out; `no_version_3`: why NFSv3 is not served, or empty."""
+
     vg: Group | None = None
     leftovers: tuple[str, ...] = ()
     share: Share | None = None
     nfs_server: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ports: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     time: float = 0
+    skipped: str = ""
+    no_version_3: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ class Destination:
     acdirmax: int = 60
     time: float = 0
     stage: Stage | None = None
+    domain_problem: str = ""  # why libvirt could not be asked for the instance, or empty
 
 
 @dataclass(frozen=True)

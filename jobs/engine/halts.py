@@ -37,6 +37,9 @@ EXPECTED: Final[Mapping[str, str]] = {
     # Volumes
     "no-volume": "The temporary volume is there and active.",
     "no-volume-group": "The volume group is there.",
+    "group-not-whole": "The volume group is whole and LVM can write to its metadata.",
+    "unreadable-report": "lvs and vgs report in JSON.",
+    "volume-not-known": "LVM reads every volume group, so that a volume that is not reported is not there.",
     "no-space": "The volume group has room.",
     "size-not-extents": "The size is a multiple of the extent size.",
     "not-a-volume": "The source is a block device.",

@@ -14,7 +14,7 @@ from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
 
 from .conftest import qcow2
-from .test_guards import JOB, OURS, lvs, scripted, vgs
+from .test_guards import GROUP, JOB, OURS, lvs, scripted, vgs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images in use are looked into under /run/volmig")
 INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
@@ -44,7 +44,7 @@ def destination(live, **answers):
     known = {
         READ + "domstate": Output(0, "running\n"),
         READ + "dumpxml": Output(0, XML % live),
-        "blkid": Output(0, "TYPE=ext4\nLABEL=data\nUUID=1111\n"),
+        "blkid": Output(0, "ID_FS_TYPE=ext4\nID_FS_LABEL_ENC=data\nID_FS_UUID_ENC=1111\n"),
         **answers,
     }
     work = scripted("destination_facts", known, instance=INSTANCE, disk="disk.local", share_source="filer:/vol")
@@ -94,7 +94,13 @@ def test_where_there_is_no_disk_and_no_share_that_is_said(host, monkeypatch):
 
 def test_an_image_that_cannot_be_read_is_not_taken_for_an_empty_one(host):
     found = destination(host, **{"qemu-img dd": Output(1, "", "Image is not in qcow2 format")})
-    assert found["contents"] == {"table": "", "partitions": [], "filesystems": [], "summary": "not readable"}
+    assert found["contents"] == {
+        "table": "",
+        "partitions": [],
+        "filesystems": [],
+        "unread": [],
+        "summary": "not readable",
+    }
 
 
 def chained(host, *names):
@@ -228,7 +234,11 @@ def test_the_address_that_the_relay_sees_is_that_of_the_way_there():
     assert facts._source_address("::1") in ("::1", "")
 
 
-GPT = {"label": "gpt", "sectorsize": 512, "partitions": [{"start": 2048, "size": 8, "type": "L"}]}
+GPT = {
+    "label": "gpt",
+    "sectorsize": 512,
+    "partitions": [{"node": "/dev/vg/lv1", "start": 2048, "size": 8, "type": "L"}],
+}
 
 
 @pytest.mark.parametrize(
@@ -240,13 +250,14 @@ GPT = {"label": "gpt", "sectorsize": 512, "partitions": [{"start": 2048, "size":
     ],
 )
 def test_a_partition_table_is_told_with_what_is_on_it(host, table, summary):
-    answers = {"blkid -p -O": Output(0, "TYPE=ext4\n"), "blkid": Output(0, "PTTYPE=gpt\n"), "sfdisk": table}
+    gpt, ext4 = Output(0, "ID_PART_TABLE_TYPE=gpt\n"), Output(0, "ID_FS_TYPE=ext4\n")
+    answers = {"blkid -p -O": ext4, "blkid": gpt, "sfdisk": table}
     assert facts.contents(scripted("hello", answers), "/dev/vg/lv")["summary"] == summary
 
 
 def test_without_sfdisk_a_table_has_no_partitions_that_are_known(host, monkeypatch):
     monkeypatch.setattr(facts, "find", lambda program: "")
-    found = facts.contents(scripted("hello", {"blkid": Output(0, "PTTYPE=dos\n")}), "/dev/vg/lv")
+    found = facts.contents(scripted("hello", {"blkid": Output(0, "ID_PART_TABLE_TYPE=dos\n")}), "/dev/vg/lv")
     assert (found["table"], found["partitions"]) == ("dos", [])
 
 
@@ -294,7 +305,7 @@ def test_encryption_on_top_of_the_source_is_seen(tmp_path, monkeypatch):
 
 
 def test_the_relay_tells_what_already_carries_the_jobs_name(host):
-    group = {"vg_name": "vg", "vg_uuid": "u", "vg_size": "99", "vg_free": "9", "vg_extent_size": "4"}
+    group = dict(GROUP, vg_size="99", vg_free="9", vg_extent_size="4")
     known = {"lvs": lvs(dict(OURS, lv_name="volmig_0f8fad5b")), "vgs": vgs(group)}
     work = scripted("relay_facts", known, relay_lv="volmig_0f8fad5b", share_source="filer:/vol")
     found = work.run(work)

@@ -32,6 +32,7 @@ OURS = {
     "origin": "",
 }
 GROUP = {"vg_name": "vg", "vg_uuid": "u", "vg_size": "99999999", "vg_free": "99999999", "vg_extent_size": "4194304"}
+GROUP |= {"vg_attr": "wz--n-", "vg_missing_pv_count": "0"}
 ARGS = {
     "vg": "vg",
     "lv": "lv",
@@ -81,7 +82,7 @@ class Scripted(Work):
         if not probe:
             self.acted.append(act.text)
             return Output(0)
-        answers = {"systemctl show": Output(0, ACTIVE), **self.answers}
+        answers = {"systemctl show": Output(0, ACTIVE), "vgs": vgs(GROUP), **self.answers}
         found = [answer for start, answer in answers.items() if act.text.startswith(start)]
         return found[0] if found else Output(0)
 

@@ -72,7 +72,7 @@ class Machine:
         if program == "vgs":
             free = str(self.luck.choice([0, SIZE, 10 * SIZE]))
             figures = {"vg_size": str(99 * SIZE), "vg_free": free, "vg_extent_size": str(EXTENT)}
-            return vgs({"vg_name": "vg", "vg_uuid": "u", **figures})
+            return vgs({"vg_name": "vg", "vg_uuid": "u", "vg_attr": "wz--n-", "vg_missing_pv_count": "0", **figures})
         if program == "blkid":
             volume = self.of(argv[-1])
             content = volume.content if volume else ""

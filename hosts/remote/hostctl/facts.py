@@ -19,6 +19,9 @@ from .tools import Work, find
 
 RELAY_PORTS = (111, 2049, 20048)
 HEAD = 4 << 20
+PARTITIONS = 16  # the signatures of so many are read
+PROBED = 1 << 20  # bytes within which the signatures of the usual filesystems lie
+UDEV = {"TYPE": "ID_FS_TYPE", "LABEL": "ID_FS_LABEL_ENC", "UUID": "ID_FS_UUID_ENC", "PTTYPE": "ID_PART_TABLE_TYPE"}
 
 
 # The host itself
@@ -76,9 +79,12 @@ def _version(work: Work, words: Tuple[str, ...]) -> str:
 def inventory(work: Work) -> Dict[str, Any]:
     """Everything the pages list of a hypervisor."""
     has_lvm = bool(find("lvs"))
+    groups = lvm.groups(work) if has_lvm else lvm.Groups([], "")
+    problems = ["%(name)s %(problem)s" % group for group in groups.found if group["problem"]]
     return dict(
         hello(work),
-        volume_groups=lvm.groups(work) if has_lvm else [],
+        warnings=["LVM left something out: %s" % groups.skipped] * bool(groups.skipped) + sorted(set(problems)),
+        volume_groups=groups.found,
         logical_volumes=[_volume(found) for found in lvm.volumes(work)] if has_lvm else [],
         mounts=[_mount(found) for found in mounts.mounts() if found.fstype in ("nfs", "nfs4")],
         addresses=_addresses(work),
@@ -175,12 +181,17 @@ def _source_address(towards: str) -> str:
 # What a disk holds
 
 
-def contents(work: Work, path: str) -> Dict[str, Any]:
-    """Partition table and filesystems of a raw device or file, and one phrase that says it."""
+def contents(work: Work, path: str, readable: int = 1 << 63) -> Dict[str, Any]:
+    """Partition table and filesystems of a raw device or file, and one phrase that says it.
+
+    Only the first `readable` bytes of it are its contents; partitions that were not read are named, not guessed at.
+    """
     whole = _signature(work, path)
     partitions = _partitions(work, path) if whole.get("PTTYPE") else []
+    read = [part for part in partitions[:PARTITIONS] if part["start"] + PROBED <= readable]
+    unread = [part["number"] for part in partitions if part not in read]
     places = [("whole disk", whole)] + [
-        ("partition %d" % part["number"], _signature(work, path, part["start"])) for part in partitions[:16]
+        ("partition %d" % part["number"], _signature(work, path, part["start"])) for part in read
     ]
     filesystems = [
         {"where": where, "type": found["TYPE"], "label": found.get("LABEL", ""), "uuid": found.get("UUID", "")}
@@ -192,13 +203,22 @@ def contents(work: Work, path: str) -> Dict[str, Any]:
         "table": table,
         "partitions": [{name: part[name] for name in ("number", "size", "type")} for part in partitions],
         "filesystems": filesystems,
-        "summary": _summary(table, partitions, filesystems),
+        "unread": unread,
+        "summary": _summary(table, partitions, filesystems, unread),
     }
 
 
 def _signature(work: Work, path: str, offset: int = 0) -> Dict[str, str]:
+    """TYPE, LABEL, UUID and PTTYPE; `-o udev`, as `-o export` escapes in a way that cannot be taken back (blkid(8))."""
     where = ("-O", offset) if offset else ()
-    return export_format(work.ask("blkid", "-p", *where, "-o", "export", "--", path, good=None).out)
+    said = export_format(work.ask("blkid", "-p", *where, "-o", "udev", "--", path, good=None).out)
+    return {name: _decoded(said[key]) for name, key in UDEV.items() if key in said}
+
+
+def _decoded(text: str) -> str:
+    """A value as the guest has it: blkid writes a byte that is no safe UTF-8 as \\xNN."""
+    raw = re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: bytes([int(found.group(1), 16)]), text.encode())
+    return raw.decode("utf-8", "replace")
 
 
 def _partitions(work: Work, path: str) -> List[Dict[str, Any]]:
@@ -211,13 +231,26 @@ def _partitions(work: Work, path: str) -> List[Dict[str, Any]]:
         return []
     sector = int(table.get("sectorsize", 512))
     return [
-        {"number": number, "start": part["start"] * sector, "size": part["size"] * sector, "type": part.get("type", "")}
-        for number, part in enumerate(table.get("partitions", []), 1)
+        {
+            "number": _partition_number(part["node"], path),
+            "start": part["start"] * sector,
+            "size": part["size"] * sector,
+            "type": part.get("type", ""),
+        }
+        for part in table.get("partitions", [])
     ]
 
 
-def _summary(table: str, partitions: List[Dict[str, Any]], filesystems: List[Dict[str, str]]) -> str:
+def _partition_number(node: str, path: str) -> int:
+    """What a guest calls it: vdb14 is partition 14. After a name that ends in a digit sfdisk writes a p before it."""
+    return int(node[len(path) :].lstrip("p"))
+
+
+def _summary(table: str, partitions: List[Dict[str, Any]], filesystems: List[Dict[str, str]], unread: List[int]) -> str:
     named = ["%s%s" % (found["type"], " “%s”" % found["label"] if found["label"] else "") for found in filesystems]
+    if unread:
+        numbers = ", ".join(str(number) for number in unread)
+        named.append("partition%s %s not read" % ("" if len(unread) == 1 else "s", numbers))
     holds = ", ".join(named) or "no filesystem that is known here"
     if table:
         return "%s table with %d partition%s: %s" % (
@@ -251,9 +284,9 @@ def image_contents(work: Work, path: str, virtual_size: int) -> Dict[str, Any]:
             "of=" + head,
         )
         if work.ask(*words, good=None, timeout=60).exit:
-            return {"table": "", "partitions": [], "filesystems": [], "summary": "not readable"}
+            return {"table": "", "partitions": [], "filesystems": [], "unread": [], "summary": "not readable"}
         os.truncate(head, virtual_size)
-        return contents(work, head)
+        return contents(work, head, HEAD)
 
 
 # Facts of a job's three hosts
@@ -265,7 +298,9 @@ def source_facts(work: Work) -> Dict[str, Any]:
     found = lvm.volume(work, args["vg"], args["lv"])
     relay = args["relay_address"]
     return {
+        "vg": lvm.groups(work).named(args["vg"]),
         "volume": _source_volume(found) if found else None,
+        "virsh": virsh.installed(),
         "contents": contents(work, lvm.device(args)) if found and found.active else None,
         "source_address": _source_address(relay),
         "reach": _knocks(relay),
@@ -288,7 +323,8 @@ def _source_volume(found: lvm.Volume) -> Dict[str, Any]:
         "tags": list(found.tags),
         "major": found.major,
         "minor": found.minor,
-        "permission": "writeable" if found.permission == "writeable" else "read-only",
+        # Of a volume that is not active LVM reports "unknown"; the second attribute letter is the metadata's (lvs(8)).
+        "permission": "writeable" if found.attributes[1:2] == "w" else "read-only",
         "writes": writes,
         "sectors_written": sectors,
         "crypt": _is_crypt(found),
@@ -323,25 +359,27 @@ def _is_device(path: str, found: lvm.Volume) -> bool:
 def relay_facts(work: Work) -> Dict[str, Any]:
     """The relay's space, its NFS server, its share, and anything already called like this job's things."""
     args = work.args
-    group = [group for group in lvm.groups(work) if group["name"] == args["vg"]]
+    groups = lvm.groups(work)
     leftovers = ["%s/%s" % (found.vg, found.lv) for found in lvm.volumes(work) if found.lv == args["relay_lv"]]
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
     leftovers += [row.path for row in nfs.exports(work) if short in row.path]
     listening = {str(port): _knock("127.0.0.1", port)["state"] == "open" for port in RELAY_PORTS}
     return {
-        "vg": group[0] if group else None,
+        "vg": groups.named(args["vg"]),
+        "skipped": groups.skipped,
         "leftovers": leftovers,
         "share": share(args["share_source"]),
         "nfs_server": nfs.server(work),
+        "no_version_3": nfs.version_3(work),
         "ports": listening,
         "time": time.time(),
     }
 
 
-def share(source: str) -> Optional[Dict[str, Any]]:
+def share(source: str, *files: str) -> Optional[Dict[str, Any]]:
     """The mounted share, or None. `squashes_root` is known (True) only where the owner keeps root out; else None."""
-    found = mounts.of_source(source)
+    found = mounts.of_source(source, *files)
     if found is None:
         return None
     owner = os.stat(found.target)
@@ -360,16 +398,19 @@ def _squashes(path: str, owner: os.stat_result) -> Optional[bool]:
 def destination_facts(work: Work) -> Dict[str, Any]:
     """The share, the live disk with its chain, the domain, what the disk holds, and leftovers of earlier jobs."""
     args = work.args
-    found = mounts.of_source(args["share_source"])
+    domain, problem = _domain(work)
+    files = [disk["source"] for disk in domain["disks"]] if domain else []
+    found = mounts.of_source(args["share_source"], *files)
     target = dict(args, instances=found.target) if found else args
     path = "%(instances)s/%(instance)s/%(disk)s" % target if found else ""
     disk = _live_disk(work, target, path) if found else None
     return {
-        "share": share(args["share_source"]),
+        "share": share(args["share_source"], *files),
         "instances": found.target if found else "",
         "disk": disk,
         "disk_info": _disk_info(target) if found else None,
-        "domain": _domain(work, path),
+        "domain": _domain_facts(domain, path) if domain else None,
+        "domain_problem": problem,
         "contents": image_contents(work, path, disk["virtual_size"]) if disk and disk["format"] == "qcow2" else None,
         "leftovers": _leftovers(target) if found else [],
         "stage": staged(target, work.job) if found and work.job else None,
@@ -437,14 +478,17 @@ def _disk_info(args: Args) -> Optional[Dict[str, Any]]:
     return value if isinstance(value, dict) else None
 
 
-def _domain(work: Work, path: str) -> Optional[Dict[str, Any]]:
-    args = work.args
+def _domain(work: Work) -> Tuple[Optional[Dict[str, Any]], str]:
+    """The instance as libvirt defines it, or None; and why that could not be found out, or an empty text."""
     try:
-        if not virsh.installed() or not virsh.state(work, args["instance"]):
-            return None
-        found = virsh.domain(work, args["instance"])
-    except Stop:
-        return None
+        if not virsh.state(work, work.args["instance"]):
+            return None, ""
+        return virsh.domain(work, work.args["instance"]), ""
+    except Stop as stop:
+        return None, stop.found
+
+
+def _domain_facts(found: Dict[str, Any], path: str) -> Dict[str, Any]:
     ours = [disk for disk in found["disks"] if disk["source"] == path]
     return {
         "uuid": found["uuid"],

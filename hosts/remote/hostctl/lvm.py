@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import stat
 import struct
 import time
@@ -93,8 +94,23 @@ FIELDS = (
 )
 
 
+# A site's lvm.conf may change how LVM prints a report; these settings give the JSON that is read here, whatever it says
+# (lvm.conf(5), sections log and report). A setting that an old LVM lacks is passed over with a warning.
+CONFIG = " ".join(
+    (
+        'log{command_names=0 prefix="" indent=0 verbose=0 silent=0 report_command_log=0}',
+        "report{compact_output=0 buffered=1 headings=1 prefixes=0 quoted=1 columns_as_rows=0",
+        'list_item_separator="," binary_values_as_numeric=0 mark_hidden_devices=1}',
+    )
+)
+SOME_FAILED = 5  # lvs(8): some objects could not be processed; the rows that were printed are right
+
+
 class Volume(NamedTuple):
-    """A logical volume as LVM reports it; size in bytes, `device` as MAJOR:MINOR (-1:-1 when inactive)."""
+    """A logical volume as LVM reports it; size in bytes, `device` as MAJOR:MINOR (-1:-1 when inactive).
+
+    `open` is False for a volume that is not active: LVM knows nothing of its openers then, and there can be none.
+    """
 
     vg: str
     lv: str
@@ -116,13 +132,56 @@ class Volume(NamedTuple):
         return "%d:%d" % (self.major, self.minor)
 
 
+class Report(NamedTuple):
+    """What lvs or vgs printed; `skipped` is why LVM left some object out, empty when the rows are all there are."""
+
+    rows: List[Dict[str, str]]
+    skipped: str
+
+
+def report(work: Work, tool: str, section: str, fields: str, *chosen: str) -> Report:
+    """Rows of `lvs` or `vgs`; Refused when what it printed cannot be read as a report."""
+    options = ("--config", CONFIG, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields)
+    output = work.ask(tool, *options, *chosen, good=(0, SOME_FAILED))
+    rows = _rows(output.out, tool, section)
+    if rows is None:
+        strange = [line.strip() for line in output.out.splitlines() if not _is_json(line)]
+        raise Refused(
+            "unreadable-report",
+            "read what %s reports" % tool,
+            "it is not JSON; it begins with: %s" % (strange or output.out.strip().splitlines() or ["nothing"])[0][:200],
+            "Compare the sections log and report of /etc/lvm/lvm.conf and lvmlocal.conf with LVM's defaults.",
+        )
+    return Report(rows, output.said() if output.exit else "")
+
+
+def _rows(text: str, tool: str, section: str) -> Optional[List[Dict[str, str]]]:
+    """The rows of a report, with what LVM printed between its lines left out; None when that is no report."""
+    lines = [re.sub(r"^%s\s+" % tool, "", line.strip()) for line in text.splitlines()]
+    for candidate in (text, "\n".join(line for line in lines if _is_json(line))):
+        try:
+            return [row for one in json.loads(candidate)["report"] for row in one[section]]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line can be one of LVM's JSON: a bracket, or the name of a report."""
+    return line.strip()[:1] in ("{", "}", "[", "]", '"')
+
+
 def volumes(work: Work, select: str = "") -> List[Volume]:
-    chosen = ("-S", select) if select else ()
-    output = work.ask("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", FIELDS, *chosen)
-    return [_volume(row) for report in json.loads(output.out)["report"] for row in report["lv"]]
+    """The volumes that LVM shows, of all groups that it could read."""
+    return [_volume(row) for row in _report_volumes(work, select).rows]
+
+
+def _report_volumes(work: Work, select: str) -> Report:
+    return report(work, "lvs", "lv", FIELDS, *(("-S", select) if select else ()))
 
 
 def _volume(row: Dict[str, str]) -> Volume:
+    active = row["lv_active"] in ("active", "1")
     return Volume(
         row["vg_name"],
         row["lv_name"],
@@ -130,11 +189,11 @@ def _volume(row: Dict[str, str]) -> Volume:
         int(row["lv_size"]),
         row["lv_attr"],
         tuple(tag for tag in row["lv_tags"].split(",") if tag),
-        row["lv_device_open"] != "",
+        active and row["lv_device_open"] not in ("", "0"),
         int(row["lv_kernel_major"]),
         int(row["lv_kernel_minor"]),
         row["lv_permissions"],
-        row["lv_active"] == "active",
+        active,
         row["lv_health_status"],
         row["pool_lv"],
         row["origin"],
@@ -142,33 +201,95 @@ def _volume(row: Dict[str, str]) -> Volume:
 
 
 def volume(work: Work, vg: str, lv: str) -> Optional[Volume]:
-    """The volume of that name, or None; selection instead of a name, so that absence is an answer and not an error."""
-    found = volumes(work, 'vg_name="%s" && lv_name="%s"' % (vg, lv))
-    return found[0] if found else None
+    """The volume of that name, or None; selection instead of a name, so that absence is an answer and not an error.
+
+    Refused when LVM left something out and the volume is not among the rest, or when two groups have the name: then it
+    cannot be known whether the volume is there, nor which of two it is.
+    """
+    found = _report_volumes(work, 'vg_name="%s" && lv_name="%s"' % (vg, lv))
+    if found.skipped and not found.rows:
+        raise Refused(
+            "volume-not-known",
+            "find %s/%s" % (vg, lv),
+            "LVM did not read everything: %s" % found.skipped,
+            "Repair what LVM names (lvs and vgs on the host show it), then resume.",
+        )
+    if len(found.rows) > 1:
+        raise Refused(
+            "unknown-volume",
+            "find %s/%s" % (vg, lv),
+            "%d volumes have that name, in groups of one name" % len(found.rows),
+            "Rename one of the groups by its UUID (vgrename), then resume.",
+        )
+    return _volume(found.rows[0]) if found.rows else None
 
 
-def groups(work: Work) -> List[Dict[str, Any]]:
-    output = work.ask(
-        "vgs",
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size",
-    )
-    return [
+GROUP_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_attr,vg_missing_pv_count"
+
+
+class Groups(NamedTuple):
+    """The volume groups that LVM shows, and why it left others out ("" when it did not).
+
+    Sizes in bytes; `problem` of a group is why nothing can be written to its metadata, or empty.
+    """
+
+    found: List[Dict[str, Any]]
+    skipped: str
+
+    def named(self, name: str) -> Optional[Dict[str, Any]]:
+        return next((group for group in self.found if group["name"] == name), None)
+
+
+def groups(work: Work) -> Groups:
+    rows, skipped = report(work, "vgs", "vg", GROUP_FIELDS)
+    found = [
         {
             "name": row["vg_name"],
             "uuid": row["vg_uuid"],
             "size": int(row["vg_size"]),
             "free": int(row["vg_free"]),
             "extent_size": int(row["vg_extent_size"]),
+            "problem": _group_problem(row, rows),
         }
-        for report in json.loads(output.out)["report"]
-        for row in report["vg"]
+        for row in rows
     ]
+    return Groups(found, skipped)
+
+
+def _group_problem(row: Dict[str, str], rows: List[Dict[str, str]]) -> str:
+    """Why LVM will not, or must not, write to a group's metadata; attribute letters are those of vgs(8), VG attr."""
+    attributes = row["vg_attr"].ljust(6, "-")
+    missing = int(row["vg_missing_pv_count"] or 0)
+    alike = [other["vg_uuid"] for other in rows if other["vg_name"] == row["vg_name"]]
+    problems = (
+        (
+            len(alike) > 1,
+            "has the name of another volume group (%s); rename one: vgrename UUID NAME" % ", ".join(alike),
+        ),
+        (missing > 0, "lacks %d physical volume%s" % (missing, "" if missing == 1 else "s")),
+        (attributes[3] == "p", "lacks a physical volume"),
+        (attributes[2] == "x", "is exported"),
+        (attributes[0] == "r", "is read-only"),
+        (attributes[5] == "c", "is clustered"),
+    )
+    return next((sentence for holds, sentence in problems if holds), "")
+
+
+def demand_writable_group(work: Work, vg: str, tried: str) -> Dict[str, Any]:
+    """The group, whole and writable; Refused before anything is written to one that is not."""
+    reported = groups(work)
+    group = reported.named(vg)
+    if group is None:
+        found = reported.skipped or "there is no volume group %s" % vg
+        raise Refused("no-volume-group", tried, found, "Choose another relay or volume group.")
+    if group["problem"]:
+        raise Refused(
+            "group-not-whole",
+            tried,
+            "the volume group %s %s" % (vg, group["problem"]),
+            "Repair the volume group, then resume.",
+        )
+    return group
 
 
 def counters(device: str) -> Tuple[int, int]:
@@ -328,25 +449,18 @@ def create(work: Work) -> Dict[str, Any]:
 
 def _check_space(work: Work) -> None:
     args = work.args
-    group = [group for group in groups(work) if group["name"] == args["vg"]]
     tried = "create the volume %s with %d bytes" % (name(args), args["size"])
-    if not group:
-        raise Refused(
-            "no-volume-group",
-            tried,
-            "there is no volume group %s" % args["vg"],
-            "Choose another relay or volume group.",
-        )
-    if args["size"] % group[0]["extent_size"]:
+    group = demand_writable_group(work, args["vg"], tried)
+    if args["size"] % group["extent_size"]:
         raise Refused(
             "size-not-extents",
             tried,
-            "the size is no multiple of the extent size %d" % group[0]["extent_size"],
+            "the size is no multiple of the extent size %d" % group["extent_size"],
             "Plan the size in whole extents.",
         )
-    if args["size"] > group[0]["free"]:
+    if args["size"] > group["free"]:
         raise Refused(
-            "no-space", tried, "%d bytes are free" % group[0]["free"], "Free space or choose another volume group."
+            "no-space", tried, "%d bytes are free" % group["free"], "Free space or choose another volume group."
         )
 
 
@@ -474,6 +588,7 @@ def fence(work: Work) -> Dict[str, Any]:
         return dict(work.memory.recall("fence"), **_fenced(found, job), already=True)
     _check_not_foreign(found, job)
     check_closed(found)
+    demand_writable_group(work, args["vg"], "fence %s" % name(args))
     was = work.memory.recall("fence").get("was") or ("writeable" if found.permission == "writeable" else "read-only")
     work.memory.remember("fence", was=was, lv_uuid=found.uuid)
     work.must(tag, timeout=60)

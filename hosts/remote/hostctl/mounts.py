@@ -7,7 +7,9 @@ import re
 import selectors
 import signal
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+NFS = ("nfs", "nfs4")
 
 
 class Mount(NamedTuple):
@@ -30,7 +32,16 @@ def _row(line: str) -> Mount:
     left, right = line.rstrip("\n").split(" - ", 1)
     mine, filesystem = left.split(" "), right.split(" ")
     options = "%s,%s" % (mine[5], filesystem[2])
-    return Mount(mine[2], _plain(mine[3]), _plain(mine[4]), filesystem[0], _plain(filesystem[1]), options)
+    source = _plain(filesystem[1])
+    if filesystem[0] in NFS:
+        source = share_name(source)
+    return Mount(mine[2], _plain(mine[3]), _plain(mine[4]), filesystem[0], source, options)
+
+
+def share_name(source: str) -> str:
+    """A share under one name: an administrator may write filer:/vol/nova/ or FILER:/vol//nova in fstab."""
+    host, colon, path = source.rpartition(":/")
+    return host.lower() + ":" + (re.sub("/+", "/", "/" + path).rstrip("/") or "/") if colon else source
 
 
 def _plain(text: str) -> str:
@@ -42,10 +53,14 @@ def at(target: str) -> List[Mount]:
     return [mount for mount in mounts() if mount.target == target]
 
 
-def of_source(source: str) -> Optional[Mount]:
-    """The NFS mount of a share, or None."""
-    found = [mount for mount in mounts() if mount.source == source and mount.fstype in ("nfs", "nfs4")]
-    return found[0] if found else None
+def of_source(source: str, *files: str) -> Optional[Mount]:
+    """The NFS mount of a share, or None: of several the one that `files` lie under, else one that can be written."""
+    found = [mount for mount in mounts() if mount.source == share_name(source) and mount.fstype in NFS]
+    return max(found, key=lambda mount: (_holds(mount, files), not option(mount, "ro")), default=None)
+
+
+def _holds(mount: Mount, files: Tuple[str, ...]) -> bool:
+    return any(path.startswith(mount.target.rstrip("/") + "/") for path in files)
 
 
 def holding(device: str) -> List[Mount]:

@@ -9,12 +9,13 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from . import filesystem, mounts
 from .act import Act, Args, Failed, Refused, command, syscall
-from .tools import NOT_INSTALLED, Work
+from .tools import NOT_INSTALLED, Work, find
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
 MOUNT_OPTIONS = "vers=3,proto=tcp,hard,timeo=600,retrans=2,nosuid,nodev,noexec"
 PROBE_BYTES = 8 << 20
+VERSIONS = "/proc/fs/nfsd/versions"
 
 
 def export_options(args: Args) -> str:
@@ -88,7 +89,7 @@ def exports(work: Work) -> List[Export]:
 
 
 def unit_state(work: Work, unit: str) -> str:
-    """active, inactive or missing; refuses when systemd does not say, for what was started has to be stopped again."""
+    """active, inactive, masked or missing; refuses when systemd does not say: what was started is stopped later."""
     shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit).out
     facts = filesystem.export_format(shown)
     if not ("LoadState" in facts and "ActiveState" in facts):
@@ -99,7 +100,7 @@ def unit_state(work: Work, unit: str) -> str:
             "Run systemctl show on the host by hand; resume when it answers.",
         )
     if facts.get("LoadState") != "loaded":
-        return "missing"
+        return "masked" if facts.get("LoadState") == "masked" else "missing"
     return "active" if facts.get("ActiveState") in ("active", "activating") else "inactive"
 
 
@@ -159,7 +160,26 @@ def _exported(work: Work) -> bool:
 def _down(work: Work) -> List[str]:
     """Units without which nothing is served and that do not run."""
     needed = ("rpcbind", "nfs-mountd", "nfs-server")
-    return [unit for unit, state in server(work).items() if state == "inactive" and unit in needed]
+    return [unit for unit, state in server(work).items() if state != "active" and unit in needed]
+
+
+def version_3(work: Work) -> str:
+    """Why this host's NFS server does not serve version 3, or empty: nfs.conf(5) vers3, /proc/fs/nfsd/versions."""
+    running = _text(VERSIONS)
+    if "-3" in running.split():
+        return "%s says %s" % (VERSIONS, running.strip())
+    if "+3" in running.split() or not find("nfsconf"):
+        return ""
+    said = work.ask("nfsconf", "--get", "nfsd", "vers3", good=None).out.strip()
+    return "vers3=%s in nfs.conf" % said if said.lower() in ("n", "no", "0", "false", "off", "f") else ""
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read(4096)
+    except OSError:
+        return ""
 
 
 def _check_serving(work: Work) -> None:

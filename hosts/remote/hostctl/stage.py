@@ -145,7 +145,7 @@ def check_share(args: Args) -> None:
     instances = args["instances"]
     above = [mount for mount in mounts.mounts() if (instances + "/").startswith(mount.target.rstrip("/") + "/")]
     found = max(above, key=lambda mount: len(mount.target))
-    if found.source != args["share_source"] or not found.fstype.startswith("nfs"):
+    if found.source != mounts.share_name(args["share_source"]) or not found.fstype.startswith("nfs"):
         raise Refused(
             "unknown-share",
             "use %s" % instances,

@@ -28,8 +28,13 @@ class Output(NamedTuple):
     value: Any = None
 
     def said(self) -> str:
-        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        return lines[-1][:400] if lines else "exit status %d, no message" % self.exit
+        """What the program printed, in one line of at most 400 characters, its first lines first.
+
+        LVM and qemu-img print the cause first and advice after it, libvirt the other way round: so all of it is given.
+        """
+        lines = [line.strip().rstrip(".") for line in (self.err or self.out).splitlines() if line.strip()]
+        text = "; ".join(dict.fromkeys(lines))
+        return text if 0 < len(text) <= 400 else text[:399] + "…" if text else "exit status %d, no message" % self.exit
 
 
 def find(program: str) -> str:

@@ -121,7 +121,17 @@ def domains(work: Work) -> List[Dict[str, Any]]:
     listed = _read(work, "list", "--all", "--uuid", good=None)
     if listed.exit:
         return []
-    return [domain(work, uuid) for uuid in listed.out.split()]
+    return [found for uuid in listed.out.split() for found in _still_there(work, uuid)]
+
+
+def _still_there(work: Work, uuid: str) -> List[Dict[str, Any]]:
+    """The domain, or nothing when it was undefined since it was listed."""
+    try:
+        return [domain(work, uuid)]
+    except (Refused, ElementTree.ParseError):
+        if state(work, uuid):
+            raise
+        return []
 
 
 def domain(work: Work, uuid: str) -> Dict[str, Any]:
