@@ -54,7 +54,7 @@ def test_a_report_that_is_none_is_refused_with_the_line_that_lvm_printed():
     with pytest.raises(Refused) as refused:
         groups("  Advice instead of a report.\n")
     assert refused.value.code == "unreadable-report"
-    assert "Advice instead of a report." in refused.value.found
+    assert "Advice instead of a report" in refused.value.found
     assert "lvm.conf" in refused.value.next_step
 
 
