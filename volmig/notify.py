@@ -26,6 +26,7 @@ KINDS = {
     "unanswered",
     "backup_due",
     "backup_bad",
+    "guessing",
 }
 AT_A_TIME = 3
 log = logging.getLogger(__name__)

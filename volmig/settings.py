@@ -1,6 +1,5 @@
 """Settings: safe defaults for one machine, and VOLMIG_ environment variables for everything else."""
 
-import datetime as dt
 import os
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ INSTALLED_APPS = [
     "volmig.record",
     "hosts",
     "jobs",
-    "axes",
     "channels",
     "django_htmx",
     "django_otp",
@@ -66,7 +64,6 @@ MIDDLEWARE = [
     "volmig.accounts.sessions.middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
-    "axes.middleware.AxesMiddleware",
     "volmig.record.origin.middleware",
 ]
 ROOT_URLCONF = "volmig.urls"
@@ -143,6 +140,7 @@ EVERY_MINUTE = [
     "jobs.watch.sweep",
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
+    "volmig.guessing.record",
     "volmig.record.chain.publish",
 ]
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
@@ -152,17 +150,6 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
-AXES_FAILURE_LIMIT = 5
-AXES_COOLOFF_TIME = dt.timedelta(minutes=10)
-# Both together: nobody shuts a colleague out from another machine, and an office behind one address is not shut out.
-AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
-AXES_USERNAME_CALLABLE = "volmig.accounts.throttle.name_of"
-AXES_LOCKOUT_CALLABLE = "volmig.views.locked_out"
-AXES_RESET_ON_SUCCESS = True
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or the time that the page names would move
-AXES_DISABLE_ACCESS_LOG = True  # the record has it
-AXES_ENABLE_ADMIN = False
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "overview"
 LOGOUT_REDIRECT_URL = "login"
@@ -256,5 +243,5 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": text("LOG_LEVEL", "INFO")},
     # paramiko prints a traceback for each machine that is down; hosts.remote.ssh says it in a sentence.
-    "loggers": {"paramiko": {"level": "CRITICAL"}, "django-q": {"level": "WARNING"}, "axes": {"level": "WARNING"}},
+    "loggers": {"paramiko": {"level": "CRITICAL"}, "django-q": {"level": "WARNING"}},
 }

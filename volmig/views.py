@@ -1,5 +1,6 @@
 """Logging in and out, accounts, the audit page and the health answer."""
 
+import datetime as dt
 import math
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from volmig import people
 from volmig.accounts import factors
 from volmig.accounts.models import Login, Token
 from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
-from volmig.accounts.throttle import closed_until, turn
+from volmig.accounts.throttle import Attempt, remember_device
 from volmig.accounts.tokens import LONGEST
 from volmig.paging import page
 from volmig.queue import last_done
@@ -36,6 +37,7 @@ from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event, EventQuerySet
 
 CODE_SECONDS = 300  # within which the code has to follow the password
+SLIPS = 5  # wrong passwords of which nobody is warned
 IDLE = 150  # seconds: a schedule gives the workers something to do every minute
 
 
@@ -79,15 +81,21 @@ class PasswordPage(LoginView):
 @require_http_methods(["GET", "POST"])
 @login_not_required
 def login(request: HttpRequest) -> HttpResponseBase:
-    """Logs in, and notes when: consent asks for the password again once it was typed too long ago in this session."""
-    known = request.user.is_authenticated  # Django sends such people on, whatever password they post
+    """Logs in, and notes when: approving asks for the password again once it was typed too long ago in this session."""
     page = PasswordPage.as_view()
-    if request.method != "POST" or known:
+    if request.method != "POST" or request.user.is_authenticated:  # Django sends these on, whatever they post
         return page(request)
-    with turn(request):
-        response = page(request)
-    if not half_way(request):
-        note_login(request)
+    request.session.pop("half", None)
+    attempt = Attempt.to_log_in(request, "login", request.POST.get("username", ""))
+    if until := attempt.begin():
+        return locked_out(request, until)
+    response = page(request)
+    if not request.user.is_authenticated and not half_way(request):
+        until = attempt.wrong()
+        return locked_out(request, until) if until else response
+    attempt.right()
+    if request.user.is_authenticated:
+        note_login(request, response)
     return response
 
 
@@ -108,38 +116,51 @@ def login_code(request: HttpRequest) -> HttpResponse:
     if person is None:
         return redirect("login")
     if request.method == "POST":
+        attempt = Attempt.to_log_in(request, "code", person.get_username())
+        if until := attempt.begin():
+            return locked_out(request, until)
         if how := factors.is_right(person, request.POST.get("code", "")):
+            attempt.right()
             return enter(request, person, half, how)
-        Event.append("person.code_refused", object=person.get_username())
+        if until := attempt.wrong():
+            return locked_out(request, until)
     return render(request, "registration/code.html", status=422 if request.method == "POST" else 200)
 
 
 def enter(request: HttpRequest, person: Any, half: dict[str, Any], how: str) -> HttpResponse:
     del request.session["half"]
     log_in(request, person, backend=half["backend"])
-    note_login(request)
+    response = redirect(half["next"])
+    note_login(request, response)
     if how == "recovery code":
         left = factors.codes_left(person)
         Event.append("person.recovery_code", actor=person, object=person.get_username(), data={"left": left})
         messages.warning(request, f"A recovery code was used up; {left} are left. Your account page makes new ones.")
-    return redirect(half["next"])
+    return response
 
 
-def note_login(request: HttpRequest) -> None:
-    if request.user.is_authenticated:
-        request.session["password_at"] = time.time()
-        Login.objects.of(request)
-        Event.append("person.login", actor=request.user, object=request.user.get_username())
-        return
-    # A name that nobody has may be a password that was typed into the wrong field: it is not kept.
-    name = get_user_model().objects.filter(username=request.POST.get("username", "")).values_list("username", flat=True)
-    locked = {"locked": True} if getattr(request, "axes_locked_out", False) else {}
-    Event.append("person.login_refused", object=name.first() or "", data=locked)
+def note_login(request: HttpRequest, response: HttpResponseBase) -> None:
+    person: Any = request.user
+    request.session["password_at"] = time.time()
+    Login.objects.of(request)
+    if wrong := guessed_since(person):
+        said = f"{wrong} wrong passwords were typed for your name since your last login. If that was not you, "
+        messages.warning(request, f"{said}tell an administrator.")
+    Event.append("person.login", actor=person, object=person.get_username())
+    remember_device(request, response, person)
 
 
-def locked_out(request: HttpRequest, response: HttpResponse, credentials: object) -> HttpResponse:
-    """Answers a login that is not even tried, in place of axes' own words."""
-    until = closed_until(request)
+def guessed_since(person: Any) -> int:
+    """How many wrong passwords the audit log has for a name since its last login; 0 when so few that it was a slip."""
+    last = Event.objects.filter(actor=person, action="person.login").order_by("-seq").first()
+    refused = Event.objects.filter(object=person.get_username(), action="person.login_refused")
+    since = refused.filter(seq__gt=last.seq) if last else refused
+    wrong = sum(data.get("wrong", 0) for data in since.values_list("data", flat=True))
+    return wrong if wrong >= SLIPS else 0
+
+
+def locked_out(request: HttpRequest, until: dt.datetime) -> HttpResponse:
+    """Answers a login for which no password or code is checked."""
     page = render(request, "registration/locked.html", {"until": until}, status=429)
     page["Retry-After"] = max(1, math.ceil((until - timezone.now()).total_seconds()))
     return page

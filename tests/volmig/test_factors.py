@@ -12,6 +12,7 @@ from django_otp.plugins.otp_static.models import StaticToken
 
 from jobs.models import Decision
 from tests.pages import scenes
+from volmig import guessing
 from volmig.accounts import factors
 from volmig.accounts.models import Login
 from volmig.record.models import Event
@@ -96,6 +97,7 @@ def test_a_wrong_code_is_refused_and_recorded(client, kim, with_app, clock):
     wrong = f"{(int(right) + 1) % 1_000_000:06}"
     response = client.post(reverse("login_code"), {"code": wrong})
     assert (response.status_code, is_in(client)) == (422, False)
+    guessing.record()
     assert Event.objects.get(action="person.code_refused").object == "kim"
     client.post(reverse("login_code"), {"code": right})
     assert not is_in(client), "the next one is not looked at for a while"

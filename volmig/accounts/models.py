@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from volmig.accounts.factors import App  # noqa: F401 - a model of this app, too
+from volmig.accounts.throttle import Tries as Tries
 from volmig.accounts.tokens import Token as Token
 
 STANDARD = "everybody"  # the team that everything belongs to until somebody says otherwise

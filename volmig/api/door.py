@@ -3,14 +3,15 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.core.cache import cache
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
+from django.utils import timezone
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError
 from ninja.errors import ValidationError as Unfit
@@ -18,12 +19,12 @@ from ninja.security import HttpBearer
 
 from jobs.models import Moved, Refused
 from volmig.accounts.models import Token
+from volmig.accounts.throttle import Attempt
 from volmig.refused import Sentence
 
 log = logging.getLogger(__name__)
 PROBLEM = "application/problem+json"
 PERSONAL = {"no-role", "no-member", "token-scope"}  # no state of things would make these right
-WRONG_ONES, WHILE = 20, 600  # so many wrong tokens from one address in so many seconds; right ones are still let in
 NO_SUCH = Sentence("not-found", "There is no such thing, or it is not for you to know of.")
 NO_TOKEN = Sentence("no-token", "Show a token: Authorization: Bearer volmig_… Your account page makes them.")
 UNKNOWN = Sentence("token-unknown", "This is no token of this volmig.")
@@ -111,12 +112,13 @@ class Bearer(HttpBearer):
 
 
 def wrong(request: HttpRequest) -> Stop:
-    """Counts a token that nobody has; after some of them the address has to wait."""
-    key = f"wrong-tokens:{request.META.get('REMOTE_ADDR', '')}"
-    cache.add(key, 0, WHILE)
-    if cache.incr(key) > WRONG_ONES:
-        return Stop(429, TOO_MANY, Retry_After=str(WHILE))
-    return Stop(401, UNKNOWN, WWW_Authenticate='Bearer error="invalid_token"')
+    """Counts a token that nobody has; after some of them their address, or its network, has to wait."""
+    attempt = Attempt.with_token(request)
+    until = attempt.begin()
+    if until is None:
+        attempt.wrong()
+        return Stop(401, UNKNOWN, WWW_Authenticate='Bearer error="invalid_token"')
+    return Stop(429, TOO_MANY, Retry_After=str(max(1, math.ceil((until - timezone.now()).total_seconds()))))
 
 
 # How exceptions are told
