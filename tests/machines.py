@@ -39,6 +39,7 @@ from hosts.remote.hostctl import (
     mounts,
     nfs,
     owner,
+    ownership,
     qemu_img,
     request,
     stage,
@@ -54,7 +55,7 @@ from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
     *(backup, detached, facts, filesystem, leftovers, lvm, mounts, nfs),
-    *(owner, qemu_img, request, stage, store, swap, tools, virsh),
+    *(owner, ownership, qemu_img, request, stage, store, swap, tools, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
 EVERYWHERE = {"blkid", "mount", "umount", "systemctl", "systemd-run", "qemu-img"}

@@ -115,6 +115,11 @@ class Request:
     attempt: int = 1
     fence: int = 0
     stops: str = ""  # a unit of the same job to stop first
+    # Who asks, for what changes something; see hostctl's ownership.py.
+    incarnation: str = ""
+    session: str = ""
+    claim: int = 0
+    after: str = ""  # the session that is known to have acted there before
     # What this job has measured so far, for an adapter that remembers nothing itself; hostctl does, and is not told.
     known: dict[str, Any] = field(default_factory=dict)
 

@@ -59,7 +59,8 @@ def test_a_job_that_is_no_uuid_never_becomes_a_path(call, verb):
 
 def test_by_hand_a_job_that_is_not_known_here_has_no_steps(call, job):
     status, printed = call("status", job)
-    assert (status, json.loads(printed.out)["evidence"]) == (0, {"fence": 0, "steps": []})
+    known = {"fence": 0, "known": "no", "steps": [], "owner": {}}
+    assert (status, json.loads(printed.out)["evidence"]) == (0, known)
 
 
 def test_a_unit_runs_the_request_that_was_stored_for_it(call, desk, job, monkeypatch):

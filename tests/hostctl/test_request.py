@@ -208,7 +208,7 @@ def test_a_fence_raised_before_the_unit_begins_stops_it(desk, job, counted):
     send(desk, "lv_create", job=job, step="a", fence=1)
     desk.store(job).raise_fence(2)
     desk.run_unit(job, "a-do-1")
-    assert send(desk, "lv_create", job=job, step="a", fence=2)["error"]["code"] == "stale-fence"
+    assert send(desk, "lv_create", job=job, step="a", fence=2)["error"]["code"] == "started-late"
     assert counted == []
 
 

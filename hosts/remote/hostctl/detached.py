@@ -100,7 +100,7 @@ class Watch:
         self.first = True
 
     def changes(self) -> Iterator[Dict[str, Any]]:
-        for name in _listed(self.state):
+        for name in listed(self.state):
             job = store.Store(name, self.state, self.run)
             for key in job.started():
                 yield from self._follow(job, key)
@@ -129,7 +129,7 @@ class Watch:
             yield {"progress": figures}
 
 
-def _listed(directory: str) -> List[str]:
+def listed(directory: str) -> List[str]:
     try:
         return sorted(name for name in os.listdir(directory) if len(name) == 36)
     except FileNotFoundError:

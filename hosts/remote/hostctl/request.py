@@ -9,7 +9,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from . import PROTOCOL, detached, source_hash, verbs
 from .act import Args, Refused, Stop
-from .store import RUN, STATE, Store
+from .ownership import Ownership
+from .store import RUN, STATE, Store, forgotten
 from .tools import Work
 from .version import installed
 
@@ -46,6 +47,10 @@ PATTERNS = {
     "job": UUID,
     "verb": r"[a-z_]{1,40}",
     "hash": r"[0-9a-f]{16}",
+    "incarnation": r"[0-9a-f]{32}",
+    "session": r"[0-9a-f]{32}",
+    "after": r"[0-9a-f]{32}",
+    "instead_of": r"[0-9a-f]{32}",
 }
 COUNTS = (
     "size",
@@ -66,6 +71,7 @@ COUNTS = (
     "number",
     "attempt",
     "fence",
+    "claim",
     "port",
     "major",
     "minor",
@@ -82,7 +88,11 @@ NESTED = ("made", "live", "stage", "recorded")
 
 
 class Request(NamedTuple):
-    """A validated request; `key` names step, direction and attempt on this host."""
+    """A validated request; `key` names step, direction and attempt on this host.
+
+    Who asks: `incarnation` is the volmig, `session` the start of its workers, `claim` how far that has counted in its
+    database, `after` the session that this volmig knows to have acted here before. See ownership.py.
+    """
 
     verb: str
     args: Args
@@ -93,6 +103,10 @@ class Request(NamedTuple):
     fence: int
     stops: str
     hash: str
+    incarnation: str = ""
+    session: str = ""
+    claim: int = 0
+    after: str = ""
 
     @property
     def key(self) -> str:
@@ -134,7 +148,10 @@ def _depth(value: Any, level: int = 1) -> int:
 
 
 def _request(value: Dict[str, Any]) -> Request:
-    known = ("hash", "verb", "job", "number", "step", "direction", "attempt", "fence", "stops", "args")
+    known = (
+        *("hash", "verb", "job", "number", "step", "direction", "attempt", "fence", "stops", "args"),
+        *("incarnation", "session", "claim", "after"),
+    )
     unknown = sorted(set(value) - set(known))
     if unknown:
         raise _bad("unknown fields", unknown)
@@ -155,6 +172,10 @@ def _request(value: Dict[str, Any]) -> Request:
         head["fence"],
         head.get("stops", ""),
         head.get("hash", ""),
+        head.get("incarnation", ""),
+        head.get("session", ""),
+        head.get("claim", 0),
+        head.get("after", ""),
     )
 
 
@@ -324,6 +345,10 @@ class Desk:
         work = Work(request.args, request.job, verb.acts)
         if request.verb == "status":
             return answer("done", self.status(request.job))
+        if request.verb == "recall":
+            return answer("done", self.recall(request.job))
+        if request.verb == "own":
+            return self._own(request)
         if request.verb == "fence":
             return self._fence(request)
         if not verb.mutates:
@@ -339,25 +364,86 @@ class Desk:
         if not request.job:
             raise _bad("fence needs a job", request.job)
         kept = self.store(request.job)
-        kept.check_fence(request.fence)  # so that nothing of an ended job comes up again
+        if not self._admit(kept, request):
+            return answer("busy")
         kept.open()
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence)
+            kept.raise_fence(request.fence, request.session)
             running = self._running(kept)
         return answer("busy" if running else "done", {"fence": request.fence, "running": running})
+
+    def _admit(self, kept: Store, request: Request) -> bool:
+        """Refuse, with nothing changed, whoever owns neither this host nor the job; False when others are busy here.
+
+        Nothing of a job that was forgotten comes up again: its fence is known.
+        """
+        ownership = self.ownership()
+        with ownership.locked(LOCK_WITHIN) as free:
+            if free:
+                ownership.check(request.incarnation, request.session, request.after)
+                kept.check_fence(request.fence, request.session)
+                ownership.take(request.incarnation, request.session, request.claim)
+        return free
+
+    def _own(self, request: Request) -> Dict[str, Any]:
+        """Take this host over, as a person has decided: from then on only this session is known here.
+
+        `instead_of` names the other volmig that the host belonged to.
+        """
+        if not request.incarnation or not request.session:
+            raise _bad("own needs incarnation and session", request.incarnation)
+        ownership = self.ownership()
+        with ownership.locked(LOCK_WITHIN) as free:
+            if not free:
+                return answer("busy")
+            owner = ownership.read()
+            if owner and request.args.get("instead_of") == owner["incarnation"]:
+                ownership.check(owner["incarnation"], request.session, request.after)
+            else:
+                ownership.check(request.incarnation, request.session, request.after)
+            ownership.take(request.incarnation, request.session, request.claim, afresh=True)
+        return answer("done", {"owner": ownership.read(), "before": owner})
+
+    def recall(self, job: str) -> Dict[str, Any]:
+        """What this host keeps of a job, also once it was forgotten; without a job which ones it knows, and its owner.
+
+        `known` is "yes", "forgotten", or "no" when this host never heard of the job, or long ago.
+        """
+        owner = self.ownership().read()
+        if not job:
+            return {"owner": owner, "jobs": {name: self._brief(name) for name in known_jobs(self.state)}}
+        kept = self.store(job)
+        runs = [self._timely(kept, run) for run in kept.runs()]
+        return dict(self._brief(job), owner=owner, session=str(kept.fenced().get("session") or ""), runs=runs)
+
+    def _brief(self, job: str) -> Dict[str, Any]:
+        kept = self.store(job)
+        known = "yes" if kept.started() else "forgotten" if kept.buried() else "no"
+        return {"fence": kept.fence(), "known": known}
+
+    def _timely(self, kept: Store, run: Dict[str, Any]) -> Dict[str, Any]:
+        """What has no result yet runs, or is lost."""
+        if run["state"]:
+            return run
+        key = "%s-%s-%d" % (run["step"], run["direction"], run["attempt"])
+        return dict(run, state="running" if self._alive(kept, key) else "lost")
+
+    def ownership(self) -> Ownership:
+        return Ownership(self.state)
 
     def _running(self, kept: Store) -> List[str]:
         """step-direction-attempt of everything that runs."""
         return [key for key in kept.started() if kept.result(key) is None and self._alive(kept, key)]
 
     def status(self, job: str) -> Dict[str, Any]:
-        """Fence and steps of a job as this host knows them."""
+        """Fence and steps of a job as this host knows them, and who owns the host."""
         if not job:
             raise _bad("status needs a job", job)
         kept = self.store(job)
-        return {"fence": kept.fence(), "steps": [self._step(kept, key) for key in kept.started()]}
+        steps = [self._step(kept, key) for key in kept.started()]
+        return dict(self._brief(job), steps=steps, owner=self.ownership().read())
 
     def _step(self, kept: Store, key: str) -> Dict[str, Any]:
         step, direction, attempt = key.split("-")
@@ -375,22 +461,25 @@ class Desk:
 
     def _forget(self, request: Request, work: Work) -> Dict[str, Any]:
         kept = self.store(request.job)
+        if not self._admit(kept, request):
+            return answer("busy")
         if not kept.exists():
             return guarded(lambda work: {"left": detached.left(work), "already": True}, work)
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence)
+            kept.raise_fence(request.fence, request.session)
             return guarded(lambda work: detached.forget(work, kept, self.units), work)
 
     def _submit(self, request: Request) -> Dict[str, Any]:
         kept = self.store(request.job)
-        kept.check_fence(request.fence)  # so that nothing of an ended job comes up again
+        if not self._admit(kept, request):
+            return answer("busy")
         kept.open()
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence)
+            kept.raise_fence(request.fence, request.session)
             earlier = self._earlier(kept, request)
             if earlier is not None:
                 return earlier
@@ -499,8 +588,9 @@ class Desk:
         verb = verbs.VERBS[request.verb]
         work = Work(request.args, request.job, verb.acts, kept, detached.reporter(kept, request.key))
         try:
-            kept.raise_fence(request.fence)
+            kept.raise_fence(request.fence, request.session)
         except Refused as stop:
+            stop.code = "started-late"  # not what a request is answered that comes from an owner that lost the job
             return refusal(stop, work, unit)
         return guarded(verb.run, work, unit)
 
@@ -510,4 +600,9 @@ def _stored(value: Optional[Dict[str, Any]]) -> Request:
         raise Refused(
             "unknown-request", "run a unit", "no such request is stored", "Units are started by hostctl only."
         )
-    return Request(**{name: value[name] for name in Request._fields})
+    return Request(**{name: value[name] for name in Request._fields if name in value})
+
+
+def known_jobs(state: str) -> List[str]:
+    """The jobs that something is kept of, forgotten ones too."""
+    return sorted(set(detached.listed(state)) | set(forgotten(state)))

@@ -12,14 +12,16 @@ from .tools import Memory
 
 STATE = "/var/lib/volmig"
 RUN = "/run/volmig"
-TOMBSTONES = 1000  # jobs that ended lately, each a file of some bytes
+TOMBSTONES = 1000  # jobs that ended lately, each a file of some KiB
+RUNS = 200  # of so many steps of an ended job is kept what was asked for and what came of it
 
 
 class Store(Memory):
     """One job's directory under /var/lib/volmig and its progress files under /run/volmig.
 
     Of a job that was forgotten its fence stays, in /var/lib/volmig/forgotten: a worker that had stalled sent a request
-    when another had ended the job, and a host that knew nothing of it any more did as it was told.
+    when another had ended the job, and a host that knew nothing of it any more did as it was told. What was done stays
+    there too, so that a database that was restored from a backup can learn how the job ended.
     """
 
     def __init__(self, job: str, state: str = STATE, run: str = RUN) -> None:
@@ -47,25 +49,33 @@ class Store(Memory):
 
     def fence(self) -> int:
         """The highest fence that was ever seen here for this job; its end does not change that."""
-        seen = self.read("fence") or read_json(self._tombstone()) or {}
-        return int(seen.get("fence", 0))
+        return int(self.fenced().get("fence", 0))
 
-    def check_fence(self, fence: int) -> None:
-        """Refuse a request under a lower fence: it comes from an owner that lost the job."""
-        highest = self.fence()
-        if fence < highest:
+    def fenced(self) -> Dict[str, Any]:
+        """That fence, with the session that set it."""
+        return self.read("fence") or self.buried()
+
+    def check_fence(self, fence: int, session: str = "") -> None:
+        """Refuse a lower fence, which comes from an owner that lost the job, and an equal one of another session.
+
+        Only a database that was set back gives the same number a second time.
+        """
+        seen = self.fenced()
+        highest, setter = int(seen.get("fence", 0)), str(seen.get("session") or "")
+        if fence < highest or (fence == highest and session and setter and session != setter):
+            by = " by session %s" % setter[:8] if fence == highest else ""
             raise Refused(
                 "stale-fence",
                 "act under fence %d" % fence,
-                "fence %d was already seen for this job" % highest,
-                "Nothing to do: another worker owns this job now.",
+                "fence %d was already seen for this job%s" % (highest, by),
+                "Nothing to do: volmig compares that with its database.",
             )
 
-    def raise_fence(self, fence: int) -> None:
-        """Remember the highest fence, and refuse a lower one."""
-        self.check_fence(fence)
+    def raise_fence(self, fence: int, session: str = "") -> None:
+        """Remember the highest fence, and refuse what `check_fence` refuses."""
+        self.check_fence(fence, session)
         if fence > self.fence():
-            self.write("fence", {"fence": fence})
+            self.write("fence", {"fence": fence, "session": session})
 
     def started(self) -> List[str]:
         """step-direction-attempt of everything ever started here."""
@@ -77,6 +87,25 @@ class Store(Memory):
 
     def result(self, key: str) -> Optional[Dict[str, Any]]:
         return self.read(key + ".result")
+
+    def buried(self) -> Dict[str, Any]:
+        """What is left of a job that was forgotten here: its fence, and what was done; empty for others."""
+        return read_json(self._tombstone()) or {}
+
+    def runs(self) -> List[Dict[str, Any]]:
+        """Everything that was ever asked for here and what came of it, in order; of what was forgotten no commands."""
+        before = self.buried().get("runs") or []
+        kept = [self._run(key) for key in self.started()]
+        return sorted(before + kept, key=lambda run: (run["fence"], run["claim"], run["at"]))
+
+    def _run(self, key: str) -> Dict[str, Any]:
+        asked, result = self.read(key + ".request") or {}, self.result(key) or {}
+        step, direction, attempt = key.split("-")
+        run = {"step": step, "direction": direction, "attempt": int(attempt), "args": asked.get("args") or {}}
+        run.update({name: asked.get(name) or "" for name in ("verb", "session", "boot_id")})
+        run.update({name: asked.get(name) or 0 for name in ("fence", "claim", "at")})
+        run.update({name: result.get(name) or {} for name in ("evidence", "error")})
+        return dict(run, state=result.get("state") or "", commands=result.get("commands") or [])
 
     def progress(self, key: str, figures: Dict[str, Any]) -> None:
         write_json(os.path.join(self.run, key + ".json"), figures, sync=False)
@@ -91,7 +120,7 @@ class Store(Memory):
         """Hold the flock `name`; yields False when it was not free within `wait` seconds."""
         fd = os.open(os.path.join(self.directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            yield _flock(fd, wait)
+            yield flock(fd, wait)
         finally:
             os.close(fd)
 
@@ -106,7 +135,8 @@ class Store(Memory):
 
     def _bury(self) -> None:
         os.makedirs(self.forgotten, 0o700, exist_ok=True)
-        write_json(self._tombstone(), {"fence": self.fence()}, sync=True)
+        runs = [dict(run, commands=[]) for run in self.runs()][-RUNS:]
+        write_json(self._tombstone(), dict(self.fenced(), runs=runs), sync=True)
         stones = [os.path.join(self.forgotten, name) for name in os.listdir(self.forgotten)]
         with contextlib.suppress(FileNotFoundError):  # another job ends just now and has the same in mind
             for stone in sorted(stones, key=os.path.getmtime)[:-TOMBSTONES]:
@@ -116,7 +146,16 @@ class Store(Memory):
         return os.path.join(self.forgotten, self.job + ".json")
 
 
-def _flock(fd: int, wait: float) -> bool:
+def forgotten(state: str) -> List[str]:
+    """The jobs that were forgotten, as far as that is remembered."""
+    try:
+        names = os.listdir(os.path.join(state, "forgotten"))
+    except FileNotFoundError:
+        return []
+    return [name[: -len(".json")] for name in names if len(name) == 41 and name.endswith(".json")]
+
+
+def flock(fd: int, wait: float) -> bool:
     deadline = time.monotonic() + wait
     while True:
         try:
