@@ -58,6 +58,7 @@ OF_HOSTCTL = (
     *(owner, ownership, qemu_img, request, stage, store, swap, tools, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
+NOT_OF_A_JOB = {"forgotten", "owner.json", "owner.json.lock"}
 EVERYWHERE = {"blkid", "mount", "umount", "systemctl", "systemd-run", "qemu-img"}
 SERVICES = {
     **{"rpcbind.socket": "active", "rpcbind": "active", "rpc-statd": "active"},
@@ -214,7 +215,9 @@ class Machine:
     def kept(self) -> dict[str, list[str]]:
         """What is remembered of jobs but their fences, or lies about of them: memory, progress, empty mount points."""
         places = [self.root / place for place in ("var/lib/volmig", "run/volmig", "srv/volmig", "mnt/volmig")]
-        found = [each for place in places if place.exists() for each in place.iterdir() if each.name != "forgotten"]
+        found = [
+            each for place in places if place.exists() for each in place.iterdir() if each.name not in NOT_OF_A_JOB
+        ]
         return {str(each): os.listdir(each) for each in found}
 
     # The kernel and systemd, as far as tools need them
