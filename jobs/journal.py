@@ -12,7 +12,7 @@ from django.utils import timezone
 from hosts.models import Share
 from hosts.remote.host import Answer
 from jobs.engine.plan import Planned
-from jobs.engine.steps import HYPERVISORS, NAMED, TABLE, Step
+from jobs.engine.steps import HYPERVISORS, NAMED, Step, hypervisor_role
 from jobs.models import Job, Moved, StepRun
 from jobs.models.backup import is_count
 from volmig.record.models import Event
@@ -55,10 +55,15 @@ class Journal:
         forgot = {
             run.hypervisor.name: run.pk
             for run in self.rows
-            if run.hypervisor and NAMED[run.step].verb == "forget" and run.result == "done"
+            if run.hypervisor and self._verb(run) == "forget" and run.result == "done"
         }
         last = {run.hypervisor.name: run.pk for run in self.rows if run.hypervisor}
         return [name for name, host in on.items() if last.get(host, 0) > forgot.get(host, 0)]
+
+    def _verb(self, run: StepRun) -> str:
+        """What a run asks for; a rehearsal is no part of the plan."""
+        planned = self.planned.get(run.step)
+        return (planned.step if planned else NAMED[run.step]).verb
 
     def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> StepRun:
         step = planned.step.name
@@ -125,7 +130,7 @@ class Journal:
     def _settle(self, run: StepRun) -> None:
         """What an ended step means for the ledger and the record."""
         if run.result == "done":
-            step = NAMED[run.step]
+            step = self.planned[run.step].step
             self._took_away(step, run) if run.direction == "undo" else self._made(step, run)
         Event.append(
             f"step.{run.result}",
@@ -163,9 +168,9 @@ class Journal:
             ledger.filter(**{f"{RESERVATIONS[step.name]}__isnull": False}).mark("space", "gone")
         if step.name == "purge":
             ledger.mark("backup", "gone")
-        for other in TABLE:
-            if other.torn_by == step.name and other.leaves:
-                ledger.filter(name=self.planned[other.name].leaves).mark(other.leaves, "gone")
+        for other in self.planned.values():
+            if other.step.torn_by == step.name and other.step.leaves:
+                ledger.filter(name=other.leaves).mark(other.step.leaves, "gone")
 
     def _took_away(self, step: Step, run: StepRun) -> None:
         if not step.leaves:
@@ -198,7 +203,7 @@ def bytes_in(run: StepRun, name: str) -> int:
 
 def host_of(job: Job, on: str) -> Any:
     """The hypervisor that a step's `on` means; an instance is handled on its destination."""
-    return {"source": job.source, "relay": job.relay}.get(on, job.destination)
+    return getattr(job, hypervisor_role(on))
 
 
 def share(job: Job) -> Share:

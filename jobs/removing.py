@@ -8,7 +8,6 @@ from hosts.models import Hypervisor, Scan
 from hosts.remote.host import HostError, Request
 from hosts.tasks import scan_soon
 from jobs.engine import leftovers, runner
-from jobs.engine.steps import TABLE
 from jobs.hands import Hands
 from jobs.journal import Journal
 from jobs.leftovers import Row, rows
@@ -16,13 +15,12 @@ from jobs.models import Job, Removal
 from jobs.models.job import ROLES
 from jobs.models.removal import why_not_now
 
-ORDER = {step.name: number for number, step in enumerate(TABLE)}
-
 
 def take_away(job: Job, hands: Hands) -> runner.Wait | None:
     """Work on every open wish in the order of undoing, memories last; what one has to wait for, or None."""
     wishes = list(job.removals.open().select_related("hypervisor__team"))
-    for wish in sorted(wishes, key=lambda wish: (wish.step.startswith("forget"), -ORDER[wish.step])):
+    order = {each.step.name: number for number, each in enumerate(job.planned().steps)} if wishes else {}
+    for wish in sorted(wishes, key=lambda wish: (wish.step.startswith("forget"), -order.get(wish.step, 0))):
         if wait := take_one_away(job, wish, hands):
             return wait
     if wishes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from jobs.engine.plan import Migration
-from jobs.engine.steps import DESTINATION, INSTANCE, NAMED, RELAY, SOURCE
+from jobs.engine.steps import DESTINATION, RELAY, SOURCE, hypervisor_role
 
 # What should have been the case, for every code that volmig or its hostctl can answer with.
 EXPECTED: Final[Mapping[str, str]] = {
@@ -185,9 +185,8 @@ def by_hand(status: str, code: str, said: str, migration: Migration, instances: 
     return [BY_HAND.get(code) or said or USUAL, *([told] if told else [])]
 
 
-def looks(migration: Migration, step: str, instances: str) -> list[str]:
-    """Commands that only read, for a person to run on the step's hypervisor."""
-    on = NAMED[step].on if step in NAMED else DESTINATION
+def looks(migration: Migration, on: str, instances: str) -> list[str]:
+    """Commands that only read, for a person to run on the hypervisor of a step with this `on`."""
     live = f"{instances}/{migration.instance_id}/{migration.disk}"
     told: Mapping[str, list[tuple[str, ...]]] = {
         SOURCE: [
@@ -204,7 +203,7 @@ def looks(migration: Migration, step: str, instances: str) -> list[str]:
             ("virsh", "-r", "domstate", "--domain", migration.instance_id),
         ],
     }
-    return [shlex.join(words) for words in told[DESTINATION if on == INSTANCE else on]]
+    return [shlex.join(words) for words in told[hypervisor_role(on)]]
 
 
 def inodes(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from hosts.remote import hostctl, instances
 from hosts.remote.hostctl.act import Act
 from jobs.engine.facts import Facts
-from jobs.engine.steps import INSTANCE, NAMED, REHEARSAL, RELAY, SOURCE, TABLE, Made, Step
+from jobs.engine.first_steps import FIRST_STEPS
+from jobs.engine.steps import INSTANCE, REHEARSAL, TABLE, Made, Step, hypervisor_role
 
 MIB: Final = 1 << 20
 CLUSTER: Final = 1 << 16
+FORMAT: Final = 2  # of a stored plan; format 1, which names none, holds its steps by name only
 AFTER_TIMEOUT: Final = 120  # seconds beyond the image's own shutdown timeout until a stop counts as stuck
+SHOWN: Final = ("name", "phase", "title", "on", "verb", "undo")
+KEPT: Final = tuple(each.name for each in fields(Step) if each.name != "args")
 Range = tuple[float, float, float]
 # Bytes per second (slow, usual, fast) of a pass until earlier jobs have shown better; 1 Gbit/s is about 110 MB/s.
 GUESSES: Final[Mapping[str, Range]] = {
@@ -31,6 +35,10 @@ QUICK: Final[Range] = (0.3, 1, 4)
 
 class Unready(LookupError):  # noqa: N818 - the word that callers read
     """A step's argument stands for something that no earlier step has measured."""
+
+
+class NewerPlan(ValueError):  # noqa: N818 - the word that callers read
+    """A stored plan is of a format that only a newer volmig can read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class Migration:
 
     def host(self, on: str) -> str:
         """The name of the hypervisor that a step's `on` means."""
-        return {SOURCE: self.source, RELAY: self.relay}.get(on, self.destination)
+        name: str = getattr(self, hypervisor_role(on))
+        return name
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ class Ref:
 class Planned:
     """One step of a plan: its forecast, the seconds after the swap that it waits, the name of what it leaves.
 
-    `control` is "openstack" where Nova is asked to do it.
+    `control` is "openstack" where Nova is asked to do it. `written` are the commands as they were shown when the plan
+    was stored, by "commands" and "undo_commands": those are approved, whatever a newer volmig would build today.
     """
 
     step: Step
@@ -106,6 +116,7 @@ class Planned:
     not_before: int = 0
     leaves: str = ""
     control: str = ""
+    written: Mapping[str, list[dict[str, str]]] = field(default_factory=dict, compare=False)
 
     def filled(self, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments with every Ref resolved; raise Unready when one cannot be."""
@@ -114,12 +125,20 @@ class Planned:
     def shown(self) -> dict[str, Any]:
         return dict(_refs(self.args, Ref.shown))
 
+    def with_args(self, args: Mapping[str, Any]) -> Planned:
+        """The same step with other arguments, and so with other commands."""
+        return replace(self, args=args, written={})
+
     def commands(self, job: str) -> list[dict[str, str]]:
+        if "commands" in self.written:
+            return self.written["commands"]
         return [{"kind": act.kind, "text": act.text} for act in self.acts(self.step.verb, self.shown(), job)]
 
     def undo_commands(self, job: str) -> list[dict[str, str]]:
         if not self.step.undo:
             return []
+        if "undo_commands" in self.written:
+            return self.written["undo_commands"]
         return [{"kind": act.kind, "text": act.text} for act in self.acts(self.step.undo, self.shown(), job)]
 
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
@@ -153,6 +172,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "steps": [self._row(each) for each in self.steps],
             "downtime": self.seconds({"stop", "swap", "start"}),
             "total": self.seconds(each.step.name for each in self.phase("A", "B")),
@@ -162,10 +182,12 @@ class Plan:
     def _row(self, each: Planned) -> dict[str, Any]:
         step = each.step
         return {
-            **{name: getattr(step, name) for name in ("name", "phase", "title", "on", "verb", "undo")},
+            **{name: getattr(step, name) for name in SHOWN},
+            "step": {name: getattr(step, name) for name in KEPT},
             "hypervisor": each.hypervisor,
             "args": _refs(each.args, _packed),
             "commands": each.commands(self.job),
+            "undo_commands": each.undo_commands(self.job),
             "bytes": each.bytes,
             "seconds": list(each.seconds),
             "not_before": each.not_before,
@@ -175,7 +197,12 @@ class Plan:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], job: str) -> Plan:
-        """The plan as it was shown: its arguments, not newly made ones."""
+        """The plan as it was shown: its steps, arguments and commands, not those of today's table.
+
+        Raise NewerPlan when it was stored by a newer volmig.
+        """
+        if (found := raw.get("format", 1)) > FORMAT:
+            raise NewerPlan(f"A newer volmig made this plan: its format is {found}, this volmig reads up to {FORMAT}.")
         return cls(job, tuple(_planned(row) for row in raw["steps"]), raw.get("footprint", {}))
 
 
@@ -266,7 +293,7 @@ def at_rate(plan: Plan, rate: int) -> Plan:
     def changed(ref: Ref) -> Ref:
         return replace(ref, expected=rate) if ref.step == "limits" else ref
 
-    steps = tuple(replace(each, args=_refs(each.args, changed)) for each in plan.steps)
+    steps = tuple(each.with_args(_refs(each.args, changed)) for each in plan.steps)
     return replace(plan, steps=steps)
 
 
@@ -277,7 +304,7 @@ def purge_of_rejected(planned: Planned) -> Planned:
         "backup_inode": Ref("swap", "live_inode", "inode of the rejected disk"),
         "live_inode": Ref("swap", "backup_inode", "inode of the disk in use"),
     }
-    return replace(planned, args=args)
+    return planned.with_args(args)
 
 
 def rehearsal(migration: Migration, path: str, recorded: Mapping[str, Any], size: int) -> tuple[Planned, ...]:
@@ -336,7 +363,7 @@ def _unpacked(value: Any) -> Any:
 def _planned(row: Mapping[str, Any]) -> Planned:
     low, middle, high = row["seconds"]
     return Planned(
-        NAMED[row["name"]],
+        _step(row),
         row["hypervisor"],
         _unpacked(row["args"]),
         row["bytes"],
@@ -344,4 +371,12 @@ def _planned(row: Mapping[str, Any]) -> Planned:
         row["not_before"],
         row["leaves"],
         row.get("control", ""),
+        {name: row[name] for name in ("commands", "undo_commands") if name in row},
     )
+
+
+def _step(row: Mapping[str, Any]) -> Step:
+    """The step as it was planned; where it was stored by name only, as it was when plans were stored so."""
+    if "step" in row:
+        return Step(**row["step"])
+    return Step(**{name: row[name] for name in SHOWN}, **FIRST_STEPS[row["name"]])

@@ -13,6 +13,18 @@ INSTANCE: Final = "instance"
 HYPERVISORS: Final = (SOURCE, RELAY, DESTINATION)
 
 
+class UnknownRole(LookupError):  # noqa: N818 - the word that callers read
+    """A step names a role that no hypervisor of a migration has."""
+
+
+def hypervisor_role(on: str) -> str:
+    """source, relay or destination: where a step with this `on` runs. An instance is handled on its destination."""
+    role = DESTINATION if on == INSTANCE else on
+    if role not in HYPERVISORS:
+        raise UnknownRole(f"No hypervisor of a migration has the role {on!r}.")
+    return role
+
+
 @dataclass(frozen=True)
 class Made:
     """A value that an earlier step will have measured; `like` names what the facts say it will probably be."""
@@ -27,7 +39,8 @@ class Made:
 class Step:
     """One row of the table.
 
-    `args` maps the verb's arguments to names of planned values, to `Made` ones, or to mappings of either.
+    `args` maps the verb's arguments to names of planned values, to `Made` ones, or to mappings of either. Only planning
+    needs them: a step that is read from a stored plan has none, its `Planned` has the values.
     `work` names the pass over the disk that the forecast counts; `size` the planned value that is its bytes.
     `torn_by` is the later step that takes away what this one made: after it nothing is left to undo.
     `volatile` things are gone when their hypervisor reboots and have to be made again, and so has what `rests_on` them.
@@ -43,7 +56,7 @@ class Step:
     on: str
     verb: str
     title: str
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict, compare=False)
     undo: str = ""
     torn_by: str = ""
     work: str = ""

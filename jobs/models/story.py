@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.utils import timezone
 
 from jobs.engine import halts, states
-from jobs.engine.steps import NAMED
+from jobs.engine.steps import DESTINATION
 from volmig.accounts.roles import why_not
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def halted(job: Job) -> Halted | None:
         return None
     data = job.halt_data if isinstance(job.halt_data, dict) else {}
     step, code = str(data.get("step") or ""), str(data.get("code") or "")
-    instances = halt_instances(job)
+    instances, on = halt_instances(job), halted_on(job, step)
     migration, said = job.migration(), str(data.get("next") or "")
     return Halted(
         str(data.get("expected") or halts.expected(code)),
@@ -258,11 +258,16 @@ def halted(job: Job) -> Halted | None:
         data.get("touched") if isinstance(data.get("touched"), bool) else None,
         {name: value for name, value in data.items() if name not in TOLD and value not in (None, "", [], {})},
         halts.by_hand(job.status, code, said, migration, instances),
-        halts.looks(migration, step, instances),
-        migration.host(NAMED[step].on) if step in NAMED else job.destination.name,
+        halts.looks(migration, on, instances),
+        migration.host(on),
         halts.inodes(job.evidence()),
         ways(job),
     )
+
+
+def halted_on(job: Job, step: str) -> str:
+    """Where the step runs that halted it; what halted between steps is seen on the destination."""
+    return next((each.step.on for each in job.planned().steps if each.step.name == step), DESTINATION)
 
 
 def halt_instances(job: Job) -> str:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jobs.engine.plan import Plan, Ref, Unready, at_rate, make, qcow2_size, relay_size
-from jobs.engine.steps import NAMED, TABLE
+from jobs.engine.halts import looks
+from jobs.engine.plan import FORMAT, NewerPlan, Plan, Ref, Unready, at_rate, make, qcow2_size, relay_size
+from jobs.engine.steps import NAMED, TABLE, UnknownRole
 
 from .sound import FACTS, MIB, MIGRATION
 
@@ -44,6 +45,45 @@ def test_a_stored_plan_is_the_same_plan(plan):
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())), plan.job)
     assert again == plan
     assert again.to_json() == plan.to_json()
+
+
+def test_a_stored_plan_keeps_its_steps_whatever_the_table_of_a_newer_volmig_says(plan):
+    raw = json.loads(json.dumps(plan.to_json()))
+    raw["steps"][5]["step"] |= {"verb": "convert_twice", "torn_by": "", "repeatable": False}
+    raw["steps"][5]["commands"] = [{"kind": "command", "text": "as it was approved"}]
+    again = Plan.from_json(raw, plan.job)
+    step = again.steps[5].step
+    assert (step.name, step.verb, step.torn_by, step.repeatable) == ("convert", "convert_twice", "", False)
+    assert "as it was approved" in again.texts("A")
+    assert Plan.from_json(json.loads(json.dumps(again.to_json())), plan.job) == again
+
+
+def test_a_plan_that_a_former_volmig_stored_by_names_is_read_as_it_was_meant(plan):
+    raw = json.loads(json.dumps(plan.to_json()))
+    del raw["format"]
+    for row in raw["steps"]:
+        del row["step"], row["undo_commands"]
+    again = Plan.from_json(raw, plan.job)
+    assert again == plan
+    assert again.undo_texts("B") == plan.undo_texts("B")
+
+
+def test_a_plan_of_a_newer_volmig_is_not_read(plan):
+    with pytest.raises(NewerPlan, match=f"its format is {FORMAT + 1}, this volmig reads up to {FORMAT}"):
+        Plan.from_json(plan.to_json() | {"format": FORMAT + 1}, plan.job)
+
+
+def test_other_arguments_have_other_commands_than_were_shown(plan):
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())), plan.job)
+    assert at_rate(again, 5 * MIB).texts("A") == at_rate(plan, 5 * MIB).texts("A") != plan.texts("A")
+
+
+@pytest.mark.parametrize("on", ["target", "", "volmig"])
+def test_a_step_of_an_unknown_role_runs_nowhere(on):
+    with pytest.raises(UnknownRole, match="No hypervisor of a migration has the role"):
+        MIGRATION.host(on)
+    with pytest.raises(UnknownRole):
+        looks(MIGRATION, on, "/i")
 
 
 def test_arguments_are_filled_in_from_what_was_measured(plan):
