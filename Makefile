@@ -1,6 +1,8 @@
 # make demo | test | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+# Its locks are for every Python from 3.11 on and every processor; pip-compile's are for the one that it runs on.
+LOCKER := uv==0.13.9
 DEBIAN := chromium curl fdisk fonts-dejavu-core jq openssh-server qemu-utils
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
@@ -12,7 +14,7 @@ CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,job
 PROCESSES := tests/lab_tests/test_killed_processes.py
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench packages
+.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -83,14 +85,20 @@ reference: .venv/ready ## writes docs/reference.md, of the REST API and the clie
 bench: .venv/ready ## pages of a long history, then the manual procedure against volmig on the lab with links at 100 Mbit/s
 	@$(BIN)/python -m tests.bench
 
+lock: ## locks every package that requirements*.txt need, with versions and hashes (asks the package index)
+	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet --disable-pip-version-check $(LOCKER)
+	@for each in requirements requirements-dev; do \
+	  env -u PIP_FIND_LINKS -u UV_FIND_LINKS .cache/lock/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" $$each.txt --output-file $$each.lock || exit 1; done
+
 packages:
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { echo "Installing Debian packages: $(DEBIAN)"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; }
 
-.venv/ready: requirements.txt requirements-dev.txt
+.venv/ready: requirements.lock requirements-dev.lock
 	@$(PYTHON) -c "import ensurepip" 2>/dev/null || { echo "Installing Debian package: python3-venv"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; }
 	@echo "Installing Python packages into .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
