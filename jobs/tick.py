@@ -53,7 +53,8 @@ def go_on(job: Job, hands: Hands) -> None:
         raise
     except Exception as error:
         log.exception("tick of migration %s", job.pk)
-        job.put(waiting_for=f"volmig itself met a fault: {type(error).__name__}: {error}. It tries again in a minute.")
+        said = f"Internal error: {type(error).__name__}: {error}. Retrying in one minute."
+        job.put(waiting_for=said, wait_kind="fault", wait_hosts="", waiting_since=timezone.now())
         wake(job.pk, timezone.now() + AFTER_A_FAULT)
 
 

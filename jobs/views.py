@@ -61,7 +61,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     jobs = Job.objects.visible_to(request.user)
     active = jobs.active().order_by("-pk")
     # Only what moves shows its journal, and the time left by its plan.
-    running = list(active.filter(MOVES).with_runs().defer("facts", "checks", "halt_data"))
+    running = list(active.filter(MOVES).with_names().with_runs().defer("facts", "checks", "halt_data"))
     still = list(active.exclude(MOVES).select_related("requester").defer(*BULKY))
     halted = [job for job in still if job.halt_reason]
     hypervisors = Hypervisor.objects.visible_to(request.user).active()

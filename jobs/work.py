@@ -46,7 +46,8 @@ class Unheard(Exception):  # noqa: N818 - the word that callers read
     `answers` when it does answer, but not with the facts: that does not pass by itself for ever.
     """
 
-    def __init__(self, sentence: str, heard: Iterable[Heard]) -> None:
+    def __init__(self, sentence: str, heard: Iterable[Heard], hosts: str = "") -> None:
+        self.hosts = hosts
         self.answers = any(not isinstance(each.error, runner.SHUT) for each in heard)
         super().__init__(sentence)
 
@@ -81,7 +82,7 @@ class Work:
             Event.append("facts.failed", job=job.pk, object=str(job), data={"found": str(error)})
             if Event.objects.filter(job=job.pk, action="facts.failed", at__gte=since).count() >= runner.MAX_FAILED:
                 return job.halt(str(error), {"code": "no-facts"})
-        return self._wait(str(error), timezone.now() + SLOT)
+        return self._wait(str(error), timezone.now() + SLOT, "host", error.hosts)
 
     def _shut_out(self) -> bool:
         """An earlier owner who never let go may still be acting: nothing before no hypervisor listens to it any more.
@@ -91,9 +92,13 @@ class Work:
         journal, fence = self._journal(), Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
         heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), fence))
         known = {f"{run.step}-{run.direction}-{run.attempt}" for run in journal.rows if not run.ended_at}
-        why_not = [said for role, each in heard.items() if (said := still_held(host_of(self.job, role), each, known))]
+        why_not = {
+            host_of(self.job, role).name: said
+            for role, each in heard.items()
+            if (said := still_held(host_of(self.job, role), each, known))
+        }
         if why_not:
-            self._wait(" ".join(why_not), timezone.now() + BUSY)
+            self._wait(" ".join(why_not.values()), timezone.now() + BUSY, "host", ", ".join(why_not))
             return False
         self.job.put(taken_over=False)
         return True
@@ -105,8 +110,9 @@ class Work:
         if job.cancel_requested_at:
             return self._cancel()
         heard = self._ask(*PARTS, fully=True)
-        if silent := [str(each.error) for each in heard.values() if isinstance(each.error, Unreachable)]:
-            return self._wait(" ".join(silent), timezone.now() + SLOT)
+        silent = {role: str(each.error) for role, each in heard.items() if isinstance(each.error, Unreachable)}
+        if silent:
+            return self._wait(" ".join(silent.values()), timezone.now() + SLOT, "host", self._names(silent))
         case = checks.Case(job.migration(), self._facts(heard), self._around(heard))
         found = checks.look(case)
         job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])
@@ -137,7 +143,7 @@ class Work:
             return None
         why_not = reserve(job)
         if why_not:
-            return self._wait(why_not, timezone.now() + SLOT)
+            return self._wait(why_not, timezone.now() + SLOT, "slot")
         outcome = self._advance("A")
         if isinstance(outcome, runner.Finished):
             return self._ask_for_swap(self._fresh(), "staged")
@@ -160,7 +166,7 @@ class Work:
                 self.job.go(event)
         if why_not and not passes:
             return self.job.halt(why_not, {"code": "unknown-instance", "found": changes or why_not})
-        return self._wait(why_not, timezone.now() + SLOT) if why_not else self._look_again()
+        return self._wait(why_not, timezone.now() + SLOT, "slot") if why_not else self._look_again()
 
     def _look_again(self) -> None:
         """While people decide: when the request expires, or sooner, to see what others do to the instance."""
@@ -208,7 +214,7 @@ class Work:
         """What Nova says about the instance now; raises Unheard when it does not say."""
         heard = self._ask("instance")
         if said := trouble(heard["instance"]):
-            raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values())
+            raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values(), "Nova")
         nova: Nova = understood("instance", heard["instance"])
         return nova
 
@@ -237,7 +243,7 @@ class Work:
         """Whether the swap has to wait, for as long as the consent counts: never is it late by a window's end."""
         sentence, until = self.job.why_wait()
         if sentence:
-            self._wait(sentence, min(until, approval.expires_at))
+            self._wait(sentence, min(until, approval.expires_at), "window")
         return bool(sentence)
 
     def _went_stale(self, facts: Facts) -> bool:
@@ -317,7 +323,8 @@ class Work:
             return job.go("confirmed", outcome="done")
         if job.through_nova and self._disturbed():
             return None
-        return job.put(waiting_for="A person has to look at the instance and confirm that its data is there.")
+        said = "Someone has to check the data in the instance and confirm it."
+        return job.put(waiting_for=said, wait_kind="person", wait_hosts="")
 
     def _disturbed(self) -> bool:
         """Whether somebody did to the instance on trial what stands against the way back; all they did is recorded."""
@@ -444,7 +451,7 @@ class Work:
     def _rest(self, outcome: runner.Outcome) -> None:
         """Wait, or halt: what fails where the table knows no way on is for a person."""
         if isinstance(outcome, runner.Wait):
-            self._wait(outcome.sentence, outcome.until)
+            self._wait(outcome.sentence, outcome.until, outcome.kind, outcome.hosts)
             if outcome.silent_since and self.job.status in ("swapping", "rolling_back"):
                 self._alert(outcome)
         elif isinstance(outcome, runner.Failed | runner.Halt):
@@ -462,9 +469,16 @@ class Work:
             subject = f"Migration {job.pk}: {job.instance_name} waits in mid-swap"
             announce("unanswered", subject=subject, text=text, url_path=job.get_absolute_url())
 
-    def _wait(self, sentence: str, until: dt.datetime) -> None:
-        self.job.put(waiting_for=sentence)
-        wake(self.job.pk, until)
+    def _wait(self, sentence: str, until: dt.datetime, kind: str = "", hosts: str = "") -> None:
+        """Say what is waited for, and since when: since the first time that it was the same."""
+        job, what = self.job, (kind, hosts[:200])
+        since = job.waiting_since if job.waiting_for and (job.wait_kind, job.wait_hosts) == what else None
+        job.put(waiting_for=sentence, wait_kind=kind, wait_hosts=what[1], waiting_since=since or timezone.now())
+        wake(job.pk, until)
+
+    def _names(self, roles: Iterable[str]) -> str:
+        """What people call those who are asked in these roles."""
+        return ", ".join("Nova" if role == "instance" else str(host_of(self.job, role).name) for role in roles)
 
     def _ask(self, *roles: str, fully: bool = False) -> dict[str, Heard]:
         requests = fact_requests(self.job, fully)
@@ -485,7 +499,9 @@ class Work:
         silent = {role: said for role, each in heard.items() if (said := trouble(each))}
         if silent:
             why = " ".join(each.sentence for each in silent.values())
-            raise Unheard(f"The facts have to be read again: {why}", [heard[role] for role in silent])
+            raise Unheard(
+                f"The facts have to be read again: {why}", [heard[role] for role in silent], self._names(silent)
+            )
         return self._facts(heard)
 
     def _around(self, heard: dict[str, Heard]) -> checks.Around:

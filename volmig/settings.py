@@ -218,6 +218,7 @@ APPROVERS_NEED_TOTP = flag("APPROVERS_NEED_TOTP", False)
 APPROVAL_HOURS = number("APPROVAL_HOURS", 24)
 STOP_DEADLINE = number("STOP_DEADLINE", 180)
 BACKUP_DAYS = max(0, number("BACKUP_DAYS", 14))  # then a backup is due: people are told, nothing is deleted
+STALLED_SECONDS = max(1, number("STALLED_SECONDS", 90))  # without an answer or a byte: then it needs attention
 NOTICE_SECONDS = number("NOTICE_SECONDS", 60)  # how often Nova is asked what others did to an instance that waits
 CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")  # empty: the usual places
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)

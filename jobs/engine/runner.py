@@ -95,11 +95,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing can go on before `until`; the sentence says when a person should look at it."""
+    """Nothing can go on before `until`; `kind` says what is waited for (see condition.Situation), `hosts` where."""
 
     sentence: str
     until: datetime
     silent_since: datetime | None = None  # since when somebody who is needed has not answered, once that is long
+    kind: str = ""
+    hosts: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ class _Work:
             answer = self.hands.host(planned.step.on).call(request)
         except SHUT as error:
             self.journal.silent(run)
-            return _silence(planned, run, [error], self.clock())
+            return _silence(planned, run, {planned.hypervisor: error}, self.clock())
         except HostError as error:
             seen = {"tried": error.tried, "found": error.found, "touched": error.touched}
             return Halt(
@@ -290,7 +292,7 @@ class _Work:
         busy = now - (run.silent_since or now)
         if busy < BUSY_FOR_LONG:
             sentence = f"{planned.hypervisor} is still busy with another step of this job."
-            return Wait(sentence, now + _pause(busy))
+            return Wait(sentence, now + _pause(busy), kind="busy", hosts=planned.hypervisor)
         self.journal.heard(run)  # so that it is waited for anew once a person says to go on
         found = f"For {int(busy.total_seconds()) // 60} minutes {planned.hypervisor} has said that it is"
         sentence = f"{planned.step.title}: {found} busy with another step of this job."
@@ -298,7 +300,7 @@ class _Work:
 
     def _running(self, planned: Planned, direction: str, run: Run, known: bool, again: float) -> Outcome | None:
         """Work that has been running for a while may hang on another hypervisor that is away or has rebooted."""
-        silent = self._greet(planned, run) if known and direction == "do" else []
+        silent = self._greet(planned, run) if known and direction == "do" else {}
         if silent:
             return _silence(planned, run, silent, self.clock())
         self.journal.heard(run)
@@ -321,7 +323,7 @@ class _Work:
 
     def _judge(self, planned: Planned, direction: str, run: Run) -> Outcome | None:
         """What a bad end leads to; None when it is to be tried again, or first what it rests on is made again."""
-        silent = self._greet(planned, run) if direction == "do" else []
+        silent = self._greet(planned, run) if direction == "do" else {}
         if self._has_to_go_back(planned, direction):
             return None
         if left := run.evidence.get("left"):
@@ -337,7 +339,7 @@ class _Work:
             return Failed(planned.step.name, sentence, error)
         return self._rest(planned, direction, run, sentence)
 
-    def _greet(self, planned: Planned, run: Run) -> list[HostError]:
+    def _greet(self, planned: Planned, run: Run) -> dict[str, HostError]:
         """Learn which other hypervisors have rebooted since they made what this step rests on; errors of the silent.
 
         Only phase A has such things: where the instance is down, nobody waits for the relay.
@@ -348,7 +350,7 @@ class _Work:
         for role, boot in said.items():
             if isinstance(boot, str) and boot:
                 self.journal.learn(names[role], boot)
-        silent = [boot for boot in said.values() if isinstance(boot, HostError)]
+        silent = {names[role]: boot for role, boot in said.items() if isinstance(boot, HostError)}
         if silent:
             self.journal.silent(run)
         return silent
@@ -383,7 +385,7 @@ class _Work:
         tries = sum(each.result == run.result and self._counts(each) for each in runs)
         pause = UNDO_PAUSES[min(tries, len(UNDO_PAUSES)) - 1] if direction == "undo" else 0
         until = (run.ended_at or self.clock()) + timedelta(seconds=pause)
-        return Wait(f"It is tried again soon. {sentence}", until) if until > self.clock() else None
+        return Wait(f"It is tried again soon. {sentence}", until, kind="retry") if until > self.clock() else None
 
 
 def _since(run: Run, moment: datetime | None) -> bool:
@@ -469,16 +471,17 @@ def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None
         return None
     until = max(ended) + timedelta(seconds=planned.not_before)
     sentence = f"{planned.step.title} waits until no other hypervisor can still open the old file."
-    return Wait(sentence, until) if until > now else None
+    return Wait(sentence, until, kind="settle") if until > now else None
 
 
-def _silence(planned: Planned, run: Run, errors: Sequence[HostError], now: datetime) -> Wait:
+def _silence(planned: Planned, run: Run, errors: Mapping[str, HostError], now: datetime) -> Wait:
     """Wait for hypervisors that cannot be asked: longer each time, and after a while a person is to look."""
     silence = now - (run.silent_since or now)
     since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
-    said = " ".join(str(error) for error in errors)
+    said = " ".join(str(error) for error in errors.values())
     sentence = f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}"
-    return Wait(sentence, now + _pause(silence), run.silent_since if silence > FLAGGED_AFTER else None)
+    long = run.silent_since if silence > FLAGGED_AFTER else None
+    return Wait(sentence, now + _pause(silence), long, "host", ", ".join(errors))
 
 
 def _pause(waited: timedelta) -> timedelta:

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from hosts.models import Compute, DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
 from hosts.remote.hostctl import source_hash
-from jobs.engine import consent, states, windows
+from jobs.engine import condition, consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
@@ -181,6 +181,9 @@ class Job(models.Model):
     halt_reason = models.TextField(blank=True)
     halt_data = models.JSONField(default=dict, blank=True)
     waiting_for = models.TextField(blank=True)
+    wait_kind = models.CharField(max_length=10, blank=True)  # what that is about; see engine.condition
+    wait_hosts = models.CharField(max_length=200, blank=True)
+    waiting_since = models.DateTimeField(null=True, blank=True)
     cancel_requested_at = models.DateTimeField(null=True, blank=True)
     start_requested_at = models.DateTimeField(null=True, blank=True)
     start_when_checked = models.BooleanField(default=False)
@@ -248,6 +251,9 @@ class Job(models.Model):
     running = story.running
     timeline = story.timeline
     time_left = story.time_left
+    condition = story.condition_now
+    outlook = story.outlook
+    down = story.down
     log = story.log
     actions = story.actions
     wants = story.wants
@@ -504,8 +510,8 @@ class Job(models.Model):
 
     def waits(self) -> bool:
         """Whether it is at work and cannot go on for the moment; work that runs on a hypervisor is no such wait."""
-        run = self.running()
-        busy = run is not None and run.result == "running" and not run.silent_since
+        step = story.step_now(self)
+        busy = step is not None and step.answered and condition.silent_since(step, timezone.now()) is None
         return self.status in states.AT_WORK and bool(self.waiting_for) and not busy
 
     def again(self, by: Any) -> dict[str, Any]:
@@ -556,7 +562,7 @@ class Job(models.Model):
     def halt(self, reason: str, data: dict[str, Any]) -> None:
         """Touch nothing more until a person has looked."""
         with transaction.atomic():
-            self.put(halt_reason=reason, halt_data=data, waiting_for="")
+            self.put(halt_reason=reason, halt_data=data, waiting_for="", wait_kind="", waiting_since=timezone.now())
             Event.append("job.halt", job=self.pk, object=str(self), data={"reason": reason, **data})
             announce("halted", subject=f"Migration {self.pk} halted", text=reason, url_path=self.get_absolute_url())
 

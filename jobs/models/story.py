@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from django.conf import settings
 from django.utils import timezone
 
-from jobs.engine import halts, states
-from jobs.engine.steps import DESTINATION
+from jobs.engine import condition, halts, states
+from jobs.engine.steps import DESTINATION, NAMED
 from volmig.accounts.roles import why_not
 
 if TYPE_CHECKING:
@@ -17,20 +19,20 @@ if TYPE_CHECKING:
     from volmig.accounts.models import Team
 
 SENTENCES = {
-    "checking": "The three hypervisors are being looked at; nothing is touched.",
-    "planned": "It is checked and planned, and waits to be started; nothing was touched.",
-    "preparing": "The copy is being made beside the live disk, which is not touched.",
-    "awaiting_approval": "The copy is verified and lies beside the live disk; another person has to approve the swap.",
-    "approved": "The swap is approved; the facts are read once more before it begins.",
-    "swapping": "The instance is down or about to be: its disk is being swapped.",
-    "on_trial": "The instance runs on the new disk; the old one is kept. A person has to confirm the data.",
+    "checking": "Running pre-checks on the three hypervisors. Nothing is changed.",
+    "planned": "Ready to start: checks passed and the plan is complete. Nothing has been changed.",
+    "preparing": "Copying beside the live disk, which is not touched.",
+    "awaiting_approval": "The copy is verified and staged. The swap needs an approval by another person.",
+    "approved": "The swap is approved. The facts are read again before it begins.",
+    "swapping": "The disk is being swapped.",
+    "on_trial": "The instance runs on the new disk. Check its data and confirm it; the old disk is kept.",
     "rolling_back": "The old disk is being put back.",
-    "undoing": "Everything that was made is being taken back; the live disk was not touched.",
-    "undone": "It ended before the live disk was touched, and everything that was made is gone.",
-    "rolled_back": "The instance has its old disk again; the rejected one is kept until it is purged.",
-    "done": "The instance runs on the new disk and its data is confirmed; the old disk is kept until it is purged.",
+    "undoing": "Everything created so far is being removed. The live disk was not touched.",
+    "undone": "Ended before the swap. The live disk was never changed and all temporary resources were removed.",
+    "rolled_back": "The instance runs on its old disk again. The rejected disk is kept until it is purged.",
+    "done": "The instance runs on the new disk and its data is confirmed. The old disk is kept until it is purged.",
     "purging": "The disk that is not in use is being deleted.",
-    "purged": "The disk that was not in use is deleted; nothing of this migration is left.",
+    "purged": "The disk that was not in use is deleted. Nothing of this migration is left.",
 }
 Want = Literal["", "start", "approve", "confirm"]
 PHASES = {"checking": "", "planned": "A", "preparing": "A", "swapping": "B", "on_trial": "C", "purging": "D"}
@@ -47,6 +49,7 @@ class Row:
     seconds: float | None
     run: StepRun | None
     forecast: float
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ def _row(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun |
         run.seconds if run else None,
         run,
         step["seconds"][1],
+        late=undone is None and run is not None and condition.is_late(expected(job, step), run.seconds),
     )
 
 
@@ -187,25 +191,103 @@ def _of_this_lap(job: Job) -> list[StepRun]:
     return [run for run in job.runs.all() if run.lap == job.lap]
 
 
-def time_left(job: Job) -> tuple[float, float, float] | None:
-    """Seconds (low, middle, high) to the end of this phase; None when nothing runs by itself."""
-    phase = PHASES.get(job.status)
-    if not phase or not job.plan or job.halt_reason:
-        return None
-    done = {run.step for run in _of_this_lap(job) if run.direction == "do" and run.result == "done"}
-    left = [step for step in job.plan["steps"] if step["phase"] == phase and step["name"] not in done]
+def expected(job: Job, step: dict[str, Any]) -> condition.Range:
+    """The forecast of a step as planned, slower where a bandwidth limit was set since."""
+    low, usual, high = step["seconds"]
+    work = (step.get("step") or {}).get("work") or (NAMED[step["name"]].work if step["name"] in NAMED else "")
+    if job.rate and step.get("bytes") and work in ("convert", "stage"):
+        least = step["bytes"] / job.rate + 1
+        return max(low, least), max(usual, least), max(high, least * 1.2)
+    return low, usual, high
+
+
+def step_now(job: Job) -> condition.Step | None:
+    """The attempt that is under way, as far as a sentence about it depends on it."""
     run = job.running()
-    ranges = [_left(step, run) for step in left]
-    return sum(row[0] for row in ranges), sum(row[1] for row in ranges), sum(row[2] for row in ranges)
+    if run is None:
+        return None
+    planned = next((each for each in (job.plan or {}).get("steps", ()) if each["name"] == run.step), None)
+    title = planned["title"] if planned else NAMED[run.step].title if run.step in NAMED else run.step
+    return condition.Step(
+        run.step,
+        title,
+        run.hypervisor.name if run.hypervisor else job.destination.name,
+        run.direction == "undo",
+        run.started_at,
+        run.result == "running",
+        run.silent_since,
+        run.progress_at,
+        run.bytes_total > 0,
+        run.seconds_left,
+        expected(job, planned) if planned and run.direction == "do" else None,
+    )
 
 
-def _left(step: dict[str, Any], run: StepRun | None) -> tuple[float, float, float]:
-    """What remains of a step: by its measured rate while it runs, by forecast before."""
-    low, middle, high = step["seconds"]
-    if run is None or run.step != step["name"] or run.seconds_left is None:
-        return low, middle, high
-    left = run.seconds_left
-    return left * 0.8, left, left * 1.4
+def down(job: Job) -> condition.Down | None:
+    """For how long its instance is, or was, shut off by it."""
+    forecast = (job.plan or {}).get("downtime")
+    return condition.downtime(job.runs.all(), (forecast[0], forecast[1], forecast[2]) if forecast else None)
+
+
+def situation(job: Job, now: dt.datetime | None = None) -> condition.Situation:
+    """What the sentence about it depends on; it needs its journal and its plan."""
+    now = now or timezone.now()
+    held = job.lease_until is not None and job.lease_until > now
+    due = job.wake_at if job.wake_at is not None and job.wake_at <= now else None
+    abandoned = job.lease_until if job.lease_until is not None and not held else None
+    return condition.Situation(
+        now,
+        job.status,
+        job.sentence(),
+        dt.timedelta(seconds=settings.STALLED_SECONDS),
+        halt_reason=job.halt_reason,
+        halted_at=job.waiting_since if job.halt_reason else None,
+        waiting_for=job.waiting_for,
+        waits=job.wait_kind,
+        waits_on=job.wait_hosts,
+        waiting_since=job.waiting_since,
+        wants=job.wants(),
+        step=step_now(job),
+        down=job.down(),
+        next_try=job.wake_at if job.wake_at is not None and job.wake_at > now and not held else None,
+        idle_since=None if held or job.halt_reason else due or abandoned,
+        destination=job.destination.name,
+    )
+
+
+def condition_now(job: Job, now: dt.datetime | None = None) -> condition.Condition:
+    """Its one status sentence, with tone, age and next try."""
+    return condition.condition(situation(job, now))
+
+
+def unfinished(job: Job, phase: str) -> list[tuple[str, condition.Range]]:
+    done = finished(job)
+    return [
+        (each["name"], expected(job, each))
+        for each in job.plan["steps"]
+        if each["phase"] == phase and each["name"] not in done
+    ]
+
+
+def finished(job: Job) -> dict[str, float]:
+    """How many seconds each finished step of this copy round really took."""
+    return {run.step: run.seconds for run in _of_this_lap(job) if run.direction == "do" and run.result == "done"}
+
+
+def time_left(job: Job) -> condition.Range | None:
+    """Seconds (low, usual, high) to the end of this phase; None when nothing moves as it was forecast."""
+    phase = PHASES.get(job.status)
+    if not phase or not job.plan:
+        return None
+    return condition.time_left(condition_now(job), step_now(job), unfinished(job, phase))
+
+
+def outlook(job: Job) -> condition.Outlook | None:
+    """The forecast of the whole migration, corrected by what its finished steps took; None before there is a plan."""
+    if not (job.plan or {}).get("steps"):
+        return None
+    steps = [(each["name"], expected(job, each)) for each in job.plan["steps"] if each["phase"] in ("A", "B")]
+    return condition.outlook(steps, finished(job), step_now(job), condition_now(job), timezone.now())
 
 
 def log(job: Job) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def test_a_migration_is_submitted_watched_and_approved_by_two_people(shell, shel
     job.put(status="awaiting_approval")
     asked = scenes.approval(job)
     code, _, said = shell.run("watch", str(job.pk))
-    assert (code, "another person has to approve" in said) == (client.WAITING, True)
+    assert (code, "needs an approval by another person" in said) == (client.WAITING, True)
     kim = shell_of(person("kim", "approver"))
     code, printed, _ = kim.run("approve", str(job.pk), "--instance", job.instance_id[-6:], "--reason", "Agreed.")
     assert (code, asked.digest in printed) == (0, True)

@@ -97,7 +97,7 @@ def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
     job = a_job()
     tick.run(job.pk)
     job.refresh_from_db()
-    assert "met a fault: ZeroDivisionError" in job.waiting_for
+    assert "Internal error: ZeroDivisionError" in job.waiting_for
     assert job.wake_at > timezone.now()
     assert job.lease_until is None
 

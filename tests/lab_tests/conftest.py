@@ -88,7 +88,7 @@ class Driver:
         self.watcher.turn()
         for pk in list(Job.objects.due().values_list("pk", flat=True)):
             tick.run(pk)
-        faults = Job.objects.filter(waiting_for__startswith="volmig itself met a fault")
+        faults = Job.objects.filter(waiting_for__startswith="Internal error")
         assert [job.waiting_for for job in faults] == []
 
     def approve(self, job, kind="swap"):
