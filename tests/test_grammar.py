@@ -23,7 +23,9 @@ INFINITIVES = set(
     """act ask attach call check clean compare convert copy create delete discard do enter erase exchange export fence
     follow forget give hash keep link list lock log look make mark mount move open purge put reach read release remove
     rename repeat replace restore roll run scan send set shut stage start stop swap test undo unexport unlock unmark
-    unmount unpack use validate verify write zero add pin adopt claim install rehearse end""".split()  # noqa: SIM905
+    unmount unpack use validate verify write zero add pin adopt claim install rehearse end find wait sign seal detect parse load stat reserve
+    resolve connect sync inspect count grant revoke spend consume trust store save protect keep authorise restrict pass
+    bind hold apply change upgrade downgrade negotiate reject accept answer prove""".split()  # noqa: SIM905
 )
 NAMES = ("Nova", "Keystone", "LVM", "UUID", "SHA-256", "QEMU", "NFS", "SSH", "ACPI", "libvirt", "I/O", "Python")
 HOLE = "\0"  # where a value is put in
