@@ -20,12 +20,13 @@ ERRORS = dict.fromkeys(
 )
 # Infinitives that may follow "Tried to". A refusal with another verb adds it here, once it has been read aloud.
 INFINITIVES = set(
-    """act ask attach call check clean compare convert copy create delete discard do enter erase exchange export fence
-    follow forget give hash keep link list lock log look make mark mount move open purge put reach read release remove
-    rename repeat replace restore roll run scan send set shut stage start stop swap test undo unexport unlock unmark
-    unmount unpack use validate verify write zero add pin adopt claim install rehearse end find wait sign seal detect parse load stat reserve
-    resolve connect sync inspect count grant revoke spend consume trust store save protect keep authorise restrict pass
-    bind hold apply change upgrade downgrade negotiate reject accept answer prove""".split()  # noqa: SIM905
+    """accept act add adopt answer apply ask attach authorise bind call change check claim clean compare connect
+    consume convert copy count create delete detect discard do downgrade end enter erase exchange export fence
+    find follow forget give grant hash hold inspect install keep link list load lock log look make mark mount
+    move negotiate open parse pass pin protect prove purge put reach read rehearse reject release remove
+    rename repeat replace reserve resolve restore restrict revoke roll run save scan seal send set shut sign
+    spend stage start stat stop store swap sync test trust undo unexport unlock unmark unmount unpack upgrade
+    use validate verify wait write zero""".split()  # noqa: SIM905
 )
 NAMES = ("Nova", "Keystone", "LVM", "UUID", "SHA-256", "QEMU", "NFS", "SSH", "ACPI", "libvirt", "I/O", "Python")
 HOLE = "\0"  # where a value is put in
