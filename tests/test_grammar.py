@@ -26,7 +26,7 @@ INFINITIVES = set(
     move negotiate open parse pass pin protect prove purge put reach read rehearse reject release remove
     rename repeat replace reserve resolve restore restrict revoke roll run save scan seal send set shut sign
     spend stage start stat stop store swap sync test trust undo unexport unlock unmark unmount unpack upgrade
-    use validate verify wait write zero""".split()  # noqa: SIM905
+    use validate verify wait write zero take""".split()  # noqa: SIM905
 )
 NAMES = ("Nova", "Keystone", "LVM", "UUID", "SHA-256", "QEMU", "NFS", "SSH", "ACPI", "libvirt", "I/O", "Python")
 HOLE = "\0"  # where a value is put in

@@ -12,6 +12,8 @@ PHRASES = {
     "status": "read its boot ID",
     "fence": "keep earlier workers out",
     "watch": "follow the progress",
+    "own": "take ownership of the migration",
+    "recall": "read what the hypervisor remembers of the migration",
     "lv_create": "create the temporary volume",
     "lv_remove": "remove the temporary volume",
     "fs_create": "create and mount the temporary filesystem",
