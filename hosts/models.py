@@ -25,8 +25,9 @@ from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
 from volmig.notify import announce
-from volmig.queue import later
+from volmig.queue import ask
 from volmig.record.models import Event
+from volmig.refused import Sentence
 
 NFS_PORTS = (111, 2049, 20048)
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
@@ -185,10 +186,16 @@ class Hypervisor(models.Model):
         self.put(quarantined_at=timezone.now(), quarantine_reason=reason, last_error=reason)
         Event.append("hypervisor.quarantine", object=self.name, data={"reason": reason})
 
-    def ask_key(self) -> None:
-        """Has the workers ask for the host key again, before a first or a deliberate new pinning."""
+    @transaction.atomic
+    def ask_key(self, by: Any) -> Sentence | None:
+        """Has the workers ask for the host key again, before a first or a deliberate new pinning.
+
+        Returns why nothing was queued, or None; raises Refused when this person has asked for too much.
+        """
+        if said := ask("hosts.tasks.offer_key", self.pk, by=by):
+            return said
         self.put(offered_key="", last_error="")
-        later("hosts.tasks.offer_key", self.pk)
+        return None
 
     def still_needed(self) -> str:
         """Why it cannot be retired yet, as a sentence; empty when it can."""

@@ -1,5 +1,6 @@
 """Pages about hypervisors; all that they show was seen by the workers, none of them waits for a machine."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from hosts.remote.hostctl import pack
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import ssh_public_key
-from volmig.queue import later
+from volmig.queue import ask
+from volmig.refused import Refused
 
 PARTS = {"state": "hosts/_state.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
@@ -176,8 +178,9 @@ def nova(request: HttpRequest, pk: int) -> HttpResponse:
 def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
     """Has the workers check the credential, or read computes and instances again."""
     known = get_object_or_404(Cloud.objects.with_nova(), pk=pk)
-    later({"check": "hosts.tasks.check_cloud", "refresh": "hosts.tasks.refresh_cloud"}[what], known.pk)
-    messages.info(request, f"{known.name} is being asked. The ages below tell when the answers are new.")
+    task = {"check": "hosts.tasks.check_cloud", "refresh": "hosts.tasks.refresh_cloud"}[what]
+    queued = f"{known.name} is being asked. The ages below tell when the answers are new."
+    show(request, lambda: ask(task, known.pk, by=request.user), queued)
     return redirect("hosts:nova", known.pk)
 
 
@@ -254,16 +257,26 @@ def pin(request: HttpRequest, pk: int) -> HttpResponse:
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    host.ask_key()
+    show(request, lambda: host.ask_key(request.user), f"{host.name} is being asked for its host key.")
     return redirect("hosts:pin", host.pk)
 
 
 @require_POST
 def refresh(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "view", pk=pk)
-    later("hosts.tasks.refresh", host.pk)
-    messages.info(request, f"{host.name} is being looked at. The ages below tell when the figures are new.")
+    queued = f"{host.name} is being refreshed. The ages below show when the figures are new."
+    show(request, lambda: ask("hosts.tasks.refresh", host.pk, by=request.user), queued)
     return redirect("hosts:hypervisor", host.pk)
+
+
+def show(request: HttpRequest, queue: Callable[[], str | None], queued: str) -> None:
+    """Queues what a person asked for, and shows `queued`, or why nothing was queued."""
+    try:
+        said = queue()
+    except Refused as refused:
+        messages.error(request, str(refused))
+    else:
+        messages.info(request, said or queued)
 
 
 @require_POST

@@ -10,12 +10,12 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from hosts.models import Hypervisor, Scan
-from hosts.tasks import scan_soon
 from jobs.engine import leftovers, states
 from jobs.engine.leftovers import Entry, Finding, Thing, Told
 from jobs.models import Footprint, Job, Refused, Removal, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES
+from volmig.queue import ask
 from volmig.refused import Sentence
 
 ON_SHARE = frozenset({"stage", "backup", "directory"})
@@ -265,12 +265,21 @@ def there(mark: Footprint, thing: Thing) -> bool:
 
 
 def ask_anew(by: Any) -> int:
-    """Has every hypervisor of theirs tell again, but for those that were asked a moment ago; returns how many."""
-    before = timezone.now() - dt.timedelta(seconds=10)
-    asked = [host.pk for host in Hypervisor.objects.visible_to(by).unscanned(before)]
-    for pk in asked:
-        scan_soon(pk)
-    return len(asked)
+    """Queues a scan of every hypervisor of theirs, unless one waits, runs or ended a moment ago; returns how many.
+
+    All of them are one request of this person. Raises Refused when they have made too many.
+    """
+    queued = 0
+    for pk in Hypervisor.objects.visible_to(by).reachable().values_list("pk", flat=True):
+        queued += ask("hosts.tasks.scan", pk, by=None if queued else by) is None
+    return queued
+
+
+def scans_queued(count: int) -> str:
+    """The answer to a person who asked for scans."""
+    if count == 0:
+        return "No scan was queued: every hypervisor is being scanned, or was a moment ago."
+    return f"{count} {'scan is' if count == 1 else 'scans are'} queued. The ages show when the figures are new."
 
 
 def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: str) -> Row:

@@ -20,7 +20,7 @@ from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import SearchForm, narrowed, stream
-from jobs.leftovers import ABOUT, Row, ask_anew, rows
+from jobs.leftovers import ABOUT, Row, ask_anew, rows, scans_queued
 from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
@@ -475,9 +475,13 @@ def choice(row: Row, user: Any, visible: set[int]) -> dict[str, Any]:
 @require_POST
 @needs("view")
 def scan(request: HttpRequest) -> HttpResponse:
-    """Ask every hypervisor anew; those that were asked within the last seconds are not bothered again."""
-    asked = ask_anew(request.user)
-    messages.info(request, f"{asked} hypervisors are being asked. The ages below tell when the figures are new.")
+    """Scan every hypervisor again, unless it was requested or done a moment ago."""
+    try:
+        queued = ask_anew(request.user)
+    except Refused as refused:
+        messages.error(request, str(refused))
+    else:
+        messages.info(request, scans_queued(queued))
     return redirect("jobs:leftovers")
 
 

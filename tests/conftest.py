@@ -65,16 +65,16 @@ def person(db, django_user_model):
 @pytest.fixture
 def drain(db):
     """Runs what is queued, in order, until nothing is left; returns the names of the tasks that ran."""
-    from django.utils.module_loading import import_string
-    from django_q.models import OrmQ
+    from volmig import broker
+    from volmig.models import QueuedTask
 
     def run(limit=100):
         ran = []
-        while len(ran) < limit and (queued := OrmQ.objects.order_by("pk").first()):
-            task = queued.task
-            queued.delete()
-            import_string(task["func"])(*task["args"])
-            ran.append(task["func"])
+        while len(ran) < limit and (first := QueuedTask.objects.waiting().order_by("pk").first()):
+            task = QueuedTask.objects.take(first.queue)
+            QueuedTask.objects.filter(run=task.run).delete()
+            broker.run(task.name, task.number)
+            ran.append(task.name)
         return ran
 
     return run

@@ -22,15 +22,34 @@ def queue_is_safe(**_: Any) -> list[CheckMessage]:
 
 def queue_faults() -> list[str]:
     cluster: dict[str, Any] = dict(settings.Q_CLUSTER)
-    longest = (cluster["queue_limit"] / cluster["workers"] + 2) * cluster["timeout"]
+    others: dict[str, dict[str, Any]] = cluster.get("ALT_CLUSTERS", {})
+    clusters = [cluster, *(cluster | other for other in others.values())]
+    longest = max((each["queue_limit"] / each["workers"] + 2) * each["timeout"] for each in clusters)
+    queues = {cluster.get("cluster_name"), *others}
+    caches: dict[str, dict[str, Any]] = settings.CACHES
     wanted = {
-        "orm must name the default database, so that enqueueing is part of the transaction": cluster.get("orm")
-        == "default",
-        "sync must be off: a tick would run inside the request": not cluster.get("sync"),
-        "ack_failures must be on, or a failing task is repeated for ever": cluster.get("ack_failures") is True,
-        "max_attempts must be 1": cluster.get("max_attempts") == 1,
-        "bulk must be 1: a task waiting in a batch is delivered again": cluster.get("bulk", 1) == 1,
-        f"retry must exceed {longest:g} s, or waiting tasks run twice": cluster["retry"] > longest,
+        "broker_class must be volmig.broker.TableBroker: django-q's own runs whatever a row of the database says": all(
+            each.get("broker_class") == "volmig.broker.TableBroker" for each in clusters
+        ),
+        "scheduler must be off: its schedules are rows that name any function": all(
+            each.get("scheduler", True) is False for each in clusters
+        ),
+        "cache must be one that keeps nothing: results are pickles": all(
+            caches.get(each.get("cache", "default"), {}).get("BACKEND", "").endswith(".DummyCache") for each in clusters
+        ),
+        "sync must be off: a tick would run inside the request": not any(each.get("sync") for each in clusters),
+        f"retry must exceed {longest:g} s, or waiting tasks run twice": all(
+            each["retry"] > longest for each in clusters
+        ),
+        "every queue of TASKS needs a cluster of its name": set(settings.TASKS.values()) <= queues,
+        "ticks must not share a queue with other work: guests wait for them": {
+            name for name, queue in settings.TASKS.items() if queue == settings.TASKS["jobs.tick.run"]
+        }
+        <= {"jobs.tick.run", "jobs.watch.sweep"},
+        "every name in EVERY_MINUTE must be in TASKS": set(settings.EVERY_MINUTE) <= set(settings.TASKS),
+        "no cache may lie in the database: caches are pickles": not any(
+            each["BACKEND"].endswith(".DatabaseCache") for each in caches.values()
+        ),
     }
     return [why for why, holds in wanted.items() if not holds]
 

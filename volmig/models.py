@@ -1,6 +1,13 @@
-"""Notices: what people outside volmig are to be told, kept until it was sent."""
+"""Notices: what people outside volmig are to be told, kept until it was sent; and calls that wait for a worker."""
 
+import datetime as dt
+import uuid
+from typing import Any, Self
+
+from django.conf import settings
 from django.db import models
+from django.db.models import Q
+from django.utils import timezone
 
 
 class Notice(models.Model):
@@ -15,3 +22,74 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.subject}"
+
+
+class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
+    def waiting(self) -> Self:
+        """Those that no worker has, or whose worker has had them for longer than any task lasts."""
+        lost = timezone.now() - dt.timedelta(seconds=settings.TASK_RETRY)
+        return self.filter(done_at=None).filter(Q(taken_at=None) | Q(taken_at__lt=lost))
+
+    def running(self) -> Self:
+        """Those that a worker has and has not had for too long."""
+        since = timezone.now() - dt.timedelta(seconds=settings.TASK_SECONDS)
+        return self.filter(done_at=None, taken_at__gte=since)
+
+    def since(self, column: str, seconds: float) -> Self:
+        """Those with a time in this column within the last seconds; times in the future, after a clock was set back,
+        are not."""
+        now = timezone.now()
+        return self.filter(**{f"{column}__range": (now - dt.timedelta(seconds=seconds), now + dt.timedelta(seconds=5))})
+
+    def take(self, queue: str) -> "QueuedTask | None":
+        """The first waiting task of the queue, with every equal one that waits: they become one run.
+
+        None when nothing waits, or another worker took it first.
+        """
+        first = self.filter(queue=queue).waiting().order_by("pk").first()
+        if first is None:
+            return None
+        first.run, first.taken_at = uuid.uuid4(), timezone.now()
+        equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
+        return first if equal.update(run=first.run, taken_at=first.taken_at) else None
+
+
+class QueuedTask(models.Model):
+    """One call that waits for a worker, or that one had in the last minutes.
+
+    Whoever can write to the database can write rows here: a row therefore says nothing but a name, which is looked up
+    in settings.TASKS, and one integer. There is no function, no pickle and no option in it.
+    """
+
+    queue = models.CharField(max_length=20)
+    name = models.CharField(max_length=100)
+    number = models.BigIntegerField(null=True, blank=True)
+    person = models.BigIntegerField(null=True, blank=True)  # who caused it, for the cap
+    token = models.BigIntegerField(null=True, blank=True)
+    queued_at = models.DateTimeField(default=timezone.now)
+    taken_at = models.DateTimeField(null=True, blank=True)
+    run = models.UUIDField(null=True, blank=True, db_index=True)
+    done_at = models.DateTimeField(null=True, blank=True, db_index=True)
+
+    objects = QueuedTaskQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["queue", "id"], condition=Q(done_at=None), name="queuedtask_open"),
+            models.Index(fields=["name", "number"], name="queuedtask_call"),
+            models.Index(fields=["person", "queued_at"], name="queuedtask_person"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name if self.number is None else f"{self.name} {self.number}"
+
+    def fault(self) -> str:
+        """Why no worker may run this row, whoever wrote it; empty when one may."""
+        expected: Any = settings.TASKS.get(self.name)
+        if expected is None:
+            return "its name is not in settings.TASKS"
+        if expected != self.queue:
+            return f"{self.name} belongs to the queue {expected}"
+        if self.number is not None and type(self.number) is not int:  # SQLite keeps text in a column of integers
+            return "its argument is not an integer"
+        return ""

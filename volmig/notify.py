@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 from django.conf import settings
 from django.core.mail import send_mail
 from django.db import DatabaseError, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from volmig.models import Notice
@@ -29,6 +30,7 @@ KINDS = {
     "guessing",
 }
 AT_A_TIME = 3
+LOST_AFTER = dt.timedelta(minutes=20)  # longer than a task that was lost takes to be delivered again
 log = logging.getLogger(__name__)
 
 
@@ -45,11 +47,22 @@ def announce(kind: str, *, subject: str, text: str, url_path: str = "") -> None:
 
 
 def send_again() -> None:
-    """Task, once a minute: tries again what failed in the last day; a few at a time, for each may take a while."""
-    since = timezone.now() - dt.timedelta(days=1)
-    failed = Notice.objects.filter(created_at__gt=since).exclude(error="")
+    """Task, once a minute: tries again what failed in the last day, and sends what a lost task left unsent.
+
+    A few at a time, for each may take a while.
+    """
+    now = timezone.now()
+    lost = Q(created_at__lt=now - LOST_AFTER) & unsent()
+    failed = Notice.objects.filter(created_at__gt=now - dt.timedelta(days=1)).filter(~Q(error="") | lost)
     for pk in failed.order_by("?").values_list("pk", flat=True)[:AT_A_TIME]:  # by chance, so that none waits for ever
         later("volmig.notify.send", pk)
+
+
+def unsent() -> Q:
+    """Notices that one of the configured ways has not taken yet."""
+    return (Q(emailed_at=None) if settings.NOTIFY_EMAILS else Q(pk__in=[])) | (
+        Q(posted_at=None) if settings.WEBHOOK_URL else Q(pk__in=[])
+    )
 
 
 def send(notice_id: int) -> None:

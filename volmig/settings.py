@@ -116,22 +116,25 @@ def postgresql(url: str) -> dict[str, Any]:
 DATABASES = {"default": postgresql(text("DB")) if text("DB") else sqlite(DATA / "db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# retry must exceed (queue_limit / workers + 2) * timeout, or prefetched tasks run twice; volmig.apps checks it.
-Q_CLUSTER = {
-    "name": "volmig",
-    "orm": "default",
-    "workers": number("WORKERS", 3),
-    "queue_limit": number("WORKERS", 3),
-    "bulk": 1,
-    "timeout": 120,
-    "retry": 900,
-    "ack_failures": True,
-    "max_attempts": 1,
-    "catch_up": False,
-    "recycle": 200,
-    "save_limit": 200,
-    "poll": 0.3,
-    "guard_cycle": 1,
+# What workers may run, and in which queue; a name that is not here never runs, whoever wrote it into the database.
+# Guests wait for ticks: nothing that reads, scans or notifies shares their queue or their workers.
+TASKS = {
+    "jobs.tick.run": "migrations",
+    "jobs.watch.sweep": "migrations",
+    "hosts.tasks.check_cloud": "background",
+    "hosts.tasks.offer_key": "background",
+    "hosts.tasks.refresh": "background",
+    "hosts.tasks.refresh_cloud": "background",
+    "hosts.tasks.refresh_clouds": "background",
+    "hosts.tasks.refresh_stale": "background",
+    "hosts.tasks.scan": "background",
+    "hosts.tasks.scan_due": "background",
+    "volmig.accounts.models.sweep": "background",
+    "volmig.guessing.record": "background",
+    "volmig.notify.send": "background",
+    "volmig.notify.send_again": "background",
+    "volmig.queue.sweep": "background",
+    "volmig.record.chain.publish": "background",
 }
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
@@ -141,8 +144,42 @@ EVERY_MINUTE = [
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
     "volmig.guessing.record",
+    "volmig.queue.sweep",
     "volmig.record.chain.publish",
 ]
+# How many calls one person, and one token, may cause within ten minutes.
+TASKS_CAP = {
+    "migrations": (number("ACTIONS_PER_PERSON", 600), number("ACTIONS_PER_TOKEN", 600)),
+    "background": (number("REQUESTS_PER_PERSON", 60), number("REQUESTS_PER_TOKEN", 60)),
+}
+TASK_SECONDS, TASK_RETRY = 120, 900  # the longest a task may last; when one that was lost is delivered again
+TASK_POLL = 0.3  # seconds between looks at an empty queue
+# One cluster for each queue: this one, and with Q_CLUSTER_NAME=background the other.
+# retry must exceed (queue_limit / workers + 2) * timeout, or prefetched tasks run twice; volmig.apps checks it.
+Q_CLUSTER = {
+    "name": "volmig",
+    "cluster_name": "migrations",
+    "broker_class": "volmig.broker.TableBroker",
+    "scheduler": False,  # its schedules are rows that name any function; volmig's are EVERY_MINUTE
+    "cache": "queue",
+    "workers": number("WORKERS", 3),
+    "queue_limit": number("WORKERS", 3),
+    "timeout": TASK_SECONDS,
+    "retry": TASK_RETRY,
+    "recycle": 200,
+    "poll": TASK_POLL,
+    "guard_cycle": 1,
+    "ALT_CLUSTERS": {
+        "background": {
+            "workers": number("BACKGROUND_WORKERS", 2),
+            "queue_limit": number("BACKGROUND_WORKERS", 2),
+        },
+    },
+}
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "queue": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},  # results of tasks are not kept anywhere
+}
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [

@@ -32,7 +32,7 @@ from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import Attempt, remember_device
 from volmig.accounts.tokens import LONGEST
 from volmig.paging import page
-from volmig.queue import last_done
+from volmig.queue import BACKGROUND, MIGRATIONS, last_done
 from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event, EventQuerySet
 
@@ -454,7 +454,8 @@ def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
 def health(request: HttpRequest) -> HttpResponse:
     """Answers 200 when the database answers, 503 when not; of watcher and workers only how long they are silent."""
     try:
-        return JsonResponse({"database": "ok", "watcher": watcher(), "workers": workers()})
+        seen = {"workers": workers(MIGRATIONS), "background": workers(BACKGROUND)}
+        return JsonResponse({"database": "ok", "watcher": watcher(), **seen})
     except DatabaseError:
         return JsonResponse({"database": "failed"}, status=503)
 
@@ -464,7 +465,7 @@ def watcher() -> dict[str, object]:
     return {"state": "not seen" if silent is None else "silent" if silent else "ok", "lease_over_seconds": silent}
 
 
-def workers() -> dict[str, object]:
-    at = last_done()
+def workers(queue: str) -> dict[str, object]:
+    at = last_done(queue)
     age = round((timezone.now() - at).total_seconds(), 1) if at else None
     return {"state": "not seen" if age is None else "silent" if age > IDLE else "ok", "last_task_seconds": age}

@@ -166,7 +166,7 @@ class Approval(models.Model):
             self._decide(by, "approve", reason, **holds)
             if self.kind == "swap" and self.is_enough() and self.job.status == "awaiting_approval":
                 self.job.go("approved", actor=by)
-            wake(self.job_id)
+            wake(self.job_id, by=by)
 
     def reject(self, by: Any, reason: str) -> None:
         """Refuse consent; a rejected swap is undone, a rejected rollback or purge just does not happen."""
@@ -177,7 +177,7 @@ class Approval(models.Model):
             self.void(f"Rejected by {by.get_username()}: {reason}")
             if self.kind == "swap":
                 self.job.withdraw_consent(by)
-            wake(self.job_id)
+            wake(self.job_id, by=by)
 
     def withdraw(self, by: Any, reason: str) -> None:
         """Take one's own yes back, as long as nothing was done by it."""
@@ -197,7 +197,7 @@ class Approval(models.Model):
             Event.append("approval.withdraw", actor=by, job=self.job_id, object=str(self), data=data)
             if self.kind == "swap" and self.job.status == "approved" and not self.is_enough():
                 self.job.go("withdrawn", actor=by)
-            wake(self.job_id)
+            wake(self.job_id, by=by)
 
     def use(self) -> bool:
         """Use it up in the caller's transaction, which writes what it allows; false when it may not be used any more.

@@ -144,7 +144,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             with transaction.atomic():
                 job.save(force_insert=True)
                 Event.append("job.submit", actor=by, job=job.pk, object=str(job), data=job.asked())
-                wake(job.pk)
+                wake(job.pk, by=by)
         except IntegrityError:
             raise Refused(in_another_job(source_volume.uuid, destination.uuid)) from None
         return job
@@ -689,7 +689,7 @@ class Job(models.Model):
             self.refresh_from_db(from_queryset=Job.objects.select_for_update())
             yield
             Event.append(f"job.{action}", actor=by, job=self.pk, object=str(self), data=data)
-            wake(self.pk)
+            wake(self.pk, by=by)
 
     def _only_when(self, *statuses: str) -> None:
         if self.status not in statuses:

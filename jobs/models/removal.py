@@ -41,7 +41,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
                     name=about.name, identity=about.identity,
                 )  # fmt: skip
                 Event.append("leftover.remove", actor=by, job=job.pk, object=asked.name[:255], data=asked.told())
-                wake(job.pk)
+                wake(job.pk, by=by)
         except IntegrityError:
             raise Refused(Sentence("asked-already", "Its removal is asked for already.")) from None
         return asked

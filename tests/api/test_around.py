@@ -26,9 +26,9 @@ def ada(person):
 @pytest.fixture
 def queued():
     """The calls that wait for a worker."""
-    from django_q.models import OrmQ
+    from volmig.models import QueuedTask
 
-    return lambda: [(each.task["func"], *each.task["args"]) for each in OrmQ.objects.order_by("pk")]
+    return lambda: [(each.name, each.number) for each in QueuedTask.objects.waiting().order_by("pk")]
 
 
 def test_a_hypervisor_is_registered_and_its_key_pinned_once_it_was_compared(program_of, ada, hosts, queued):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from django.db import connection
 from django.utils import timezone
-from django_q.models import OrmQ
 
 from hosts.remote.host import Request, Unreachable
 from jobs import tick
@@ -16,6 +15,7 @@ from jobs.watch import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
 from tests.jobs.lives import begin
+from volmig.models import QueuedTask
 from volmig.record.models import Event
 
 
@@ -332,12 +332,12 @@ def test_a_killed_worker_is_replaced_by_the_sweep_when_its_lease_is_over(drive, 
     site.source.slow = {"convert"}
     job = drive.submit()
     Job.objects.claim(job.pk, "killed", settings.LEASE_SECONDS)
-    OrmQ.objects.all().delete()
+    QueuedTask.objects.all().delete()
     sweep()
-    assert not OrmQ.objects.exists()
+    assert not QueuedTask.objects.exists()
     threading.Event().wait(0.25)  # there is nobody who could tell that a dead owner's time is over
     sweep()
-    assert [row.task["args"] for row in OrmQ.objects.all()] == [(job.pk,)]
+    assert [row.number for row in QueuedTask.objects.all()] == [job.pk]
     site.source.slow = set()
     site.source.finish()
     assert verified(drive.go(job), site)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from django.db import connection
 from django.utils import timezone
-from django_q.models import OrmQ
 
 from jobs import tick
 from jobs.models import Footprint, Job, Moved
 from jobs.queue import wake
 from jobs.watch import sweep
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
+from volmig.models import QueuedTask
 
 
 def test_a_claimed_job_is_left_alone(site):
@@ -57,36 +57,36 @@ def test_of_workers_that_race_one_gets_the_job():
 
 def test_waking_sets_the_earlier_alarm_and_queues_what_is_due(site):
     job = a_job()
-    OrmQ.objects.all().delete()
+    QueuedTask.objects.all().delete()
     soon, later = (timezone.now() + dt.timedelta(seconds=seconds) for seconds in (60, 120))
     Job.objects.filter(pk=job.pk).update(wake_at=None)
     wake(job.pk, later)
     wake(job.pk, soon)
     wake(job.pk, later)
     job.refresh_from_db()
-    assert (job.wake_at, OrmQ.objects.count()) == (soon, 0)
+    assert (job.wake_at, QueuedTask.objects.count()) == (soon, 0)
     wake(job.pk)
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
 
 
 def test_what_wakes_a_job_while_it_is_worked_on_is_not_lost(site):
     job = a_job()
     owned = Job.objects.claim(job.pk, "worker", 30)
     wake(job.pk)
-    OrmQ.objects.all().delete()
+    QueuedTask.objects.all().delete()
     tick.release(owned)
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
 
 
 def test_the_sweep_finds_what_is_due_and_what_lost_its_owner(site):
     job = a_job()
-    OrmQ.objects.all().delete()
+    QueuedTask.objects.all().delete()
     Job.objects.filter(pk=job.pk).update(wake_at=None)
     sweep()
-    assert OrmQ.objects.count() == 0
+    assert QueuedTask.objects.count() == 0
     Job.objects.claim(job.pk, "worker", -1)
     sweep()
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
 
 
 def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
@@ -184,5 +184,5 @@ def test_a_cancel_between_two_steps_begins_no_further_step(drive, site, monkeypa
 def test_after_the_end_its_hypervisors_are_looked_at_again(drive, site):
     site.source.volumes.clear()
     drive.submit()
-    queued = [(row.task["func"], *row.task["args"]) for row in OrmQ.objects.all()]
+    queued = [(row.name, row.number) for row in QueuedTask.objects.all()]
     assert [each[0] for each in queued].count("hosts.tasks.refresh") == 3

@@ -4,18 +4,18 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
-from django_q.models import OrmQ
 
 from hosts.remote.host import HostKeyChanged, Unreachable
 from jobs.models import Job, Lease, StepRun
 from jobs.watch import Follower, Speed, Watcher
+from volmig.models import QueuedTask
 
 
 @pytest.fixture
 def running(drive, site):
     site.source.slow = {"convert"}
     job = drive.submit()
-    OrmQ.objects.all().delete()
+    QueuedTask.objects.all().delete()
     return job
 
 
@@ -50,14 +50,14 @@ def test_an_end_wakes_the_job(running, site):
     watcher = Watcher(site.connect)
     watcher.lines.put((1, {"ended": line(running, state="done")}))
     watcher.write()
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
 
 
 def test_whoever_joins_late_has_jobs_look_for_themselves(running, site):
     watcher = Watcher(site.connect)
     watcher.lines.put((running.source_id, {"joined": True}))
     watcher.write()
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
 
 
 def test_lines_about_unknown_work_change_nothing(running, site):
@@ -135,10 +135,10 @@ def test_an_alarm_between_two_sweeps_is_rung_once(running, site):
     Job.objects.filter(pk=running.pk).update(wake_at=began - timedelta(seconds=2))
     for _ in range(3):
         watcher.ring()
-    assert OrmQ.objects.count() == 1
+    assert QueuedTask.objects.count() == 1
     Job.objects.filter(pk=running.pk).update(wake_at=began - timedelta(seconds=1))
     watcher.ring()
-    assert OrmQ.objects.count() == 2
+    assert QueuedTask.objects.count() == 2
 
 
 def test_the_rate_is_of_the_last_half_minute():

@@ -6,9 +6,9 @@ import pytest
 from django.conf import settings as present
 from django.db import connection
 from django.utils import timezone
-from django_q.models import OrmQ, Task
 
 from volmig.apps import queue_is_safe, requests_are_not_atomic, sqlite_is_safe
+from volmig.models import QueuedTask
 from volmig.queue import is_stuck, later
 
 
@@ -17,10 +17,39 @@ def test_the_settings_as_shipped_are_safe():
 
 
 @pytest.mark.parametrize(
-    "change", [{"retry": 60}, {"sync": True}, {"ack_failures": False}, {"max_attempts": 0}, {"orm": None}, {"bulk": 10}]
+    "change",
+    [
+        pytest.param({"retry": 60}, id="tasks delivered twice"),
+        pytest.param({"sync": True}, id="ticks inside requests"),
+        pytest.param({"broker_class": "django_q.brokers.orm.ORM"}, id="a broker that runs any function"),
+        pytest.param({"broker_class": None}, id="the broker of another setting"),
+        pytest.param({"scheduler": True}, id="schedules from rows"),
+        pytest.param({"cache": "default"}, id="results that are kept"),
+        pytest.param({"ALT_CLUSTERS": {}}, id="a queue that nobody serves"),
+    ],
 )
 def test_an_unsafe_queue_is_refused(settings, change):
     settings.Q_CLUSTER = settings.Q_CLUSTER | change
+    assert len(queue_is_safe()) == 1
+
+
+def test_schedules_in_the_other_cluster_are_refused(settings):
+    alone = settings.Q_CLUSTER["ALT_CLUSTERS"]["background"]
+    settings.Q_CLUSTER = settings.Q_CLUSTER | {"ALT_CLUSTERS": {"background": alone | {"scheduler": True}}}
+    assert len(queue_is_safe()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("TASKS", {"hosts.tasks.refresh": "migrations"}, id="other work in the queue of ticks"),
+        pytest.param("EVERY_MINUTE", ["os.getpid"], id="a minute's work that is no task"),
+        pytest.param("CACHES", {"old": {"BACKEND": "django.core.cache.backends.db.DatabaseCache"}}, id="pickles"),
+    ],
+)
+def test_unsafe_tasks_and_caches_are_refused(settings, name, value):
+    there = getattr(settings, name)
+    setattr(settings, name, there | value if isinstance(there, dict) else there + value)
     assert len(queue_is_safe()) == 1
 
 
@@ -50,19 +79,20 @@ def ago(seconds):
 
 
 @pytest.mark.parametrize(
-    ("waits", "done", "stuck"),
+    ("waits", "taken", "done", "stuck"),
     [
-        pytest.param(40, 50, True, id="a task waits and none was ended meanwhile"),
-        pytest.param(40, None, True, id="none was ever ended"),
-        pytest.param(40, 5, False, id="they are busy"),
-        pytest.param(5, 50, False, id="it has just come"),
-        pytest.param(-860, 50, False, id="somebody has taken it"),
-        pytest.param(None, 50, False, id="nothing is to be done"),
+        pytest.param(40, False, 50, True, id="a task waits and none was ended meanwhile"),
+        pytest.param(40, False, None, True, id="none was ever ended"),
+        pytest.param(40, False, 5, False, id="they are busy"),
+        pytest.param(5, False, 50, False, id="it has just come"),
+        pytest.param(40, True, 50, False, id="somebody has taken it"),
+        pytest.param(None, False, 50, False, id="nothing is to be done"),
     ],
 )
-def test_workers_that_take_no_task_any_more_are_told_from_those_that_are_busy_or_idle(db, waits, done, stuck):
+def test_workers_that_take_no_task_any_more_are_told_from_those_that_are_busy_or_idle(db, waits, taken, done, stuck):
     if waits is not None:
-        OrmQ.objects.create(key="volmig", payload="", lock=ago(waits))
+        taken = {"taken_at": timezone.now()} if taken else {}
+        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", queued_at=ago(waits), **taken)
     if done is not None:
-        Task.objects.create(id="a", name="a", func="a", started=ago(done), stopped=ago(done), success=True)
-    assert is_stuck(30) is stuck
+        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", done_at=ago(done))
+    assert (is_stuck("migrations", 30), is_stuck("background", 30)) == (stuck, False)

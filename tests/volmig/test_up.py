@@ -173,7 +173,8 @@ def web_of(running):
 def test_everything_starts_what_dies_starts_again_and_nothing_is_left(up):
     running = up()
     until(lambda: running.health().get("watcher", {}).get("state") == "ok")
-    until(lambda: len(family(running.process.pid)) >= 6)  # uvicorn, watcher, qcluster with its own children
+    until(lambda: len(family(running.process.pid)) >= 10)  # uvicorn, watcher, two qclusters with their own children
+    until(lambda: {running.health()[queue]["state"] for queue in ("workers", "background")} == {"ok"})
     [web] = web_of(running)
     os.kill(web, signal.SIGKILL)
     until(lambda: web_of(running) - {web})
@@ -233,8 +234,12 @@ def test_parts_that_start_for_the_first_time_at_once_make_everything_once(up, tm
     parts = [up(part) for part in ("web", "workers", "watcher")]
     until(lambda: all(family(part.process.pid) for part in parts))
     with contextlib.closing(sqlite3.connect(path)) as database:
-        scheduled = [name for (name,) in database.execute("SELECT name FROM django_q_schedule")]
-    assert sorted(scheduled) == sorted(settings.EVERY_MINUTE)
+        until(
+            lambda: (
+                set(settings.EVERY_MINUTE)
+                == {name for (name,) in database.execute("SELECT name FROM volmig_queuedtask")}
+            )
+        )
 
 
 def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
@@ -247,11 +252,11 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
     assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on
 
 
-def stuck(_):
+def stuck(*_):
     return True
 
 
-def no_database(_):
+def no_database(*_):
     raise OperationalError("the server is away")
 
 
@@ -259,6 +264,7 @@ def no_database(_):
     ("name", "answer", "lives"),
     [
         pytest.param("workers", stuck, False, id="workers that take no task"),
+        pytest.param("background", stuck, False, id="background workers that take no task"),
         pytest.param("workers", no_database, True, id="workers whose database is away"),
         pytest.param("web", stuck, True, id="another part"),
     ],

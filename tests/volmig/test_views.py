@@ -8,11 +8,11 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.db import DatabaseError
 from django.urls import reverse
 from django.utils import timezone
-from django_q.models import Task
 
 from hosts.models import Hypervisor
 from jobs.models import Lease
 from volmig import guessing
+from volmig.models import QueuedTask
 from volmig.record.models import Event
 from volmig.record.origin import middleware, origin
 
@@ -165,6 +165,7 @@ def test_health_is_answered_without_logging_in_and_tells_what_was_never_seen(cli
             "database": "ok",
             "watcher": {"state": "not seen", "lease_over_seconds": None},
             "workers": {"state": "not seen", "last_task_seconds": None},
+            "background": {"state": "not seen", "last_task_seconds": None},
         },
     )
 
@@ -178,14 +179,17 @@ def test_health_tells_whether_a_watcher_has_the_lease(client, seconds, state):
     assert "here" not in str(found)
 
 
+@pytest.mark.parametrize(("queue", "named"), [("migrations", "workers"), ("background", "background")])
 @pytest.mark.parametrize(("seconds", "state"), [(20, "ok"), (600, "silent")])
-def test_health_tells_how_long_ago_a_worker_ended_a_task(client, seconds, state):
+def test_health_shows_how_long_ago_a_worker_of_each_queue_ended_a_task(client, seconds, state, queue, named):
     at = timezone.now() - dt.timedelta(seconds=seconds)
-    Task.objects.create(id="a" * 32, name="a", func="jobs.watch.sweep", started=at, stopped=at, success=True)
+    QueuedTask.objects.create(queue=queue, name="jobs.watch.sweep", done_at=at)
     answer = client.get("/healthz")
     assert answer.status_code == 200
-    found = answer.json()["workers"]
+    found = answer.json()[named]
     assert (found["state"], seconds <= found["last_task_seconds"] < seconds + 5) == (state, True)
+    [other] = {"workers", "background"} - {named}
+    assert answer.json()[other]["state"] == "not seen"
 
 
 def test_without_its_database_volmig_is_not_healthy(client, monkeypatch):

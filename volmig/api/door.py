@@ -20,6 +20,7 @@ from ninja.security import HttpBearer
 from jobs.models import Moved, Refused
 from volmig.accounts.models import Token
 from volmig.accounts.throttle import Attempt
+from volmig.queue import WINDOW
 from volmig.refused import Sentence
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class Bearer(HttpBearer):
             raise Stop(401, Sentence(code, words), WWW_Authenticate='Bearer error="invalid_token"')
         request.user = known.person
         request.user.scope = known.verbs()  # type: ignore[attr-defined]
+        request.user.token_key = known.pk  # type: ignore[attr-defined]
         request.token = known  # type: ignore[attr-defined]
         known.note(request.META.get("REMOTE_ADDR", ""))
         return known
@@ -130,6 +132,8 @@ def denied(request: HttpRequest, error: Any) -> HttpResponse:
 
 
 def refused(request: HttpRequest, error: Any) -> HttpResponse:
+    if any(each.code == "too-many-requests" for each in error.sentences):
+        return problem(429, error.sentences, Retry_After=str(WINDOW))
     personal = any(each.code in PERSONAL for each in error.sentences)
     return problem(403 if personal else 409, error.sentences)
 

@@ -18,7 +18,7 @@ from volmig.accounts.roles import needs
 from volmig.api import shapes
 from volmig.api.door import checked, match, tagged
 from volmig.api.shapes import Number, Words
-from volmig.queue import later
+from volmig.queue import ask
 
 router = Router(tags=["Hypervisors"])
 around = Router(tags=["Shares, clouds and instances"])
@@ -105,14 +105,15 @@ def pin(request: HttpRequest, number: Number, told: shapes.Pin) -> Any:
 
 @router.post("/{number}/offer", response={202: shapes.Done}, summary="Ask for its host key again")
 def offer(request: HttpRequest, number: Number) -> Any:
-    found(request, "administer", number).ask_key()
-    return Status(202, {"detail": "It is being asked. Read it until it has an offered fingerprint."})
+    said = found(request, "administer", number).ask_key(request.user)
+    return Status(202, {"detail": said or "It is being asked. Read it until it has an offered fingerprint."})
 
 
 @router.post("/{number}/refresh", response={202: shapes.Done}, summary="Look at it again")
 def refresh(request: HttpRequest, number: Number) -> Any:
-    later("hosts.tasks.refresh", found(request, "view", number).pk)
-    return Status(202, {"detail": "It is being looked at. `seen_at` tells when the figures are new."})
+    """A refresh that waits, runs or ended a moment ago is not queued again; `detail` says so."""
+    said = ask("hosts.tasks.refresh", found(request, "view", number).pk, by=request.user)
+    return Status(202, {"detail": said or "It is being refreshed. `seen_at` shows when the figures are new."})
 
 
 @router.post("/{number}/retire", response=shapes.Hypervisor, summary="Retire it")
@@ -156,21 +157,21 @@ def clouds(request: HttpRequest) -> Any:
     return {"items": [shapes.Cloud.of(row) for row in Cloud.objects.prefetch_related("hypervisors")]}
 
 
-def ask_cloud(number: int, task: str) -> Any:
-    later(task, get_object_or_404(Cloud.objects.with_nova(), pk=number).pk)
-    return Status(202, {"detail": "It is being asked. `seen_at` tells when the answers are new."})
+def ask_cloud(request: HttpRequest, number: int, task: str) -> Any:
+    said = ask(task, get_object_or_404(Cloud.objects.with_nova(), pk=number).pk, by=request.user)
+    return Status(202, {"detail": said or "It is being asked. `seen_at` tells when the answers are new."})
 
 
 @around.post("/clouds/{number}/check", response={202: shapes.Done}, summary="Check a cloud's credential")
 @needs("administer")
 def check_cloud(request: HttpRequest, number: Number) -> Any:
-    return ask_cloud(number, "hosts.tasks.check_cloud")
+    return ask_cloud(request, number, "hosts.tasks.check_cloud")
 
 
 @around.post("/clouds/{number}/refresh", response={202: shapes.Done}, summary="Read a cloud's instances again")
 @needs("administer")
 def refresh_cloud(request: HttpRequest, number: Number) -> Any:
-    return ask_cloud(number, "hosts.tasks.refresh_cloud")
+    return ask_cloud(request, number, "hosts.tasks.refresh_cloud")
 
 
 @around.get("/servers", response=shapes.Servers, summary="Find instances")

@@ -11,7 +11,7 @@ from hosts.models import Hypervisor, Instance, LogicalVolume, VolumeGroup
 from jobs.bundle import archive
 from jobs.forms import ConsentForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import ORDERS, SearchForm, narrowed
-from jobs.leftovers import ABOUT, ask_anew, rows
+from jobs.leftovers import ABOUT, ask_anew, rows, scans_queued
 from jobs.models import Approval, Footprint, Job, Submission
 from jobs.models.footprint import BULKY
 from volmig.accounts.roles import needs
@@ -352,7 +352,7 @@ def all_told(times: list[Any]) -> bool:
 @around.post("/leftovers/scan", response={202: shapes.Done}, summary="Ask every hypervisor anew")
 @needs("view")
 def scan(request: HttpRequest) -> Any:
-    return Status(202, {"detail": f"{ask_anew(request.user)} hypervisors are being asked."})
+    return Status(202, {"detail": scans_queued(ask_anew(request.user))})
 
 
 @around.post("/hypervisors/{number}/leftovers/{verb}", response={202: shapes.Done}, summary="Remove or strike off")

@@ -21,9 +21,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
 from volmig.people import first_administrator
-from volmig.queue import every_minute, is_stuck
+from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
 
-PARTS = ("web", "workers", "watcher")
+PARTS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # and their processes
+QUEUES = {"workers": MIGRATIONS, "background": BACKGROUND}  # a cluster for each: refreshes never delay a tick
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
 PREPARES = 0x766F6C6D6967  # names a lock of the database
@@ -45,7 +46,7 @@ def commands(bind: str) -> dict[str, list[str]]:
     watch = "import django; django.setup(); from jobs.watch import main; main()"
     return {
         "web": [sys.executable, *serve, *manners, proxy],
-        "workers": [*manage, "qcluster"],
+        **{name: [*manage, "qcluster"] for name in QUEUES},
         "watcher": [sys.executable, "-c", watch],
     }
 
@@ -57,10 +58,10 @@ def as_child() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def take_no_task() -> bool:
-    """Whether the workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
+def take_no_task(queue: str) -> bool:
+    """Whether its workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
     try:
-        return is_stuck(STUCK_SECONDS)
+        return is_stuck(queue, STUCK_SECONDS)
     except DatabaseError:
         return False
     finally:
@@ -81,6 +82,7 @@ class Child:
 
     def start(self) -> None:
         environment = os.environ | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1"}
+        environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         self.started = time.monotonic()
         self.look_at = self.started + STUCK_SECONDS
         self.process = subprocess.Popen(
@@ -98,10 +100,11 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-        elif self.name == "workers" and time.monotonic() > self.look_at:
+        elif self.name in QUEUES and time.monotonic() > self.look_at:
             self.look_at = time.monotonic() + LOOK_SECONDS
-            if take_no_task():  # what that cuts off is done again
-                print(f"workers took no task for {STUCK_SECONDS} s, and some wait: they start anew", file=sys.stderr)
+            if take_no_task(QUEUES[self.name]):  # what that cuts off is done again
+                said = f"{self.name} took no task for {STUCK_SECONDS} s while tasks were waiting; restarting"
+                print(said, file=sys.stderr)
                 self.process.kill()
 
     def ended(self, status: int) -> None:
@@ -136,12 +139,13 @@ class Command(BaseCommand):
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        names = PARTS if options["part"] == "all" else (options["part"],)
-        locks = [only_one(name) for name in names]
+        parts = list(PARTS) if options["part"] == "all" else [options["part"]]
+        locks = [only_one(part) for part in parts]
         with alone():
             prepare()
         chosen = commands(options["bind"])
         try:
+            names = [name for part in parts for name in PARTS[part]]
             supervise([Child(name, chosen[name]) for name in names], options["bind"])
         finally:
             for lock in locks:
@@ -160,7 +164,7 @@ def only_one(name: str) -> IO[str]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """One after the other: parts that start at once would make the same tables and schedules."""
+    """One after the other: parts that start at once would make the same tables."""
     if connection.vendor == "postgresql":  # they may be on several machines
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(%s)", [PREPARES])
@@ -174,8 +178,6 @@ def alone() -> Iterator[None]:
 
 def prepare() -> None:
     call_command("migrate", interactive=False, verbosity=0)
-    for dotted in settings.EVERY_MINUTE:
-        every_minute(dotted)
     try:
         if still_to_do := first_administrator():
             print(still_to_do)

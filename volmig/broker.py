@@ -1,0 +1,82 @@
+"""The task queue's way out: what workers run. Nothing else imports django-q.
+
+Whoever can write to the database must not run code in a worker. django-q's own tables would allow that: schedules are
+any function by name, results are pickles that its monitor reads back without a signature, and a saved result calls any
+hook. So none of its tables is used: rows of QueuedTask say a name and an integer, the name is looked up in
+settings.TASKS here and once more in the worker, results are not kept, and the minute's work is in the settings.
+"""
+
+import logging
+import time
+
+from django.conf import settings
+from django.db import close_old_connections
+from django.utils import timezone
+from django.utils.module_loading import import_string
+from django_q.brokers import Broker
+from django_q.signing import SignedPackage
+
+from volmig.models import QueuedTask
+from volmig.queue import queue_minute
+
+log = logging.getLogger(__name__)
+MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
+
+
+class TableBroker(Broker):  # type: ignore[misc]
+    """Feeds one cluster, named after its queue, from the table of queued tasks."""
+
+    minute_at = 0.0
+
+    def dequeue(self) -> list[tuple[str, str]] | None:
+        """One task for the workers, as (run, package); None after a short pause when nothing waits."""
+        close_old_connections()
+        if time.monotonic() >= self.minute_at:
+            self.minute_at = time.monotonic() + MINUTE_EVERY
+            queue_minute()
+        task = QueuedTask.objects.take(self.list_key)
+        if task is None:
+            time.sleep(settings.TASK_POLL)
+            return None
+        if fault := task.fault():
+            log.error("queued task %s (%s) was removed and not run: %s", task.pk, task, fault)
+            QueuedTask.objects.filter(run=task.run).delete()
+            return None
+        return [(str(task.run), package(task))]
+
+    def acknowledge(self, task_id: str) -> None:
+        """The run ended, well or badly; its rows stay for a while for debouncing and caps."""
+        QueuedTask.objects.filter(run=task_id).update(done_at=timezone.now())
+
+    delete = fail = acknowledge
+
+    def queue_size(self) -> int:
+        return QueuedTask.objects.filter(queue=self.list_key).waiting().count()
+
+    def lock_size(self) -> int:
+        return QueuedTask.objects.filter(queue=self.list_key).running().count()
+
+    def ping(self) -> bool:
+        return True
+
+    def info(self) -> str:
+        return "volmig's queued tasks"
+
+
+def package(task: QueuedTask) -> str:
+    """What django-q's pusher unpacks a moment later in the same process: one function, whatever the row says.
+
+    `cached` keeps its monitor from the table of results; the cache (settings.CACHES) keeps nothing.
+    """
+    call = {"func": "volmig.broker.run", "args": (task.name, task.number), "kwargs": {}}
+    about = {"id": task.run.hex if task.run else "", "name": str(task), "started": timezone.now()}
+    packed: str = SignedPackage.dumps({**about, **call, "cached": 1, "ack_failure": True})
+    return packed
+
+
+def run(name: str, number: int | None) -> None:
+    """In the worker: calls the function of settings.TASKS with this name; everything else is refused."""
+    if name not in settings.TASKS or not (number is None or type(number) is int):
+        raise PermissionError(f"{name!r} is not a task of volmig")
+    function = import_string(name)
+    function() if number is None else function(number)
