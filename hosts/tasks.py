@@ -14,11 +14,13 @@ from django.utils import timezone
 from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, Scan, keep
 from hosts.remote import hostctl, instances, nova, ssh
 from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
+from hosts.remote.hostctl.policy import objections, reported
 from hosts.remote.phrases import phrase
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
 LEFTOVERS_SECONDS = 60
+OUTSIDE_POLICY = "not allowed"  # the state of a port that the hypervisor's own policy does not let it try
 PAGE = 500  # instances that are asked for at once
 TURN = 15.0  # seconds of reading pages after which the next task goes on
 LONGEST_ROUND = dt.timedelta(minutes=15)  # a reading that has taken longer was lost, and begins anew
@@ -55,9 +57,10 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to."""
     asked(host, Request("hello"))
     hypervisor.put(hostctl_hash=hostctl.source_hash())
+    policy = asked(host, Request("policy"))
     inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)
     try:
-        hypervisor.record_inventory(inventory)
+        hypervisor.record_inventory(inventory | {"policy": policy})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Garbled(f"read the inventory of {hypervisor}", f"a field is missing or malformed ({error})") from error
     look_around(hypervisor, host)
@@ -96,10 +99,21 @@ def look_around(hypervisor: Hypervisor, host: Host) -> None:
     others = DataAddress.objects.filter(hypervisor__in=Hypervisor.objects.active()).exclude(hypervisor=hypervisor)
     addresses = sorted(set(others.values_list("address", flat=True)))
     targets = [{"address": address, "port": port} for address in addresses for port in NFS_PORTS]
-    results = asked(host, Request("reach", {"targets": targets}), 30)["results"] if targets else []
+    allowed, outside = by_policy(hypervisor, targets)
+    results = asked(host, Request("reach", {"targets": allowed}), 30)["results"] if allowed else []
+    results += [target | {"state": OUTSIDE_POLICY} for target in outside]
     now = timezone.now()
     rows = [{"address": row["address"], "port": row["port"], "state": row["state"], "seen_at": now} for row in results]
     keep(hypervisor.reaches, ("address", "port"), rows)
+
+
+def by_policy(
+    hypervisor: Hypervisor, targets: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those that the hypervisor's policy lets it be asked to reach, and the others, which it would refuse."""
+    rules = reported(hypervisor.facts.get("policy"))
+    outside = [target for target in targets if objections(rules, "reach", {"targets": [target]}, reads=True)]
+    return [target for target in targets if target not in outside], outside
 
 
 def asked(host: Host, request: Request, timeout: float = 20) -> dict[str, Any]:

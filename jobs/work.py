@@ -17,7 +17,7 @@ from hosts.remote.instances import HARMLESS, foreign, told
 from jobs.engine import checks, consent, plan, runner
 from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
-from jobs.engine.steps import TABLE
+from jobs.engine.steps import HYPERVISORS, TABLE
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
@@ -113,7 +113,8 @@ class Work:
         silent = {role: str(each.error) for role, each in heard.items() if isinstance(each.error, Unreachable)}
         if silent:
             return self._wait(" ".join(silent.values()), timezone.now() + SLOT, "host", self._names(silent))
-        case = checks.Case(job.migration(), self._facts(heard), self._around(heard))
+        around = dataclasses.replace(self._around(heard), policies=self._policies())
+        case = checks.Case(job.migration(), self._facts(heard), around)
         found = checks.look(case)
         job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])
         blocking = checks.blocking(found)
@@ -503,6 +504,14 @@ class Work:
                 f"The facts have to be read again: {why}", [heard[role] for role in silent], self._names(silent)
             )
         return self._facts(heard)
+
+    def _policies(self) -> dict[str, dict[str, Any]]:
+        """What each hypervisor says that its own policy is; one that does not say is left out."""
+        request = Request("policy", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
+        heard = self.hands.ask(dict.fromkeys(HYPERVISORS, request))
+        return {
+            role: each.answer.evidence for role, each in heard.items() if each.answer and each.answer.state == "done"
+        }
 
     def _around(self, heard: dict[str, Heard]) -> checks.Around:
         job, others = self.job, Job.objects.active().exclude(pk=self.job.pk)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hosts.remote.host import Address, Answer, HostKeyChanged, Request, Unreachable
-from hosts.remote.hostctl import acts
+from hosts.remote.hostctl import acts, policy
 
 MIB = 1 << 20
 SHARE = "filer:/vol/nova"
@@ -19,7 +19,7 @@ INSTANCES = "/var/lib/nova/instances"
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
 LIVE = f"{INSTANCES}/{INSTANCE}/disk.local"
 SOURCE_LV = f"{INSTANCE}_disk.local"
-READS = {"hello", "inventory", "leftovers", "status", "source_facts", "relay_facts", "destination_facts"} | {
+READS = {"hello", "policy", "inventory", "leftovers", "status", "source_facts", "relay_facts", "destination_facts"} | {
     "instance_state"
 }
 
@@ -137,6 +137,7 @@ class FakeHost:
     def __init__(self, site: Site, name: str) -> None:
         self.site, self.name = site, name
         self.reachable, self.another_key = True, False
+        self.changes: dict[str, Any] = {}  # of its policy
         self.boot_id = uuid.uuid4().hex
         self.volumes: dict[str, Volume] = {}
         self.free = 8 << 30
@@ -165,6 +166,7 @@ class FakeHost:
     def hear(self, request: Request) -> Answer:
         self.requests.append(request)
         try:
+            self.admit(request)
             if request.verb in READS:
                 return self.answer("done", getattr(self, request.verb)(request.args | {"job": request.job}))
             if request.verb == "fence":
@@ -238,6 +240,21 @@ class FakeHost:
         results[key] = self.act(request)
         return results[key]
 
+    def admit(self, request: Request) -> None:
+        """By this host's policy, as hostctl does; what was begun before is answered all the same."""
+        key = f"{request.step}-{request.direction}-{request.attempt}"
+        if request.step and key in {**self.kept.get(request.job, {}), **self.running}:
+            return
+        found = policy.objections(self.rules, request.verb, request.args, request.verb in READS | {"fence"})
+        if found:
+            raise Refusal(found[0].code, "; ".join(each.found for each in found))
+
+    @property
+    def rules(self) -> policy.Reading:
+        from tests import policies  # which takes its names from here
+
+        return policies.reading(self.name, **self.changes)
+
     def shut_out(self, request: Request) -> Answer:
         self.raise_fence(request)
         return self.answer("busy" if self.running else "done", {"running": list(self.running)})
@@ -279,6 +296,9 @@ class FakeHost:
 
     def hello(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"hostname": self.name, "boot_id": self.boot_id, "time": time.time(), "tools": {}, "features": {}}
+
+    def policy(self, args: dict[str, Any]) -> dict[str, Any]:
+        return policy.report(self.rules) | {"time": time.time()}
 
     def status(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"fence": self.fences.get(args["job"], 0), "steps": []}

@@ -40,6 +40,7 @@ from hosts.remote.hostctl import (
     nfs,
     owner,
     ownership,
+    policy,
     qemu_img,
     request,
     stage,
@@ -50,12 +51,13 @@ from hosts.remote.hostctl import (
 )
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
-from tests import faketools
+from tests import faketools, policies
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
     *(backup, detached, facts, filesystem, leftovers, lvm, mounts, nfs),
     *(owner, ownership, qemu_img, request, stage, store, swap, tools, virsh),
+    *(owner, policy, qemu_img, request, stage, store, swap, tools, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
 NOT_OF_A_JOB = {"forgotten", "owner.json", "owner.json.lock"}
@@ -133,6 +135,7 @@ class Machine:
         self.slow: set[str] = set()
         for directory in ("srv", "mnt", "run", "var/lib/volmig", "var/log/libvirt/qemu", INSTANCES[1:]):
             (self.root / directory).mkdir(parents=True)
+        self.install_policy(policies.content(name))
 
     # The Host protocol
 
@@ -172,6 +175,13 @@ class Machine:
                 self.site.here = before
 
     # What tests do to it, and ask
+
+    def install_policy(self, content: bytes) -> None:
+        """What an administrator does with the file that registration prints."""
+        path = self.root / policy.PATH[1:]
+        path.parent.mkdir(0o755, parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o600)
 
     def finish(self) -> None:
         """Let what is under way come to its end."""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hosts.remote.hostctl.pack import bundle
+from tests import policies
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.rig import free_port
@@ -65,12 +66,17 @@ class Site:
 
     def admit(self) -> None:
         """Installs hostctl as its documentation says, or lets root in where it is shipped."""
-        script = "from volmig import data; print(data.ssh_public_key(data.ssh_key()))"
-        public = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=self.environment, text=True)
+        script = (
+            "import json; from volmig import data; print(json.dumps([data.ssh_public_key(data.ssh_key()), "
+            f"{{name: data.seal_key(name, 1) for name in {HYPERVISORS}}}]))"
+        )
+        told = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=self.environment, text=True)
+        public, keys = json.loads(told)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: self._admit(self.lab.guests[name], public), HYPERVISORS))
+            list(pool.map(lambda name: self._admit(self.lab.guests[name], public, keys[name]), HYPERVISORS))
 
-    def _admit(self, guest: Guest, public: str) -> None:
+    def _admit(self, guest: Guest, public: str, key: str) -> None:
+        guest.install_policy(policies.content(guest.name, **policies.LAB, seal_keys=[key]))
         if self.shipped:
             guest.run("cat >> /root/.ssh/authorized_keys", stdin=public + "\n")
         else:

@@ -4,8 +4,9 @@ import os
 import secrets
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 
 def directory() -> Path:
@@ -48,6 +49,15 @@ def secret(name: str) -> str:
     path = directory() / name
     content = path.read_bytes() if path.exists() else write_once(path, secrets.token_urlsafe(48).encode())
     return content.decode().strip()
+
+
+def seal_key(hypervisor: str, generation: int) -> str:
+    """Returns the key (64 hex digits) under which approvals are sealed for this hypervisor.
+
+    It is derived from one secret by the hypervisor's name; another generation is another key.
+    """
+    purpose = f"volmig seal key {generation} of {hypervisor}".encode()
+    return HKDF(hashes.SHA256(), 32, None, purpose).derive(secret("seal_key").encode()).hex()
 
 
 def ssh_key() -> Path:

@@ -13,7 +13,7 @@ STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
 
 # Since which protocol hostctl knows a field of the request; those that are not named here it has always known. Older
 # versions refuse what they do not know, so a request to one of them is made without it.
-FIELDS_SINCE: Final[dict[str, int]] = {}
+FIELDS_SINCE: Final[dict[str, int]] = {"seal": 2}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class Request:
     session: str = ""
     claim: int = 0
     after: str = ""  # the session that is known to have acted there before
+    seal: dict[str, Any] = field(default_factory=dict)  # that an approval allows this; destructive verbs need one
     # What this job has measured so far, for an adapter that remembers nothing itself; hostctl does, and is not told.
     known: dict[str, Any] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 PHRASES = {
     "hello": "ask for its version",
+    "policy": "read the policy",
     "inventory": "read the inventory",
     "leftovers": "scan for leftovers",
     "reach": "test the network",

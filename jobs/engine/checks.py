@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from jobs.engine import host_policy
 from jobs.engine.consent import NOVA_MAY_BE
 from jobs.engine.facts import (
     Contents,
@@ -62,7 +63,9 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Around:
-    """What the database knows around a job: bytes that other jobs have reserved, other jobs, clocks, silent hosts."""
+    """What the database knows around a job: bytes that other jobs have reserved, other jobs, clocks, silent hosts,
+    and the policies of the hypervisors.
+    """
 
     reserved_on_relay: int = 0
     reserved_on_share: int = 0
@@ -70,6 +73,8 @@ class Around:
     job_with_instance: int | None = None
     skew: Mapping[str, float] = field(default_factory=dict)
     trouble: Mapping[str, Trouble] = field(default_factory=dict)
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what each role's hypervisor reports
+    seal_keys: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the keys under which volmig seals
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ class Case:
     @property
     def server(self) -> Server | None:
         return self.nova.server if self.nova else None
+
+    @property
+    def policies(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """None where no hypervisor could report one."""
+        return self.around.policies or None
 
     @property
     def source_path(self) -> str:
@@ -178,6 +188,16 @@ def _hosts(case: Case) -> Iterator[Check]:
         yield Check("Nova answers", BLOCKS, False, f"Nova: {silent.sentence}", silent.kind)
     elif case.nova:
         yield Check("Nova answers", BLOCKS, True, f"Nova answers, as API {case.nova.version}.")
+
+
+@rule("policies allow it", BLOCKS, "The policy of each hypervisor allows what the plan needs there.", "policies")
+def _policies_allow_it(case: Case, policies: Mapping[str, Mapping[str, Any]]) -> Finding:
+    found = host_policy.objections(case.migration, case.facts, policies, case.around.seal_keys)
+    sentences = [
+        f"{case.migration.host(role)}: {each.found}. {each.next_step}" for role, said in found.items() for each in said
+    ]
+    codes = {case.migration.host(role): [each.code for each in said] for role, said in found.items()}
+    return (" ".join(sentences), codes) if sentences else None
 
 
 @rule("three hypervisors", BLOCKS, "The relay is neither the source nor the destination.")

@@ -2,11 +2,13 @@
 
 import pytest
 
+from hosts.remote.hostctl import policy
 from jobs.engine.checks import Around, Trouble, blocking, look
 from jobs.engine.facts import Contents, Facts, Filesystem, Guest, Probe
 from jobs.engine.plan import qcow2_size, relay_size
+from tests import policies
 
-from .sound import FACTS, INSTANCE, LIVE, MIB, MIGRATION, case
+from .sound import FACTS, INSTANCE, LIVE, MIB, MIGRATION, SHARE, case
 
 OURS = f"/var/lib/nova/instances/.volmig/{MIGRATION.job}"
 
@@ -156,3 +158,63 @@ def test_backups_of_other_migrations_on_the_share_are_no_hindrance():
         case(destination__leftovers=("/var/lib/nova/instances/.volmig/c0ffee00-0000-4000-8000-000000000000",))
     )
     assert blocking(checks) == []
+
+
+def reports(**changes):
+    """What the three hypervisors of a sound migration say that their policies are."""
+    of = {"source": "src", "relay": "jump", "destination": "dst"}
+    share = {"shares": [SHARE.source]}
+    also = {"source": {}, "relay": share, "destination": share}
+    return {
+        role: policy.report(policies.reading(name, **{**also[role], **changes.get(role, {})}))
+        for role, name in of.items()
+    }
+
+
+def said_of_policies(**around):
+    [check] = [each for each in look(case(Around(**around))) if each.name == "policies allow it"]
+    return check
+
+
+def test_policies_that_allow_the_whole_plan_pass():
+    assert said_of_policies(policies=reports()).ok
+
+
+@pytest.mark.parametrize(
+    ("role", "change", "code"),
+    [
+        ("source", {"volume_groups": []}, "policy-volume-group"),
+        ("relay", {"volume_groups": ["vg_other"]}, "policy-volume-group"),
+        ("relay", {"networks": ["192.0.2.0/24"]}, "policy-peer"),
+        ("source", {"networks": ["192.0.2.0/24"]}, "policy-peer"),
+        ("destination", {"shares": []}, "policy-share"),
+        ("destination", {"directories": ["/srv"]}, "policy-directory"),
+        ("destination", {"stop_guests": False}, "policy-stop"),
+        ("destination", {"roles": ["source"]}, "policy-role"),
+    ],
+)
+def test_what_a_hypervisor_would_refuse_in_any_step_blocks_in_its_own_words(role, change, code):
+    check = said_of_policies(policies=reports(**{role: change}))
+    assert not check.ok
+    assert check.severity == "blocks"
+    [codes] = check.found.values()
+    assert set(codes) == {code}
+    assert "/etc/volmig/hostctl.json" in check.sentence
+
+
+def test_a_hypervisor_without_a_policy_blocks_and_says_how_to_install_it():
+    check = said_of_policies(policies={**reports(), "relay": policy.report(policy.Reading(None, policy.missing()))})
+    assert check.found == {"jump": ["no-policy"]}
+    assert "Install the policy that the hypervisor's page in volmig prints" in check.sentence
+
+
+def test_seals_that_the_destination_would_not_believe_block():
+    known = {"destination": policy.fingerprint(policies.document("dst")["seal_keys"][0])}
+    assert said_of_policies(policies=reports(), seal_keys=known).ok
+    check = said_of_policies(policies=reports(), seal_keys={"destination": "0" * 16})
+    assert check.found == {"dst": ["seal-foreign"]}
+
+
+def test_where_nova_stops_the_instance_its_hypervisor_need_not():
+    by_nova = case(Around(policies=reports(destination={"stop_guests": False})), migration={"control": "openstack"})
+    assert next(each for each in look(by_nova) if each.name == "policies allow it").ok

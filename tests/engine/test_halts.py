@@ -17,14 +17,16 @@ from tests.engine.sound import MIGRATION
 
 REMOTE, JOBS = Path(hosts.remote.__file__).parent, Path(jobs.__file__).parent
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")
-MAKERS = {"Refused": 0, "Failed": 0, "No": 0, "_wait": 2}  # where the code stands among the arguments
+MAKERS = {"Refused": 0, "Failed": 0, "No": 0, "_wait": 2, "Objection": 0}  # where the code stands among the arguments
 # What the codes are that no literal spells out; none where one is only handed on.
 SPELT = {
     "'not-' + wanted": ("not-linked", "not-done"),
     "f'{verb}-refused'": ("stop-refused", "start-refused"),
     "f'{verb}-failed'": ("stop-failed", "start-failed"),
     "f'still-{task}'": ("still-powering-on", "still-powering-off"),
-    "code": (),
+    "code": ("policy-volume-group", "policy-share", "policy-directory", "policy-peer"),
+    "found[0].code": (),
+    "*(str(shown.get(name, '')) for name in ('code', 'found', 'next'))": (),
     "self.code": (),
     "type(error).__name__": tuple(
         name for name, each in vars(host).items() if isinstance(each, type) and issubclass(each, host.HostError)

@@ -8,6 +8,7 @@ import pytest
 
 from hosts.remote.hostctl import detached
 from hosts.remote.hostctl.request import Desk
+from tests import policies
 
 
 class FakeUnits(detached.Units):
@@ -45,7 +46,8 @@ def job() -> str:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     units = FakeUnits()
-    units.desk = Desk(units, str(tmp_path / "state"), str(tmp_path / "run"), patience=0.2)
+    rules = policies.reading("dst", *policies.OF_ROLE)
+    units.desk = Desk(units, str(tmp_path / "state"), str(tmp_path / "run"), 0.2, lambda: rules)
     return units.desk
 
 

@@ -12,6 +12,7 @@ from hosts.remote.hostctl import backup, virsh
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.tools import Output, Work
 from hosts.remote.hostctl.verbs import VERBS
+from tests.fakes import INSTANCES, SHARE
 
 from .conftest import qcow2
 
@@ -225,7 +226,7 @@ def test_it_says_how_far_it_is(share):
 
 
 def test_a_request_of_it_is_held_to_the_lists(desk, job):
-    args = {"instances": "/i", "share_source": "filer:/vol", "backup_path": f"/i/.volmig/{job}/disk.old"}
+    args = {"instances": INSTANCES, "share_source": SHARE, "backup_path": f"{INSTANCES}/.volmig/{job}/disk.old"}
     request = {"verb": "rehearse", "job": job, "step": "rehearse", "args": {**args, "recorded": {"sha256": "zz"}}}
     answer = desk.handle(json.dumps(request).encode())
     assert (answer["state"], answer["error"]["code"]) == ("refused", "bad-request")

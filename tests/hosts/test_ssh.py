@@ -46,7 +46,7 @@ def test_an_installed_hostctl_gets_one_request_and_its_answer_comes_back(sshd):
     [request] = sshd.requests()
     assert request == {
         **{"verb": "hello", "args": {"a": 1}, "job": "j", "number": 3, "step": "s", "direction": "do"},
-        **{"attempt": 2, "fence": 7, "stops": "", "hash": hostctl.source_hash()},
+        **{"attempt": 2, "fence": 7, "stops": "", "seal": {}, "hash": hostctl.source_hash()},
     }
 
 

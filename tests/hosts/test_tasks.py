@@ -33,7 +33,7 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch, inventory):
-    host = Fake({"hello": {}, "inventory": inventory, "reach": {"results": []}})
+    host = Fake({"hello": {}, "policy": {}, "inventory": inventory, "reach": {"results": []}})
     monkeypatch.setattr(ssh, "connect", lambda address: host)
     return host
 
@@ -49,7 +49,7 @@ def test_a_refresh_takes_over_the_inventory(hypervisor, fake):
     src = hypervisor(last_error="old")
     tasks.refresh(src.pk)
     src.refresh_from_db()
-    assert [verb for verb, _ in fake.asked] == ["hello", "inventory"]
+    assert [verb for verb, _ in fake.asked] == ["hello", "policy", "inventory"]
     assert src.volume_groups.count() == 1
     assert (src.hostctl_hash, src.last_error) == (hostctl.source_hash(), "")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.lab import network
 
 HOSTCTL = "/usr/local/libexec/volmig-hostctl"
+POLICY = "/etc/volmig/hostctl.json"
 SUDOERS = f"""Defaults:volmig !use_pty
 volmig ALL=(root) NOPASSWD: {HOSTCTL} ""
 """
@@ -94,6 +95,11 @@ class Guest:
         line = f'restrict,command="sudo -n {HOSTCTL}" {public_key.strip()}\n'
         self.write("/home/volmig/.ssh/authorized_keys", line, "0600")
         self.run("chown -R volmig: /home/volmig/.ssh")
+
+    def install_policy(self, content: bytes) -> None:
+        """Put a policy file where hostctl reads it, as administrators do."""
+        self.run("install -d -m 0755 -o root -g root /etc/volmig")
+        self.write(POLICY, content, "0600")
 
     def wait_ssh(self, seconds: float = 120) -> None:
         """Return when sshd answers; raises TimeoutError otherwise."""

@@ -22,7 +22,7 @@ from hosts.remote.hostctl.pack import bundle
 from jobs import tick
 from jobs.models import Job
 from jobs.watch import Watcher
-from tests import factories
+from tests import factories, policies
 from tests.site import Site
 
 MIB = 1 << 20
@@ -163,8 +163,13 @@ def look_once(register, inventories):
 def admit(lab, names):
     """Install hostctl as its documentation says, for the lab's own key."""
     program, public = bundle(), lab.key.with_suffix(".pub").read_text()
+
+    def one(name):
+        lab.guests[name].install_hostctl(program, public)
+        lab.guests[name].install_policy(policies.content(name, **policies.LAB))
+
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: lab.guests[name].install_hostctl(program, public), names))
+        list(pool.map(one, names))
 
 
 @pytest.fixture

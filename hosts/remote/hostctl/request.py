@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from . import PROTOCOL, detached, source_hash, verbs
+from . import PROTOCOL, authority, detached, policy, source_hash, verbs
 from .act import Args, Refused, Stop
 from .ownership import Ownership
 from .store import RUN, STATE, Store, forgotten
@@ -88,7 +88,7 @@ NESTED = ("made", "live", "stage", "recorded")
 
 
 class Request(NamedTuple):
-    """A validated request; `key` names step, direction and attempt on this host.
+    """A validated request; `key` names step, direction and attempt on this host, `seal` proves an approval.
 
     Who asks: `incarnation` is the volmig, `session` the start of its workers, `claim` how far that has counted in its
     database, `after` the session that this volmig knows to have acted here before. See ownership.py.
@@ -107,6 +107,7 @@ class Request(NamedTuple):
     session: str = ""
     claim: int = 0
     after: str = ""
+    seal: Dict[str, Any] = {}
 
     @property
     def key(self) -> str:
@@ -150,7 +151,7 @@ def _depth(value: Any, level: int = 1) -> int:
 def _request(value: Dict[str, Any]) -> Request:
     known = (
         *("hash", "verb", "job", "number", "step", "direction", "attempt", "fence", "stops", "args"),
-        *("incarnation", "session", "claim", "after"),
+        *("incarnation", "session", "claim", "after", "seal"),
     )
     unknown = sorted(set(value) - set(known))
     if unknown:
@@ -176,6 +177,7 @@ def _request(value: Dict[str, Any]) -> Request:
         head.get("session", ""),
         head.get("claim", 0),
         head.get("after", ""),
+        head.get("seal", {}),
     )
 
 
@@ -225,6 +227,8 @@ def is_field(name: str, found: Any) -> bool:
         return isinstance(found, list) and len(found) <= 64 and all(_is_target(target) for target in found)
     if name == "untouched":
         return isinstance(found, bool)
+    if name == "seal":
+        return authority.is_seal(found)
     return name in NESTED and isinstance(found, dict)
 
 
@@ -313,8 +317,10 @@ class Desk:
         state: str = STATE,
         run: str = RUN,
         patience: float = ANSWER_WITHIN,
+        rules: Callable[[], policy.Reading] = policy.read,
     ) -> None:
         self.units, self.state, self.run, self.patience = units or detached.Units(), state, run, patience
+        self.rules = rules  # reads the policy of this host
 
     def store(self, job: str) -> Store:
         return Store(job, self.state, self.run)
@@ -334,15 +340,37 @@ class Desk:
                     "Install version %s of hostctl beside it." % request.hash,
                     versions=installed(),
                 )
+            if not self._was_begun(request):
+                self._allow(request)
             return self._dispatch(request)
         except Stop as stop:
             return refusal(stop)
         except Exception:
             return bug(None)
 
+    def _was_begun(self, request: Request) -> bool:
+        """Whether this very attempt was begun before: what became of it is answered whatever the policy says by now.
+
+        To refuse it as untouched, when it may have been carried out and only its answer was lost, would be a lie.
+        """
+        if not verbs.VERBS[request.verb].mutates or not request.job or not request.step:
+            return False
+        asked = self.store(request.job).read(request.key + ".request")
+        return asked is not None and (asked["verb"], asked["args"]) == (request.verb, request.args)
+
+    def _allow(self, request: Request) -> None:
+        """Refuse what this host's policy does not allow, before anything ran."""
+        reading, verb = self.rules(), request.verb
+        found = policy.objections(reading, verb, request.args, not verbs.VERBS[verb].mutates)
+        if found:
+            said = "; ".join(each.found for each in found)
+            raise Refused(found[0].code, "run this step", said, found[0].next_step)
+
     def _dispatch(self, request: Request) -> Dict[str, Any]:
         verb = verbs.VERBS[request.verb]
         work = Work(request.args, request.job, verb.acts)
+        if request.verb == "policy":
+            return answer("done", dict(policy.report(self.rules()), time=time.time()))
         if request.verb == "status":
             return answer("done", self.status(request.job))
         if request.verb == "recall":
@@ -587,6 +615,10 @@ class Desk:
     def _acted(self, kept: Store, request: Request, unit: str) -> Dict[str, Any]:
         verb = verbs.VERBS[request.verb]
         work = Work(request.args, request.job, verb.acts, kept, detached.reporter(kept, request.key))
+        try:
+            self._allow(request)  # again: the policy may have changed since the request was taken
+        except Refused as stop:
+            return refusal(stop, work, unit)
         try:
             kept.raise_fence(request.fence, request.session)
         except Refused as stop:

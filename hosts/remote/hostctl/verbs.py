@@ -46,6 +46,7 @@ def _does(needs: str, run: Run, acts: Builder, sandbox: Callable[[Args], List[st
 
 VERBS: Dict[str, Verb] = {
     "hello": _asks("", facts.hello),
+    "policy": _asks(""),
     "inventory": _asks("", facts.inventory),
     "leftovers": _asks("", leftovers.leftovers),
     "reach": _asks("targets", facts.reach),
