@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.qemu_img import Header
+from hosts.remote.hostctl.qcow2 import Header
 from hosts.remote.hostctl.tools import Output
 from tests.hostctl.conftest import qcow2
 

@@ -34,6 +34,7 @@ from hosts.remote.hostctl import (
     detached,
     facts,
     filesystem,
+    images,
     leftovers,
     lvm,
     mounts,
@@ -41,12 +42,14 @@ from hosts.remote.hostctl import (
     owner,
     ownership,
     policy,
+    qcow2,
     qemu_img,
     request,
     stage,
     store,
     swap,
     tools,
+    untrusted,
     virsh,
 )
 from hosts.remote.hostctl.mounts import Mount
@@ -55,9 +58,9 @@ from tests import faketools, policies
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
-    *(backup, detached, facts, filesystem, leftovers, lvm, mounts, nfs),
-    *(owner, ownership, qemu_img, request, stage, store, swap, tools, virsh),
-    *(owner, policy, qemu_img, request, stage, store, swap, tools, virsh),
+    *(backup, detached, facts, filesystem, images, leftovers, lvm, mounts, nfs),
+    *(owner, ownership, policy, qcow2, qemu_img, request),
+    *(stage, store, swap, tools, untrusted, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
 NOT_OF_A_JOB = {"forgotten", "owner.json", "owner.json.lock"}
@@ -457,7 +460,7 @@ def remembered(thing: Any, *names: str) -> dict[str, Any]:
 def content_of(path: Path) -> str:
     """What an image begins with, as text; whatever is no whole image is torn."""
     whole = path.read_bytes()
-    return whole[faketools.HEAD :].decode() if qemu_img.Header(whole[: faketools.HEAD]).is_qcow2 else "torn"
+    return whole[faketools.HEAD :].decode() if qcow2.Header(whole[: faketools.HEAD]).is_qcow2 else "torn"
 
 
 class NoFault:

@@ -52,11 +52,20 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def qcow2(
-    size: int, version: int = 3, backing: int = 0, crypt: int = 0, incompatible: int = 0, extensions: bytes = b""
+    size: int,
+    version: int = 3,
+    backing: int = 0,
+    crypt: int = 0,
+    incompatible: int = 0,
+    extensions: bytes = b"",
+    base: bytes = b"",
+    snapshots: int = 0,
 ) -> bytes:
-    """A qcow2 header as its specification describes it."""
-    head = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", version, backing, 0, 16, size, crypt, 1, 0x30000, 0x10000, 1, 0, 0
-    )
+    """A qcow2 header as its specification describes it; `base` is the name of its backing file."""
+    backing = backing or (4096 if base else 0)
+    named = (backing, len(base), 16, size, crypt)
+    head = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, *named, 1, 0x30000, 0x10000, 1, snapshots, 0)
     tail = struct.pack(">QQQII", incompatible, 0, 0, 4, 104) if version >= 3 else b""
-    return (head + tail + extensions).ljust(65536, b"\0")
+    whole = bytearray((head + tail + extensions).ljust(65536, b"\0"))
+    whole[backing : backing + len(base)] = base if base else b""
+    return bytes(whole)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, mounts, nfs, qemu_img, tools, virsh
+from hosts.remote.hostctl import filesystem, lvm, mounts, nfs, qemu_img, tools, untrusted, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
@@ -215,7 +215,9 @@ def test_where_the_cache_cannot_be_passed_by_it_is_dropped(tmp_path, monkeypatch
 
     (tmp_path / "disk").write_bytes(b"disk" * 1000)
     monkeypatch.setattr(nfs.os, "open", no_direct)
-    assert b"".join(nfs.read_direct(str(tmp_path / "disk"))) == b"disk" * 1000
+    fd = untrusted.open_direct(str(tmp_path / "disk"))
+    assert b"".join(nfs.read_direct(fd)) == b"disk" * 1000
+    os.close(fd)
 
 
 def test_a_mount_that_is_busy_is_tried_until_the_time_is_over(monkeypatch):
@@ -293,11 +295,11 @@ class TestInstance:
 
 
 def test_a_disk_that_root_may_not_open_is_looked_at_all_the_same(tmp_path, monkeypatch):
-    def denied(*_):
+    def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "disk").touch()
-    monkeypatch.setattr(virsh.os, "open", denied)
+    monkeypatch.setattr(untrusted, "open_file", denied)
     assert virsh.live(str(tmp_path), str(tmp_path / "disk"))["inode"] == (tmp_path / "disk").stat().st_ino
 
 

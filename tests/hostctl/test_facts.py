@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from hosts.remote.hostctl import facts, lvm, mounts, virsh
-from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
 
@@ -103,22 +102,34 @@ def test_an_image_that_cannot_be_read_is_not_taken_for_an_empty_one(host):
     }
 
 
-def chained(host, *names):
-    host.write_bytes(qcow2(SIZE, backing=4096))
-    chain = [{"filename": str(name)} for name in (host, *names)]
-    return {"qemu-img info": Output(0, json.dumps(chain))}
-
-
 def test_a_chain_on_the_share_is_told(host):
-    base = host.parents[1] / "_base/0123"
-    assert destination(host, **chained(host, base))["disk"]["backing"] == [str(base)]
+    bases = host.parents[1] / "_base"
+    bases.mkdir()
+    (bases / "0123").write_bytes(qcow2(SIZE, base=b"4567"))
+    (bases / "4567").write_bytes(b"raw")
+    host.write_bytes(qcow2(SIZE, base=str(bases / "0123").encode()))
+    disk = destination(host)["disk"]
+    assert (disk["backing"], disk["relative_bases"]) == ([str(bases / "0123"), "4567"], ["4567"])
+    assert disk["objections"] == []
 
 
-@pytest.mark.parametrize("name", ["/etc/shadow", "nbd://elsewhere"])
-def test_a_chain_that_leaves_the_share_is_refused(host, name):
-    with pytest.raises(Refused) as refused:
-        destination(host, **chained(host, host.parents[1] / "_base/0123", name))
-    assert (refused.value.code, name in refused.value.found) == ("foreign-backing", True)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/etc/shadow", "outside the share"),
+        ("../../etc/shadow", "outside the share"),
+        ("nbd://elsewhere", "no plain path"),
+        ("../_base/none", "no such file"),
+        ("_base/../../x", "up and down"),
+    ],
+)
+def test_to_a_base_that_is_no_file_on_the_share_there_is_an_objection_and_no_tool_opens_the_disk(host, name, why):
+    host.write_bytes(qcow2(SIZE, base=name.encode()))
+    found = destination(host, **{"qemu-img": Output(1, "", "not to be started")})
+    (objection,) = found["disk"]["objections"]
+    assert name in objection
+    assert why in objection
+    assert found["contents"]["summary"] == "not read: " + objection
 
 
 @pytest.mark.parametrize(

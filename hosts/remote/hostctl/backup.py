@@ -3,21 +3,25 @@
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from .act import Args, Refused
-from .nfs import open_direct, read_direct
+from .images import Image
+from .nfs import read_direct
 from .owner import as_user
-from .qemu_img import Header, limited
-from .stage import Place, check_share, directory
+from .qemu_img import CAPABILITIES, CHECK_LIMITS
+from .stage import Place, check_share, directory, read_card
 from .tools import Work
+from .untrusted import open_direct, open_file
 from .virsh import identity
 
 KEPT = ("disk.old", "disk.rejected")
 CHECK_SECONDS = 3600
-CHECK_MEMORY = 4 << 30  # qemu-img keeps the counts of all clusters in memory
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+MARKED_CORRUPT = "it is marked corrupt: QEMU opens it for reading only until qemu-img check -r all has repaired it"
 SOUND, LEAKS = 0, 3  # exit statuses of qemu-img check: in order, and space that nothing uses
 
 
@@ -27,6 +31,8 @@ def sandbox(args: Args) -> List[str]:
         "DevicePolicy=closed",
         "ProtectSystem=strict",
         "NoNewPrivileges=yes",
+        "PrivateNetwork=yes",
+        "CapabilityBoundingSet=" + CAPABILITIES,
         "ReadWritePaths=/var/lib/volmig /run/volmig",
         "IOSchedulingClass=idle",
         "Nice=10",
@@ -100,22 +106,38 @@ def _unlike(seen: Dict[str, Any], recorded: Dict[str, Any]) -> List[str]:
 
 def _structure(work: Work, place: Place, name: str, user: Tuple[int, int]) -> Tuple[List[str], int]:
     """What is wrong with the image itself, and how many clusters of it are used by nothing (which is harmless)."""
-    with as_user(*user):
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
-        try:
-            header = Header(os.pread(fd, 65536, 0))
-        finally:
-            os.close(fd)
-    if not header.is_qcow2 or 0x44415441 in header.extensions:
-        return ["it is no qcow2 image that stands by itself"], 0
     path = "%s/%s" % (place.path, name)
-    words = ("qemu-img", "check", "-f", "qcow2", "--output=json", "--", path)
-    output = work.ask(*words, good=None, become=limited(*user, CHECK_SECONDS, CHECK_MEMORY), timeout=CHECK_SECONDS)
+    with as_user(*user):
+        fd = open_file(name, place.fd, path=path, links=1)
+    # It would be used where the instance is, so a base that it names by a relative path is looked for from there.
+    with Image(place.share, place.relative(name), fd, _instance(place)) as image:
+        if not image.header.is_qcow2:
+            return ["it is no qcow2 image that stands by itself"], 0
+        if image.objections:
+            return image.objections, 0
+        marked = [MARKED_CORRUPT] if image.header.corrupt else []
+        cage = image.cage(**CHECK_LIMITS)
+        output = work.ask(*_check_words(image), good=None, become=cage, timeout=CHECK_SECONDS)
     if output.exit in (SOUND, LEAKS):
-        return [], _count(output.out, "leaks")
+        return marked, _count(output.out, "leaks")
     errors = _count(output.out, "corruptions") + _count(output.out, "check-errors")
     said = "%d errors" % errors if errors else output.said()
-    return ["qemu-img check ended with %d: %s" % (output.exit, said)], 0
+    return [*marked, "qemu-img check ended with %d: %s" % (output.exit, said)], 0
+
+
+def _check_words(image: Image) -> Tuple[str, ...]:
+    """qemu-img check of this image alone: its bases belong to others, and a relative one is not where it would be."""
+    if not image.bases:
+        return ("qemu-img", "check", "-f", "qcow2", "--output=json", "--", image.path)
+    file = {"driver": "file", "filename": image.path}
+    alone = json.dumps({"driver": "qcow2", "file": file, "backing": None}, sort_keys=True)
+    return ("qemu-img", "check", "--output=json", "--", "json:" + alone)
+
+
+def _instance(place: Place) -> str:
+    """The instance's folder, from the card; a card is written by others too, so only a UUID counts."""
+    named = str(read_card(place).get("instance", ""))
+    return named if re.match(UUID + r"\Z", named) else ".volmig/%s" % place.job
 
 
 def _count(text: str, name: str) -> int:
@@ -132,7 +154,7 @@ def _bytes(work: Work, place: Place, name: str, user: Tuple[int, int], size: int
     fd: Optional[int] = None
     with as_user(*user):
         try:
-            fd = open_direct(name, place.fd)
+            fd = open_direct(name, place.fd, links=1)
             for block in read_direct(fd):
                 digest.update(block)
                 done += len(block)

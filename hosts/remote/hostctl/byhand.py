@@ -57,5 +57,5 @@ def _card(args: Args, job: str) -> Dict[str, Any]:
     try:
         with Place(args, job) as place:
             return read_card(place)
-    except (OSError, ValueError):
+    except (OSError, ValueError, Stop):
         return {}

@@ -11,11 +11,13 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import detached, lvm, mounts, nfs, qemu_img, stage, version, virsh
-from .act import Args, Refused, Stop
-from .filesystem import export_format
-from .owner import as_owner
+from . import detached, lvm, mounts, nfs, stage, untrusted, version, virsh
+from .act import Args, Stop
+from .cage import NOBODY, Cage
+from .filesystem import export_format, signature
+from .images import Image
 from .tools import Work, find
+from .untrusted import Share
 
 RELAY_PORTS = (111, 2049, 20048)
 HEAD = 4 << 20
@@ -211,7 +213,7 @@ def contents(work: Work, path: str, readable: int = 1 << 63) -> Dict[str, Any]:
 def _signature(work: Work, path: str, offset: int = 0) -> Dict[str, str]:
     """TYPE, LABEL, UUID and PTTYPE; `-o udev`, as `-o export` escapes in a way that cannot be taken back (blkid(8))."""
     where = ("-O", offset) if offset else ()
-    said = export_format(work.ask("blkid", "-p", *where, "-o", "udev", "--", path, good=None).out)
+    said = export_format(signature(work, path, *where, form="udev", good=None).out)
     return {name: _decoded(said[key]) for name, key in UDEV.items() if key in said}
 
 
@@ -224,7 +226,7 @@ def _decoded(text: str) -> str:
 def _partitions(work: Work, path: str) -> List[Dict[str, Any]]:
     if not find("sfdisk"):
         return []
-    output = work.ask("sfdisk", "-J", "--", path, good=None)
+    output = work.ask("sfdisk", "-J", "--", path, good=None, become=Cage(own=(path,)))
     try:
         table = json.loads(output.out)["partitiontable"]
     except (ValueError, KeyError):
@@ -262,31 +264,42 @@ def _summary(table: str, partitions: List[Dict[str, Any]], filesystems: List[Dic
     return "%s on the whole disk" % holds if named else "no partition table and %s" % holds
 
 
-def image_contents(work: Work, path: str, virtual_size: int) -> Dict[str, Any]:
+def image_contents(work: Work, image: Image) -> Dict[str, Any]:
     """The same for a qcow2 image in use: its first 4 MiB are copied out raw and looked at."""
     import tempfile  # slow to load, and other calls do without
 
+    why = image.objections or (["the file has %d names" % image.seen.st_nlink] if image.seen.st_nlink != 1 else [])
+    if why:
+        return _unread("not read: %s" % ", ".join(why))
+    size = image.header.size
     os.makedirs("/run/volmig", 0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/run/volmig") as scratch:
         head = os.path.join(scratch, "head")
-        count = max(1, min(HEAD, virtual_size) // 65536)
-        words = (
-            "qemu-img",
-            "dd",
-            "-U",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            "bs=65536",
-            "count=%d" % count,
-            "if=" + path,
-            "of=" + head,
-        )
-        if work.ask(*words, good=None, timeout=60).exit:
-            return {"table": "", "partitions": [], "filesystems": [], "unread": [], "summary": "not readable"}
-        os.truncate(head, virtual_size)
+        _give(head, image.user)
+        words = ["qemu-img", "dd", "-U", "-f", "qcow2", "-O", "raw", "bs=65536"]
+        words += ["count=%d" % max(1, min(HEAD, size) // 65536), "if=" + image.path, "of=" + head]
+        cage = image.cage(scratch=head, written=HEAD + 65536)
+        if work.ask(*words, good=None, timeout=10, become=cage).exit:
+            return _unread("not readable")
+        try:
+            os.truncate(head, size)
+        except OSError:  # larger than a file can be here
+            return _unread("not readable")
+        _give(head, NOBODY)
         return contents(work, head, HEAD)
+
+
+def _unread(summary: str) -> Dict[str, Any]:
+    return {"table": "", "partitions": [], "filesystems": [], "unread": [], "summary": summary}
+
+
+def _give(path: str, user: Tuple[int, int]) -> None:
+    """A file of root's own directory for the user of a cage, made where there is none."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(fd, *user)
+    finally:
+        os.close(fd)
 
 
 # Facts of a job's three hosts
@@ -397,85 +410,65 @@ def _squashes(path: str, owner: os.stat_result) -> Optional[bool]:
 
 def destination_facts(work: Work) -> Dict[str, Any]:
     """The share, the live disk with its chain, the domain, what the disk holds, and leftovers of earlier jobs."""
-    args = work.args
     domain, problem = _domain(work)
     files = [disk["source"] for disk in domain["disks"]] if domain else []
-    found = mounts.of_source(args["share_source"], *files)
-    target = dict(args, instances=found.target) if found else args
-    path = "%(instances)s/%(instance)s/%(disk)s" % target if found else ""
-    disk = _live_disk(work, target, path) if found else None
-    return {
-        "share": share(args["share_source"], *files),
-        "instances": found.target if found else "",
-        "disk": disk,
-        "disk_info": _disk_info(target) if found else None,
-        "domain": _domain_facts(domain, path) if domain else None,
-        "domain_problem": problem,
-        "contents": image_contents(work, path, disk["virtual_size"]) if disk and disk["format"] == "qcow2" else None,
-        "leftovers": _leftovers(target) if found else [],
-        "stage": staged(target, work.job) if found and work.job else None,
-        "acdirmax": int(mounts.option(found, "acdirmax") or 60) if found else 60,
-        "time": time.time(),
-    }
-
-
-def _live_disk(work: Work, args: Args, path: str) -> Optional[Dict[str, Any]]:
-    try:
-        with as_owner(args["instances"]):
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        header, seen = qemu_img.Header(os.pread(fd, 65536, 0)), os.fstat(fd)
-        label = stage.label(fd)
-    finally:
-        os.close(fd)
-    plain = {
-        "path": path,
-        "device": seen.st_dev,
-        "nlink": seen.st_nlink,
-        "allocated": seen.st_blocks * 512,
-        "label": label,
-    }
-    size = header.size if header.is_qcow2 else seen.st_size
-    backing = _chain(work, args, path) if header.is_qcow2 and header.backing else []
+    found = mounts.of_source(work.args["share_source"], *files)
+    path = "%s/%s" % (found.target, _relative(work.args)) if found else ""
+    there = _on_share(work, found.target) if found else dict(NOTHING_THERE)
     return dict(
-        virsh.identity(seen), **plain, format="qcow2" if header.is_qcow2 else "raw", virtual_size=size, backing=backing
+        there,
+        share=share(work.args["share_source"], *files),
+        instances=found.target if found else "",
+        domain=_domain_facts(domain, path) if domain else None,
+        domain_problem=problem,
+        acdirmax=int(mounts.option(found, "acdirmax") or 60) if found else 60,
+        time=time.time(),
     )
 
 
-def _chain(work: Work, args: Args, path: str) -> List[str]:
-    output = work.ask(
-        "qemu-img",
-        "info",
-        "-U",
-        "-f",
-        "qcow2",
-        "--backing-chain",
-        "--output=json",
-        "--",
-        path,
-        become=qemu_img.limited(),
+NOTHING_THERE: Dict[str, Any] = {"disk": None, "disk_info": None, "contents": None, "leftovers": [], "stage": None}
+
+
+def _relative(args: Args) -> str:
+    return "%(instance)s/%(disk)s" % args
+
+
+def _on_share(work: Work, instances: str) -> Dict[str, Any]:
+    """What lies on the share, every file of it opened as whatever its owner may have made of it."""
+    args = dict(work.args, instances=instances)
+    with Share(instances) as share:
+        info = untrusted.parsed(share.read("%(instance)s/disk.info" % args)) or None
+        leftovers, staged_copy = _leftovers(share), staged(args, work.job) if work.job else None
+        there = dict(NOTHING_THERE, disk_info=_formats(info), leftovers=leftovers, stage=staged_copy)
+        try:
+            fd = share.file(_relative(args))
+        except FileNotFoundError:
+            return there
+        with Image(share, _relative(args), fd, args["instance"]) as image:
+            is_image = image.header.is_qcow2
+            return dict(there, disk=_live_disk(image), contents=image_contents(work, image) if is_image else None)
+
+
+def _live_disk(image: Image) -> Dict[str, Any]:
+    header, seen = image.header, image.seen
+    return dict(
+        virsh.identity(seen),
+        path=image.path,
+        device=seen.st_dev,
+        nlink=seen.st_nlink,
+        allocated=seen.st_blocks * 512,
+        label=stage.label(image.fd),
+        format="qcow2" if header.is_qcow2 else "raw",
+        virtual_size=header.size if header.is_qcow2 else seen.st_size,
+        **image.described(),
     )
-    chain = [str(image.get("filename")) for image in json.loads(output.out)[1:]]
-    outside = [name for name in chain if not os.path.realpath(name).startswith(args["instances"] + "/")]
-    if outside:
-        raise Refused(
-            "foreign-backing",
-            "follow the chain of %s" % path,
-            "it leads to %s" % ", ".join(outside),
-            "Look at the image by hand.",
-        )
-    return chain
 
 
-def _disk_info(args: Args) -> Optional[Dict[str, Any]]:
-    try:
-        with open("%(instances)s/%(instance)s/disk.info" % args, encoding="utf-8") as file:
-            value = json.loads(file.read(65536))
-    except (OSError, ValueError):
+def _formats(info: Optional[Dict[str, Any]]) -> Optional[Dict[str, str]]:
+    """Paths and formats as Nova writes them; whatever else somebody has put there is left out."""
+    if info is None:
         return None
-    return value if isinstance(value, dict) else None
+    return {path: named for path, named in info.items() if isinstance(named, str) and len(path) + len(named) < 1000}
 
 
 def _domain(work: Work) -> Tuple[Optional[Dict[str, Any]], str]:
@@ -500,13 +493,15 @@ def _domain_facts(found: Dict[str, Any], path: str) -> Dict[str, Any]:
     }
 
 
-def _leftovers(args: Args) -> List[str]:
-    directory = os.path.join(args["instances"], ".volmig")
+def _leftovers(share: Share) -> List[str]:
     try:
-        with as_owner(args["instances"]):
-            return sorted(os.path.join(directory, name) for name in os.listdir(directory))
+        folder = share.folder(".volmig")
     except OSError:
         return []
+    try:
+        return ["%s/.volmig/%s" % (share.path, untrusted.plain(name)) for name in untrusted.names(folder)]
+    finally:
+        os.close(folder)
 
 
 def staged(args: Args, job: str) -> Optional[Dict[str, Any]]:
@@ -537,5 +532,5 @@ def instance_state(work: Work) -> Dict[str, Any]:
 def _live(instances: str, path: str) -> Optional[Dict[str, Any]]:
     try:
         return dict(virsh.live(instances, path), path=path)
-    except OSError:
+    except (OSError, Stop):
         return None

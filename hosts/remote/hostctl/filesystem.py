@@ -1,13 +1,16 @@
 """The relay's temporary filesystem: make, mount, prove, unmount."""
 
+import contextlib
 import os
+import stat
 import time
 from typing import Any, Dict, Tuple
 
-from . import lvm, mounts
+from . import lvm, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, reason, syscall
+from .cage import Cage
 from .store import sync_directory
-from .tools import Work
+from .tools import Output, Work
 
 SENTINEL = ".volmig"
 
@@ -98,7 +101,7 @@ def _is_mounted(work: Work, volume: lvm.Volume) -> bool:
 
 def _has_filesystem(work: Work) -> bool:
     """False only when blkid proves the volume blank and closed; True when the filesystem is ours already."""
-    probe = work.ask("blkid", "-p", "-o", "export", "--", lvm.device(work.args), good=(0, 2))
+    probe = signature(work, lvm.device(work.args), good=(0, 2))
     if probe.exit == 0:
         facts = export_format(probe.out)
         if facts.get("TYPE") == "ext4" and facts.get("UUID") == work.args["fs_uuid"]:
@@ -113,6 +116,11 @@ def _has_filesystem(work: Work) -> bool:
     return False
 
 
+def signature(work: Work, path: str, *options: object, form: str = "export", **how: Any) -> Output:
+    """What blkid finds on a device (or a file of root's own), whose bytes are a guest's: parsed in a cage."""
+    return work.ask("blkid", "-p", *options, "-o", form, "--", path, become=Cage(own=(path,)), **how)
+
+
 def export_format(text: str) -> Dict[str, str]:
     """`blkid -o export`: NAME=value lines."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -120,7 +128,7 @@ def export_format(text: str) -> Dict[str, str]:
 
 def make_mountpoint(path: str) -> None:
     """An empty directory that nobody can use by mistake while nothing is mounted on it."""
-    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+    check_private(os.path.dirname(path))
     try:
         os.mkdir(path, 0)
     except FileExistsError:
@@ -133,8 +141,28 @@ def make_mountpoint(path: str) -> None:
             )
 
 
+def check_private(directory: str) -> None:
+    """Have the directory of mount points be root's alone: what is mounted there squashes every user to the owner."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise Refused(
+            "foreign-directory",
+            "use %s for mount points" % directory,
+            "it is %s"
+            % ("no directory" if not stat.S_ISDIR(found.st_mode) else "owned by user %d, not by root" % found.st_uid),
+            "Move it away, or give it to root; volmig makes it anew (root, mode 0700).",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        os.chmod(directory, 0o700)
+
+
 def write_sentinel(mountpoint: str, fs_uuid: str) -> None:
-    fd = os.open(os.path.join(mountpoint, SENTINEL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o444)
+    path = os.path.join(mountpoint, SENTINEL)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = untrusted.create(path, None, 0o444)
     try:
         os.fchmod(fd, 0o444)
         os.write(fd, fs_uuid.encode())
@@ -147,13 +175,10 @@ def write_sentinel(mountpoint: str, fs_uuid: str) -> None:
 def sentinel(mountpoint: str) -> str:
     """The filesystem UUID written at its root, or an empty text: proof that the right thing is mounted."""
     try:
-        fd = os.open(os.path.join(mountpoint, SENTINEL), os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
+        with untrusted.opened(os.path.join(mountpoint, SENTINEL)) as fd:
+            return os.read(fd, 64).decode("ascii", "replace")
+    except (OSError, Refused):
         return ""
-    try:
-        return os.read(fd, 64).decode("ascii", "replace")
-    finally:
-        os.close(fd)
 
 
 def check_target(args: Args, job: str) -> None:
@@ -194,7 +219,7 @@ def remove(work: Work) -> Dict[str, Any]:
 def _check_ours_to_unmount(work: Work) -> None:
     mountpoint, found = work.args["mountpoint"], mounts.at(work.args["mountpoint"])
     uuid = work.made.get("fs_uuid") or work.memory.recall("fs").get("fs_uuid") or work.args.get("fs_uuid", "")
-    known = export_format(work.ask("blkid", "-p", "-o", "export", "--", found[0].source, good=(0, 2)).out)
+    known = export_format(signature(work, found[0].source, good=(0, 2)).out)
     if (
         len(found) != 1
         or found[0].fstype != "ext4"

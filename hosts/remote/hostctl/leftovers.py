@@ -6,11 +6,10 @@ import stat
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import filesystem, lvm, mounts, nfs, store
+from . import filesystem, lvm, mounts, nfs, store, untrusted
 from .act import Stop
-from .owner import as_owner
-from .stage import open_directory
 from .tools import Work, find
+from .untrusted import Share, open_directory, plain
 
 CAP = 1000
 SHARES_WITHIN = 8.0
@@ -50,13 +49,8 @@ def leftovers(work: Work) -> Dict[str, Any]:
 
 
 def _thing(kind: str, name: str, job: str, identity: str, size: int = 0, since: Optional[float] = None) -> Thing:
-    whole = {"kind": kind, "name": _plain(name), "job": job, "identity": _plain(identity, 100), "size": size}
+    whole = {"kind": kind, "name": plain(name), "job": job, "identity": plain(identity, 100), "size": size}
     return dict(whole, since=since, share="", path=whole["name"])
-
-
-def _plain(text: str, cap: int = 400) -> str:
-    """Printable ASCII whatever somebody has called a thing; what was escaped is equal to no name of ours."""
-    return ascii(text)[1:-1][:cap]
 
 
 def _dashed(digits: str) -> str:
@@ -87,7 +81,7 @@ def _own_mounts() -> List[Tuple[mounts.Mount, Any]]:
 def _of_mount(work: Work, row: mounts.Mount, digits: str) -> Thing:
     if row.fstype.startswith("nfs"):
         return _thing("mount", row.target, _dashed(digits), row.source)
-    asked = work.ask("blkid", "-p", "-o", "export", "--", row.source, good=None, timeout=PROBE_WITHIN)
+    asked = filesystem.signature(work, row.source, good=None, timeout=PROBE_WITHIN)
     return _thing("filesystem", row.target, _dashed(digits), filesystem.export_format(asked.out).get("UUID", ""))
 
 
@@ -152,9 +146,9 @@ def _shares() -> List[Dict[str, Any]]:
     heard = mounts.apart({source: _listing_of_share(target) for source, target in targets.items()}, SHARES_WITHIN)
     return [
         {
-            "source": _plain(source),
+            "source": plain(source),
             "answered": heard[source] is not None,
-            "things": [dict(each, share=_plain(source)) for each in heard[source] or ()],
+            "things": [dict(each, share=plain(source)) for each in heard[source] or ()],
         }
         for source in sorted(targets)
     ]
@@ -162,14 +156,17 @@ def _shares() -> List[Dict[str, Any]]:
 
 def _listing_of_share(target: str) -> Callable[[], List[Thing]]:
     def listed() -> List[Thing]:
-        with as_owner(target):
+        with Share(target) as share, share.mine():
             try:
-                root = open_directory(os.path.join(target, ".volmig"))
+                root = share.folder(".volmig")
             except FileNotFoundError:
                 return []
-            jobs = sorted(name for name in os.listdir(root) if re.match(UUID + r"\Z", name))
-            things = [thing for job in jobs[:CAP] for thing in _of_folder(root, job)]
-        return [dict(thing, path=_plain("%s/%s" % (target.rstrip("/"), thing["name"]))) for thing in things[:CAP]]
+            try:
+                jobs = [name for name in untrusted.names(root) if re.match(UUID + r"\Z", name)]
+                things = [thing for job in jobs[:CAP] for thing in _of_folder(root, job)]
+            finally:
+                os.close(root)
+        return [dict(thing, path=plain("%s/%s" % (target.rstrip("/"), thing["name"]))) for thing in things[:CAP]]
 
     return listed
 
@@ -181,7 +178,8 @@ def _of_folder(root: int, job: str) -> List[Thing]:
     except OSError:
         return [_thing("directory", ".volmig/" + job, job, "")]
     try:
-        there = [(name, os.stat(name, dir_fd=fd, follow_symlinks=False)) for name in DISKS if name in os.listdir(fd)]
+        present = set(untrusted.names(fd))
+        there = [(name, os.stat(name, dir_fd=fd, follow_symlinks=False)) for name in DISKS if name in present]
         inode, since = str(os.fstat(fd).st_ino), os.fstat(fd).st_mtime
     finally:
         os.close(fd)

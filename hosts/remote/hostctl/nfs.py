@@ -5,9 +5,9 @@ import hashlib
 import mmap
 import os
 import re
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
-from . import filesystem, mounts
+from . import filesystem, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
 from .tools import NOT_INSTALLED, Work, find
 
@@ -279,7 +279,7 @@ def _prove(mountpoint: str) -> None:
     wanted = hashlib.sha256(block * 8).hexdigest()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    fd = untrusted.create(path, None, 0o600)
     try:
         for _ in range(PROBE_BYTES >> 20):
             write_all(fd, block)
@@ -287,8 +287,12 @@ def _prove(mountpoint: str) -> None:
     finally:
         os.close(fd)
     digest = hashlib.sha256()
-    for chunk in read_direct(path):
-        digest.update(chunk)
+    fd = untrusted.open_direct(path)
+    try:
+        for chunk in read_direct(fd):
+            digest.update(chunk)
+    finally:
+        os.close(fd)
     os.unlink(path)
     if digest.hexdigest() != wanted:
         raise Failed(
@@ -305,9 +309,8 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def read_direct(path_or_fd: Any, chunk: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of a file, past the page cache where the filesystem allows it."""
-    fd = open_direct(path_or_fd) if isinstance(path_or_fd, str) else path_or_fd
+def read_direct(fd: int, chunk: int = 1 << 20) -> Iterator[bytes]:
+    """The bytes of a file that was opened with untrusted.open_direct."""
     buffer = mmap.mmap(-1, chunk)  # O_DIRECT wants memory aligned to pages
     try:
         while True:
@@ -317,18 +320,6 @@ def read_direct(path_or_fd: Any, chunk: int = 1 << 20) -> Iterator[bytes]:
             yield buffer[:count]
     finally:
         buffer.close()
-        if isinstance(path_or_fd, str):
-            os.close(fd)
-
-
-def open_direct(path: str, dir_fd: Optional[int] = None) -> int:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags | os.O_DIRECT, dir_fd=dir_fd)
-    except OSError:  # tmpfs and some others: drop the cache instead
-        fd = os.open(path, flags, dir_fd=dir_fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return fd
 
 
 def unmount(work: Work) -> Dict[str, Any]:

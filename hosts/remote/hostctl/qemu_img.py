@@ -3,16 +3,24 @@
 import json
 import os
 import re
-import resource
 import stat
-import struct
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from . import filesystem, lvm, mounts
+from . import filesystem, lvm, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
+from .cage import Cage, Shown
+from .qcow2 import check_header
 from .store import sync_directory
 from .tools import Output, Work
+
+# qemu-img check keeps the reference counts of all clusters in memory, and reads every one of them.
+CHECK_LIMITS: Dict[str, Any] = {"seconds": 6 * 3600, "memory": 4 << 30}
+# What hostctl itself does in a unit: lvs, other processes' descriptors, other users, and the cage for tools.
+CAPABILITIES = (
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_IPC_LOCK CAP_KILL CAP_MKNOD CAP_SETGID CAP_SETPCAP"
+    " CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE"
+)
 
 
 def part(args: Args) -> str:
@@ -70,6 +78,8 @@ def sandbox(args: Args) -> List[str]:
         "DeviceAllow=%s r" % lvm.device(args),
         "ProtectSystem=strict",
         "NoNewPrivileges=yes",
+        "PrivateNetwork=yes",  # what is mounted already keeps its connection
+        "CapabilityBoundingSet=" + CAPABILITIES,
         "ReadWritePaths=-%s /var/lib/volmig /run/volmig" % args["mountpoint"],
         "IOSchedulingClass=idle",
         "Nice=10",
@@ -105,52 +115,7 @@ class Following:
         self.work.report(int(self.total * (percent(text) or 0) / 100), self.total, self.read, self.written)
 
 
-class Header:
-    """The fixed part of a qcow2 header, parsed here before any qemu tool opens the file."""
-
-    def __init__(self, data: bytes) -> None:
-        magic, self.version, self.backing = struct.unpack(">4sIQ", data[:16].ljust(16, b"\0"))
-        self.is_qcow2 = magic == b"QFI\xfb" and len(data) >= 104
-        self.size = self.crypt = self.incompatible = 0
-        self.extensions: List[int] = []
-        if self.is_qcow2:
-            self.size, self.crypt = struct.unpack(">QI", data[24:36])
-            self.incompatible = struct.unpack(">Q", data[72:80])[0] if self.version >= 3 else 0
-            self._extensions(data)
-
-    def _extensions(self, data: bytes) -> None:
-        place = struct.unpack(">I", data[100:104])[0] if self.version >= 3 else 72
-        while place + 8 <= len(data):
-            kind, length = struct.unpack(">II", data[place : place + 8])
-            if not kind:
-                return
-            self.extensions.append(kind)
-            place += 8 + (length + 7) // 8 * 8
-
-    def objections(self, size: int) -> List[str]:
-        """Why this is not the plain, self-contained image of `size` bytes that we wrote; empty when it is."""
-        found = (
-            (not self.is_qcow2, "it is no qcow2 image"),
-            (self.version not in (2, 3), "its version is %d" % self.version),
-            (bool(self.backing), "it names a backing file"),
-            (bool(self.crypt), "it is encrypted"),
-            (bool(self.incompatible), "it has incompatible features %#x" % self.incompatible),
-            (0x44415441 in self.extensions, "it names an external data file"),
-            (self.size != size, "its virtual size is %d, not %d" % (self.size, size)),
-        )
-        return [sentence for holds, sentence in found if holds]
-
-
-def check_header(fd: int, path: str, size: int) -> None:
-    """Refuse an image that is not plain qcow2 of the planned size (`fd` is open for reading)."""
-    wrong = Header(os.pread(fd, 65536, 0)).objections(size)
-    if wrong:
-        raise Refused(
-            "bad-image", "read the header of %s" % path, ", ".join(wrong), "Discard the copy and convert again."
-        )
-
-
-def inspect(work: Work, path: str, become: Callable[[], None]) -> Dict[str, Any]:
+def inspect(work: Work, path: str, become: Cage) -> Dict[str, Any]:
     return _facts(work.ask(*info_words(path), become=become, timeout=60))
 
 
@@ -161,20 +126,6 @@ def info_words(path: str) -> Tuple[str, ...]:
 def _facts(output: Output) -> Dict[str, Any]:
     facts = json.loads(output.out)
     return facts if isinstance(facts, dict) else {}
-
-
-def limited(uid: int = 0, gid: int = 0, seconds: int = 30, memory: int = 1 << 30) -> Callable[[], None]:
-    """What questions run under: so many seconds of CPU, bytes of memory, and another user when one is given."""
-
-    def become() -> None:  # pragma: no cover - runs between fork and exec, where nothing is measured
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        if uid:
-            os.setgroups([])
-            os.setgid(gid)
-            os.setuid(uid)
-
-    return become
 
 
 def info_objections(facts: Dict[str, Any], size: int) -> List[str]:
@@ -202,20 +153,16 @@ def convert(work: Work) -> Dict[str, Any]:
     following = Following(work, args["size"])
     work.must(convert_acts(args, work.job)[0], timeout=None, watch=following)
     work.report(args["size"], args["size"], following.read, following.written, last=True)
-    with _opened(part(args)) as file:
-        os.fsync(file.fileno())
-        check_header(file.fileno(), part(args), args["size"])
-        size = os.fstat(file.fileno()).st_size
+    with untrusted.opened(part(args), None, os.O_RDWR, links=1) as fd:
+        os.fsync(fd)
+        check_header(fd, part(args), args["size"])
+        size = os.fstat(fd).st_size
     return {
         "file_size": size,
         "bytes_read": following.read,
         "bytes_written": following.written,
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _opened(path: str) -> Any:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b", buffering=0)
 
 
 def _check_part(path: str) -> None:
@@ -235,8 +182,7 @@ def compare(work: Work) -> Dict[str, Any]:
     filesystem.check_target(args, work.job)
     if os.path.lexists(whole(args)) and not os.path.lexists(part(args)):
         return dict(_proved(args, source), check="ok", compare="identical", already=True)
-    _check_description(work)
-    work.must(check, timeout=None)
+    work.must(check, become=_check_description(work), timeout=None)
     work.must(against, timeout=None, watch=Following(work, args["size"]))
     source.check()
     source.check_counters()
@@ -244,11 +190,13 @@ def compare(work: Work) -> Dict[str, Any]:
     return dict(_proved(args, source), check="ok", compare="identical")
 
 
-def _check_description(work: Work) -> None:
+def _check_description(work: Work) -> Cage:
+    """What the copy says of itself is what we wrote; returns the cage in which its structure may be checked."""
     args = work.args
-    with _opened(part(args)) as file:
-        check_header(file.fileno(), part(args), args["size"])
-    wrong = info_objections(inspect(work, part(args), limited()), args["size"])
+    with untrusted.opened(part(args), links=1) as fd:
+        check_header(fd, part(args), args["size"])
+        cage, longer = (_cage(part(args), fd, **limits) for limits in ({}, CHECK_LIMITS))
+    wrong = info_objections(inspect(work, part(args), cage), args["size"])
     if wrong:
         raise Failed(
             "bad-image",
@@ -256,6 +204,14 @@ def _check_description(work: Work) -> None:
             "it has %s" % ", ".join(wrong),
             "Discard the copy and convert again.",
         )
+    return longer
+
+
+def _cage(path: str, fd: int, **limits: Any) -> Cage:
+    """For tools that read the copy, which the host at the other end of the mount can write: it and nothing else."""
+    found = os.fstat(fd)
+    user = (found.st_uid, found.st_gid)
+    return Cage(shown=(Shown(path, found.st_dev, found.st_ino, user),), user=user, **limits)
 
 
 def _rename(old: str, new: str) -> None:
@@ -265,9 +221,9 @@ def _rename(old: str, new: str) -> None:
 
 def _proved(args: Args, source: lvm.Source) -> Dict[str, Any]:
     counted = source.check_counters()
-    with _opened(whole(args)) as file:
-        check_header(file.fileno(), whole(args), args["size"])
-        size = os.fstat(file.fileno()).st_size
+    with untrusted.opened(whole(args), links=1) as fd:
+        check_header(fd, whole(args), args["size"])
+        size = os.fstat(fd).st_size
     return dict(counted, virtual_size=args["size"], file_size=size)
 
 

@@ -9,12 +9,14 @@ import stat
 import time
 from typing import Any, Callable, Dict, Iterable, Optional, Tuple
 
-from . import mounts
+from . import mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
-from .nfs import open_direct, read_direct, write_all
-from .owner import as_user
-from .qemu_img import Header, check_header, info_objections, limited, part, whole
+from .cage import Cage, Shown
+from .nfs import read_direct, write_all
+from .qcow2 import check_header, header_of
+from .qemu_img import info_objections, part, whole
 from .tools import Work
+from .untrusted import Share, open_directory
 from .virsh import identity
 
 
@@ -52,12 +54,12 @@ class Place:
     """The job's directory on the share, held open by file descriptors: no name is resolved twice, no link followed."""
 
     def __init__(self, args: Args, job: str, make: bool = False) -> None:
-        self.path, self.instances = directory(args, job), args["instances"]
-        self.root = self.fd = -1
-        self.owner = os.stat(self.instances)
+        self.path, self.instances, self.job = directory(args, job), args["instances"], job
+        self.fd = -1
+        self.share = Share(self.instances)
+        self.owner, self.root = self.share.owner, self.share.fd
         try:
             with self.mine():
-                self.root = open_directory(self.instances)
                 self._open(job, make)
         except BaseException:
             self.close()
@@ -92,38 +94,28 @@ class Place:
 
     def mine(self) -> Any:
         """Context in which this process is the share's owner."""
-        return as_user(self.owner.st_uid, self.owner.st_gid)
+        return self.share.mine()
 
     def look(self, name: str) -> Optional[os.stat_result]:
         """lstat of a name in the directory after asking the server, or None."""
         with self.mine():
-            return look(name, self.fd)
+            return untrusted.look(name, self.fd)
+
+    def relative(self, name: str) -> str:
+        """The path of a name in the directory, below the share."""
+        return ".volmig/%s/%s" % (self.job, name)
 
     def close(self) -> None:
-        for fd in (self.fd, self.root):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self.root = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+        self.share.close()
 
     def __enter__(self) -> "Place":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def open_directory(name: str, dir_fd: Optional[int] = None) -> int:
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-
-
-def look(name: str, dir_fd: int) -> Optional[os.stat_result]:
-    # Opening asks an NFS server for fresh attributes; a plain stat may answer from the cache for a minute.
-    with contextlib.suppress(OSError):
-        os.close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd))
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
 
 
 def _mkdir(name: str, dir_fd: int, mode: int) -> None:
@@ -157,7 +149,7 @@ def check_share(args: Args) -> None:
 def seal(work: Work) -> Dict[str, Any]:
     """Note the copy's SHA-256 before the source compares it: what changes it later is found when it is staged."""
     (reading,) = seal_acts(work.args, work.job)
-    fd = open_direct(part(work.args))
+    fd = untrusted.open_direct(part(work.args), links=1)
     try:
         total = os.fstat(fd).st_size
         hashed = work.must(reading, lambda: hash_of(fd, lambda done: work.report(done, total, done, 0)))
@@ -168,7 +160,7 @@ def seal(work: Work) -> Dict[str, Any]:
 
 
 def hash_of(fd: int, report: Callable[[int], None]) -> Tuple[str, int]:
-    """SHA-256 (hexadecimal) of a whole file that was opened with open_direct, and how many bytes it has."""
+    """SHA-256 (hexadecimal) of a whole file that was opened with untrusted.open_direct, and how many bytes it has."""
     digest, done = hashlib.sha256(), 0
     for block in read_direct(fd):
         digest.update(block)
@@ -182,9 +174,9 @@ def stage(work: Work) -> Dict[str, Any]:
     args = work.args
     mkdir, card, copying = stage_acts(args, work.job)
     check_share(args)
-    image = os.open(whole(args), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    image = untrusted.open_file(whole(args), links=1)
     try:
-        check_header(image, whole(args), work.args.get("virtual_size") or Header(os.pread(image, 65536, 0)).size)
+        check_header(image, whole(args), work.args.get("virtual_size") or header_of(image).size)
         known = work.memory.recall("stage")
         work.must(mkdir, lambda: Place(args, work.job, make=True).close())
         with Place(args, work.job) as place, place.mine():
@@ -242,20 +234,15 @@ def write_card(place: Place, facts: Dict[str, Any]) -> None:
 
 def read_card(place: Place) -> Dict[str, Any]:
     """What the card says, or {} where there is none."""
-    try:
-        with place.mine():
-            fd = os.open("card.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
-    except FileNotFoundError:
-        return {}
-    with os.fdopen(fd, "rb") as file:
-        value = json.loads(file.read(65536).decode())
-    return value if isinstance(value, dict) else {}
+    with place.mine():
+        text = untrusted.read("card.json", place.fd, untrusted.JSON_CAP, "%s/card.json" % place.path)
+    return untrusted.parsed(text) or {}
 
 
 def _write_whole(place: Place, name: str, text: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name + ".tmp", dir_fd=place.fd)
-    fd = os.open(name + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=place.fd)
+    fd = untrusted.create(name + ".tmp", place.fd, 0o644)
     try:
         write_all(fd, text)
         os.fsync(fd)
@@ -266,8 +253,7 @@ def _write_whole(place: Place, name: str, text: bytes) -> None:
 
 
 def _copy_in(work: Work, place: Place, image: int) -> Dict[str, Any]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    target = os.open("disk.new", flags, place.file_mode, dir_fd=place.fd)
+    target = untrusted.create("disk.new", place.fd, place.file_mode)
     try:
         os.fchmod(target, place.file_mode)
         total = os.fstat(image).st_size
@@ -319,7 +305,7 @@ def unstage(work: Work) -> Dict[str, Any]:
     except FileNotFoundError:
         return {"already": True}
     with place, place.mine():
-        names = set(os.listdir(place.fd))
+        names = set(untrusted.names(place.fd))
         if "disk.new" not in names and names & {"disk.old", "disk.rejected"}:
             return {"already": True}  # it was swapped in: what lies here now is for a purge, or a way back
         strange = sorted(names - {"disk.new", "card.json", "README", "card.json.tmp", "README.tmp"})
@@ -367,9 +353,8 @@ def verify(work: Work) -> Dict[str, Any]:
     check_share(args)
     with _visible(args, work.job) as place:
         with place.mine():
-            work.must(reading, lambda: _check_bytes(work, place))
-        become = limited(*_unprivileged(place))
-        output = work.must(info, become=become, timeout=60)
+            seen = work.must(reading, lambda: _check_bytes(work, place)).value
+        output = work.must(info, become=Cage(shown=(seen,), user=_unprivileged(place)), timeout=60)
         wrong = info_objections(json.loads(output.out), args["virtual_size"])
         if wrong:
             raise Failed("bad-image", info.tried, "it has %s" % ", ".join(wrong), "Discard the stage and start again.")
@@ -404,14 +389,14 @@ def _visible(args: Args, job: str, seconds: float = 90) -> Place:
         time.sleep(1)
 
 
-def _check_bytes(work: Work, place: Place) -> None:
-    args = work.args
-    with open(
-        "disk.new", "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, dir_fd=place.fd)
-    ) as file:
-        check_header(file.fileno(), "%s/disk.new" % place.path, args["virtual_size"])
-    fd = open_direct("disk.new", place.fd)
+def _check_bytes(work: Work, place: Place) -> Shown:
+    """Header and bytes are those of our copy; returns it as what qemu-img may see."""
+    args, path = work.args, "%s/disk.new" % place.path
+    with untrusted.opened("disk.new", place.fd, path=path, links=1) as plain:
+        check_header(plain, path, args["virtual_size"])
+    fd = untrusted.open_direct("disk.new", place.fd, path, links=1)
     try:
+        shown = place.share.shown(place.relative("disk.new"), fd)
         digest, done = hash_of(fd, lambda done: work.report(done, args["file_size"], done, 0))
     finally:
         os.close(fd)
@@ -422,6 +407,7 @@ def _check_bytes(work: Work, place: Place) -> None:
             "%d bytes with SHA-256 %s; staged were %d with %s" % (done, digest, args["file_size"], args["sha256"]),
             "Something changed the stage on its way. Discard it and find out what.",
         )
+    return shown
 
 
 def _unprivileged(place: Place) -> Tuple[int, int]:

@@ -7,14 +7,15 @@ import stat
 import struct
 import time
 from functools import partial
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from . import virsh
+from . import untrusted, virsh
 from .act import Act, Args, Failed, Refused, reason, syscall
 from .owner import as_user
-from .qemu_img import check_header
-from .stage import Place, check_share, directory, label, look, open_directory, read_card, remove_place, write_card
+from .qcow2 import check_hazards, check_header, header_of
+from .stage import Place, check_share, directory, label, read_card, remove_place, write_card
 from .tools import Work
+from .untrusted import opened
 
 
 def live_path(args: Args) -> str:
@@ -81,8 +82,7 @@ class Field:
         args = work.args
         self.args, self.place = args, Place(args, work.job)
         try:
-            with self.place.mine():
-                self.home = open_directory(args["instance"], self.place.root)
+            self.home = self.place.share.folder(args["instance"])
         except FileNotFoundError:
             self.place.close()
             raise Refused(
@@ -97,7 +97,7 @@ class Field:
 
     def live(self) -> Optional[os.stat_result]:
         with self.place.mine():
-            return look(self.args["disk"], self.home)
+            return untrusted.look(self.args["disk"], self.home)
 
     def state(self, names: Names, old: int, new: int) -> str:
         with self.place.mine():
@@ -139,9 +139,10 @@ def swap(work: Work) -> Dict[str, Any]:
         _demand_off(work)
         with _as_owner_of(field.live(), field):
             _demand_unlocked(field.home, args["disk"])
+            _demand_way_back(field)
         _demand_recorded("the live disk", field.live(), args["live"], 2 if state == "linked" else 1)
         _demand_recorded("the stage", field.place.look("disk.new"), args["stage"], 1)
-        with field.place.mine(), _opened("disk.new", field.place.fd) as stage:
+        with field.place.mine(), opened("disk.new", field.place.fd, path=field.place.path + "/disk.new") as stage:
             check_header(stage, "disk.new", args["virtual_size"])
             write_card(field.place, _card(work, field.place))
         work.must(_dress_act(args, work.job), lambda: _dress(field))
@@ -199,7 +200,8 @@ def _give_back_its_name(work: Work, field: Field, names: Names, old: int, new: i
 def _forget_put_aside(work: Work, field: Field, inode: int) -> None:
     """Unlink the .nfs… names of a disk that has others; one whose client lives goes once nobody there has it open."""
     with field.place.mine():
-        found = {name: look(name, field.home) for name in os.listdir(field.home) if name.startswith(".nfs")}
+        aside = [name for name in untrusted.names(field.home) if name.startswith(".nfs")]
+        found = {name: untrusted.look(name, field.home) for name in aside}
     for name in [name for name, one in found.items() if one is not None and one.st_ino == inode]:
         act = syscall("unlink %s/%s, which an NFS client put aside" % (work.args["instance"], name))
         with _as_owner_of(found[name], field):
@@ -292,10 +294,17 @@ F_OFD_SETLK = 37
 QEMU_LOCKS = (100, 200)  # permissions in use, permissions denied to others: eight bytes each
 
 
+def _demand_way_back(field: Field) -> None:
+    """The live disk becomes the way back: one that QEMU would follow to other files, or not open, is none."""
+    path = live_path(field.args)
+    with opened(field.args["disk"], field.home, path=path) as live:
+        check_hazards(header_of(live), path)
+
+
 def _demand_unlocked(home: int, disk: str) -> None:
     """Take and release QEMU's lock bytes; a refusal means that some client on the share has the disk open."""
     try:
-        with _opened(disk, home, os.O_RDWR) as fd:
+        with opened(disk, home, os.O_RDWR) as fd:
             for start in QEMU_LOCKS:
                 _take_and_release(fd, start, disk)
     except PermissionError as error:
@@ -324,15 +333,6 @@ def _lock(kind: int, start: int) -> bytes:
     return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 8, 0)
 
 
-@contextlib.contextmanager
-def _opened(name: str, dir_fd: int, flags: int = os.O_RDONLY) -> Iterator[int]:
-    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _as_owner_of(live: Optional[os.stat_result], field: Field) -> Any:
     """The share's owner; root only where the live disk belongs to somebody else (then root was not squashed)."""
     owner = field.place.owner
@@ -347,7 +347,7 @@ def _dress(field: Field) -> None:
             "unknown-state", "read the live disk", "it is absent", "Look at the instance's directory by hand."
         )
     disk, there = field.args["disk"], field.place.fd
-    with _as_owner_of(live, field), _opened("disk.new", there) as new, _opened(disk, field.home) as old:
+    with _as_owner_of(live, field), opened("disk.new", there) as new, opened(disk, field.home) as old:
         with contextlib.suppress(PermissionError):
             _imitate(new, live, label(old))
         os.fsync(new)
@@ -526,7 +526,7 @@ def purge(work: Work) -> Dict[str, Any]:
 def _unused(field: Field, inode: int) -> List[str]:
     """The one backup of the recorded inode; refuses anything else that lies there."""
     with field.place.mine():
-        disks = [name for name in os.listdir(field.place.fd) if name.startswith("disk.")]
+        disks = [name for name in untrusted.names(field.place.fd) if name.startswith("disk.")]
         found = {name: field.place.look(name) for name in disks}
     strange = [
         name
@@ -545,5 +545,7 @@ def _unused(field: Field, inode: int) -> List[str]:
 
 def _papers(field: Field) -> List[str]:
     return [
-        name for name in os.listdir(field.place.fd) if name in ("card.json", "README", "card.json.tmp", "README.tmp")
+        name
+        for name in untrusted.names(field.place.fd)
+        if name in ("card.json", "README", "card.json.tmp", "README.tmp")
     ]
