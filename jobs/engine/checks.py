@@ -573,6 +573,67 @@ def _disk_is_qcow2(case: Case, destination: Destination, disk: Disk) -> Finding:
     return (f"{disk.path} is not qcow2 everywhere: {', '.join(wrong)}.", said) if wrong else None
 
 
+@rule("image is safe to open", BLOCKS, "The disk's header leads to no other file that a tool would open.", "disk")
+def _image_is_safe(case: Case, disk: Disk) -> Finding:
+    if not disk.objections:
+        return None
+    why = "; ".join(disk.objections)
+    return f"{disk.path} was opened by no tool: {why}. It could not be kept as the way back.", list(disk.objections)
+
+
+@rule("no internal snapshots", WARNS, "The present disk holds no internal snapshots.", "disk")
+def _no_internal_snapshots(case: Case, disk: Disk) -> Finding:
+    if not disk.snapshots:
+        return None
+    return (
+        f"The present disk holds {disk.snapshots} internal snapshot(s). They stay in the old disk and are lost when it "
+        "is purged; until then libvirt may list them, and reverting to one fails."
+    ), disk.snapshots
+
+
+@rule("no persistent bitmaps", WARNS, "No incremental backup rests on bitmaps in the present disk.", "disk")
+def _no_bitmaps(case: Case, disk: Disk) -> Finding:
+    if not disk.bitmaps:
+        return None
+    return (
+        f"The present disk holds {disk.bitmaps} persistent bitmap(s). They stay in the old disk: an incremental backup "
+        "that rests on them breaks at the swap. Plan a full backup after it."
+    ), disk.bitmaps
+
+
+@rule("not marked corrupt", WARNS, "The present disk is not marked corrupt.", "disk")
+def _not_marked_corrupt(case: Case, disk: Disk) -> Finding:
+    if not disk.corrupt:
+        return None
+    return (
+        "The present disk is marked corrupt, and a rollback would return to it: QEMU does not start a guest on it "
+        "until qemu-img check -r all has repaired it."
+    ), True
+
+
+@rule("not marked dirty", WARNS, "The present disk is not marked dirty.", "destination", "disk")
+def _not_marked_dirty(case: Case, destination: Destination, disk: Disk) -> Finding:
+    if not disk.dirty:
+        return None
+    runs = destination.domain is not None and destination.domain.state == "running"
+    why = "lazy reference counts are on while the guest runs" if runs else "its last QEMU did not close it"
+    return (
+        f"The present disk is marked dirty: {why}. After a rollback QEMU repairs it before the guest starts, "
+        "which takes longer than an ordinary start."
+    ), True
+
+
+@rule("bases have full paths", WARNS, "No base of the present disk is named relative to its directory.", "disk")
+def _bases_have_full_paths(case: Case, disk: Disk) -> Finding:
+    if not disk.relative_bases:
+        return None
+    return (
+        f"The present disk names {', '.join(disk.relative_bases)} relative to its directory. While it is kept under "
+        ".volmig its base is not found from there: rehearsals check the image alone, other tools cannot open it. "
+        "A rollback puts it back where its base is found."
+    ), list(disk.relative_bases)
+
+
 @rule("not smaller", BLOCKS, "The source volume is not smaller than the present disk.", "volume", "disk")
 def _not_smaller(case: Case, volume: Volume, disk: Disk) -> Finding:
     if volume.size < disk.virtual_size:

@@ -129,7 +129,11 @@ class Relay:
 
 @dataclass(frozen=True)
 class Disk:
-    """The instance's present disk file; `allocated` is what it takes, `backing` its chain of base files."""
+    """The instance's present disk file; `allocated` is what it takes, `backing` its chain of base files.
+
+    `objections` are reasons why no tool was let open it. `relative_bases` are those of `backing` that are named from
+    the directory of the image; `snapshots` and `bitmaps` are how many of them lie inside it.
+    """
 
     path: str
     inode: int
@@ -145,6 +149,12 @@ class Disk:
     label: str | None = None
     nlink: int = 1
     backing: tuple[str, ...] = ()
+    relative_bases: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
+    snapshots: int = 0
+    bitmaps: int = 0
+    dirty: bool = False
+    corrupt: bool = False
 
 
 @dataclass(frozen=True)
