@@ -6,7 +6,6 @@ hook. So none of its tables is used: rows of QueuedTask say a name and an intege
 settings.TASKS here and once more in the worker, results are not kept, and the minute's work is in the settings.
 """
 
-import logging
 import time
 
 from django.conf import settings
@@ -19,7 +18,6 @@ from django_q.signing import SignedPackage
 from volmig.models import QueuedTask
 from volmig.queue import queue_minute
 
-log = logging.getLogger(__name__)
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
 
 
@@ -37,10 +35,6 @@ class TableBroker(Broker):  # type: ignore[misc]
         task = QueuedTask.objects.take(self.list_key)
         if task is None:
             time.sleep(settings.TASK_POLL)
-            return None
-        if fault := task.fault():
-            log.error("queued task %s (%s) was removed and not run: %s", task.pk, task, fault)
-            QueuedTask.objects.filter(run=task.run).delete()
             return None
         return [(str(task.run), package(task))]
 

@@ -1,6 +1,7 @@
 """Notices: what people outside volmig are to be told, kept until it was sent; and calls that wait for a worker."""
 
 import datetime as dt
+import logging
 import uuid
 from typing import Any, Self
 
@@ -8,6 +9,8 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+
+log = logging.getLogger(__name__)
 
 
 class Notice(models.Model):
@@ -44,11 +47,16 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
     def take(self, queue: str) -> "QueuedTask | None":
         """The first waiting task of the queue, with every equal one that waits: they become one run.
 
-        None when nothing waits, or another worker took it first.
+        None when nothing waits, or another worker took it first. Rows that no worker may run are removed.
         """
-        first = self.filter(queue=queue).waiting().order_by("pk").first()
+        # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
+        first = self.filter(queue=queue).waiting().order_by("pk").only("queue", "name", "number").first()
         if first is None:
             return None
+        if fault := first.fault():
+            log.error("queued task %s (%s) was removed and not run: %s", first.pk, first, fault)
+            self.filter(pk=first.pk).delete()
+            return self.take(queue)
         first.run, first.taken_at = uuid.uuid4(), timezone.now()
         equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
         return first if equal.update(run=first.run, taken_at=first.taken_at) else None

@@ -1,0 +1,221 @@
+"""1,000 refreshes by a viewer: a migration's tick still starts at once, because nothing shares its queue or workers."""
+
+import json
+import os
+import socket
+import threading
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from tests.factories import a_hypervisor, viewer
+from tests.trust.amounts import FULL, amount, figure
+from tests.trust.processes import Processes
+from volmig import queue
+from volmig.accounts.models import Token
+from volmig.models import QueuedTask
+from volmig.refused import Refused
+
+REQUESTS = amount(1000, 60)
+HYPERVISORS = 100
+REFRESH, TICK = "hosts.tasks.refresh", "jobs.tick.run"
+# A viewer with a browser and a token, against hypervisors that take a connection and never say anything.
+PRESS = """
+import json, socket, sys
+from django.test import Client
+from tests.factories import a_hypervisor, viewer
+from volmig.accounts.models import Token
+asked = json.load(sys.stdin)
+hosts = [a_hypervisor(f"cmp-{n:03}", address="127.0.0.1", port=asked["port"]).pk for n in range(asked["hypervisors"])]
+page = Client()
+page.force_login(viewer())
+letters = Token.objects.make(viewer(), "a program", ("view",), 30)[1]
+for number in range(asked["requests"]):
+    host = hosts[number % len(hosts)]
+    if number % 2:
+        page.post(f"/hosts/{host}/refresh/")
+    else:
+        Client().post(f"/api/v1/hypervisors/{host}/refresh", headers={"Authorization": f"Bearer {letters}"})
+"""
+
+
+def press(requests, hosts, letters):
+    """What came back, by pages and by the API in turn."""
+    page = Client()
+    page.force_login(viewer())
+    told = []
+    for number in range(requests):
+        host = hosts[number % len(hosts)].pk
+        if number % 2:
+            page.post(reverse("hosts:refresh", args=[host]))
+        else:
+            headers = {"Authorization": f"Bearer {letters}"}
+            told.append(Client().post(f"/api/v1/hypervisors/{host}/refresh", headers=headers))
+    return told
+
+
+@pytest.fixture
+def letters(db):
+    return Token.objects.make(viewer(), "a program", ("view",), 30)[1]
+
+
+def test_a_thousand_refreshes_leave_a_bounded_number_of_tasks_and_the_tick_comes_first(db, letters, settings):
+    settings.TASKS_CAP = {**settings.TASKS_CAP, "background": (30, 20)}
+    hosts = [a_hypervisor(f"cmp-{number:03}") for number in range(HYPERVISORS)]
+    answers = press(REQUESTS, hosts, letters)
+    queue.later(TICK, 7)
+    refreshes = QueuedTask.objects.filter(name=REFRESH)
+    assert refreshes.count() == 30
+    assert refreshes.values("number").distinct().count() == 30
+    tick = QueuedTask.objects.take("migrations")
+    assert (tick.name, tick.number) == (TICK, 7)
+    assert {each.status_code for each in answers} == {202, 429}
+    refused = next(each for each in answers if each.status_code == 429)
+    assert (refused.json()["code"], refused.headers["Retry-After"]) == ("too-many-requests", "600")
+    figure(
+        f"{REQUESTS} refreshes by a viewer: {refreshes.count()} tasks queued, tasks in the tick's queue before it: 0"
+    )
+
+
+def test_the_same_refresh_is_queued_once_while_it_waits_while_it_runs_and_just_after(db, letters):
+    host = a_hypervisor("cmp-001")
+    told = [each.json()["detail"] for each in press(3, [host], letters)]
+    assert "already requested and is waiting" in told[1]
+    assert QueuedTask.objects.count() == 1
+    taken = QueuedTask.objects.take("background")
+    assert "is running now" in press(1, [host], letters)[0].json()["detail"]
+    QueuedTask.objects.filter(run=taken.run).update(done_at=timezone.now())
+    assert "It can be requested again in" in press(1, [host], letters)[0].json()["detail"]
+    QueuedTask.objects.update(done_at=timezone.now() - queue.KEEP_FOR)
+    assert press(1, [host], letters)[0].json()["detail"].startswith("It is being refreshed")
+    assert QueuedTask.objects.count() == 2
+
+
+def test_the_page_says_that_it_was_requested_already(db):
+    host = a_hypervisor("cmp-001")
+    page = Client()
+    page.force_login(viewer())
+    page.post(reverse("hosts:refresh", args=[host.pk]))
+    shown = page.post(reverse("hosts:refresh", args=[host.pk]), follow=True).content.decode()
+    assert "This was already requested and is waiting for a worker." in shown
+
+
+def test_one_persons_requests_do_not_count_against_anothers(db, person, settings):
+    settings.TASKS_CAP = {**settings.TASKS_CAP, "background": (1, 1)}
+    ann, bob = person("ann", "viewer"), person("bob", "viewer")
+    assert queue.ask(REFRESH, 1, by=ann) is None
+    with pytest.raises(Refused, match="Your account has made 1 requests"):
+        queue.ask(REFRESH, 2, by=ann)
+    assert queue.ask(REFRESH, 2, by=bob) is None
+
+
+def test_actions_on_migrations_are_capped_and_the_one_too_many_changes_nothing(db, person, settings):
+    settings.TASKS_CAP = {**settings.TASKS_CAP, "migrations": (2, 2)}
+    ann = person("ann", "operator")
+    for _ in range(2):
+        queue.later(TICK, 1, by=ann)
+    with pytest.raises(Refused, match="actions on migrations"):
+        queue.later(TICK, 1, by=ann)
+    assert QueuedTask.objects.count() == 2
+
+
+def test_of_equal_tasks_that_wait_a_worker_makes_one_run(db):
+    for number in (1, 2, 1, 1):
+        queue.later(TICK, number)
+    runs = []
+    while task := QueuedTask.objects.take("migrations"):
+        runs.append(task.number)
+    assert runs == [1, 2]
+
+
+def test_what_is_queued_while_a_task_runs_is_run_after_it(db):
+    queue.later(TICK, 1)
+    QueuedTask.objects.take("migrations")
+    queue.later(TICK, 1)
+    assert QueuedTask.objects.take("migrations").number == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_outside_a_transaction_an_equal_task_that_waits_is_enough():
+    for _ in range(3):
+        queue.later(TICK, 1)
+    assert QueuedTask.objects.count() == 1
+
+
+def test_a_task_that_its_worker_lost_is_taken_again(db, settings):
+    queue.later(TICK, 1)
+    QueuedTask.objects.take("migrations")
+    assert QueuedTask.objects.take("migrations") is None
+    settings.TASK_RETRY = -1
+    assert QueuedTask.objects.take("migrations").number == 1
+
+
+def test_the_minutes_work_is_queued_once_a_minute_and_not_while_it_waits(db, settings):
+    for _ in range(3):
+        queue.queue_minute()
+    names = QueuedTask.objects.values_list("name", flat=True)
+    assert sorted(names) == sorted(settings.EVERY_MINUTE)
+    while QueuedTask.objects.take("background") or QueuedTask.objects.take("migrations"):
+        pass
+    queue.queue_minute()
+    assert QueuedTask.objects.count() == len(settings.EVERY_MINUTE)
+    QueuedTask.objects.update(queued_at=timezone.now() - queue.KEEP_FOR, done_at=timezone.now())
+    queue.queue_minute()
+    assert QueuedTask.objects.count() == 2 * len(settings.EVERY_MINUTE)
+
+
+def test_a_clock_that_was_set_back_does_not_stop_the_minutes_work(db, settings):
+    queue.queue_minute()
+    QueuedTask.objects.update(queued_at=timezone.now() + queue.KEEP_FOR, done_at=timezone.now())
+    queue.queue_minute()
+    assert QueuedTask.objects.count() == 2 * len(settings.EVERY_MINUTE)
+
+
+def test_old_calls_are_deleted_and_what_waits_stays(db):
+    QueuedTask.objects.create(queue="background", name=REFRESH, done_at=timezone.now() - 2 * queue.KEEP_FOR)
+    QueuedTask.objects.create(queue="background", name=REFRESH, done_at=timezone.now())
+    QueuedTask.objects.create(queue="background", name=REFRESH, queued_at=timezone.now() - 2 * queue.KEEP_FOR)
+    queue.sweep()
+    assert QueuedTask.objects.count() == 2
+
+
+@pytest.mark.skipif(not FULL, reason="real workers and a wall clock: make trust")
+@pytest.mark.skipif("VOLMIG_DB" in os.environ, reason="these processes have a file of their own")
+def test_with_real_workers_and_dead_hypervisors_a_tick_starts_within_two_seconds(tmp_path):
+    processes = Processes(tmp_path)
+    processes.environment["VOLMIG_REQUESTS_PER_PERSON"] = processes.environment["VOLMIG_REQUESTS_PER_TOKEN"] = "100000"
+    processes.manage("migrate", "--verbosity", "0")
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
+        asked = {"port": silent.getsockname()[1], "hypervisors": HYPERVISORS, "requests": REQUESTS}
+        pressing = threading.Thread(target=processes.run, args=[PRESS, json.dumps(asked)])
+        pressing.start()
+        processes.start_workers()
+        try:
+            busy = "SELECT id FROM volmig_queuedtask WHERE name = ? AND taken_at IS NOT NULL AND done_at IS NULL"
+            processes.until(busy, REFRESH)
+            delays = []
+            for number in range(20):
+                insert = (
+                    "INSERT INTO volmig_queuedtask (queue, name, number, queued_at) "
+                    "VALUES ('migrations', ?, ?, strftime('%Y-%m-%d %H:%M:%f', 'now'))"
+                )
+                processes.rows(insert, TICK, 1_000_000 + number)
+                started = (
+                    "SELECT (julianday(taken_at) - julianday(queued_at)) * 86400 FROM volmig_queuedtask "
+                    "WHERE name = ? AND number = ? AND done_at IS NOT NULL"
+                )
+                delays.append(processes.until(started, TICK, 1_000_000 + number)[0][0])
+            waiting = processes.rows(
+                "SELECT count(*) FROM volmig_queuedtask WHERE name = ? AND done_at IS NULL", REFRESH
+            )
+        finally:
+            pressing.join()
+            processes.stop()
+    figure(
+        f"{REQUESTS} refreshes by a viewer of {HYPERVISORS} dead hypervisors, {waiting[0][0]} still waiting: "
+        f"ticks started after {max(delays):.2f} s at most ({len(delays)} ticks)"
+    )
+    assert waiting[0][0] > 0
+    assert max(delays) < 2
