@@ -539,6 +539,16 @@ def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
 FIRST_EPHEMERAL: Final = {"disk.local", "disk.eph0"}  # nova/virt/libvirt/blockinfo.py, get_disk_mapping
 
 
+@rule("nothing else reads the disk", WARNS, "On its hypervisor only the instance has the disk open.", "destination")
+def _nothing_else_reads(case: Case, destination: Destination) -> Finding:
+    if not destination.readers:
+        return None
+    return (
+        f"{', '.join(destination.readers)} on {case.migration.destination} has the current disk open. The swap waits a "
+        "few seconds for it and is called off if it goes on: the instance then starts on its old disk. End it first."
+    ), list(destination.readers)
+
+
 def other_part(source_lv: str, disk: str) -> str:
     """The disk that a volume of this name was in its instance, when that is another than `disk`; else empty."""
     # A data disk on top of a root disk has every size and format right, and a guest that never boots again.

@@ -188,6 +188,7 @@ class Destination:
     acdirmax: int = 60
     time: float = 0
     stage: Stage | None = None
+    readers: tuple[str, ...] = ()  # processes of the destination, other than the guest, that have the disk open
     domain_problem: str = ""  # why libvirt could not be asked for the instance, or empty
 
 

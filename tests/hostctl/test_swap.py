@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import byhand, mounts, swap, virsh
+from hosts.remote.hostctl import byhand, mounts, openers, swap, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.store import Store
@@ -105,6 +108,54 @@ def test_swap_makes_the_stage_live_and_keeps_the_former_disk(share):
     assert (evidence["live_inode"], evidence["backup_inode"]) == (new, old)
     assert stat.S_IMODE(share.live.stat().st_mode) == 0o640
     assert share.old.read_bytes() == b"old" * 1000
+
+
+@pytest.fixture
+def reader(share):
+    """A process that has the live disk open until it is killed."""
+    words = ["sleep", "infinity"]
+    with share.live.open("rb") as disk, subprocess.Popen(words, stdin=disk) as process:
+        yield process
+        process.kill()
+
+
+def test_a_swap_is_refused_unchanged_while_a_process_here_reads_the_disk(share, reader, monkeypatch):
+    monkeypatch.setattr(swap, "READERS_WITHIN", 0)
+    before = layout(share)
+    with pytest.raises(Refused) as refused:
+        swap.swap(work(share))
+    assert (refused.value.code, layout(share)) == ("disk-in-use", before)
+    assert f"sleep (process {reader.pid})" in refused.value.found
+
+
+def test_a_swap_waits_for_a_process_here_that_closes_the_disk_in_time(share, reader):
+    new = share.inodes[1]
+    threading.Timer(0.2, reader.kill).start()
+    swap.swap(work(share))
+    assert inode(share.live) == new
+
+
+def test_a_reader_does_not_keep_the_instance_from_its_old_disk(share, monkeypatch):
+    old, _new = share.inodes
+    swap.swap(work(share))
+    monkeypatch.setattr(swap, "READERS_WITHIN", 0)
+    with share.live.open("rb") as disk, subprocess.Popen(["sleep", "infinity"], stdin=disk) as process:
+        back(share)
+        process.kill()
+    assert inode(share.live) == old
+
+
+def test_the_guest_of_the_disk_is_no_reader(share):
+    # Like QEMU's, its command line has the instance's UUID as one word (-uuid).
+    guest = [sys.executable, "-c", "input()", "-uuid", INSTANCE]
+    with (
+        share.live.open("rb") as disk,
+        subprocess.Popen(guest, stdin=subprocess.PIPE, pass_fds=[disk.fileno()]) as held,
+    ):
+        disk.close()
+        assert openers.of_file(str(share.live), INSTANCE) == []
+        assert [held.pid] == [int(word.split()[-1].rstrip(")")) for word in openers.of_file(str(share.live))]
+        held.kill()
 
 
 def test_what_ran_is_what_was_announced(share):

@@ -1,8 +1,8 @@
 """Runs on a hypervisor: the real swap on its share, killed in an act at random and there at a random instant.
 
 Arguments: the installed hostctl, the directory of instances, the share's source, how many to kill, a seed. Prints one
-JSON object. Instead of how many it takes `read`: then it opens the live path for ever, and tells on SIGTERM what it
-found there. Only libvirt is not asked: the instance does not exist.
+JSON object. Instead of how many it takes `read`: then it opens the live path for ever, with a pause of SEED seconds
+after each time, and prints on SIGTERM what it found there. Only libvirt is not asked: the instance does not exist.
 """
 
 import contextlib
@@ -131,6 +131,7 @@ def read_for_ever():
     signal.signal(signal.SIGTERM, tell)
     while True:
         found[content(LIVE)] += 1
+        time.sleep(float(SEED))
 
 
 def furnish():

@@ -11,7 +11,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import detached, lvm, mounts, nfs, stage, untrusted, version, virsh
+from . import detached, lvm, mounts, nfs, openers, stage, untrusted, version, virsh
 from .act import Args, Stop
 from .cage import NOBODY, Cage
 from .filesystem import export_format, signature
@@ -421,6 +421,7 @@ def destination_facts(work: Work) -> Dict[str, Any]:
         instances=found.target if found else "",
         domain=_domain_facts(domain, path) if domain else None,
         domain_problem=problem,
+        readers=openers.of_file(path, work.args["instance"]) if path else [],
         acdirmax=int(mounts.option(found, "acdirmax") or 60) if found else 60,
         time=time.time(),
     )

@@ -9,13 +9,15 @@ import time
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from . import untrusted, virsh
+from . import openers, untrusted, virsh
 from .act import Act, Args, Failed, Refused, reason, syscall
 from .owner import as_user
 from .qcow2 import check_hazards, check_header, header_of
 from .stage import Place, check_share, directory, label, read_card, remove_place, write_card
 from .tools import Work
 from .untrusted import opened
+
+READERS_WITHIN = 5.0  # seconds that the swap waits for others to close the disk
 
 
 def live_path(args: Args) -> str:
@@ -146,6 +148,7 @@ def swap(work: Work) -> Dict[str, Any]:
             check_header(stage, "disk.new", args["virtual_size"])
             write_card(field.place, _card(work, field.place))
         work.must(_dress_act(args, work.job), lambda: _dress(field))
+        _demand_no_reader(work)
         _demand_off(work)
         _exchange(work, field, names, old, new)
         return _swapped(field, old, new)
@@ -165,6 +168,31 @@ def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> Non
         work.do(rename, lambda: os.rename(names.incoming, disk, src_dir_fd=place.fd, dst_dir_fd=home))
         _demand_state(field, names, old, new, "done", rename)
         work.must(sync_both, lambda: _sync(home, place.fd))
+
+
+def _readers(work: Work) -> List[str]:
+    """Who on this host still has the disk open after READERS_WITHIN seconds.
+
+    This host's NFS client puts a file that is open here aside before it renames another over it (nfs_rename in Linux,
+    fs/nfs/dir.c): a crash in between would leave the live disk without a name until the next call.
+    """
+    path, deadline = live_path(work.args), time.monotonic() + READERS_WITHIN
+    while True:
+        readers = openers.of_file(path, work.args["instance"])
+        if not readers or time.monotonic() > deadline:
+            return readers
+        time.sleep(0.05)
+
+
+def _demand_no_reader(work: Work) -> None:
+    readers = _readers(work)
+    if readers:
+        raise Refused(
+            "disk-in-use",
+            "exchange %s" % live_path(work.args),
+            "it is still open on this hypervisor in %s" % ", ".join(readers),
+            "End what reads the disk (a backup or a scan of images), then resume.",
+        )
 
 
 def _tidied_state(work: Work, field: Field, names: Names, old: int, new: int) -> str:
@@ -441,6 +469,7 @@ def swap_back(work: Work) -> Dict[str, Any]:
             2 if state == "linked" else 1,
         )
         _demand_recorded("the backup", field.place.look("disk.old"), {"inode": old}, 1)
+        _readers(work)  # waited for, but no reader keeps the instance from its old disk
         _exchange(work, field, names, new, old)
         return dict(_swapped_back(field, old, new), untouched=bool(recorded))
 

@@ -1,0 +1,36 @@
+"""Which processes of this host have a file open, by the names that the kernel keeps: the share is not touched."""
+
+import os
+from typing import List
+
+from .lvm import first_line
+
+
+def of_file(path: str, guest: str = "") -> List[str]:
+    """Processes that have `path` open, or a name that its NFS client put it aside under, in words.
+
+    The QEMU of the instance `guest` (its UUID is on its command line, `-uuid`) and this process itself are left out.
+    """
+    folder = os.path.dirname(path) + "/"
+    found = []
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) != os.getpid() and _has_open(pid, path, folder) and not _runs(pid, guest):
+            found.append("%s (process %s)" % (first_line("/proc/%s/comm" % pid) or "a process", pid))
+    return found
+
+
+def _has_open(pid: str, path: str, folder: str) -> bool:
+    directory = "/proc/%s/fd" % pid
+    try:
+        names = [os.readlink("%s/%s" % (directory, fd)) for fd in os.listdir(directory)]
+    except OSError:  # it ended meanwhile
+        return False
+    return any(name == path or name.startswith(folder + ".nfs") for name in names)
+
+
+def _runs(pid: str, guest: str) -> bool:
+    try:
+        with open("/proc/%s/cmdline" % pid, "rb") as file:
+            return bool(guest) and guest.encode() in file.read(1 << 20).split(b"\0")
+    except OSError:
+        return False
