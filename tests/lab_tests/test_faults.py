@@ -375,8 +375,8 @@ def a_reader(guest, pause):
 def test_a_swap_that_is_killed_at_any_instant_loses_neither_disk_and_the_next_call_finishes_it(
     clean_lab, reader, pause, swaps
 ):
-    """A swap waits until a reader on its own hypervisor has closed the disk: the NFS client there would put an open disk
-    aside before it renames another over it, and the live disk would have no name in between."""
+    """A swap waits until a reader on its own hypervisor has closed the disk: the NFS client there would put an open
+    disk aside before it renames another over it, and the live disk would have no name in between."""
     lab = clean_lab
     lab.mount_share()
     admit(lab, ["dst", "jump"])
