@@ -44,6 +44,7 @@ from hosts.remote.hostctl import (
     policy,
     qcow2,
     qemu_img,
+    question,
     request,
     stage,
     store,
@@ -689,6 +690,7 @@ def install(site: Site, monkeypatch: Any) -> Site:
                 monkeypatch.setattr(module, name, ours, raising=False)
     monkeypatch.setattr(lvm, "fcntl", Control(kernel))
     monkeypatch.setattr(facts, "socket", Network(site))
+    monkeypatch.setattr(question, "answered", lambda run, work, *how: run(work))
     monkeypatch.setattr(mounts, "apart", lambda questions, seconds: {name: ask() for name, ask in questions.items()})
     monkeypatch.setattr(tools, "_secure", lambda path: os.path.basename(path) in site.here.programs)
     monkeypatch.setattr(tools, "_execute", executing(site))

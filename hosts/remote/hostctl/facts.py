@@ -395,6 +395,7 @@ def share(source: str, *files: str) -> Optional[Dict[str, Any]]:
     found = mounts.of_source(source, *files)
     if found is None:
         return None
+    untrusted.note("open the share %s" % found.target)
     owner = os.stat(found.target)
     return dict(
         _mount(found), owner_uid=owner.st_uid, owner_gid=owner.st_gid, squashes_root=_squashes(found.target, owner)

@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from . import PROTOCOL, authority, detached, policy, source_hash, verbs
+from . import PROTOCOL, authority, detached, policy, question, source_hash, verbs
 from .act import Args, Refused, Stop
 from .ownership import Ownership
 from .store import RUN, STATE, Store, forgotten
@@ -380,12 +380,18 @@ class Desk:
         if request.verb == "fence":
             return self._fence(request)
         if not verb.mutates:
-            return guarded(verb.run, work)
+            return self._question(request.verb, work)
         if not request.job or (not request.step and request.verb != "forget"):
             raise _bad("%s needs job and step" % request.verb, request.step)
         if request.verb == "forget":
             return self._forget(request, work)
         return self._submit(request)
+
+    def _question(self, verb: str, work: Work) -> Dict[str, Any]:
+        def run(work: Work) -> Dict[str, Any]:
+            return guarded(verbs.VERBS[verb].run, work)
+
+        return question.answered(run, work, verb, self.run, question.within(verb))
 
     def _fence(self, request: Request) -> Dict[str, Any]:
         """Shut out every earlier owner of the job; busy while anything that one of them began still runs."""

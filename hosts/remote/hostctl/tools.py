@@ -17,6 +17,7 @@ KEPT = 64 << 10
 NOT_INSTALLED = 127  # exit status of a program that this host does not have
 
 Watch = Callable[[int, bytes], None]
+ABANDONED: List[Tuple[int, str]] = []  # processes that did not end when they were killed, and what they were
 
 
 class Output(NamedTuple):
@@ -72,7 +73,7 @@ class _Child:
             start_new_session=True,
             preexec_fn=become,
         )
-        self.out, self.err, self.trouble = bytearray(), bytearray(), ""
+        self.argv, self.out, self.err, self.trouble = list(argv), bytearray(), bytearray(), ""
 
     def collect(self, timeout: Optional[float], watch: Optional[Watch]) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -104,6 +105,7 @@ class _Child:
             self.process.wait(10)
         except subprocess.TimeoutExpired:  # state D on a dead NFS server: nothing can end it, so do not wait for it
             self.trouble = self.trouble or "it does not end"
+            ABANDONED.append((self.process.pid, " ".join(self.argv)[:200]))
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -125,6 +127,8 @@ class Work:
         self.commands: List[Dict[str, Any]] = []
         self.touched: Optional[bool] = False
         self.plan = list(announce(args, job))
+        self.note: Callable[[str], None] = _unnoted  # hears what is about to be asked
+        self.until: Optional[float] = None  # when every answer has to be there, by the monotonic clock
         self._reported = 0.0
 
     @property
@@ -188,6 +192,9 @@ class Work:
     def _run(self, act: Act, probe: bool, how: Dict[str, Any]) -> Output:
         started, at = time.monotonic(), _now()
         path = find(act.argv[0])
+        self.note(act.text)
+        if self.until is not None:
+            how = dict(how, timeout=max(0.5, min(how.get("timeout") or 30, self.until - started)))
         argv = (path or act.argv[0], *act.argv[1:])
         missing = "%s is not installed on this host" % act.argv[0]
         output = _execute(argv, **how) if path else Output(NOT_INSTALLED, "", missing)
@@ -249,6 +256,10 @@ def _execute(
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _unnoted(text: str) -> None:
+    return None
 
 
 def _nothing() -> None:

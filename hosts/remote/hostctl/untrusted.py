@@ -35,6 +35,13 @@ NAMES_CAP = 10000
 JSON_CAP = 65536
 
 
+def _unnoted(text: str) -> None:
+    return None
+
+
+note = _unnoted  # hears what is about to be opened: on a dead server that is the last that is heard
+
+
 def plain(text: str, cap: int = 400) -> str:
     """Printable ASCII whatever somebody has called a thing; what was escaped is equal to no name of ours."""
     return ascii(text)[1:-1][:cap]
@@ -164,6 +171,7 @@ class Share:
     """A directory of instances, held open, and its owner. Everything below it is opened by that user, name by name."""
 
     def __init__(self, path: str) -> None:
+        note("open the share %s" % path)
         self.path, self.owner = path, os.stat(path)
         with self.mine():
             self.fd = open_directory(path)
@@ -187,6 +195,7 @@ class Share:
     @contextlib.contextmanager
     def within(self, relative: str) -> Iterator[Tuple[int, str]]:
         """The directory of a file below, as its owner, and the file's last name."""
+        note("open %s/%s" % (self.path, plain(relative)))
         above, _slash, name = relative.rpartition("/")
         fd = self._parent(above)
         try:
