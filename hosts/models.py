@@ -4,6 +4,7 @@ import datetime as dt
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Any, Self
@@ -20,7 +21,9 @@ from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
 from hosts.clouds import Server as Server
 from hosts.clouds import difference as difference
+from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
+from hosts.remote.hostctl import pack
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
@@ -50,6 +53,37 @@ def standard_team() -> int:
     """The key of the team that a hypervisor belongs to unless somebody says another."""
     first = Team.objects.order_by("pk").values_list("pk", flat=True).first()  # the key alone: a migration asks too
     return first or Team.objects.create(name=STANDARD, everybody=True).pk
+
+
+class HostctlVersionQuerySet(models.QuerySet["HostctlVersion"]):
+    def keep(self) -> None:
+        """Keeps this volmig's own version, before a migration begins with it."""
+        if not self.filter(pk=hostctl.source_hash()).exists():
+            kept = {"protocol": hostctl.PROTOCOL, "archive": pack.bundle()}
+            self.get_or_create(hash=hostctl.source_hash(), defaults=kept)
+
+    def chosen(self, address: Address, version: str) -> Address:
+        """The same way with another version of hostctl. One that is not known is from before protocol 2."""
+        columns = ("protocol", "archive") if address.shipped else ("protocol",)
+        known = self.filter(pk=version).values(*columns).first() or {"protocol": 1}
+        return replace(address, hostctl=version, **known)
+
+
+class HostctlVersion(models.Model):
+    """A version of hostctl that migrations have begun with, and its file: an upgraded volmig still ships it.
+
+    In the database, because workers may be on several machines.
+    """
+
+    hash = models.CharField(max_length=16, primary_key=True)
+    protocol = models.PositiveSmallIntegerField()
+    archive = models.BinaryField()
+    added_at = models.DateTimeField(default=timezone.now)
+
+    objects = HostctlVersionQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"hostctl {self.hash}"
 
 
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
@@ -112,6 +146,7 @@ class Hypervisor(models.Model):
     tried_at = models.DateTimeField(null=True, blank=True)
     last_error = models.TextField(blank=True)
     hostctl_hash = models.CharField(max_length=64, blank=True)
+    hostctl_versions = models.JSONField(default=list, blank=True)
     retired_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -138,15 +173,19 @@ class Hypervisor(models.Model):
                 raise ValidationError({"bastion": "A hypervisor cannot be reached through itself."})
             hop = hop.bastion
 
-    def remote(self) -> Address:
-        """Returns how to reach it; raises HostKeyUnknown or HostKeyChanged when it must not be entered."""
+    def remote(self, version: str = "") -> Address:
+        """Returns how to reach it; raises HostKeyUnknown or HostKeyChanged when it must not be entered.
+
+        `version` is the hash of the hostctl to run there; empty for this volmig's own.
+        """
         if self.quarantined_at:
             found = f"it is in quarantine: {self.quarantine_reason}"
             raise HostKeyChanged(f"reach {self.name}", found, "An administrator has to pin its key again.")
         if not self.host_key:
             raise HostKeyUnknown(f"reach {self.name}", "its host key is not pinned", "Pin it on the hypervisor's page.")
         bastion = self.bastion.remote() if self.bastion else None
-        return Address(self.address, self.port, self.user, self.host_key, self.shipped, ssh_key_file(), bastion)
+        own = Address(self.address, self.port, self.user, self.host_key, self.shipped, ssh_key_file(), bastion)
+        return own if version in ("", hostctl.source_hash()) else HostctlVersion.objects.chosen(own, version)
 
     def registration(self) -> dict[str, Any]:
         told = {name: getattr(self, name) for name in REGISTRATION}

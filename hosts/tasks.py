@@ -55,8 +55,9 @@ def refresh(hypervisor_id: int) -> None:
 
 def look(hypervisor: Hypervisor, host: Host) -> None:
     """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to."""
-    asked(host, Request("hello"))
-    hypervisor.put(hostctl_hash=hostctl.source_hash())
+    versions = asked(host, Request("hello")).get("versions")
+    versions = [str(each) for each in versions] if isinstance(versions, list) else []
+    hypervisor.put(hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()])
     policy = asked(host, Request("policy"))
     inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)
     try:
@@ -129,7 +130,7 @@ def note(hypervisor: Hypervisor, error: HostError) -> None:
     """Keeps the error for people; a changed key quarantines the machine that offered it, which may be a bastion."""
     hypervisor.put(last_error=str(error))
     if isinstance(error, HostctlDiffers):
-        hypervisor.put(hostctl_hash="")
+        hypervisor.put(hostctl_hash=error.has, hostctl_versions=list(error.versions))
     if isinstance(error, HostKeyChanged) and error.address:
         for culprit in Hypervisor.objects.active().at(error.address):
             culprit.quarantine(str(error))

@@ -50,7 +50,7 @@ class Hands:
         hypervisor = host_of(self.job, on)
         if hypervisor.pk not in self.hosts:
             try:
-                self.hosts[hypervisor.pk] = self.connect(hypervisor.remote())
+                self.hosts[hypervisor.pk] = self.connect(hypervisor.remote(self.job.hostctl_now))
             except HostError as error:
                 note(hypervisor, error)
                 raise
@@ -144,7 +144,7 @@ class Hands:
         return call
 
     def _to_hypervisor(self, hypervisor: Hypervisor) -> Callable[[Request], Heard]:
-        address = hypervisor.remote()
+        address = hypervisor.remote(self.job.hostctl_now)
 
         def call(request: Request) -> Heard:
             try:

@@ -115,6 +115,13 @@ class Journal:
     def heard(self, run: StepRun) -> None:
         self._silence(run, None)
 
+    def unread(self, run: StepRun, unread: bool) -> None:
+        if run.unread != unread:
+            run.unread = unread
+            with transaction.atomic():
+                self._hold()
+                run.save(update_fields=["unread"])
+
     def _silence(self, run: StepRun, since: dt.datetime | None) -> None:
         if run.silent_since != since:
             run.silent_since = since

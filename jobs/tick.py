@@ -33,6 +33,7 @@ def run(job_id: int) -> None:
     job = Job.objects.claim(job_id, owner, settings.LEASE_SECONDS)
     if job is None:
         return
+    job.renew_hostctl()
     hands = Hands(job, ssh.connect, nova.connect)
     try:
         with kept_alive(job):

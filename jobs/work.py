@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
-from hosts.remote.host import Request, Unreachable
+from hosts.remote.host import HostctlDiffers, Request, Unreachable
 from hosts.remote.instances import HARMLESS, foreign, told
 from jobs.engine import checks, consent, plan, runner
 from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
@@ -110,7 +110,11 @@ class Work:
         if job.cancel_requested_at:
             return self._cancel()
         heard = self._ask(*PARTS, fully=True)
-        silent = {role: str(each.error) for role, each in heard.items() if isinstance(each.error, Unreachable)}
+        silent = {
+            role: str(each.error)
+            for role, each in heard.items()
+            if isinstance(each.error, Unreachable | HostctlDiffers)
+        }
         if silent:
             return self._wait(" ".join(silent.values()), timezone.now() + SLOT, "host", self._names(silent))
         around = dataclasses.replace(self._around(heard), policies=self._policies())
@@ -121,6 +125,7 @@ class Work:
         if blocking:
             reason = " ".join(each.sentence for each in blocking)
             return job.go("blocked", outcome="blocked", outcome_reason=reason)
+        job.keep_hostctl()
         job.keep_plan(plan.make(case.migration, case.facts, measured(job)))
         start = timezone.now() if job.start_when_checked else None
         return job.go("passed", start_requested_at=start, start_when_checked=False)
@@ -238,7 +243,7 @@ class Work:
         if consent.digest(seen) != approval.digest:
             changes = consent.difference(approval.bound, seen)
             return self._ask_for_swap(facts, "void", "What was approved is not so any more.", changes)
-        return self._use(approval, "consumed")
+        return None if self._waits_for_hostctl() else self._use(approval, "consumed")
 
     def _waits_for_window(self, approval: Approval) -> bool:
         """Whether the swap has to wait, for as long as the consent counts: never is it late by a window's end."""
@@ -246,6 +251,17 @@ class Work:
         if sentence:
             self._wait(sentence, min(until, approval.expires_at), "window")
         return bool(sentence)
+
+    def _waits_for_hostctl(self) -> bool:
+        """Whether a hypervisor lacks this migration's version of hostctl: that must not be found out with the guest
+        down. One that does not answer at all is waited for by the step that needs it.
+        """
+        said = self.hands.boots(HYPERVISORS)
+        lacking = {role: lacks for role, each in said.items() if (lacks := runner.lacks(self._names([role]), each))}
+        if lacking:
+            sentence = f"Before the instance is stopped: {' '.join(lacking.values())}"
+            self._wait(sentence, timezone.now() + SLOT, "host", self._names(lacking))
+        return bool(lacking)
 
     def _went_stale(self, facts: Facts) -> bool:
         """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
@@ -283,6 +299,8 @@ class Work:
         if self._is_late():
             why = "The window closed before the instance was shut down, so it was not."
             return job.go("failed", outcome="failed", outcome_reason=why)
+        if not runner.begun("stop", self._journal()) and self._waits_for_hostctl():
+            return None
         outcome = self._advance("B")
         if isinstance(outcome, runner.Finished):
             return self._arrive("seen_running", "swap_done", "runs on its new disk")

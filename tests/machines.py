@@ -169,12 +169,16 @@ class Machine:
         pass
 
     @contextmanager
-    def at_work(self) -> Iterator["request.Desk"]:
-        """A hostctl that was just started here; one at a time, as the kernel of a site is this machine's meanwhile."""
+    def at_work(self, version: str = "") -> Iterator["request.Desk"]:
+        """A hostctl that was just started here; one at a time, as the kernel of a site is this machine's meanwhile.
+
+        `version` is the hash of another one than this tree's, if the site has others.
+        """
         with self.site.turn:
             before, self.site.here = self.site.here, self
             try:
-                yield request.Desk(None, str(self.root / "var/lib/volmig"), str(self.root / "run/volmig"))
+                desk = self.site.desks.get(version, request.Desk)
+                yield desk(None, str(self.root / "var/lib/volmig"), str(self.root / "run/volmig"))
             finally:
                 self.site.here = before
 
@@ -320,8 +324,9 @@ class Machine:
             self.work(unit, words)
 
     def work(self, unit: str, words: list[str]) -> None:
-        """Whatever hostctl's unit may die of, systemd goes on."""
-        with self.at_work() as desk, suppress(OSError, PowerCut):
+        """Whatever hostctl's unit may die of, systemd goes on; it is of the version that started it."""
+        version = re.search("hostctl-([0-9a-f]{16})", " ".join(words))
+        with self.at_work(version[1] if version else "") as desk, suppress(OSError, PowerCut):
             desk.run_unit(*words[-2:])
         self.end(unit)
 
@@ -392,6 +397,7 @@ class Site:
         self.here: Machine | None = None
         self.carry: Callable[[Machine, Request], Answer] = lambda host, request: host.hear(request)
         self.fault: Any = NoFault()
+        self.desks: dict[str, Any] = {}  # of other versions of hostctl, by their hash
         self.unlocked: list[str] = []  # what was done to the instance's disk while anybody could start it
         self.handed_on: list[str] = []  # volumes that were removed with bytes on them
         self.source = Machine(self, "src", ("10.77.0.11", "10.20.0.1"), LVM | EVERYWHERE)
@@ -683,22 +689,29 @@ class Hurry:
 
 def install(site: Site, monkeypatch: Any) -> Site:
     """Have hostctl, in this process, run on the machines of this site."""
-    kernel, clock = Kernel(site), Hurry()
-    for module in OF_HOSTCTL:
+    site.kernel = Kernel(site)
+    monkeypatch.setattr(question, "answered", lambda run, work, *how: run(work))
+    fit(site, monkeypatch, {module.__name__.rpartition(".")[2]: module for module in OF_HOSTCTL})
+    scratch = tempfile.TemporaryDirectory
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", lambda **how: scratch(dir=site.kernel.real(how.pop("dir", None)), **how)
+    )
+    return site
+
+
+def fit(site: Site, monkeypatch: Any, hostctl: dict[str, Any]) -> None:
+    """Give the modules of a hostctl, by their names, the kernel, the network and the tools of this site."""
+    kernel, clock = site.kernel, Hurry()
+    for module in hostctl.values():
         for name, ours in (("os", kernel), ("open", kernel.open_text), ("time", clock)):
             if hasattr(module, name) or name == "open":
                 monkeypatch.setattr(module, name, ours, raising=False)
-    monkeypatch.setattr(lvm, "fcntl", Control(kernel))
-    monkeypatch.setattr(facts, "socket", Network(site))
-    monkeypatch.setattr(question, "answered", lambda run, work, *how: run(work))
-    monkeypatch.setattr(mounts, "apart", lambda questions, seconds: {name: ask() for name, ask in questions.items()})
-    monkeypatch.setattr(tools, "_secure", lambda path: os.path.basename(path) in site.here.programs)
-    monkeypatch.setattr(tools, "_execute", executing(site))
-    scratch = tempfile.TemporaryDirectory
-    monkeypatch.setattr(
-        tempfile, "TemporaryDirectory", lambda **how: scratch(dir=kernel.real(how.pop("dir", None)), **how)
-    )
-    return site
+    monkeypatch.setattr(hostctl["lvm"], "fcntl", Control(kernel))
+    monkeypatch.setattr(hostctl["facts"], "socket", Network(site))
+    apart = lambda questions, seconds: {name: ask() for name, ask in questions.items()}  # noqa: E731
+    monkeypatch.setattr(hostctl["mounts"], "apart", apart)
+    monkeypatch.setattr(hostctl["tools"], "_secure", lambda path: os.path.basename(path) in site.here.programs)
+    monkeypatch.setattr(hostctl["tools"], "_execute", executing(site))
 
 
 def executing(site: Site) -> Callable[..., Output]:

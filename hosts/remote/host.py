@@ -13,7 +13,7 @@ STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
 
 # Since which protocol hostctl knows a field of the request; those that are not named here it has always known. Older
 # versions refuse what they do not know, so a request to one of them is made without it.
-FIELDS_SINCE: Final[dict[str, int]] = {"seal": 2}
+FIELDS_SINCE: Final[dict[str, int]] = {"incarnation": 2, "session": 2, "claim": 2, "after": 2, "seal": 2}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Address:
     shipped: bool = False  # True: root login, hostctl is sent there; False: an installed hostctl is the forced command
     key_file: str = ""  # empty: only the SSH agent's keys
     bastion: "Address | None" = None
+    hostctl: str = ""  # the version (hash) of hostctl to run there; empty: this volmig's own
+    protocol: int = PROTOCOL  # what that version understands
+    archive: bytes = field(default=b"", repr=False, compare=False)  # its file, where it is shipped and is not our own
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
@@ -70,7 +73,15 @@ class HostKeyChanged(HostError):  # noqa: N818
 
 
 class HostctlDiffers(HostError):  # noqa: N818
-    """The hostctl on the host is missing or is not the one that this volmig ships."""
+    """The version of hostctl that is needed is not installed there; passes when it is.
+
+    `needs` is that version, `has` the one that answered ("" when none did), `protocol` what that one speaks, `versions`
+    all that are installed. Nothing was carried out.
+    """
+
+    needs = has = ""
+    protocol = 0
+    versions: tuple[str, ...] = ()
 
 
 class Garbled(HostError):  # noqa: N818

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from hosts.remote.host import Answer, Host, Request, Unreachable
+from hosts.remote.host import Answer, Host, HostctlDiffers, Request, Unreachable
 from hosts.remote.hostctl.act import Act, Args
 
 AGAIN: Final = 2.0  # seconds: no watcher follows Nova
@@ -203,7 +203,7 @@ class Control:
             state = getattr(self, request.verb)(said)
         except No as no:
             return Answer(no.state, {**said.this, **no.evidence}, said.commands, no.error)
-        except Unreachable:
+        except (Unreachable, HostctlDiffers):
             if not said.commands:
                 raise
             state = "running"  # what was changed has to be written down before the next look

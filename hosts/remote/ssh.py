@@ -38,6 +38,14 @@ SILENCE_SECONDS = 10
 ANSWER_CAP = 4 * 1024 * 1024
 LINE_CAP = 64 * 1024
 STDERR_KEPT = 4096
+OLDEST = 1  # the oldest protocol of hostctl that volmig still speaks
+# How a version gets where it is missing that is not this volmig's own.
+BESIDE = (
+    "Write its file with manage.py hostctl --version {hash}, and install it there beside the others: install -D "
+    "-o root -g root -m 0755 hostctl-{hash} /usr/local/libexec/volmig-hostctl.d/hostctl-{hash}. "
+    "volmig then resumes automatically."
+)
+ADD = "Give volmig the file with manage.py hostctl --add FILE: hostctl-{hash} of the release that began the migration."
 SHIPPED_DIRECTORY = "/var/lib/volmig/bin"
 # paramiko still offers these; every hypervisor that is alive has better ones.
 WEAK = {
@@ -155,7 +163,7 @@ class SSHHost:
 
     def __init__(self, address: Address, client: paramiko.SSHClient, bastion: "SSHHost | None" = None) -> None:
         self.address, self.client, self.bastion = address, client, bastion
-        self.hash = hostctl.source_hash()
+        self.hash = address.hostctl or hostctl.source_hash()
 
     def __enter__(self) -> "SSHHost":
         return self
@@ -187,8 +195,11 @@ class SSHHost:
         return self.understood(request, output)
 
     def ask(self, request: Request, timeout: float) -> "Output":
-        document = json.dumps(request.document() | {"hash": self.hash}).encode()
+        document = self.document(request)
         return self.run(f"{phrase(request.verb)} on {self.address}", self.command(), document, timeout)
+
+    def document(self, request: Request) -> bytes:
+        return json.dumps(request.document(self.address.protocol) | {"hash": self.hash}).encode()
 
     def command(self) -> str:
         """The string for sshd; an installed hostctl is a forced command, which ignores it."""
@@ -198,18 +209,20 @@ class SSHHost:
         return f"{SHIPPED_DIRECTORY}/hostctl-{self.hash}"
 
     def ship(self, timeout: float) -> None:
-        """Puts this volmig's hostctl on the host, under a name with its hash, whole or not at all."""
-        content = pack.bundle()
+        """Puts the version that is needed on the host, under a name with its hash, whole or not at all."""
+        content = pack.bundle() if self.hash == hostctl.source_hash() else self.address.archive
         path, digest = self.shipped_path(), hashlib.sha256(content).hexdigest()
         part = f"{path}.{secrets.token_hex(4)}"
         script = (
             f"set -e; umask 077; mkdir -p {SHIPPED_DIRECTORY}; cat > {part}; "
             f"echo '{digest}  {part}' | sha256sum -c --status; sync {part}; mv -f {part} {path}"
         )
-        tried = f"send hostctl to {self.address}"
+        tried = f"send hostctl {self.hash} to {self.address}"
+        if not content:
+            raise self.differs(tried, "volmig does not have the file of this version", ADD.format(hash=self.hash))
         output = self.run(tried, f"/bin/sh -c {shlex.quote(script)}", content, timeout)
         if output.status != 0:
-            raise HostctlDiffers(tried, output.complaint(), "Check that /var/lib/volmig can be written by root.")
+            raise self.differs(tried, output.complaint(), "Check that /var/lib/volmig can be written by root.")
 
     def run(self, tried: str, command: str, stdin: bytes, timeout: float) -> "Output":
         output, sent = Output(), False
@@ -249,7 +262,7 @@ class SSHHost:
         tried = f"{phrase(request.verb)} on {self.address}"
         if output.says_missing():
             found = f"hostctl is not there ({output.complaint()})"
-            raise HostctlDiffers(tried, found, "Install it as the hypervisor's page shows.")
+            raise self.differs(tried, found, "Install it as the hypervisor's page shows.")
         if output.overflowed:
             raise Garbled(tried, f"more than {ANSWER_CAP} bytes of answer", "Check the hypervisor.", None)
         return self.answer(tried, output.stdout, output.complaint())
@@ -272,9 +285,30 @@ class SSHHost:
 
     def same_hostctl(self, tried: str, document: dict[str, Any]) -> None:
         found = document.get("hash")
-        if isinstance(found, str) and found != self.hash:
-            told = f"the host's hostctl is {found[:64]!r}, this volmig's is {self.hash}"
-            raise HostctlDiffers(tried, told, "Install this volmig's hostctl on the host.")
+        if not isinstance(found, str) or found == self.hash:
+            return
+        evidence, protocol = document.get("evidence"), document.get("protocol", 1)
+        versions = evidence.get("versions") if isinstance(evidence, dict) else None
+        error = self.differs(tried, f"it has hostctl {found[:16]}, volmig needs {self.hash}", self.way_out(protocol))
+        error.has, error.protocol = found[:16], protocol if isinstance(protocol, int) else 0
+        error.versions = tuple(str(each)[:16] for each in versions) if isinstance(versions, list) else (error.has,)
+        # Another version refuses a request that names this one. Whatever else it says, it may have acted.
+        error.touched = False if document.get("state") == "refused" else None
+        raise error
+
+    def differs(self, tried: str, found: str, next_step: str) -> HostctlDiffers:
+        error = HostctlDiffers(tried, found, next_step)
+        error.needs = self.hash
+        return error
+
+    def way_out(self, protocol: Any) -> str:
+        if isinstance(protocol, int) and protocol > hostctl.PROTOCOL:
+            speaks = f"This volmig speaks protocol {OLDEST} to {hostctl.PROTOCOL}; that hostctl speaks {protocol}"
+            beside = f"Install version {self.hash} beside it, or upgrade this volmig."
+            return f"{speaks}: it was installed by a newer volmig. {beside}"
+        if self.hash == hostctl.source_hash():
+            return "Install it as the hypervisor's page shows; volmig then resumes automatically."
+        return BESIDE.format(hash=self.hash)
 
     def garbled(self, tried: str, found: str) -> NoReturn:
         next_step = "Look for a banner or a start file of the shell that prints something."
@@ -288,7 +322,7 @@ class SSHHost:
                 channel = self.transport().open_session(timeout=CONNECT_SECONDS)
                 channel.settimeout(SILENCE_SECONDS)
                 channel.exec_command(self.command())
-                channel.sendall(json.dumps(Request("watch").document() | {"hash": self.hash}).encode())
+                channel.sendall(self.document(Request("watch")))
                 channel.shutdown_write()
             with contextlib.closing(channel):
                 for line in lines(channel):

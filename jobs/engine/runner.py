@@ -8,7 +8,16 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol
 
-from hosts.remote.host import Answer, Host, HostError, HostKeyChanged, HostKeyUnknown, Request, Unreachable
+from hosts.remote.host import (
+    Answer,
+    Host,
+    HostctlDiffers,
+    HostError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    Request,
+    Unreachable,
+)
 from hosts.remote.phrases import phrase, sentence
 from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
@@ -20,7 +29,8 @@ FLAGGED_AFTER: Final = timedelta(seconds=90)
 BUSY_FOR_LONG: Final = timedelta(minutes=10)
 LOOK_AGAIN: Final = timedelta(seconds=30)  # running work is followed by the watcher; this is for when it is not
 OVER: Final = frozenset({"done", "failed", "refused", "lost"})
-SHUT: Final = (Unreachable, HostKeyChanged, HostKeyUnknown)  # passes by itself, or once an administrator pins a key
+# Passes without a word to volmig: the host is back, or an administrator has pinned its key or installed hostctl there.
+SHUT: Final = (Unreachable, HostKeyChanged, HostKeyUnknown, HostctlDiffers)
 
 
 class Run(Protocol):
@@ -53,6 +63,8 @@ class Run(Protocol):
     def silent_since(self) -> datetime | None: ...
     @property
     def progress_at(self) -> datetime | None: ...
+    @property
+    def unread(self) -> bool: ...
 
 
 class Journal(Protocol):
@@ -69,6 +81,7 @@ class Journal(Protocol):
     def record(self, run: Any, answer: Answer) -> None: ...
     def silent(self, run: Any) -> None: ...
     def heard(self, run: Any) -> None: ...
+    def unread(self, run: Any, unread: bool) -> None: ...
     def evidence(self) -> Mapping[str, Mapping[str, Any]]: ...
     def boot_id(self, hypervisor: str) -> str: ...
     def learn(self, hypervisor: str, boot_id: str) -> None: ...
@@ -193,8 +206,8 @@ def remove(planned: Planned, journal: Journal, hands: Hands, clock: Clock, after
 
 
 def begun(step: str, journal: Journal) -> bool:
-    """Whether a step may have changed anything; a refused attempt has not."""
-    return any(run.result != "refused" for run in journal.runs(step, "do"))
+    """Whether a step may have changed anything; a refused attempt has not, nor one that no hostctl has read."""
+    return any(_may_have_acted(run) for run in journal.runs(step, "do"))
 
 
 def is_done(step: str, direction: str, journal: Journal) -> bool:
@@ -231,11 +244,11 @@ class _Work:
             if verdict is not None or self._has_to_go_back(planned, direction):
                 return verdict
         try:
-            run = self._intent(planned, direction)
+            run, fresh = self._intent(planned, direction)
         except Unready as error:
             return Halt(planned.step.name, str(error), {"code": "unready", "found": str(error)})
         stops = _stops(planned, direction, self.journal)
-        return self._ask(planned, run, self.hands.request(planned, direction, run, stops))
+        return self._ask(planned, run, fresh, self.hands.request(planned, direction, run, stops))
 
     def take_back(self, planned: Planned) -> Outcome | None:
         """Undo one step as often as it may be tried; None when nothing of it is left."""
@@ -247,12 +260,16 @@ class _Work:
 
     # Asking
 
-    def _intent(self, planned: Planned, direction: str) -> Run:
-        """The attempt that is open, to be asked again with the same arguments, or a new one."""
+    def _intent(self, planned: Planned, direction: str) -> tuple[Run, bool]:
+        """The attempt that is open, to be asked again with the same arguments, or a new one; and whether until now
+        surely nobody has read a request for it. It is written before the request that this is so no more.
+        """
         run = _last(self.journal.runs(planned.step.name, direction))
-        if run is not None and run.result not in OVER:
-            return run
-        return self.journal.begin(planned, direction, self._arguments(planned, direction))
+        if run is None or run.result in OVER:
+            return self.journal.begin(planned, direction, self._arguments(planned, direction)), True
+        fresh = run.unread
+        self.journal.unread(run, False)
+        return run, fresh
 
     def _arguments(self, planned: Planned, direction: str) -> dict[str, Any]:
         known = self.journal.evidence()
@@ -262,13 +279,15 @@ class _Work:
         name = planned.step.name
         return {**args, "made": known.get(name, {}), **self.extra.get(name, {})}
 
-    def _ask(self, planned: Planned, run: Run, request: Request) -> Outcome | None:
+    def _ask(self, planned: Planned, run: Run, fresh: bool, request: Request) -> Outcome | None:
         known = run.result == "running"
         reach = partial(failpoints.reach, planned.step.name, request.direction)
         reach(failpoints.BEFORE_DO)
         try:
             answer = self.hands.host(planned.step.on).call(request)
         except SHUT as error:
+            if fresh and isinstance(error, HostctlDiffers) and error.touched is False:
+                self.journal.unread(run, True)
             self.journal.silent(run)
             return _silence(planned, run, {planned.hypervisor: error}, self.clock())
         except HostError as error:
@@ -441,7 +460,7 @@ def _first_of_boot(runs: Sequence[Run]) -> int:
 def _to_undo(planned: Planned, journal: Journal) -> bool:
     """Whether something may stand there: begun, and neither undone nor torn down since."""
     step = planned.step
-    began = [run.pk for run in journal.runs(step.name, "do") if run.result != "refused"]
+    began = [run.pk for run in journal.runs(step.name, "do") if _may_have_acted(run)]
     gone = [run.pk for run in _done([*journal.runs(step.name, "undo"), *journal.runs(step.torn_by, "do")])]
     return bool(step.undo and began) and max(began) > max(gone, default=0)
 
@@ -453,8 +472,12 @@ def _taken_away(planned: Planned, journal: Journal) -> bool:
     """
     step = planned.step
     made = [run.pk for run in _done(journal.runs(step.name, "do"))]
-    torn = [run.pk for run in journal.runs(step.torn_by, "do") if run.result != "refused"]
+    torn = [run.pk for run in journal.runs(step.torn_by, "do") if _may_have_acted(run)]
     return bool(made and torn) and max(made) < max(torn) and not is_done(step.name, "undo", journal)
+
+
+def _may_have_acted(run: Run) -> bool:
+    return run.result != "refused" and not run.unread
 
 
 def _stops(planned: Planned, direction: str, journal: Journal) -> str:
@@ -474,12 +497,22 @@ def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None
     return Wait(sentence, until, kind="settle") if until > now else None
 
 
+def lacks(hypervisor: str, error: object) -> str:
+    """The sentence for a hypervisor without the version of hostctl that a migration needs; empty for other errors."""
+    if not isinstance(error, HostctlDiffers):
+        return ""
+    if not error.has:
+        return str(error)
+    return f"{hypervisor} has hostctl {error.has}, this migration needs {error.needs}. {error.next_step}"
+
+
 def _silence(planned: Planned, run: Run, errors: Mapping[str, HostError], now: datetime) -> Wait:
     """Wait for hypervisors that cannot be asked: longer each time, and after a while a person is to look."""
     silence = now - (run.silent_since or now)
     since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
-    said = " ".join(str(error) for error in errors.values())
-    sentence = f"{planned.step.title} ({planned.hypervisor}) waits for an answer{since}. {said}"
+    what = "hostctl" if all(isinstance(error, HostctlDiffers) for error in errors.values()) else "an answer"
+    said = " ".join(lacks(hypervisor, error) or str(error) for hypervisor, error in errors.items())
+    sentence = f"{planned.step.title} ({planned.hypervisor}) waits for {what}{since}. {said}"
     long = run.silent_since if silence > FLAGGED_AFTER else None
     return Wait(sentence, now + _pause(silence), long, "host", ", ".join(errors))
 

@@ -12,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from hosts.models import Compute, DataAddress, Hypervisor, Instance, LogicalVolume, Mount, Share
+from hosts.models import Compute, DataAddress, HostctlVersion, Hypervisor, Instance, LogicalVolume, Mount, Share
 from hosts.remote.hostctl import source_hash
 from jobs.engine import condition, consent, states, windows
 from jobs.engine import plan as planning
@@ -193,6 +193,7 @@ class Job(models.Model):
     facts_at = models.DateTimeField(null=True, blank=True)
     plan = models.JSONField(default=dict, blank=True)
     digest = models.CharField(max_length=64, blank=True)
+    hostctl = models.CharField(max_length=16, blank=True)
     version = models.PositiveIntegerField(default=1)
     lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
@@ -364,6 +365,24 @@ class Job(models.Model):
     def seen(self) -> Facts:
         return Facts.from_json(self.facts)
 
+    # Its version of hostctl
+
+    @property
+    def hostctl_now(self) -> str:
+        """The version of hostctl that it is carried out with: from its plan on always the same."""
+        return source_hash() if self.status == "checking" else self.hostctl or source_hash()
+
+    def keep_hostctl(self) -> None:
+        """From here on it is carried out with this volmig's version, whatever volmig is upgraded to meanwhile."""
+        HostctlVersion.objects.keep()
+        self.put(hostctl=source_hash())
+
+    def renew_hostctl(self) -> None:
+        """What is done after its end is done with this volmig's version, unless something begun with another runs."""
+        over = self.status in states.ENDED - {"purging"}
+        if over and self.hostctl not in ("", source_hash()) and not self.runs.open().exists():
+            self.keep_hostctl()
+
     # Verbs of people
 
     def start(self, by: Any) -> None:
@@ -396,7 +415,7 @@ class Job(models.Model):
     def may_have_started(self) -> bool:
         """Whether the start on the new disk was begun, so that the guest may have written to it."""
         starts = self.runs.filter(step="start", direction="do", lap=self.lap)
-        return starts.exclude(result="refused").exists()
+        return starts.exclude(result="refused").exclude(unread=True).exists()
 
     def set_rate(self, by: Any, rate: int | None) -> None:
         """Limit the passes that have not begun yet to `rate` bytes per second; None for the relay's limit alone."""
@@ -580,7 +599,7 @@ class Job(models.Model):
         """What an approval of this kind is bound to, from fresh `facts` where it depends on any."""
         migration, made, evidence = self.migration(), self.planned(), self.evidence()
         if kind == "swap":
-            shown = consent.swap(migration, facts or self.seen(), made, evidence, source_hash())
+            shown = consent.swap(migration, facts or self.seen(), made, evidence, self.hostctl_now)
             return shown | self.bound_rollback()
         if kind == "rollback":
             return consent.rollback(migration, made, evidence)

@@ -23,7 +23,11 @@ class StepRunQuerySet(models.QuerySet["StepRun"]):
 
 
 class StepRun(models.Model):
-    """Bytes are of the pass over the disk; `rate` is bytes per second over the last 30 s; `lap` as on the job."""
+    """Bytes are of the pass over the disk; `rate` is bytes per second over the last 30 s; `lap` as on the job.
+
+    `unread`: its hypervisor has surely refused every request for it unread, as it lacks the version of hostctl; so it
+    has not begun.
+    """
 
     job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs")
     step = models.CharField(max_length=30)
@@ -43,6 +47,7 @@ class StepRun(models.Model):
     rate = models.BigIntegerField(default=0)
     progress_at = models.DateTimeField(null=True, blank=True)
     silent_since = models.DateTimeField(null=True, blank=True)
+    unread = models.BooleanField(default=False)
     ended_at = models.DateTimeField(null=True, blank=True)
     result = models.CharField(max_length=10, blank=True, choices=[(result, result) for result in RESULTS])
     evidence = models.JSONField(default=dict, blank=True)

@@ -44,6 +44,7 @@ class Run:
     hypervisor: str = ""
     pk: int = 0
     error: dict[str, Any] | None = None
+    unread: bool = False
 
 
 class Journal:
@@ -73,6 +74,9 @@ class Journal:
 
     def heard(self, run):
         run.silent_since = None
+
+    def unread(self, run, unread):
+        run.unread = unread
 
     def learn(self, hypervisor, boot_id):
         self.learned[hypervisor] = boot_id
@@ -263,9 +267,49 @@ def test_a_host_that_does_not_answer_is_waited_for_with_longer_pauses_and_flagge
     assert len(stage.journal.runs("relay_fs", "do")) == 1
 
 
-def test_another_hostctl_halts(stage):
-    stage.says("relay_lv", HostctlDiffers("run lv_create", "hostctl is another one"))
-    assert isinstance(stage.advance(), runner.Halt)
+def differs(has="1111", touched=False):
+    error = HostctlDiffers("call lv_create", "it has another hostctl", "Install it.", touched)
+    error.has, error.needs = has, "2222"
+    return error
+
+
+def test_a_hypervisor_without_the_version_of_hostctl_is_waited_for_like_one_that_is_away(stage):
+    stage.says("relay_lv", differs(), differs(), Answer("done", MEASURED["relay_lv"]))
+    first = stage.advance()
+    assert isinstance(first, runner.Wait)
+    assert first.silent_since is None
+    assert "jump has hostctl 1111, this migration needs 2222. Install it." in first.sentence
+    stage.now += dt.timedelta(seconds=91)
+    late = stage.advance()
+    assert late.silent_since == START
+    assert "waits for hostctl for 91 s; somebody should look. jump has hostctl 1111" in late.sentence
+    assert isinstance(stage.advance(), runner.Finished)
+    assert len(stage.journal.runs("relay_lv", "do")) == 1
+
+
+def test_a_step_that_a_hypervisor_refused_unread_has_not_begun(stage):
+    stage.says("relay_lv", differs(), differs())
+    for _ in range(2):
+        stage.advance()
+        assert not runner.begun("relay_lv", stage.journal)
+    assert isinstance(stage.undo("A"), runner.Finished)
+    assert stage.asked("undo") == []
+
+
+@pytest.mark.parametrize("first", [Unreachable("reach jump", "no answer", touched=None), differs(touched=None)])
+def test_a_step_that_may_have_been_read_once_has_begun_whatever_is_refused_later(stage, first):
+    stage.says("relay_lv", first, differs())
+    for _ in range(2):
+        stage.advance()
+        assert runner.begun("relay_lv", stage.journal)
+
+
+def test_before_a_step_that_was_refused_unread_is_asked_for_again_it_counts_as_begun(stage):
+    stage.says("relay_lv", differs(), Unreachable("reach jump", "the connection was cut", touched=None))
+    stage.advance()
+    assert not runner.begun("relay_lv", stage.journal)
+    stage.advance()
+    assert runner.begun("relay_lv", stage.journal)
 
 
 def test_a_step_that_rests_on_what_was_not_measured_halts_before_anything_is_asked(stage):

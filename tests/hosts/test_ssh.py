@@ -47,6 +47,7 @@ def test_an_installed_hostctl_gets_one_request_and_its_answer_comes_back(sshd):
     assert request == {
         **{"verb": "hello", "args": {"a": 1}, "job": "j", "number": 3, "step": "s", "direction": "do"},
         **{"attempt": 2, "fence": 7, "stops": "", "seal": {}, "hash": hostctl.source_hash()},
+        **{"incarnation": "", "session": "", "claim": 0, "after": ""},
     }
 
 
@@ -54,6 +55,13 @@ def test_a_request_to_an_older_hostctl_has_no_field_that_it_does_not_know(monkey
     monkeypatch.setitem(FIELDS_SINCE, "stops", 3)
     assert "stops" in Request("hello").document(3)
     assert "stops" not in Request("hello").document(2)
+
+
+def test_every_field_of_a_request_that_protocol_1_did_not_know_says_since_when_it_is_known():
+    first = {"verb", "args", "job", "number", "step", "direction", "attempt", "fence", "stops"}
+    named = {field.name for field in dataclasses.fields(Request)} - first - {"known"}
+    assert named == set(FIELDS_SINCE)
+    assert set(Request("hello").document(1)) == first
 
 
 @pytest.mark.parametrize("protocol", [{}, {"protocol": 2}])
@@ -220,6 +228,59 @@ def test_a_hostctl_of_another_hash_is_refused(sshd):
     sshd.answer({"hash": "0123456789abcdef"})
     with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers, match="0123456789abcdef"):
         host.call(HELLO)
+
+
+OTHER = "0123456789abcdef"
+REFUSED = {"state": "refused", "hash": OTHER, "evidence": {"versions": [OTHER, "f" * 16]}}
+
+
+def test_another_version_is_named_with_all_that_are_there_and_did_nothing(sshd):
+    sshd.answer(REFUSED)
+    with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers) as caught:
+        host.call(HELLO)
+    error = caught.value
+    assert (error.has, error.needs, error.versions) == (OTHER, hostctl.source_hash(), (OTHER, "f" * 16))
+    assert (error.touched, error.protocol) == (False, 1)
+    assert "Install it as the hypervisor's page shows" in str(error)
+
+
+def test_another_version_that_does_not_refuse_may_have_acted(sshd):
+    sshd.answer(REFUSED | {"state": "done"})
+    with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers) as caught:
+        host.call(HELLO)
+    assert caught.value.touched is None
+
+
+def test_a_hostctl_of_a_newer_volmig_says_which_protocols_there_are(sshd):
+    sshd.answer(REFUSED | {"protocol": hostctl.PROTOCOL + 3})
+    with ssh.connect(sshd.address) as host, pytest.raises(HostctlDiffers) as caught:
+        host.call(HELLO)
+    mine, newer = hostctl.PROTOCOL, hostctl.PROTOCOL + 3
+    assert f"This volmig speaks protocol 1 to {mine}; that hostctl speaks {newer}" in str(caught.value)
+    assert "it was installed by a newer volmig" in str(caught.value)
+
+
+def test_a_migration_asks_for_the_version_that_it_began_with(sshd):
+    sshd.answer({"hash": OTHER})
+    address = dataclasses.replace(sshd.address, hostctl=OTHER, protocol=1)
+    with ssh.connect(address) as host:
+        assert host.call(HELLO).state == "done"
+    [request] = sshd.requests()
+    assert request["hash"] == OTHER
+    assert not set(FIELDS_SINCE) & set(request)
+
+
+def test_a_former_version_is_shipped_from_what_volmig_has_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh, "SHIPPED_DIRECTORY", str(tmp_path / "bin"))
+    program = f"print(open({str(tmp_path / 'sshd' / 'answer')!r}).read())"
+    with Sshd(tmp_path / "sshd", forced=False) as sshd:
+        sshd.answer({"hash": OTHER})
+        kept = dataclasses.replace(sshd.address, hostctl=OTHER, protocol=1)
+        with ssh.connect(kept) as host, pytest.raises(HostctlDiffers, match="does not have the file of this version"):
+            host.call(HELLO)
+        with ssh.connect(dataclasses.replace(kept, archive=program.encode())) as host:
+            assert host.call(HELLO).state == "done"
+    assert [each.name for each in (tmp_path / "bin").iterdir()] == [f"hostctl-{OTHER}"]
 
 
 def test_a_missing_hostctl_says_how_to_get_it(sshd):

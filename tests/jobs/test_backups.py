@@ -7,7 +7,7 @@ import pytest
 from django.apps import apps
 from django.utils import timezone
 
-from hosts.remote.host import HostctlDiffers
+from hosts.remote.host import HostError
 from jobs import tick
 from jobs.models import Footprint, Job, Refused
 from jobs.models import backup as backups
@@ -254,13 +254,13 @@ def test_a_hypervisor_that_is_away_is_waited_for(drive, site):
 
 def test_a_hypervisor_that_may_not_be_entered_ends_the_rehearsal_and_not_the_migration(drive, site):
     def refuse(request, timeout=20):
-        raise HostctlDiffers("run hostctl", "another one is there", "Install this one.")
+        raise HostError("log in to dst", "the login was refused", "Check the user.")
 
     job = drive.done()
     site.destination.call = refuse
     found = rehearsed(drive, job)
     assert (found.result, job.status, job.halt_reason) == ("unreadable", "done", "")
-    assert "another one is there" in " ".join(found.findings)
+    assert "the login was refused" in " ".join(found.findings)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_stage_that_is_another_file_is_not_swapped_in(waiting, drive, site, ke
     ("what", "change"),
     [
         ("commands", lambda monkeypatch: monkeypatch.setattr("jobs.engine.plan.Plan.texts", lambda *_: ["rm -rf /"])),
-        ("hostctl", lambda monkeypatch: monkeypatch.setattr("jobs.models.job.source_hash", lambda: "another")),
+        ("hostctl", lambda monkeypatch: Job.objects.update(hostctl="0123456789abcdef")),
     ],
 )
 def test_other_commands_or_another_hostctl_than_were_shown_make_it_void(
@@ -244,6 +244,15 @@ def test_other_commands_or_another_hostctl_than_were_shown_make_it_void(
     approval.refresh_from_db()
     assert (waiting.status, approval.state, untouched(site)) == ("awaiting_approval", "void", True)
     assert any(change.startswith(what) for change in approval.void_changes)
+
+
+def test_what_was_approved_stands_when_volmig_is_upgraded(waiting, drive, site, monkeypatch):
+    approval = consent(waiting)
+    monkeypatch.setattr("jobs.models.job.source_hash", lambda: "another")
+    monkeypatch.setattr("jobs.engine.plan.hostctl.acts", lambda *_: ())
+    drive.go(waiting)
+    approval.refresh_from_db()
+    assert (waiting.status, approval.state) == ("on_trial", "consumed")
 
 
 def test_every_bound_fact_has_a_test_here(waiting):

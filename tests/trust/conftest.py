@@ -1,0 +1,4 @@
+"""Migrations with the real hostctl over fake tools, as in tests/jobs."""
+
+from tests.jobs.conftest import machines as machines
+from tests.jobs.conftest import real_life as real_life
