@@ -116,7 +116,6 @@ def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> 
     partial = request.headers.get("HX-Request") == "true"
     response = render(request, part if partial else page, values)
     response["Vary"] = "HX-Request"
-    response["Cache-Control"] = "no-store"
     return response
 
 
@@ -228,7 +227,7 @@ def evidence(request: HttpRequest, number: int) -> HttpResponse:
     """Everything about a migration as one archive; that somebody took it is recorded, though not among its events."""
     job = Job.objects.with_names().find(request.user, "view", pk=number)
     Event.append("evidence.export", actor=request.user, object=str(job))
-    told = {"Content-Disposition": f'attachment; filename="volmig-migration-{number}.zip"', "Cache-Control": "no-store"}
+    told = {"Content-Disposition": f'attachment; filename="volmig-migration-{number}.zip"'}
     return HttpResponse(archive(job), content_type="application/zip", headers=told)
 
 
@@ -329,7 +328,7 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
         raise BadRequest("A filter cannot be understood, so nothing was exported.")
     Event.append("history.export", actor=request.user, data={"filters": form.wanted()})
     name = f"volmig-migrations-{timezone.now():%Y%m%d-%H%M%S}.csv"
-    told = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    told = {"Content-Disposition": f'attachment; filename="{name}"'}
     rows = narrowed(Job.objects.visible_to(request.user), form)
     return StreamingHttpResponse(stream(rows), content_type="text/csv; charset=utf-8", headers=told)
 

@@ -4,7 +4,9 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's word
+
+from volmig import environment, webhook
 
 
 class VolmigConfig(AppConfig):
@@ -14,6 +16,8 @@ class VolmigConfig(AppConfig):
         register(queue_is_safe)
         register(sqlite_is_safe)
         register(requests_are_not_atomic)
+        register(webhook_is_signed)
+        register(variables_are_known)
 
 
 def queue_is_safe(**_: Any) -> list[CheckMessage]:
@@ -75,3 +79,23 @@ def requests_are_not_atomic(**_: Any) -> list[CheckMessage]:
     if settings.DATABASES["default"].get("ATOMIC_REQUESTS"):
         return [Error("ATOMIC_REQUESTS must be off: it makes every page view a writer", id="volmig.D1")]
     return []
+
+
+def webhook_is_signed(**_: Any) -> list[CheckMessage]:
+    if not settings.WEBHOOK_URL:
+        return []
+    found: list[CheckMessage] = [Error(why, id="volmig.W1") for why in webhook.faults(settings.WEBHOOK_SECRETS)]
+    plain = any(not secret.startswith(webhook.PREFIX) for secret in settings.WEBHOOK_SECRETS)
+    hint = f"Make one of the form {webhook.PREFIX}…, see docs/configuration.md; others are refused in the next release."
+    return found or ([Warning("VOLMIG_WEBHOOK_SECRET is no Standard Webhooks secret", hint, id="volmig.W2")] * plain)
+
+
+def variables_are_known(**_: Any) -> list[CheckMessage]:
+    return [
+        Warning(
+            f"VOLMIG_{name} is set, but nothing reads it",
+            f"Did you mean VOLMIG_{near}?" if near else None,
+            id="volmig.E1",
+        )
+        for name, near in environment.unknown()
+    ]

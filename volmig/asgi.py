@@ -6,7 +6,6 @@ from importlib import import_module
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 
@@ -14,8 +13,9 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
 pages = get_asgi_application()  # loads the apps, so it comes before what imports models
 
 from jobs.live import routes  # noqa: E402
+from volmig.same_origin import SameOrigin  # noqa: E402
 
-live = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(routes)))
+live = SameOrigin(AuthMiddlewareStack(URLRouter(routes)))
 application = ProtocolTypeRouter({"http": pages, "websocket": live})
 
 # All that pages need is loaded now, not by the first of them, and it stays: the collector passes it over from here on.

@@ -3,22 +3,10 @@
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 from volmig import data
-
-
-def text(name: str, default: str = "") -> str:
-    return os.environ.get(f"VOLMIG_{name}", default)
-
-
-def number(name: str, default: int) -> int:
-    return int(text(name) or default)
-
-
-def flag(name: str, default: bool) -> bool:
-    return text(name, "yes" if default else "no").lower() in {"1", "yes", "true", "on"}
-
+from volmig.environment import flag, number, postgresql, text, url, words
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA = data.directory()
@@ -27,10 +15,11 @@ DEBUG = flag("DEBUG", False)
 SECRET_KEY = data.secret("secret_key")
 FACTOR_KEY = data.secret("factor_key")  # under which the keys of people's second factors are kept
 AUDIT_KEY = data.secret("audit_key")  # kept outside the database: who can edit rows cannot forge the chain
-ALLOWED_HOSTS = text("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
+ALLOWED_HOSTS = words("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]")
 LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}
-PUBLIC_URL = text("PUBLIC_URL", "http://127.0.0.1:8000")  # for links in notifications
-CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL.startswith("https:") else []
+public = url("PUBLIC_URL", "http://127.0.0.1:8000", "http", "https")
+PUBLIC_URL = public.geturl()  # for links in notifications
+CSRF_TRUSTED_ORIGINS = [f"https://{public.netloc}"] if public.scheme == "https" else []  # live connections, too
 
 INSTALLED_APPS = [
     "volmig.apps.VolmigConfig",
@@ -55,6 +44,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "volmig.accounts.sessions.no_store",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -98,22 +88,11 @@ def sqlite(path: Path) -> dict[str, Any]:
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": options, "TEST": test}
 
 
-def postgresql(url: str) -> dict[str, Any]:
-    parts = urlsplit(url)
-    sockets = parse_qs(parts.query).get("host", [])  # a directory, as libpq's own addresses have it
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts.path.lstrip("/"),
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": sockets[0] if sockets else parts.hostname or "",
-        "PORT": parts.port or "",
-        "CONN_HEALTH_CHECKS": True,
-        "CONN_MAX_AGE": 60,
-    }
+def served(address: str) -> dict[str, Any]:
+    return postgresql(address) | {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 60}
 
 
-DATABASES = {"default": postgresql(text("DB")) if text("DB") else sqlite(DATA / "db.sqlite3")}
+DATABASES = {"default": served(text("DB")) if text("DB") else sqlite(DATA / "db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # What workers may run, and in which queue; a name that is not here never runs, whoever wrote it into the database.
@@ -263,10 +242,12 @@ SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is ask
 
 AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to
 
-NOTIFY_EMAILS = [address for address in text("NOTIFY_EMAILS").split(",") if address]
-WEBHOOK_URL = text("WEBHOOK_URL")
-WEBHOOK_SECRET = text("WEBHOOK_SECRET")
-email = urlsplit(text("EMAIL_URL"))  # smtp://user:password@host:port, smtps:// for TLS from the start
+NOTIFY_EMAILS = words("NOTIFY_EMAILS")
+WEBHOOK_URL = url("WEBHOOK_URL", "", "http", "https").geturl()
+WEBHOOK_SECRETS = words("WEBHOOK_SECRET")  # the first signs; a second one signs, too, while it is being replaced
+email = url(
+    "EMAIL_URL", "", "smtp", "smtps", "smtp+tls"
+)  # smtp://user:password@host:port, smtps:// for TLS from the start
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if email.hostname else 'console'}.EmailBackend"
 EMAIL_HOST, EMAIL_PORT = email.hostname or "localhost", email.port or 25
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = unquote(email.username or ""), unquote(email.password or "")

@@ -336,9 +336,7 @@ def changed_factor(request: HttpRequest, action: str, codes: list[str]) -> HttpR
     if not codes:
         messages.success(request, "Your second factor is taken away, and your other sessions are ended.")
         return redirect("account")
-    response = render(request, "registration/codes.html", {"codes": codes})
-    response["Cache-Control"] = "no-store"
-    return response
+    return render(request, "registration/codes.html", {"codes": codes})
 
 
 @require_http_methods(["GET", "POST"])
@@ -347,9 +345,7 @@ def add_token(request: HttpRequest) -> HttpResponse:
     """Makes a token for a program of one's own, and shows it, this once."""
     form = TokenForm(request)
     if request.method == "POST" and form.is_valid():
-        response = render(request, "registration/token.html", {"letters": form.make()})
-        response["Cache-Control"] = "no-store"
-        return response
+        return render(request, "registration/token.html", {"letters": form.make()})
     return render(request, "registration/add_token.html", {"form": form}, status=422 if form.errors else 200)
 
 
@@ -445,7 +441,7 @@ def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
     events = wanted.narrowed().filter(seq__lte=last.seq)
     kind, header, write = FORMATS[form]
     name = f"volmig-audit-{timezone.now():%Y%m%d-%H%M%S}.{form}"
-    told = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    told = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingHttpResponse(stream(events, header, write), content_type=kind, headers=told)
 
 

@@ -343,6 +343,20 @@ def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things)
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("name", MATRIX)
+def test_no_answer_is_kept_in_a_cache(name, people, things):
+    """Whether it is the page, a redirect, a refusal or no such method."""
+    address = reverse(name, args=arguments(name, things["red"]))
+    for who in ("administrator", "anonymous"):
+        client, shown = entered(who, people, name)
+        response = client.get(address, **shown)
+        assert response.headers["Cache-Control"] == "no-store", (who, response.status_code)
+
+
+def test_static_files_may_be_kept(client, db):
+    assert "no-store" not in client.get("/static/icon.svg").headers.get("Cache-Control", "")
+
+
 async def first_answer(user, path):
     """Whether a live connection stays open."""
     session = SimpleNamespace(session_key="any")

@@ -1,4 +1,4 @@
-"""The end of sessions that were idle or lasted for too long, at the first request that comes too late."""
+"""Sessions end at the first request that comes too late, and leave no page in a cache."""
 
 from collections.abc import Callable
 
@@ -22,6 +22,17 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
         return get_response(request)
 
     return watch
+
+
+def no_store(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Lets neither browsers nor proxies keep an answer, whoever asked; static files are answered before this."""
+
+    def forbid(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        response["Cache-Control"] = "no-store"
+        return response
+
+    return forbid
 
 
 def follow(request: HttpRequest, *, used: bool) -> None:

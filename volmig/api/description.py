@@ -123,7 +123,6 @@ def open_to_programs(view: Callable[..., Any]) -> Callable[..., Any]:
         if response.status_code == 405:
             said = Sentence("no-such-method", f"{request.method} is none of {response['Allow']}.")
             response = problem(405, [said], Allow=response["Allow"])
-        response.setdefault("Cache-Control", "no-store")
         return response  # type: ignore[no-any-return]
 
     return login_not_required(answer)

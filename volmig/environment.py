@@ -1,0 +1,101 @@
+"""VOLMIG_ environment variables: what is not understood is refused, so that no setting is silently ignored."""
+
+import difflib
+import os
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+from psycopg import pq
+
+YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
+# Read elsewhere: before the settings, by the client, by tests and labs.
+READ = {
+    *("DATA", "ADMIN_USER", "ADMIN_PASSWORD", "URL", "TOKEN", "CA_FILE", "CLOUD_SERVICE", "CLOUD_PLANE"),
+    *("LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
+}
+
+
+def text(name: str, default: str = "") -> str:
+    READ.add(name)
+    return os.environ.get(f"VOLMIG_{name}", default)
+
+
+def number(name: str, default: int) -> int:
+    typed = text(name).strip()
+    try:
+        return int(typed or default)
+    except ValueError:
+        raise ImproperlyConfigured(f"VOLMIG_{name} must be a whole number, not {typed!r}.") from None
+
+
+def flag(name: str, default: bool) -> bool:
+    typed = text(name).strip().lower()
+    if typed and typed not in YES | NO:
+        raise ImproperlyConfigured(f"VOLMIG_{name} must be yes or no, not {typed!r}.")
+    return typed in YES if typed else default
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """A list with commas between; spaces around its words do not belong to them."""
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def url(name: str, default: str, *schemes: str) -> SplitResult:
+    """A web address or the like; one of another scheme, or without a host, is refused. Empty may be allowed."""
+    typed = text(name, default)
+    parts = urlsplit(typed)
+    if typed and (parts.scheme not in schemes or not parts.hostname):
+        named = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise ImproperlyConfigured(f"VOLMIG_{name} must begin with {named} and name a host.")
+    return parts
+
+
+def unknown() -> list[tuple[str, str]]:
+    """VOLMIG_ variables that nothing reads, each with the known one that it resembles; empty when none does."""
+    found = sorted(name.removeprefix("VOLMIG_") for name in os.environ if name.startswith("VOLMIG_"))
+    return [(name, "".join(difflib.get_close_matches(name, READ, 1))) for name in found if name not in READ]
+
+
+# PostgreSQL's addresses, with every parameter that libpq knows
+
+OWN = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "NAME"}  # Django's names
+KEPT_FOR_VOLMIG = {"client_encoding", "replication", "service"}  # a service file would set what is checked here
+
+
+def postgresql(address: str) -> dict[str, Any]:
+    """The database of a libpq URI, as Django has it; a parameter that libpq does not know is refused, not ignored."""
+    try:
+        parts = urlsplit(address)
+        values = {"host": parts.hostname or "", "port": str(parts.port or "")}
+    except ValueError:
+        raise wrong("several hosts or ports are written as ?host=a,b&port=5432,5433") from None
+    if parts.scheme not in ("postgres", "postgresql") or parts.fragment:
+        raise wrong("it must look like postgres://user:password@host/name")
+    values |= {"user": unquote(parts.username or ""), "password": unquote(parts.password or "")}
+    values["dbname"] = unquote(parts.path.removeprefix("/"))
+    options = dict(parameters(parts.query))
+    for name in OWN.keys() & options.keys():
+        if values[name]:
+            raise wrong(f"{name} is in it twice")
+        values[name] = options.pop(name)
+    own = {OWN[name]: value for name, value in values.items()}
+    return {"ENGINE": "django.db.backends.postgresql", **own, "OPTIONS": options}
+
+
+def parameters(query: str) -> list[tuple[str, str]]:
+    try:
+        found = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise wrong("what follows its ? must be name=value, with & between") from None
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - KEPT_FOR_VOLMIG
+    names = [name for name, _ in found]
+    if strange := sorted(set(names) - known):
+        raise wrong(f"{', '.join(strange)} is no parameter that PostgreSQL's library and volmig both know")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise wrong(f"{', '.join(twice)} is in it twice")
+    return found
+
+
+def wrong(why: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"VOLMIG_DB cannot be used: {why}.")  # without the address: it holds a password
