@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Count, F, ProtectedError, Q, Sum
+from django.db.models import Count, F, Min, OuterRef, Prefetch, ProtectedError, Q, Subquery, Sum
 from django.utils import timezone
 from django.utils.functional import cached_property
 
@@ -296,9 +296,9 @@ class Hypervisor(models.Model):
         for row in mounts:
             if row["target"].startswith(OWN_MOUNTS):
                 continue
-            figures = {"size": row["size"], "free": row["free"], "seen_at": now}
-            share, _ = Share.objects.update_or_create(source=row["source"], defaults=figures)
-            rows.append({"share": share, "path": row["target"], "options": row["options"], "seen_at": now})
+            share, _ = Share.objects.get_or_create(source=row["source"])
+            figures = {"size": row["size"], "free": row["free"], "options": row["options"], "seen_at": now}
+            rows.append({"share": share, "path": row["target"], **figures})
         keep(self.mounts, ("path",), rows)
         for share in Share.objects.filter(mounts=None):
             with suppress(ProtectedError):  # a migration's ledger still names it
@@ -420,20 +420,23 @@ RESERVED = {"kind": "space", "state": "reserved"}  # rows of the ledger of migra
 
 def held(ledger: str, **of: Any) -> Sum:
     """The bytes that migrations keep free for what is not there yet; `ledger` leads to their footprints."""
-    where = {f"{ledger}__{name}": value for name, value in (RESERVED | of).items()}
-    return Sum(f"{ledger}__bytes", filter=Q(**where), default=0)
+    return Sum(f"{ledger}__bytes", filter=those(ledger, RESERVED | of), default=0)
+
+
+def those(ledger: str, of: dict[str, Any]) -> Q:
+    return Q(**{f"{ledger}__{name}": value for name, value in of.items()})
 
 
 KEPT = {"kind": "backup", "state": "present"}  # disks that swaps left over, until their purge
 
 
-def kept(ledger: str) -> Sum:
+def kept(ledger: str, **of: Any) -> Sum:
     """The bytes that such disks hold."""
-    return Sum(f"{ledger}__bytes", filter=Q(**{f"{ledger}__{name}": value for name, value in KEPT.items()}), default=0)
+    return Sum(f"{ledger}__bytes", filter=those(ledger, KEPT | of), default=0)
 
 
-def kept_count(ledger: str) -> Count:
-    return Count(ledger, filter=Q(**{f"{ledger}__{name}": value for name, value in KEPT.items()}))
+def kept_count(ledger: str, **of: Any) -> Count:
+    return Count(ledger, filter=those(ledger, KEPT | of))
 
 
 def seen_by(user: Any) -> HypervisorQuerySet:
@@ -523,19 +526,40 @@ class LogicalVolume(models.Model):
 class ShareQuerySet(models.QuerySet["Share"]):
     def visible_to(self, user: Any) -> Self:
         """Those that a hypervisor of the person's mounts."""
-        return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user)).values("share"))
+        return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user).active()).values("share"))
 
-    def with_held(self) -> Self:
-        return self.annotate(held=held("footprints"), kept=kept("footprints"), backups=kept_count("footprints"))
+    def with_figures(self, user: Any) -> Self:
+        """What hypervisors of the person's report of them, and what migrations to these hypervisors hold there.
+
+        One hypervisor may say anything: it changes no figure that people of other teams see. Where several differ, the
+        least is taken, and `mounts` has all of them.
+        """
+        seen = seen_by(user)
+        mine = Mount.objects.filter(hypervisor__in=seen.active())
+        here = mine.filter(share=OuterRef("pk")).order_by().values("share")
+        figures = {
+            name: Subquery(here.annotate(least=Min(name)).values("least")) for name in ("size", "free", "seen_at")
+        }
+        own = {"job__destination__in": seen}
+        ledger = {
+            "held": held("footprints", **own),
+            "kept": kept("footprints", **own),
+            "backups": kept_count("footprints", **own),
+        }
+        mounts = Prefetch(
+            "mounts", mine.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "path")
+        )
+        return self.annotate(**figures, **ledger).prefetch_related(mounts)
+
+    def with_backups(self, user: Any) -> Self:
+        """Those on which migrations to the person's hypervisors left disks that wait for their purge."""
+        return self.with_figures(user).filter(backups__gt=0)  # type: ignore[misc] - annotated above
 
 
 class Share(models.Model):
-    """An NFS export that holds instances; hypervisors mount it each at a path of their own."""
+    """An NFS export that holds instances; hypervisors mount it each at a path of their own, and report its figures."""
 
     source = models.CharField(max_length=255, unique=True)
-    size = models.BigIntegerField()
-    free = models.BigIntegerField()
-    seen_at = models.DateTimeField()
 
     objects = ShareQuerySet.as_manager()
 
@@ -545,9 +569,11 @@ class Share(models.Model):
     def __str__(self) -> str:
         return self.source
 
-    @property
-    def used(self) -> int:
-        return self.size - self.free
+    def disagree(self) -> bool:
+        """Whether its hypervisors report different sizes, or free bytes that differ by more than a tenth of it."""
+        mounts = list(self.mounts.all())
+        sizes, free = {each.size for each in mounts}, [each.free for each in mounts]
+        return len(sizes) > 1 or (bool(mounts) and max(free) - min(free) > max(sizes) // 10)
 
 
 class Mount(models.Model):
@@ -555,6 +581,8 @@ class Mount(models.Model):
     share = models.ForeignKey(Share, models.CASCADE, related_name="mounts")
     path = models.CharField(max_length=255)
     options = models.TextField(blank=True)
+    size = models.BigIntegerField(default=0)  # bytes of the share, as this hypervisor reports them
+    free = models.BigIntegerField(default=0)
     seen_at = models.DateTimeField()
 
     class Meta:

@@ -19,7 +19,6 @@ from hosts.models import (
     Hypervisor,
     Instance,
     LogicalVolume,
-    Mount,
     Server,
     Share,
     VolumeGroup,
@@ -44,11 +43,10 @@ def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
     seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances", "reaches"))
-    mounts = Mount.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
     context = {
         "hypervisors": seen,
         "matrix": matrix(seen),
-        "shares": Share.objects.visible_to(request.user).with_held().prefetch_related(Prefetch("mounts", mounts)),
+        "shares": Share.objects.visible_to(request.user).with_figures(request.user),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
         "several_teams": Team.objects.count() > 1,

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -21,6 +21,9 @@ from volmig.refused import Sentence
 ON_SHARE = frozenset({"stage", "backup", "directory"})
 ON_HYPERVISOR = frozenset({"lv", "fence", "filesystem", "mount", "export", "unit", "memory", "directory"})
 
+HIDDEN = "of another team"
+OF_OTHERS = "It belongs to a migration of another team."
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,6 +33,7 @@ class Row:
     job: Job | None
     hypervisor: Hypervisor
     removal: Removal | None = None
+    of_others: bool = False  # of a migration that the person may not see: what it is, without its name
 
     @property
     def about(self) -> Entry | Thing:
@@ -60,11 +64,29 @@ class Row:
     @cached_property
     def why_kept(self) -> str:
         """Why volmig does not remove it, as a sentence; empty when somebody may ask for that."""
+        if self.of_others:
+            return OF_OTHERS
         return leftovers.why_not_removed(self.found) or ("" if self.step else "No step of its migration removes it.")
 
     @cached_property
     def why_not_struck(self) -> str:
-        return leftovers.why_not_struck(self.found)
+        return OF_OTHERS if self.of_others else leftovers.why_not_struck(self.found)
+
+    def without_names(self, own: dict[str, Hypervisor]) -> "Row | None":
+        """The same for people who may not see its migration: names, paths and identities hold its UUID.
+
+        `own` are their hypervisors by name; None when none of them is concerned nor has seen it.
+        """
+        entry, thing = self.found.entry, self.found.thing
+        host = own.get(self.hypervisor.name) or own.get(thing.seen_by if thing else "")
+        if host is None:
+            return None
+        found = replace(
+            self.found,
+            entry=entry and replace(entry, name=HIDDEN, job="", identity="", needed=""),
+            thing=thing and replace(thing, name=HIDDEN, job="", identity="", path=""),
+        )
+        return Row(found, None, host, None, of_others=True)
 
     @property
     def hands(self) -> tuple[list[str], list[str]]:
@@ -92,6 +114,16 @@ def rows(hypervisors: QuerySet[Hypervisor]) -> list[Row]:
     wishes = {(each.job_id, each.kind, each.place, each.name): each for each in Removal.objects.open()}
     made = (row_of(each, jobs, by_name, speaks) for each in found)
     return [with_removal(row, wishes) for row in made]
+
+
+def rows_for(user: Any) -> list[Row]:
+    """The comparison that a person may see."""
+    hypervisors = Hypervisor.objects.visible_to(user).active()
+    found, own = rows(hypervisors), {each.name: each for each in hypervisors.select_related("team").defer("facts")}
+    mine = Job.objects.visible_to(user).filter(pk__in={row.job.pk for row in found if row.job})
+    visible = set(mine.values_list("pk", flat=True))
+    shown = (row if row.job is None or row.job.pk in visible else row.without_names(own) for row in found)
+    return [row for row in shown if row]
 
 
 def with_removal(row: Row, wishes: dict[Any, Removal]) -> Row:
@@ -284,8 +316,7 @@ def scans_queued(count: int) -> str:
 
 def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: str) -> Row:
     """The row that is meant, as it stands now; refused when there is none (any more)."""
-    seen = rows(Hypervisor.objects.visible_to(by).active())
-    found = [row for row in seen if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
+    found = [row for row in rows_for(by) if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
     if not found:
         raise Refused(Sentence("not-so", "That is not so any more. Nothing was changed; look again."))
     return found[0]

@@ -20,7 +20,7 @@ from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import SearchForm, narrowed, stream
-from jobs.leftovers import ABOUT, Row, ask_anew, rows, scans_queued
+from jobs.leftovers import ABOUT, Row, ask_anew, rows, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
@@ -76,7 +76,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
-            "shares": Share.objects.visible_to(request.user).with_held(),
+            "shares": Share.objects.visible_to(request.user).with_figures(request.user),
             "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
@@ -301,9 +301,7 @@ def backups(request: HttpRequest) -> HttpResponse:
         "page": page(clocked, "keep_until", request.GET, PAGE),
         "only_due": "due" in request.GET,
         "on_trial": [] if "due" in request.GET else rows.filter(keep_until=None).order_by("pk"),
-        "shares": Share.objects.visible_to(request.user)
-        .with_held()
-        .filter(pk__in=Footprint.objects.kept().values("share")),
+        "shares": Share.objects.visible_to(request.user).with_backups(request.user),
     }
     return show(request, "jobs/backups.html", "jobs/_backups.html", values)
 
@@ -425,15 +423,13 @@ IN_USE_SHOWN = 200
 def leftovers(request: HttpRequest) -> HttpResponse:
     """The ledger against reality, as every hypervisor last told."""
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
-    found = rows(hypervisors)
-    seen = Job.objects.visible_to(request.user).filter(pk__in={row.job.pk for row in found if row.job})
-    visible = set(seen.values_list("pk", flat=True))
+    found = rows_for(request.user)
     told = {
-        verdict: [choice(row, request.user, visible) for row in found if row.found.verdict == verdict]
-        for verdict in VERDICTS
+        verdict: [choice(row, request.user) for row in found if row.found.verdict == verdict] for verdict in VERDICTS
     }
     lately = timezone.now() - dt.timedelta(days=2)
-    removals = Removal.objects.filter(hypervisor__in=hypervisors).filter(Q(ended_at=None) | Q(ended_at__gte=lately))
+    mine = Removal.objects.filter(hypervisor__in=hypervisors, job__in=Job.objects.visible_to(request.user))
+    removals = mine.filter(Q(ended_at=None) | Q(ended_at__gte=lately))
     values = {
         "sections": [
             {
@@ -454,15 +450,15 @@ def leftovers(request: HttpRequest) -> HttpResponse:
     return show(request, "jobs/leftovers.html", "jobs/_leftovers.html", values)
 
 
-def choice(row: Row, user: Any, visible: set[int]) -> dict[str, Any]:
+def choice(row: Row, user: Any) -> dict[str, Any]:
     """A row with what this person may do about it, and why not."""
     refused = " ".join(why_not(user, "submit", [row.hypervisor.team]))
-    looks, removes = row.hands
+    looks, removes = ([], []) if row.of_others else row.hands
     return {
         "row": row,
         "about": row.about,
         "thing": row.thing,
-        "job": row.job if row.job and row.job.pk in visible else None,
+        "job": row.job,
         "removable": not row.why_kept and not row.removal,
         "strikable": not row.why_not_struck,
         "refused": refused,

@@ -70,10 +70,9 @@ def a_volume(group: VolumeGroup, name: str = SOURCE_LV, size: int = 512 * MIB, *
 
 
 def mounts(hypervisor: Hypervisor, source: str = SHARE) -> Share:
-    share, _ = Share.objects.get_or_create(
-        source=source, defaults={"size": 20 << 30, "free": 9 << 30, "seen_at": timezone.now()}
-    )
-    hypervisor.mounts.get_or_create(path=INSTANCES, defaults={"share": share, "seen_at": timezone.now()})
+    share, _ = Share.objects.get_or_create(source=source)
+    figures = {"size": 20 << 30, "free": 9 << 30, "seen_at": timezone.now()}
+    hypervisor.mounts.get_or_create(path=INSTANCES, defaults={"share": share, **figures})
     return share
 
 

@@ -378,5 +378,5 @@ def test_the_list_costs_no_more_queries_for_more_hypervisors(
     client = browser("viewer")
     for number in range(12):
         hypervisor(f"h{number}").record_inventory(inventory)
-    with django_assert_max_num_queries(20):
+    with django_assert_max_num_queries(21):
         page(client, "list")

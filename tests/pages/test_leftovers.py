@@ -3,12 +3,15 @@
 import re
 
 import pytest
+from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from hosts.models import Hypervisor, Scan
-from jobs.models import Footprint, Removal
+from jobs.models import Footprint, Job, Removal
+from tests.factories import a_hypervisor
 from tests.pages import scenes
-from volmig.accounts.models import Team
+from volmig.accounts.models import Team, Token
 from volmig.models import QueuedTask
 
 
@@ -144,6 +147,38 @@ def test_another_teams_hypervisors_are_neither_shown_nor_acted_on(over, person, 
     assert "of another team" in gone
     assert f"/migrations/{over.pk}/" not in gone
     assert browser.post(reverse("jobs:leftover", args=[over.relay_id, "remove"]), {}).status_code == 404
+
+
+def test_of_another_teams_migration_on_a_common_share_nothing_is_shown_that_names_it(over, person, browser_of):
+    """What lies there, and how large it is; neither number nor UUID, on the page and in the API."""
+    Team.objects.update(everybody=False)
+    mine = Team.objects.create(name="mine")
+    otto = person("otto", "operator")
+    mine.members.add(otto)
+    scan = next(each for each in Scan.objects.order_by("pk") if any(thing["share"] for thing in each.things))
+    mount = {"source": scan.shares[0]["source"], "target": "/mnt/x", "options": "", "size": 9, "free": 1}
+    own = a_hypervisor("own")
+    own.put(team=mine)
+    own.record_mounts([mount], timezone.now())
+    on_share = [thing for thing in scan.things if thing["share"]]
+    newer = timezone.now()
+    Scan.objects.create(hypervisor=own, tried_at=newer, began_at=newer, things=on_share, shares=scan.shares)
+    others = [job for job in Job.objects.all() if str(job.uuid) in str(on_share)]
+    assert others, "there is something of them on the share"
+    shown = page(browser_of(otto))
+    assert "of another team" in shown
+    letters = Token.objects.make(otto, "t", [], 1)[1]
+    told = Client(headers={"Authorization": f"Bearer {letters}"}).get("/api/v1/leftovers?all=true")
+    assert any(row["name"] == "of another team" for row in told.json()["items"])
+    for job in others:
+        for text in (shown, told.content.decode()):
+            assert str(job.uuid) not in text
+            assert f"igration {job.pk}" not in text
+            assert f"/migrations/{job.pk}/" not in text
+            assert "jump-02" not in text, "nor their hypervisors"
+    about = {"kind": on_share[0]["kind"], "name": on_share[0]["name"], "job": on_share[0]["job"], "identity": "x"}
+    sent = browser_of(otto).post(reverse("jobs:leftover", args=[own.pk, "strike"]), about, follow=True)
+    assert "not so any more" in sent.content.decode()
 
 
 def test_everybody_may_have_the_hypervisors_scanned_and_requesting_it_twice_scans_once(over, person, browser_of):

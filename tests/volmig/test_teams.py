@@ -1,6 +1,7 @@
 """Teams: what their members see and do, what others do not, and that a small site notices nothing."""
 
 import pytest
+from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
 from jobs.models import Approval, Job, Refused
@@ -41,6 +42,40 @@ def test_what_belongs_to_another_team_is_not_seen_at_all(job):
     assert not Job.objects.visible_to(olga).exists()
     assert not Hypervisor.objects.visible_to(olga).exists()
     assert not Share.objects.visible_to(olga).exists()
+
+
+def figures(user):
+    row = Share.objects.visible_to(user).with_figures(user).get()
+    return {"size": row.size, "free": row.free, "held": row.held, "mounts": row.mounts.count(), "odd": row.disagree()}
+
+
+def test_a_hypervisor_that_lies_about_a_share_changes_only_what_its_own_team_sees(job):
+    """It claims to mount the share of another team, with figures of its own."""
+    liar = a_hypervisor("liar")
+    source = Share.objects.get().source
+    job.footprints.create(kind="space", name="stage", share=Share.objects.get(), bytes=5 << 30)
+    mallory, olga = person("mallory", "operator"), operator()
+    team("eu", olga, hypervisors=["src", "jump", "dst"])
+    team("us", mallory, hypervisors=["liar"])
+    before = figures(again(olga))
+    mount = {"source": source, "target": "/mnt/x", "options": "rw", "size": 7, "free": 1}
+    liar.record_mounts([mount], timezone.now())
+    assert figures(again(olga)) == before
+    assert before["held"] == 5 << 30
+    seen = figures(again(mallory))
+    assert (seen["size"], seen["free"], seen["held"], seen["odd"]) == (7, 1, 0, False)
+    rows = Share.objects.with_figures(again(mallory)).get().mounts.all()
+    assert [each.hypervisor.name for each in rows] == ["liar"], "nor where others mount it"
+
+
+def test_where_hypervisors_of_one_team_report_different_figures_the_least_counts_and_that_is_said(job):
+    liar, olga = a_hypervisor("liar"), operator()
+    before = figures(olga)
+    mount = {"source": Share.objects.get().source, "target": "/mnt/x", "options": "rw", "size": 1 << 60, "free": 1}
+    liar.record_mounts([mount], timezone.now())
+    seen = figures(again(olga))
+    assert (seen["size"], seen["free"], seen["odd"]) == (before["size"], 1, True)
+    assert not before["odd"]
 
 
 def test_administrators_and_auditors_see_everything_and_act_only_where_they_are_members(job):

@@ -148,7 +148,8 @@ def find_volumes(request: HttpRequest, q: Words = "") -> Any:
 def shares(request: HttpRequest) -> Any:
     """Those that hypervisors of your teams mount; `held` is reserved by migrations, `kept` by disks that wait for
     their purge."""
-    return {"items": [shapes.Share.of(row) for row in Share.objects.visible_to(request.user).with_held()]}
+    rows = Share.objects.visible_to(request.user).with_figures(request.user)
+    return {"items": [shapes.Share.of(row) for row in rows]}
 
 
 @around.get("/clouds", response=shapes.Clouds, summary="List clouds")

@@ -11,7 +11,7 @@ from hosts.models import Hypervisor, Instance, LogicalVolume, VolumeGroup
 from jobs.bundle import archive
 from jobs.forms import ConsentForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import ORDERS, SearchForm, narrowed
-from jobs.leftovers import ABOUT, ask_anew, rows, scans_queued
+from jobs.leftovers import ABOUT, ask_anew, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Submission
 from jobs.models.footprint import BULKY
 from volmig.accounts.roles import needs
@@ -337,12 +337,10 @@ def backups(request: HttpRequest, wanted: Query[Edge], due: bool = False) -> Any
 def leftovers(request: HttpRequest, all: bool = False) -> Any:  # noqa: A002 - a word of the address
     """Where they differ; with `all` also what is in use."""
     hosts = Hypervisor.objects.visible_to(request.user).active()
-    compared = [row for row in rows(hosts) if all or row.found.verdict != "needed"]
-    seen = Job.objects.visible_to(request.user).filter(pk__in={row.job.pk for row in compared if row.job})
+    compared = [row for row in rows_for(request.user) if all or row.found.verdict != "needed"]
     told = [each.scan.began_at if hasattr(each, "scan") else None for each in hosts.select_related("scan")]
     at = min((each for each in told if each), default=None) if all_told(told) else None
-    keys = set(seen.values_list("pk", flat=True))
-    return {"items": [shapes.Leftover.of(row, keys) for row in compared], "asked_at": at}
+    return {"items": [shapes.Leftover.of(row) for row in compared], "asked_at": at}
 
 
 def all_told(times: list[Any]) -> bool:

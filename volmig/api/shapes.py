@@ -206,8 +206,20 @@ class Volume(Schema):
         )
 
 
+class ShareAt(Schema):
+    """What one hypervisor reports of a share that it mounts."""
+
+    hypervisor: str
+    path: str
+    size: int
+    free: int
+    seen_at: dt.datetime
+
+
 class Share(Schema):
-    """`held` is reserved by migrations for what is not there yet, `kept` taken by disks that wait for their purge."""
+    """`size`, `free` and `seen_at` are what your hypervisors report, the least where they differ; `mounts` has each.
+    `held` is reserved by migrations for what is not there yet, `kept` taken by disks that wait for their purge: of
+    migrations to your hypervisors."""
 
     source: str
     size: int
@@ -215,10 +227,15 @@ class Share(Schema):
     held: int
     kept: int
     seen_at: dt.datetime
+    mounts: list[ShareAt]
 
     @classmethod
     def of(cls, row: Any) -> Self:
-        return cls(**same(row, "source", "size", "free", "held", "kept", "seen_at"))
+        mounts = [
+            ShareAt(hypervisor=each.hypervisor.name, **same(each, "path", "size", "free", "seen_at"))
+            for each in row.mounts.all()
+        ]
+        return cls(mounts=mounts, **same(row, "source", "size", "free", "held", "kept", "seen_at"))
 
 
 class Cloud(Schema):
@@ -639,7 +656,8 @@ class About(Told):
 
 class Leftover(Schema):
     """`verdict` is left (over), other (another one under the same name), stranger (not in the ledger), gone, or needed
-    (in use). `job` is the migration's UUID in its marker, `number` the migration's, where you may see it."""
+    (in use). `job` is the migration's UUID in its marker, `number` the migration's. Of migrations that you may not see
+    `name` is "of another team", and `job` and `identity` are empty."""
 
     verdict: str
     kind: str
@@ -657,10 +675,10 @@ class Leftover(Schema):
     asked: bool
 
     @classmethod
-    def of(cls, row: Row, seen: Iterable[int]) -> Self:
+    def of(cls, row: Row) -> Self:
         return cls(
             verdict=row.found.verdict,
-            number=row.job.pk if row.job and row.job.pk in seen else None,
+            number=row.job.pk if row.job else None,
             size=row.bytes,
             since=row.since,
             hypervisor=row.hypervisor.name,
