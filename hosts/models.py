@@ -553,7 +553,7 @@ class ShareQuerySet(models.QuerySet["Share"]):
 
     def with_backups(self, user: Any) -> Self:
         """Those on which migrations to the person's hypervisors left disks that wait for their purge."""
-        return self.with_figures(user).filter(backups__gt=0)  # type: ignore[misc] - annotated above
+        return self.with_figures(user).filter(backups__gt=0)  # type: ignore[misc]
 
 
 class Share(models.Model):
