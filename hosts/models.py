@@ -553,7 +553,7 @@ class ShareQuerySet(models.QuerySet["Share"]):
 
     def with_backups(self, user: Any) -> Self:
         """Those on which migrations to the person's hypervisors left disks that wait for their purge."""
-        return self.with_figures(user).filter(backups__gt=0)  # type: ignore[misc]
+        return self.with_figures(user).filter(backups__gt=0)
 
 
 class Share(models.Model):

@@ -12,7 +12,7 @@ def take_over(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("hosts", "0004_scans"),
+        ("hosts", "0005_hostctl_versions"),
     ]
 
     operations = [
