@@ -1,4 +1,7 @@
-"""Entry: a request on standard input, or by hand `status JOB`, `rollback JOB`; inside a unit `run JOB KEY`; `watch`."""
+"""Entry: a request on standard input, or by hand `status JOB`, `rollback JOB`; inside a unit `run JOB KEY`.
+
+`install` puts the file itself into its place on a hypervisor.
+"""
 
 import json
 import os
@@ -8,13 +11,21 @@ from typing import Any, Dict, List, Optional
 from . import byhand, detached
 from .request import INPUT_CAP, Desk, is_field, parse
 
-USAGE = "hostctl reads one JSON request from standard input. By hand: hostctl status JOB | hostctl rollback JOB\n"
+USAGE = (
+    "hostctl reads one JSON request from standard input. "
+    "By hand: hostctl status JOB | hostctl rollback JOB | python3 -I hostctl install\n"
+)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
+    archive = os.path.abspath(sys.argv[0])
     os.chdir("/")
+    if words == ["install"]:
+        from . import install  # only this needs it
+
+        return install.main(archive)
     if len(words) > 1 and not is_field("job", words[1]):
         sys.stderr.write("hostctl: %r is not the UUID of a job\n" % words[1])
         return 2

@@ -10,12 +10,14 @@ import stat
 import sys
 import time
 
-OLD = 86400  # seconds after which what another version unpacked is removed
+OLD = 86400  # seconds after which what another version unpacked is removed, unless something may still need it
+STATE = "/var/lib/volmig"
 
 
 def start(digest: str) -> int:
     """Run hostctl, whose sources have this hash; returns its exit status."""
-    folder = unpacked(os.path.dirname(os.path.abspath(__file__)), digest)
+    installs = sys.argv[1:] == ["install"]  # from wherever the file was carried to
+    folder = "" if installs else unpacked(os.path.dirname(os.path.abspath(__file__)), digest)
     if folder:
         sys.path.insert(0, folder)
     importlib.import_module("hostctl.version").told(digest)
@@ -61,6 +63,30 @@ def unpack(archive: str, folder: str) -> None:
 
 
 def others(folder: str) -> "list[str]":
+    """What other versions unpacked long ago, and nothing needs any more."""
     beside = os.path.dirname(folder)
-    found = [os.path.join(beside, name) for name in os.listdir(beside) if name.startswith(".hostctl-")]
-    return [path for path in found if time.time() - os.lstat(path).st_mtime > OLD]
+    found = [name for name in os.listdir(beside) if name.startswith(".hostctl-")]
+    paths = {name[len(".hostctl-") :]: os.path.join(beside, name) for name in found}
+    old = {digest: path for digest, path in paths.items() if time.time() - os.lstat(path).st_mtime > OLD}
+    return [path for digest, path in old.items() if not is_needed(beside, digest)]
+
+
+def is_needed(beside: str, digest: str) -> bool:
+    """Whether the archive of this version is still there, or a job that began with it is remembered on this host."""
+    if os.path.exists(os.path.join(beside, "hostctl-" + digest)):
+        return True
+    named = ('"hash": "%s"' % digest).encode()
+    return any(named in read(os.path.join(STATE, job, name)) for job in listed(STATE) for name in requests_of(job))
+
+
+def requests_of(job: str) -> "list[str]":
+    return [name for name in listed(os.path.join(STATE, job)) if name.endswith(".request.json")]
+
+
+def listed(path: str) -> "list[str]":
+    return os.listdir(path) if os.path.isdir(path) else []
+
+
+def read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
