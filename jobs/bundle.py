@@ -1,12 +1,10 @@
 """A migration's evidence as one archive: what was asked, decided, run and measured, with the record's proof of it.
 
-The same rows give the same bytes, so two copies can be compared by their hash.
+The same rows and the same key give the same bytes, so two copies can be compared by their hash.
 """
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from hosts.remote.hostctl import source_hash
 from jobs.models import Job
-from volmig.record.chain import head_now, read_heads
+from volmig import verify_evidence
+from volmig.record import heads, signing
 from volmig.record.export import COLUMNS, json_line
 from volmig.record.models import Event
 
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the time of every file: an archive made later is the same
 README = """Evidence of migration {number} of volmig
 ========================================
 
@@ -34,15 +32,25 @@ evidence.json   what each step measured: identities, hashes, the output of compa
 approvals.json  every request for consent with all that it was bound to, and who said what, when and why
 versions.json   the hostctl that the consent was bound to, and the tools of the hypervisors as last seen
 events.jsonl    the migration's events of volmig's record, one a line, with their signatures
-chain.json      where these events stand in the record, and a head of it that was published after them
+chain.json      where these events stand in the audit log, and for each the proof that a published head covers it
+heads.jsonl     those heads: lines of the file of heads that volmig publishes, each signed
 SHA256SUMS      the hashes of these files:  sha256sum -c SHA256SUMS
+manifest.json   every file with its size and hash; manifest.sig is the signature of that, with volmig's key for evidence
+verify_evidence.py   checks all of this, without volmig and without a secret
 
-How to check that the events belong to the record and are as they were written
--------------------------------------------------------------------------------
-On volmig's server, with its key and its database:
+How to check it without volmig
+------------------------------
+    python3 verify_evidence.py volmig-migration-{number}.zip --key keys.json
 
-    manage.py verify_audit                    the whole record is whole
-    manage.py verify_audit --bundle FILE      these events are that record's
+Take verify_evidence.py and keys.json from volmig itself (Audit, Verify evidence) or from whom you trust, not from here:
+whoever forges an archive forges these along with it. It names every change to the archive, and says which events were
+published when. With --heads and --export it also shows whether events were left out. docs/evidence.md says what can be
+concluded from it, and what cannot.
+
+How to check it on volmig's server, with its key and its database
+-----------------------------------------------------------------
+    manage.py verify_audit                    the whole audit log is as it was written
+    manage.py verify_audit --bundle FILE      the archive is as it was signed, and these events are that audit log's
 
 By hand, with the key alone (the file audit_key in volmig's data directory). An event's hash is the HMAC-SHA256, under
 the key, of the hash of the event before it, a line feed, and the event as JSON with sorted keys and no spaces:
@@ -57,26 +65,31 @@ the key, of the hash of the event before it, a line feed, and the event as JSON 
         print(event["seq"], event["action"], "as written" if good else "CHANGED")
 
 Other migrations' events stand between these: "prev_hash" is the hash of the event with the number before, which need
-not be in this archive. The published head in chain.json is a line of the file VOLMIG_AUDIT_HEADS, of which a copy
-should be kept on another machine; the record up to that head cannot have been changed after it was published.
+not be in this archive.
 """
 
 
 def archive(job: Job) -> bytes:
-    """The whole archive; a migration's evidence is a few hundred kilobytes."""
+    """The whole archive, signed; a migration's evidence is a few megabytes.
+
+    Without a key that can be read it is not signed, and says so in manifest.sig: it can be downloaded all the same.
+    """
     files = {name: content.encode() for name, content in parts(job).items()}
+    files["verify_evidence.py"] = Path(verify_evidence.__file__).read_bytes()
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in sorted({**files, "SHA256SUMS": sums.encode()}.items()):
-            member = zipfile.ZipInfo(f"migration-{job.pk}/{name}", LONG_AGO)
-            member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            packed.writestr(member, content)
-    return made.getvalue()
+    files["SHA256SUMS"] = sums.encode()
+    subject = f"migration {job.pk}"
+    try:
+        key = signing.current()
+    except (OSError, ValueError) as error:
+        return verify_evidence.unsigned_archive(subject, files, f"This archive could not be signed: {error}")
+    return verify_evidence.signed_archive(subject, files, key.id, key.sign)
 
 
 def parts(job: Job) -> dict[str, str]:
     """The files by their names."""
+    numbers = list(events(job).values_list("seq", flat=True))
+    proofs, used, error = heads.proofs(Path(settings.AUDIT_HEADS), numbers)
     return {
         "README.txt": README.format(number=job.pk),
         "job.json": pretty(described(job)),
@@ -89,7 +102,8 @@ def parts(job: Job) -> dict[str, str]:
         "approvals.json": pretty([approval(asked) for asked in job.approvals.order_by("pk")]),
         "versions.json": pretty(versions(job)),
         "events.jsonl": "".join(json_line(row) for row in events(job).values_list(*COLUMNS)),
-        "chain.json": pretty(chain(job)),
+        "chain.json": pretty(chain(job, proofs, used, error)),
+        "heads.jsonl": "".join(f"{head.line.decode()}\n" for head in used),
     }
 
 
@@ -171,20 +185,19 @@ def versions(job: Job) -> dict[str, Any]:
     }
 
 
-def chain(job: Job) -> dict[str, Any]:
-    """Where the events stand, and the first head that was published after them: it stays the same from then on."""
+def chain(job: Job, proofs: dict[str, Any], used: list[verify_evidence.Head], error: str) -> dict[str, Any]:
+    """Where the events stand, the proof of each, and the first head that was published after them.
+
+    All of it stays the same once that is published. `heads_error` says why no head could be read.
+    """
     rows = list(events(job).values_list("seq", "prev_hash", "hash"))
     last = rows[-1][0] if rows else 0
-    path = Path(settings.AUDIT_HEADS)
-    heads = read_heads(path) if path.exists() else {}
-    after = min((seq for seq in heads if seq >= last), default=None)
-    published = {"seq": after, "hash": heads[after][0], "at": heads[after][1]} if after else None
-    seq, digest = head_now()
+    after = used[-1] if used and used[-1].seq >= last else None
     return {
         "events": [{"seq": seq, "prev_hash": before, "hash": found} for seq, before, found in rows],
-        "published_head": published,
-        # Only until one is published: it moves with every event of anybody.
-        "head": None if published else {"seq": seq, "hash": digest},
+        "proofs": proofs,
+        "heads_error": error,
+        "published_head": {"seq": after.seq, "hash": after.hash, "at": after.at} if after else None,
     }
 
 

@@ -1,12 +1,16 @@
 """The data directory: where it is, and the secrets kept in it that are made on first use."""
 
+import errno
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+EVIDENCE_KEY = "evidence_key"
 
 
 def directory() -> Path:
@@ -20,16 +24,39 @@ def provisional_file(path: Path, content: bytes) -> Path:
     """Writes a 0600 file beside `path`, to be put in its place in one step."""
     provisional = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(provisional, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    except OSError:
+        provisional.unlink()
+        raise
+    finally:
+        os.close(descriptor)
     return provisional
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Writes everything: os.write() may write less, as where a disk is full for a moment. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        if not (written := os.write(descriptor, view)):
+            raise OSError(errno.EIO, "the disk takes no more")
+        view = view[written:]
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the names in a directory are on the disk: a file may otherwise be gone after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace(path: Path, content: bytes) -> None:
     """Puts a new 0600 file in the place of an old one; readers see the old or the new, never a part."""
     provisional_file(path, content).replace(path)
+    sync_directory(path.parent)
 
 
 def write_once(path: Path, content: bytes) -> bytes:
@@ -37,11 +64,21 @@ def write_once(path: Path, content: bytes) -> bytes:
     provisional = provisional_file(path, content)
     try:
         os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
+        sync_directory(path.parent)
     except FileExistsError:
         pass
     finally:
         provisional.unlink()
     return path.read_bytes()
+
+
+def evidence_key(first: Callable[[], bytes]) -> bytes:
+    """Returns what the file of the keys for evidence holds; `first` makes its content on first use.
+
+    Only the processes that publish read it: workers, which publish heads, and the web process, which makes archives.
+    """
+    path = directory() / EVIDENCE_KEY
+    return path.read_bytes() if path.exists() else write_once(path, first())
 
 
 def secret(name: str) -> str:

@@ -241,6 +241,7 @@ REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
 SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is asked what volmig left there
 
 AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to
+AUDIT_HEADS_SECONDS = number("AUDIT_HEADS_SECONDS", 60)  # how often a new head is published at most
 
 NOTIFY_EMAILS = words("NOTIFY_EMAILS")
 WEBHOOK_URL = url("WEBHOOK_URL", "", "http", "https").geturl()

@@ -4,7 +4,7 @@ from django.urls import include, path
 
 from hosts import views as hosts
 from jobs import views as jobs
-from volmig import teams, views
+from volmig import evidence, teams, views
 from volmig.api import description as api
 
 urlpatterns = [
@@ -29,6 +29,10 @@ urlpatterns = [
     path("teams/<int:pk>/policies/<int:policy>/remove/", teams.remove_policy, name="remove_policy"),
     path("audit/", views.audit, name="audit"),
     path("audit/export.<slug:form>", views.export, name="audit_export"),
+    path("evidence/", evidence.page, name="evidence"),
+    path("evidence/keys.json", evidence.keys, name="evidence_keys"),
+    path("evidence/heads.jsonl", evidence.published_heads, name="evidence_heads"),
+    path("evidence/verify_evidence.py", evidence.verifier, name="evidence_verifier"),
     path("healthz", views.health, name="health"),
     path("api/", api.reference, name="api_reference"),
     path("api/client", api.client, name="client"),

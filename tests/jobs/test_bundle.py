@@ -15,7 +15,7 @@ from django.test import Client
 from jobs.bundle import archive
 from tests.factories import operator, viewer
 from volmig.record.apps import drop_triggers, make_triggers
-from volmig.record.chain import publish
+from volmig.record.heads import publish
 from volmig.record.models import Event
 
 
@@ -76,7 +76,8 @@ def test_the_page_of_a_migration_leads_to_it(done, client):
 def test_its_sums_are_those_of_its_files(done):
     files = opened(archive(done))
     sums = dict(reversed(line.split("  ")) for line in files.pop("SHA256SUMS").splitlines())
-    assert sums == {name: hashlib.sha256(content.encode()).hexdigest() for name, content in files.items()}
+    named = {name: content for name, content in files.items() if not name.startswith("manifest.")}
+    assert sums == {name: hashlib.sha256(content.encode()).hexdigest() for name, content in named.items()}
 
 
 def test_its_events_can_be_checked_by_hand_as_its_readme_says(done):
@@ -96,7 +97,6 @@ def test_its_chain_names_a_head_that_was_published_after_it(done):
     chain = json.loads(opened(archive(done))["chain.json"])
     assert chain["published_head"]["seq"] >= chain["events"][-1]["seq"]
     assert chain["published_head"]["hash"] == Event.objects.get(seq=chain["published_head"]["seq"]).hash
-    assert chain["head"] is None
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def file(done, tmp_path):
 
 def test_the_command_finds_its_events_in_the_record(file, capsys):
     call_command("verify_audit", bundle=file)
-    assert "are this record's, as they were written" in capsys.readouterr().out
+    assert "are this audit log's, as they were written" in capsys.readouterr().out
 
 
 def rewritten(file, old, new):

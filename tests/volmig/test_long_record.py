@@ -7,7 +7,8 @@ import pytest
 from django.db.models import F
 
 from volmig.record.apps import drop_triggers, make_triggers
-from volmig.record.chain import publish, read_heads, verify
+from volmig.record.chain import verify
+from volmig.record.heads import publish, read_heads
 from volmig.record.models import SIGNED, ChainHead, Event, sign
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("unmeasured")]

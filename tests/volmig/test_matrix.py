@@ -52,6 +52,10 @@ MATRIX = {
     "remove_policy": {"POST": "administer"},
     "audit": {"GET": "audit"},
     "audit_export": {"GET": "audit"},
+    "evidence": {"GET": "view"},
+    "evidence_keys": {"GET": ANYBODY},
+    "evidence_verifier": {"GET": ANYBODY},
+    "evidence_heads": {"GET": "audit"},
     "hosts:list": {"GET": "view"},
     "hosts:bundle": {"GET": "view"},
     "hosts:register": {"GET": "administer", "POST": "administer"},
@@ -117,6 +121,8 @@ OPERATIONS = {
     "scan": {"POST": "view"},
     "leftover": {"POST": "submit"},
     "the_record": {"GET": "audit"},
+    "evidence_keys": {"GET": "view"},
+    "evidence_heads": {"GET": "audit"},
 }
 MATRIX |= {f"api:{name}": methods for name, methods in OPERATIONS.items()}
 WISH = {"source": "a", "volume": "a/b", "instance": str(uuid.UUID(int=1)), "relay": "c", "relay_vg": "d"}

@@ -9,7 +9,8 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
 from volmig.record.apps import drop_triggers, make_triggers
-from volmig.record.chain import publish, read_heads, verify
+from volmig.record.chain import verify
+from volmig.record.heads import publish, read_heads
 from volmig.record.models import ChainHead, Event
 
 pytestmark = pytest.mark.django_db
@@ -114,7 +115,7 @@ def test_triggers_come_back_with_every_migrate(three):
 
 def test_published_heads_are_seq_hash_and_time(three, heads):
     publish()
-    assert {seq: head[0] for seq, head in read_heads(heads).items()} == {3: three[2].hash}
+    assert {head.seq: head.hash for head in read_heads(heads).heads} == {3: three[2].hash}
     assert heads.stat().st_mode & 0o777 == 0o600
     assert verify(read_heads(heads)) == []
 
@@ -175,11 +176,19 @@ def test_a_published_event_that_is_missing_in_the_middle_is_no_cut_end(three, he
     ]
 
 
-@pytest.mark.parametrize("text", ["no head", '{"seq": 3}', "[]"])
-def test_the_command_refuses_a_file_of_something_else(three, heads, text):
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("no head", "is cut off or damaged: it is not JSON"),
+        ('{"seq": 3}', "is not a published head"),
+        ("[]", "is not a published head"),
+    ],
+)
+def test_the_command_names_each_line_that_is_no_head_and_goes_on(three, heads, text, wrong):
     heads.write_text(f"{text}\n")
-    with pytest.raises(CommandError, match="line 1 is not a published head"):
+    with pytest.raises(CommandError) as error:
         call_command("verify_audit", heads=heads)
+    assert str(error.value).startswith(f"Line 1 of the heads file (byte 0) {wrong}.\nThe audit log is whole: 3 events")
 
 
 def test_the_command_refuses_a_file_that_is_not_there(three, tmp_path):

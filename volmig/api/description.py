@@ -20,7 +20,9 @@ from volmig import client as volmig_client
 from volmig.accounts.roles import needs, roles_of
 from volmig.api import hosts, jobs, shapes
 from volmig.api.door import NO_SUCH, PROBLEM, TITLES, Bearer, Problem, checked, problem, tell_problems
+from volmig.evidence import heads_file
 from volmig.paging import page
+from volmig.record import signing
 from volmig.refused import Sentence
 from volmig.views import EventFilter
 
@@ -54,6 +56,25 @@ def the_record(request: HttpRequest, wanted: Query[Filters]) -> Any:
     form = checked(EventFilter(wanted.dict()))
     found = page(form.narrowed(), "-seq", request.GET, wanted.limit, key="seq")
     return {"items": [shapes.Event.of(row) for row in found], "next": jobs.following(request, found)}
+
+
+TEXT = {"application/x-ndjson": {"schema": {"type": "string"}}}
+JSON_LINES = {"responses": {200: {"description": "JSON lines", "content": TEXT}}}
+
+
+@record.get("/evidence/keys", response=shapes.EvidenceKeys, by_alias=True, summary="Public keys of evidence")
+@needs("view")
+def evidence_keys(request: HttpRequest) -> Any:
+    """By these keys anybody can check published heads and archives, with verify_evidence.py: the last is in use, each
+    was signed by the one before it. The same as /evidence/keys.json, which needs no token."""
+    return signing.published()
+
+
+@record.get("/evidence/heads", summary="Published heads of the audit log", openapi_extra=JSON_LINES)
+@needs("audit")
+def evidence_heads(request: HttpRequest) -> Any:
+    """The whole file as it is on disk, one head a line. A copy on another machine proves what the audit log was."""
+    return heads_file()
 
 
 class Api(NinjaAPI):

@@ -715,6 +715,23 @@ class Event(Schema):
 # Lists
 
 
+class EvidenceKey(Schema):
+    """A public key (base64) that signed evidence from `from` until `until`; `signature` is by the key `signed_by`."""
+
+    id: str
+    public: str
+    since: str = Field(alias="from")
+    until: str
+    signed_by: str
+    signature: str
+
+
+class EvidenceKeys(Schema):
+    """The oldest first; the last is in use."""
+
+    keys: list[EvidenceKey]
+
+
 class Page(Schema):
     """`next` is the address of what follows, null at the end."""
 

@@ -1,66 +1,19 @@
-"""The chain's proof: walking it, and publishing its head outside of the database, so that a cut end shows."""
+"""The proof of the audit log: walking its chain, and comparing it with the heads that were published."""
 
 import datetime as dt
 import hmac
 import json
-import logging
-import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-from django.utils import timezone
-
-from volmig.record.models import SIGNED, ChainHead, Event, sign
-
-log = logging.getLogger(__name__)
-Heads = dict[int, tuple[str, str]]  # seq -> (hash, when it was published)
+from volmig.record import heads
+from volmig.record.models import SIGNED, ChainHead, Event, head_now, sign
+from volmig.verify_evidence import Heads
 
 
 def publish() -> None:
-    """Appends the chain's head to the file of heads, unless it is the last one there; called every minute."""
-    path, (seq, digest) = Path(settings.AUDIT_HEADS), head_now()
-    last_seq, last_hash = last_published(path)
-    if not seq or (seq, digest) == (last_seq, last_hash):
-        return
-    if seq <= last_seq:
-        log.error("The record ends at event %s, but event %s was published before.", seq, last_seq)
-    line = json.dumps({"seq": seq, "hash": digest, "at": timezone.now().isoformat(timespec="seconds")})
-    write(path, f"{line}\n".encode())
-
-
-def write(path: Path, line: bytes) -> None:
-    """Appends in one write, so that two workers at once do not mix their lines, and waits until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def last_published(path: Path) -> tuple[int, str]:
-    """The newest head in the file; (0, "") when there is none that can be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            head = json.loads(file.read().splitlines()[-1])
-            return int(head["seq"]), str(head["hash"])
-    except (OSError, IndexError, KeyError, TypeError, ValueError):
-        return 0, ""
-
-
-def read_heads(path: Path) -> Heads:
-    """The published heads; raises ValueError that names the line which is none."""
-    heads: Heads = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            head = json.loads(line)
-            heads.setdefault(int(head["seq"]), (str(head["hash"]), str(head["at"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is not a published head.") from error
-    return heads
+    """Publishes the head of the audit log when it is due; called every minute."""
+    heads.publish_due()
 
 
 def verify_lines(lines: Iterable[str]) -> list[str]:
@@ -91,12 +44,33 @@ def why_not_ours(prev_hash: str, found: str, values: list[Any]) -> str:
     return "" if kept == found else f"Event {seq} is not in this record."
 
 
-def verify(heads: Heads | None = None) -> list[str]:
-    """Walks the whole chain; returns a sentence for each fault, the first bad event first; none when whole."""
-    return list(walk(dict(heads or {})))
+def verify(published: Heads | None = None) -> list[str]:
+    """Walks the whole chain; returns a sentence for each fault, the first bad event first; none when whole.
+
+    With published heads, events have to be those that they name, and the heads themselves in order.
+    """
+    if published is None:
+        return list(walk({}))
+    first_of: dict[int, tuple[str, str]] = {}
+    for head in published.heads:
+        first_of.setdefault(head.seq, (head.hash, head.at))
+    return [*walk(first_of), *damage(published)]
 
 
-def walk(heads: Heads) -> Iterator[str]:
+def damage(published: Heads) -> list[str]:
+    """What is wrong with the file of heads itself, whatever the audit log is like."""
+    return [*published.faults, *cut_heads(published)]
+
+
+def cut_heads(published: Heads) -> Iterator[str]:
+    """Whether the end of the file of heads is the end that was written."""
+    noted = ChainHead.objects.filter(pk=1).values_list("published", flat=True).first() or 0
+    if noted > (last := max((head.seq for head in published.heads), default=0)):
+        ends = f"ends at event {last}" if last else "has no readable head"
+        yield f"The heads file {ends}, but a head for event {noted} was published: lines at its end are missing."
+
+
+def walk(heads: dict[int, tuple[str, str]]) -> Iterator[str]:
     written = head_now()[0]  # before the walk: what is appended meanwhile is no fault
     last_seq, last_hash = 0, ""
     # Plain values: making model instances would take longer than checking the signatures.
@@ -127,7 +101,3 @@ def cut(last_seq: int, last_hash: str, written: int) -> Iterator[str]:
         yield f"The record ends at event {last_seq}, but {written} were written."
     elif last_seq > head_seq or (last_seq == head_seq and last_hash != head_hash):
         yield f"The head of the chain is not event {last_seq}, with which the record ends."
-
-
-def head_now() -> tuple[int, str]:
-    return ChainHead.objects.filter(pk=1).values_list("seq", "hash").first() or (0, "")

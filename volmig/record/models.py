@@ -33,6 +33,9 @@ class ChainHead(models.Model):
 
     seq = models.BigIntegerField(default=0)
     hash = models.CharField(max_length=64, default="", blank=True)
+    published = models.BigIntegerField(
+        default=0
+    )  # the last event that a published head covers: a cut end of that file shows
 
     def __str__(self) -> str:
         return f"{self.seq} {self.hash}"
@@ -141,8 +144,17 @@ class Event(models.Model):
 
 def sign(prev_hash: str, values: Sequence[Any]) -> str:
     """Returns the signature of the values of an event's SIGNED fields, together with the event before it."""
+    # In one call, for a long record is signed again event by event when it is verified.
+    return hmac.digest(settings.AUDIT_KEY.encode(), f"{prev_hash}\n{signed_text(values)}".encode(), "sha256").hex()
+
+
+def signed_text(values: Sequence[Any]) -> str:
+    """An event as canonical JSON, of the values of its SIGNED fields."""
     signed = dict(zip(SIGNED, values, strict=True))
     signed["at"] = signed["at"].astimezone(UTC).isoformat(timespec="microseconds")
-    line = canonical(signed)
-    # In one call, for a long record is signed again event by event when it is verified.
-    return hmac.digest(settings.AUDIT_KEY.encode(), f"{prev_hash}\n{line}".encode(), "sha256").hex()
+    return canonical(signed)
+
+
+def head_now() -> tuple[int, str]:
+    """The number and the hash of the last event; (0, "") when there is none."""
+    return ChainHead.objects.filter(pk=1).values_list("seq", "hash").first() or (0, "")

@@ -1,6 +1,7 @@
 """The relay's temporary filesystem: make, mount, prove, unmount."""
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -165,7 +166,8 @@ def write_sentinel(mountpoint: str, fs_uuid: str) -> None:
     fd = untrusted.create(path, None, 0o444)
     try:
         os.fchmod(fd, 0o444)
-        os.write(fd, fs_uuid.encode())
+        if os.write(fd, fs_uuid.encode()) != len(fs_uuid):
+            raise OSError(errno.ENOSPC, "only a part of the sentinel was written")
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -1,0 +1,110 @@
+"""The key that signs published heads and archives of evidence, and the public keys that did so before it.
+
+One file of the data directory holds both, so that a rotation changes them in one step.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.utils import timezone
+
+from volmig import data
+from volmig.record.models import Event
+from volmig.verify_evidence import ROTATION, Keys, canonical, key_id, read_keys
+
+MADE, ROTATED = "evidence.key", "evidence.key-rotated"
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A key's ID, since when it is valid (ISO 8601), and what signs with it."""
+
+    id: str
+    since: str
+    sign: Callable[[bytes], bytes]
+
+
+def entry(private: Ed25519PrivateKey, since: str, signer: Signer | None = None) -> dict[str, Any]:
+    """A public key as it is published; signed by the key before it when there is one."""
+    public = private.public_key().public_bytes_raw()
+    body = {"id": key_id(public), "public": text(public), "from": since, "signed_by": signer.id if signer else ""}
+    signature = text(signer.sign(ROTATION + canonical(body))) if signer else ""
+    return body | {"until": "", "signature": signature}
+
+
+def text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def document(private: Ed25519PrivateKey, keys: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"private": text(private.private_bytes_raw()), "keys": keys}, indent=1).encode() + b"\n"
+
+
+def now() -> str:
+    return timezone.now().isoformat(timespec="seconds")
+
+
+def kept() -> dict[str, Any]:
+    """The file of keys, made on first use. Raises OSError, or ValueError when it is damaged."""
+
+    def first() -> bytes:
+        private = Ed25519PrivateKey.generate()
+        return document(private, [entry(private, now())])
+
+    try:
+        found = json.loads(data.evidence_key(first))
+        Ed25519PrivateKey.from_private_bytes(base64.b64decode(found["private"], validate=True))
+        if not found["keys"]:
+            raise ValueError("it names no key")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the file evidence_key in the data directory is damaged ({error})") from error
+    return found  # type: ignore[no-any-return]
+
+
+def current() -> Signer:
+    """The key that signs now. Raises OSError, ValueError."""
+    return signer(kept())
+
+
+def signer(found: dict[str, Any]) -> Signer:
+    private = Ed25519PrivateKey.from_private_bytes(base64.b64decode(found["private"]))
+    return Signer(found["keys"][-1]["id"], found["keys"][-1]["from"], private.sign)
+
+
+def published() -> dict[str, Any]:
+    """All public keys, the oldest first, as keys.json has them. Raises OSError, ValueError."""
+    return {"keys": kept()["keys"]}
+
+
+def known_keys() -> Keys:
+    """The keys by which volmig checks its own signatures."""
+    keys = Keys()
+    for fault in read_keys(published(), keys):
+        raise ValueError(fault)
+    return keys
+
+
+def record_key() -> None:
+    """Has the audit log name the key that signs, once: whoever has the log knows which keys were in use, and when."""
+    newest = published()["keys"][-1]
+    if not Event.objects.filter(action__in=(MADE, ROTATED), object=newest["id"]).exists():
+        Event.append(MADE, object=newest["id"], data={"public": newest["public"], "from": newest["from"]})
+
+
+def rotate() -> dict[str, Any]:
+    """Replaces the key by a new one that the old one signs; the old private key is gone. Returns the new entry."""
+    record_key()
+    found = kept()
+    at = max(now(), found["keys"][-1]["from"])
+    private = Ed25519PrivateKey.generate()
+    new = entry(private, at, signer(found))
+    before = [*found["keys"][:-1], found["keys"][-1] | {"until": at}]
+    data.replace(data.directory() / data.EVIDENCE_KEY, document(private, [*before, new]))
+    Event.append(
+        ROTATED, object=new["id"], data={name: new[name] for name in ("public", "from", "signed_by", "signature")}
+    )
+    return new
