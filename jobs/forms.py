@@ -165,8 +165,15 @@ def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
     return [
         *(["open on its hypervisor: something uses it"] if volume.is_open else []),
         *([f"already in migration {taken[volume.uuid]}"] if volume.uuid in taken else []),
-        *(["volmig made it itself, for a migration"] if "volmig" in volume.tags else []),
+        *why_tagged(volume.tags),
     ]
+
+
+def why_tagged(tags: list[str]) -> list[str]:
+    """What volmig's own tags say: a source volume that a migration has fenced is the customer's, and not volmig's."""
+    if any(tag.startswith("volmig.src=") for tag in tags):
+        return ["fenced as the source of a migration"]
+    return ["a temporary volume of a migration"] if "volmig" in tags else []
 
 
 def disks(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from django.urls import path
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
+from jobs import attention
 from jobs.models import Approval, Decision, Job, StepRun
 from volmig.accounts.roles import may
 
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 POLL = 0.25  # seconds between two looks: qemu-img itself reports no faster than that is worth showing
 RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
+CONDITIONS_EVERY = 2.0  # seconds between two looks for what only the passing of time has changed
+BEAT_EVERY = 3.0  # seconds; a page that hears nothing for three of them says that it is stale
 LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
 ENDED = 4403  # close code: do not reconnect, the permission is gone
 INBOX = -1  # what a page watches that shows nothing live but how much waits for this person
@@ -58,6 +62,7 @@ RUN_FIELDS = (
 
 Mark = tuple[str, int, int]  # session key, user, what it watches
 Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves bars)
+Conditions = tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]  # of each migration at work, and everything else
 
 
 def group(number: int) -> str:
@@ -99,7 +104,11 @@ def look(numbers: set[int], before: Marks) -> tuple[Marks, dict[int, str]]:
     """The present marks of the watched jobs and the fragment of each that differs from `before`."""
     now = marks(numbers)
     changed = [number for number in now if now[number] != before.get(number)]
-    return now, {job.pk: fragment(job) for job in Job.objects.with_runs().filter(pk__in=changed)}
+    return now, fragments(set(changed))
+
+
+def fragments(numbers: set[int]) -> dict[int, str]:
+    return {job.pk: fragment(job) for job in Job.objects.with_runs().filter(pk__in=numbers)}
 
 
 class Tailer:
@@ -124,7 +133,8 @@ class Tailer:
         jobs: Marks = {}
         everything: Marks = {}
         inbox: tuple[Any, ...] | None = None
-        told_list = checked = 0.0
+        conditions: Conditions | None = None
+        told_list = checked = looked = beaten = 0.0
         while self.sockets:
             now = asyncio.get_running_loop().time()
             try:
@@ -132,9 +142,16 @@ class Tailer:
                 inbox = await self.follow_inbox(inbox)
                 if self.watched()[LIST]:
                     everything, told_list = await self.follow_list(everything, told_list, now)
+                if now - looked >= CONDITIONS_EVERY:
+                    looked = now
+                    conditions = await self.follow_conditions(conditions)
                 if now - checked >= RECHECK:
                     checked = now
                     await self.close_ended()
+                # Last, and only when all went well: a page is live as long as somebody looks for it.
+                if now - beaten >= BEAT_EVERY:
+                    beaten = now
+                    await send(INBOX, json.dumps({"beat": round(time.time(), 3)}))
             except Exception:
                 log.exception("live pages: a look failed; the next follows")
             await asyncio.sleep(POLL)
@@ -171,6 +188,19 @@ class Tailer:
         now: tuple[Any, ...] = await database_sync_to_async(waiting)()
         if now != before:
             await send(INBOX, json.dumps({"inbox": True}))
+        return now
+
+    async def follow_conditions(self, before: Conditions | None) -> Conditions:
+        """Tell the pages of what stalls, is late or has come back, which no row tells of."""
+        now: Conditions = await database_sync_to_async(attention.marks)()
+        if before is None or now == before:
+            return now
+        changes = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
+        for number, html in (await database_sync_to_async(fragments)(changes & set(self.watched()))).items():
+            await send(number, html)
+            await send(number, changed(number))
+        await send(LIST, changed(LIST))
+        await send(INBOX, json.dumps({"inbox": True}))
         return now
 
     async def close_ended(self) -> None:

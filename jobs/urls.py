@@ -18,6 +18,7 @@ jobs = (
         path("leftovers/scan", views.scan, name="scan"),
         path("leftovers/<int:pk>/<slug:verb>", views.leftover, name="leftover"),
         path("backups/", views.backups, name="backups"),
+        path("attention/count", views.attention_count, name="attention"),
         path("approvals/", views.approvals, name="approvals"),
         path("approvals/count", views.count, name="count"),
         path("approvals/<int:pk>/", views.approval, name="approval"),

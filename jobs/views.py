@@ -13,9 +13,11 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
+from jobs import attention
 from jobs.bundle import archive
 from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
@@ -47,6 +49,7 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
         return colours
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
+        "attention": SimpleLazyObject(lambda: attention.items(user)),  # of a part of a page nobody may want to know
         "nobody_approves": settings.APPROVERS == 0,
         "waiting_approvals": Approval.objects.inbox(user).count(),
         "role_words": words,
@@ -63,7 +66,6 @@ def overview(request: HttpRequest) -> HttpResponse:
     # Only what moves shows its journal, and the time left by its plan.
     running = list(active.filter(MOVES).with_names().with_runs().defer("facts", "checks", "halt_data"))
     still = list(active.exclude(MOVES).select_related("requester").defer(*BULKY))
-    halted = [job for job in still if job.halt_reason]
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
@@ -72,7 +74,6 @@ def overview(request: HttpRequest) -> HttpResponse:
         {
             "running": running,
             "waiting": [job for job in still if not job.halt_reason],
-            "halted": halted,
             "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
@@ -80,7 +81,6 @@ def overview(request: HttpRequest) -> HttpResponse:
             "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": hypervisors.count(),
-            "quarantined": hypervisors.exclude(quarantined_at=None).defer("facts"),
             "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
@@ -152,7 +152,7 @@ def new(request: HttpRequest) -> HttpResponse:
 def submit(request: HttpRequest, form: MigrationForm) -> Job | None:
     """Hand the form to the model; its refusals come back as errors of the form."""
     try:
-        return Job.objects.submit(request.user, **form.wanted(), start="start" in request.POST)
+        return Job.objects.submit(request.user, **form.wanted(), start="start" in request.GET)
     except Refused as refused:
         for sentence in refused.sentences:
             form.add_error(None, sentence)
@@ -350,6 +350,13 @@ def approvals(request: HttpRequest) -> HttpResponse:
 def count(request: HttpRequest) -> HttpResponse:
     """How much waits for this person, for the navigation, which asks again when something was asked or decided."""
     return render(request, "jobs/_count.html", {"waiting_approvals": Approval.objects.inbox(request.user).count()})
+
+
+@require_GET
+@needs("view")
+def attention_count(request: HttpRequest) -> HttpResponse:
+    """How much needs attention, for the menu and the title of every page."""
+    return render(request, "jobs/_attention_count.html")
 
 
 @require_http_methods(["GET", "POST"])

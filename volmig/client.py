@@ -245,11 +245,12 @@ def show(args: argparse.Namespace, told: Any, people: Callable[[], Any]) -> None
         people()
 
 
-def one_job(job: Row) -> None:
+def one_job(job: Row, now: Row) -> None:
+    state = now.get("condition") or {"sentence": job["sentence"], "advice": "", "attention": False, "detail": ""}
     rows = [
         ("migration", job["number"]),
         ("status", job["status"] + (", halted" if job["halted"] else "")),
-        ("", job["sentence"]),
+        ("", down(now) + state["sentence"] + (f" {state['advice']}" if state["attention"] else "")),
         ("from", "{hypervisor} {path}".format(**job["source"])),
         ("through", "{hypervisor} {path}".format(**job["relay"])),
         (
@@ -262,8 +263,8 @@ def one_job(job: Row) -> None:
         ("ticket", job["ticket"] or "-"),
         ("asked by", job["requester"]),
     ]
-    if job["waiting_for"]:
-        rows.append(("waits for", job["waiting_for"]))
+    if state["detail"]:
+        rows.append(("details", state["detail"]))
     if job["halt"]:
         rows.append(("next", job["halt"]["next"] or "see its page"))
     if job["approval"]:
@@ -361,7 +362,7 @@ def submit(server: Server, args: argparse.Namespace) -> int:
         say(f"Migration {job['number']}.")
         args.number = job["number"]
         return watch(server, args)
-    show(args, job, lambda: one_job(job))
+    show(args, job, lambda: one_job(job, {}))
     return 0
 
 
@@ -411,16 +412,27 @@ def print_plan(made: Row) -> None:
 
 
 def bar(now: Row, width: int = 16) -> str:
-    run = now["running"]
+    run, state = now["running"], now.get("condition")  # which a volmig before it does not send
+    if state and state["kind"] != "running":
+        return down(now) + str(state["sentence"]) + (f" {state['advice']}" if state["attention"] else "")
     if not run:
         return str(now["sentence"])
     if not run["bytes_total"]:
-        return f"{run['name']} on {run['hypervisor']}"
+        return down(now) + f"{run['name']} on {run['hypervisor']}"
     part = min(run["bytes_done"] / run["bytes_total"], 1)
     full = "#" * int(part * width)
     rate = f"{size(run['rate'])}/s" if run["rate"] else "no rate yet"
     left = f"{span(run['seconds_left'])} left" if run["seconds_left"] is not None else "time left not known"
     return f"{run['name']:8} [{full.ljust(width, '.')}] {part:6.1%} of {size(run['bytes_total'])}, {rate}, {left}"
+
+
+def down(now: Row) -> str:
+    """Since when the instance is down, and for how long that was forecast."""
+    found = now.get("down")
+    if not found or found["until"]:
+        return ""
+    most = f", forecast at most {span(found['forecast'][2])}" if found["forecast"] else ""
+    return f"DOWN since {found['since'][11:19]}{'' if found['certain'] else ' perhaps'}{most}: "
 
 
 def over(now: Row, until: str) -> Optional[int]:
@@ -484,7 +496,7 @@ def columns() -> int:
 
 def job(server: Server, args: argparse.Namespace) -> int:
     found = server.get(f"/jobs/{args.number}")
-    show(args, found, lambda: one_job(found))
+    show(args, found, lambda: one_job(found, server.get(f"/jobs/{args.number}/progress")))
     return 0
 
 

@@ -17,6 +17,7 @@ Tone = Literal["bad", "warn", "wait", "ask", "run", "good", "flat"]
 Range = tuple[float, float, float]  # seconds: low, usual, high
 FRESH: Final = timedelta(seconds=10)  # figures of this age prove that their hypervisor is there
 PATIENCE: Final = timedelta(seconds=15)  # a call, or a pause between bytes, of this length is nothing unusual
+UNTOUCHED: Final = "The live disk is not touched"
 GRACE: Final = 2.0  # seconds over its forecast that do not make a step late: ticks come when they come
 
 
@@ -128,12 +129,13 @@ def condition(seen: Situation) -> Condition:
 def _halted(seen: Situation) -> Condition | None:
     if not seen.halt_reason:
         return None
-    down = "The instance is down. " if seen.is_down else ""
-    stopped = "volmig has stopped and changes nothing more until someone decides."
-    advice = "Decide now: read what was found, then resume or cancel." if down else "Read what was found, then decide."
-    return Condition(
-        "halted", f"{down}{stopped}", "bad", seen.halted_at, None, advice, seen.halt_reason, attention=True
-    )
+    if seen.is_down or seen.status in ("swapping", "rolling_back"):
+        is_down = "is down" if seen.is_down and seen.down and seen.down.certain else "may be down"
+        said, advice = f"The instance {is_down}. volmig has stopped and will not continue on its own.", "Act now."
+    else:
+        runs = "The instance runs on its current disk" if seen.status in states.ENDED | {"on_trial"} else UNTOUCHED
+        said, advice = f"{runs}. volmig has stopped and changes nothing more until someone decides.", ""
+    return Condition("halted", said, "bad", seen.halted_at, None, advice, seen.halt_reason, attention=True)
 
 
 def _stalled(seen: Situation) -> Condition | None:
@@ -321,7 +323,7 @@ def outlook(
         known + sum(row[2] for row in rest),
     )
     stuck = step is not None and not found.moving
-    return Outlook(whole, known, stuck, tuple(late))
+    return Outlook(whole, known, stuck or found.attention, tuple(late))
 
 
 def _rest(name: str, forecast: Range, step: Step, elapsed: float) -> Range:

@@ -18,7 +18,7 @@ WORDS: Final[Mapping[str, str]] = {
     "lv": "logical volume",
     "fence": "fenced source",
     "memory": "memory of hostctl",
-    "lock": "lock in Nova",
+    "lock": "lock of the instance",
     "stage": "staged copy",
 }
 # The step whose undo takes a thing of this kind away again, as hostctl guards it; a backup goes by its purge alone.

@@ -235,10 +235,13 @@ def situation(job: Job, now: dt.datetime | None = None) -> condition.Situation:
     held = job.lease_until is not None and job.lease_until > now
     due = job.wake_at if job.wake_at is not None and job.wake_at <= now else None
     abandoned = job.lease_until if job.lease_until is not None and not held else None
+    step = step_now(job)
+    troubled = bool(job.waiting_for) and job.wait_kind in ("host", "busy", "fault")
     return condition.Situation(
         now,
         job.status,
-        job.sentence(),
+        # What costs a query is asked for only where it would be told.
+        job.sentence() if step is None and not job.halt_reason else "",
         dt.timedelta(seconds=settings.STALLED_SECONDS),
         halt_reason=job.halt_reason,
         halted_at=job.waiting_since if job.halt_reason else None,
@@ -246,8 +249,8 @@ def situation(job: Job, now: dt.datetime | None = None) -> condition.Situation:
         waits=job.wait_kind,
         waits_on=job.wait_hosts,
         waiting_since=job.waiting_since,
-        wants=job.wants(),
-        step=step_now(job),
+        wants="" if step is not None or troubled else job.wants(),
+        step=step,
         down=job.down(),
         next_try=job.wake_at if job.wake_at is not None and job.wake_at > now and not held else None,
         idle_since=None if held or job.halt_reason else due or abandoned,

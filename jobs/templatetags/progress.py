@@ -34,7 +34,6 @@ BOXES: dict[str, dict[str, tuple[str, ...]]] = {
     "D": {"Purge": ("purge",)},
 }
 PHASES = {"A": "copy, nothing live touched", "B": "instance down", "C": "trial", "D": "purge"}
-STALE = 15  # seconds without a figure after which the page says so
 
 
 @dataclass
@@ -48,6 +47,7 @@ class Box:
     forecast: float
     run: Any
     note: str = ""
+    late: bool = False
 
 
 @dataclass
@@ -90,7 +90,8 @@ def box(title: str, rows: list[Any]) -> Box | None:
         return None
     running = next((row.run for row in rows if row.state == "running"), None)
     seconds, forecast = sum(row.seconds or 0 for row in rows), sum(row.forecast or 0 for row in rows)
-    return Box(rows[0].step, title, together([row.state for row in rows]), seconds, forecast, running)
+    state, late = together([row.state for row in rows]), any(row.late for row in rows)
+    return Box(rows[0].step, title, state, seconds, forecast, running, late=late)
 
 
 def together(found: list[str]) -> str:
@@ -115,16 +116,6 @@ def gate(job: Any) -> tuple[str, str, str]:
     if job.status == "awaiting_approval":
         return "waits for another person", "ask", "hourglass"
     return "another person approves", "ask", "shield-check"
-
-
-@register.filter
-def stakes(job: Any) -> str:
-    """Whether anything live is touched while a job stands still."""
-    if job.status in ("swapping", "rolling_back"):
-        return "The instance may be down: decide soon. Nothing is done by itself any more."
-    if job.status in ("on_trial", "purging"):
-        return "The instance runs on its present disk. Nothing is done by itself any more."
-    return "The instance runs on its present disk, which is not touched. Nothing is done by itself any more."
 
 
 @register.filter
@@ -163,6 +154,19 @@ def title_of(job: Any, run: Any) -> str:
     return NAMED[run.step].title if run.step in NAMED else run.step.replace("_", " ").capitalize()
 
 
+@register.filter
+def titles(job: Any, names: Iterable[str]) -> str:
+    """The titles of several steps, with commas."""
+    return ", ".join(str(step["title"]) if (step := planned(job, name)) else name for name in names)
+
+
+@register.filter
+def upper_bound(job: Any, run: Any) -> float | None:
+    """The most seconds that a step was forecast to take."""
+    step = planned(job, run.step) if run.direction == "do" else None
+    return float(step["seconds"][2]) if step else None
+
+
 def planned(job: Any, name: str) -> dict[str, Any] | None:
     """A step of the plan as it was made."""
     return next((step for step in (job.plan or {}).get("steps", []) if step["name"] == name), None)
@@ -195,9 +199,41 @@ def took(job: Any) -> float | None:
 
 
 @register.filter
-def stale(run: Any) -> bool:
-    """Whether the figures of a running step are too old to trust."""
-    return bool(run.progress_at) and (timezone.now() - run.progress_at).total_seconds() > STALE
+def minutes(seconds: float | None) -> str:
+    """A length of time as a clock shows it: 0:37, 12:04, 1:02:03."""
+    whole = max(0, round(seconds or 0))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+@register.filter
+def down_for(down: Any) -> float:
+    """Seconds that an instance is, or was, down."""
+    return float(down.seconds(timezone.now()))
+
+
+@register.filter
+def over(down: Any) -> bool:
+    """Whether that is longer than the upper bound of its forecast."""
+    return bool(down.over(timezone.now()))
+
+
+@register.filter
+def lasting(since: dt.datetime) -> str:
+    """For how long something has been so."""
+    return spoken((timezone.now() - since).total_seconds())
+
+
+@register.filter
+def until(at: dt.datetime) -> str:
+    """How long until something."""
+    return spoken((at - timezone.now()).total_seconds())
+
+
+@register.simple_tag
+def now_epoch() -> float:
+    """The server's time as seconds since 1970, which clocks on the page go by."""
+    return epoch(timezone.now())
 
 
 @register.filter
@@ -308,11 +344,6 @@ def kind_words(kind: str) -> str:
 
 @register.filter
 def downtime_seen(job: Any) -> float | None:
-    """Seconds from the instance seen stopped to its start called, when both happened."""
-    found = {row.step: row.run for row in job.timeline() if row.step in ("stop", "start") and row.run}
-    if set(found) != {"stop", "start"}:
-        return None
-    stopped, started = (
-        parsed((found[step].evidence or {}).get(key)) for step, key in (("stop", "stopped_at"), ("start", "started_at"))
-    )
-    return (started - stopped).total_seconds() if stopped and started else None
+    """Seconds from the instance seen stopped to it seen running again, when both happened."""
+    down = job.down()
+    return None if down is None or down.until is None else down_for(down)

@@ -23,32 +23,149 @@
     draw();
   });
 
-  /* the live connection: its state is a word, not only a dot */
+  /* the server's time: what it stamps comes late and never early, so the largest difference seen lately is the best */
+  let differences = [];
+  function learnTime(seconds) {
+    differences.push(seconds * 1000 - Date.now());
+    if (differences.length > 20) differences.shift();
+  }
+  const serverNow = () => (Date.now() + (differences.length ? Math.max(...differences) : 0)) / 1000;
+  if (root.dataset.now) learnTime(Number(root.dataset.now));
+
+  /* lengths of time as the server writes them */
+  function minutes(seconds) {
+    const whole = Math.max(0, Math.round(seconds)),
+      two = (value) => String(value).padStart(2, "0"),
+      hours = Math.floor(whole / 3600);
+    return hours
+      ? `${hours}:${two(Math.floor((whole % 3600) / 60))}:${two(whole % 60)}`
+      : `${Math.floor(whole / 60)}:${two(whole % 60)}`;
+  }
+  function spoken(seconds) {
+    const units = [
+      ["d", 86400],
+      ["h", 3600],
+      ["min", 60],
+      ["s", 1],
+    ];
+    let rest = Math.max(0, Math.round(seconds));
+    const first = Math.max(
+      0,
+      units.findIndex((unit) => rest >= unit[1]),
+    );
+    const from = rest ? first : 3,
+      parts = [];
+    units.slice(from, from + 2).forEach(([name, length]) => {
+      const count = Math.floor(rest / length);
+      rest %= length;
+      if (count || !parts.length) parts.push(`${count} ${name}`);
+    });
+    return parts.join(" ");
+  }
+  const write = (element, text) => {
+    if (element && element.textContent !== text) element.textContent = text;
+  };
+
+  /* clocks, ages and countdowns go on between two messages; the title says how many things need attention */
+  const title = document.title.replace(/^\(\d+\) /, "").replace(/^Down since [^·]+ · /, "");
+  function tick() {
+    const now = serverNow();
+    let worst = "";
+    all("[data-clock]").forEach((clock) => {
+      const seconds = now - Number(clock.dataset.since),
+        high = Number(clock.dataset.high);
+      write(one("[data-time]", clock), minutes(seconds));
+      clock.classList.toggle("clock-over", high > 0 && seconds > high);
+      const still = one("[data-static]", clock);
+      if (still) still.hidden = true;
+      worst = worst || `Down ${minutes(seconds)} · `;
+    });
+    all("[data-age]").forEach((age) => write(age, spoken(now - Number(age.dataset.since))));
+    all("[data-countdown]").forEach((wait) => {
+      const left = Number(wait.dataset.at) - now;
+      write(wait, left > 0 ? spoken(left) : "0 s");
+    });
+    const counted = one("[data-attention]"),
+      wanted = (counted ? `(${counted.dataset.attention}) ` : "") + worst + title;
+    if (document.title !== wanted) document.title = wanted;
+    watchTheLink();
+  }
+
+  /* the live connection: live is what a beat of the last seconds proves, and nothing else */
+  const STALE = 9000, // the server sends a beat every 3 s
+    RETRY = 10000;
+  let beatAt = 0,
+    renewedAt = 0,
+    ended = false,
+    linked = false;
   function connection(state, word) {
     all("[data-live]").forEach((element) => {
       element.dataset.state = state;
-      element.textContent = word;
+      write(element, word);
     });
   }
+  const clockOf = (at) => new Date(at).toISOString().slice(11, 19) + " UTC";
   const tell = (name) => document.body.dispatchEvent(new CustomEvent(name, { bubbles: true }));
+  function alive() {
+    beatAt = Date.now();
+    if (!ended) connection("live", "live");
+  }
+  function watchTheLink() {
+    if (ended || !beatAt) return;
+    const silent = Date.now() - beatAt;
+    if (silent <= STALE && linked && navigator.onLine) return;
+    if (silent <= STALE && navigator.onLine) return connection("reconnecting", "reconnecting");
+    const since = clockOf(serverNow() * 1000 - silent);
+    connection("stale", `${navigator.onLine ? "stale" : "offline"} since ${since} (${spoken(silent / 1000)})`);
+    if (silent > STALE && Date.now() - renewedAt > RETRY) renew();
+  }
+  /* a connection of which nothing is heard is given up for a new one: TCP itself would take minutes to notice */
+  function renew() {
+    const old = one("[hx-ws\\:connect]");
+    renewedAt = Date.now();
+    if (!old || !window.htmx) return;
+    const fresh = old.cloneNode(true);
+    fresh.removeAttribute("data-htmx-powered");
+    old.replaceWith(fresh);
+    window.htmx.process(fresh);
+  }
+  window.addEventListener("offline", tick);
+  window.addEventListener("online", () => {
+    renewedAt = 0;
+    tick();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) tick();
+  });
   document.addEventListener("htmx:ws:after:connection", () => {
-    connection("live", "live");
+    linked = true;
+    alive();
     tell("inbox");
   });
   document.addEventListener("htmx:ws:close", (event) => {
-    const ended = event.detail && event.detail.code === 4403;
-    connection(ended ? "ended" : "reconnecting", ended ? "not live: reload the page" : "reconnecting");
+    const code = event.detail && event.detail.code;
+    if (event.detail && event.detail.reason === "removed") return;
+    linked = false;
+    ended = code === 4403;
+    if (ended) connection("ended", "not live: reload the page");
+    else if (Date.now() - beatAt <= STALE) connection("reconnecting", "reconnecting");
+    else watchTheLink();
   });
 
-  /* `changed` and `inbox` from the server: whatever depends on who looks is fetched again through its own view */
+  /* `beat`, `changed` and `inbox` from the server: whatever depends on who looks is fetched again through its own view */
   document.addEventListener("htmx:ws:after:message:incoming", (event) => {
     const data = event.detail.message.data;
+    alive();
     if (typeof data === "string" && data.startsWith("{")) {
-      tell("inbox" in JSON.parse(data) ? "inbox" : "changed");
+      const message = JSON.parse(data);
+      if ("beat" in message) return learnTime(message.beat);
+      tell("inbox" in message ? "inbox" : "changed");
     }
     announce();
     draw();
+    tick();
   });
+  document.addEventListener("htmx:after:swap", tick);
   document.addEventListener("htmx:after:swap", draw);
 
   /* screen readers: a new step or state at once, percentages at most every 30 s */
@@ -150,4 +267,6 @@
   showTheme();
   announce();
   draw();
+  tick();
+  window.setInterval(tick, 250); // every clock has its own full second
 })();

@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,23 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory, django_db_setup, django_db_blocker):
     """The address of a uvicorn whose database is the file that the tests write to."""
-    data, ours = tmp_path_factory.mktemp("site"), Path(settings.DATA)
     with django_db_blocker.unblock():
-        (data / "db.sqlite3").symlink_to(Path(connection.settings_dict["NAME"]).absolute())
+        database = Path(connection.settings_dict["NAME"]).absolute()
+    with served(tmp_path_factory.mktemp("site"), database) as address:
+        yield address
+
+
+@contextmanager
+def served(data, database, **settings_of_its_own):
+    """A uvicorn on this database, with some of volmig's settings of its own; its address."""
+    ours = Path(settings.DATA)
+    (data / "db.sqlite3").symlink_to(database)
     for name in ("secret_key", "audit_key", "factor_key"):
         (data / name).symlink_to(ours / name)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "volmig.asgi:application", "--port", str(port), "--lifespan", "off"]
     environment = {**os.environ, "VOLMIG_DATA": str(data), "DJANGO_SETTINGS_MODULE": "volmig.settings"}
+    environment |= settings_of_its_own
     with (data / "log").open("w") as log:
         server = subprocess.Popen([*command, "--log-level", "info"], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
@@ -79,6 +89,7 @@ def logged_in(chromium, site, transactional_db, person):
         page.on("pageerror", lambda error: troubles.append(str(error)))
         return page
 
+    open_page.troubles = troubles
     yield open_page
     for context in contexts:
         context.close()

@@ -311,7 +311,7 @@ def running(made, name, done=0.624):
         hypervisor=host_of(made, name),
         result="running",
         unit=f"volmig-{made.uuid.hex}-{name}-do-1",
-        started_at=timezone.now() - dt.timedelta(minutes=68),
+        started_at=timezone.now() - dt.timedelta(minutes=68 if total else 0),
         progress_at=timezone.now(),
         rate=94 << 20,
         **figures,

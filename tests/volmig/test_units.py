@@ -32,8 +32,9 @@ def test_what_was_never_seen_says_so():
 @pytest.mark.parametrize(
     ("count", "said"),
     [
-        (0, "0.0 GiB"),
-        (1, "0.0 MiB"),
+        (0, "0 B"),
+        (1, "1 B"),
+        (52 * 1024, "52.0 KiB"),
         (512 * 1024**2, "512.0 MiB"),
         (10 * 1024**3, "10.0 GiB"),
         (1023 * 1024**3, "1023.0 GiB"),
@@ -41,7 +42,7 @@ def test_what_was_never_seen_says_so():
         (20_000 * 1024**3, "19.5 TiB"),
     ],
 )
-def test_a_size_is_in_tib_gib_or_mib(count, said):
+def test_a_size_is_in_the_unit_in_which_it_is_a_small_number(count, said):
     assert f">{said}<" in size(count)
 
 

@@ -519,13 +519,56 @@ class Pass(Schema):
     silent_since: dt.datetime | None
 
     @classmethod
-    def of(cls, run: StepRun) -> Self:
-        figures = same(run, "bytes_done", "bytes_total", "rate", "seconds_left", "silent_since")
-        return cls(name=run.step, hypervisor=run.hypervisor.name if run.hypervisor else "", **figures)
+    def of(cls, run: StepRun, moving: bool) -> Self:
+        figures = same(run, "bytes_done", "bytes_total", "rate", "silent_since")
+        left = run.seconds_left if moving else None
+        return cls(
+            name=run.step, hypervisor=run.hypervisor.name if run.hypervisor else "", seconds_left=left, **figures
+        )
+
+
+class Condition(Schema):
+    """The one status sentence, as on the page. `kind` stays the same for the same condition: halted, down-unanswered,
+    down-still, down-hanging, down-idle, down-late, unanswered, busy, still, hanging, idle, fault, waiting-slot,
+    waiting-window, waiting-settle, retrying, late, running, working, person or over.
+
+    `tone` is bad, warn, wait, ask, run or flat. `attention`: someone should act. `detail` is the raw error.
+    """
+
+    kind: str
+    sentence: str
+    tone: str
+    since: dt.datetime | None
+    attention: bool
+    advice: str
+    detail: str
+
+    @classmethod
+    def of(cls, row: JobRow) -> Self:
+        state = row.condition()
+        return cls(**same(state, "kind", "sentence", "tone", "since", "attention", "advice", "detail"))
+
+
+class Down(Schema):
+    """When the instance was shut off by the migration, until when (null: it still is), and the forecast in seconds:
+    low, usual, high. `certain` is false while nobody knows what became of a stop that was asked for."""
+
+    since: dt.datetime
+    until: dt.datetime | None
+    certain: bool
+    forecast: list[float] | None
+
+    @classmethod
+    def of(cls, row: JobRow) -> Self | None:
+        down = row.down()
+        if down is None:
+            return None
+        return cls(forecast=list(down.forecast) if down.forecast else None, **same(down, "since", "until", "certain"))
 
 
 class Progress(Schema):
-    """How far a migration is. `seconds_left` to the end of this phase: low, middle, high; null when nothing runs.
+    """How far a migration is. `seconds_left` to the end of this phase: low, middle, high; null unless it moves as it
+    was forecast: not while anything stalls, is late or waits.
 
     `wants` is what some person has to do before it goes on: start, approve or confirm; empty while volmig is at it.
     """
@@ -535,6 +578,8 @@ class Progress(Schema):
     outcome: str
     halted: bool
     sentence: str
+    condition: Condition
+    down: Down | None
     wants: Want
     waiting_for: str
     running: Pass | None
@@ -551,8 +596,10 @@ class Progress(Schema):
         return cls(
             halted=bool(row.halt_reason),
             sentence=row.sentence(),
+            condition=Condition.of(row),
+            down=Down.of(row),
             wants=row.wants(),
-            running=Pass.of(run) if run else None,
+            running=Pass.of(run, left is not None) if run else None,
             seconds_left=[round(each, 1) for each in left] if left else None,
             steps=steps,
             **same(row, "number", "status", "outcome", "waiting_for"),

@@ -10,6 +10,7 @@ from django.utils.html import format_html
 
 register = template.Library()
 TIB, GIB, MIB = 1024**4, 1024**3, 1024**2
+UNITS = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (1024, "KiB"), (0, "B"))
 
 
 def spoken(seconds: float) -> str:
@@ -45,8 +46,8 @@ def size(count: int | None) -> str:
     """Bytes as TiB, GiB or MiB, with the exact bytes on hover."""
     if count is None:
         return "–"
-    length, unit = (TIB, "TiB") if count >= TIB else (GIB, "GiB") if count >= GIB or count == 0 else (MIB, "MiB")
-    amount = f"{count / length:.1f} {unit}"
+    length, unit = next(each for each in UNITS if count >= each[0] or each[1] == "B")
+    amount = f"{count} B" if unit == "B" else f"{count / length:.1f} {unit}"
     return format_html('<span title="{} bytes">{}</span>', f"{count:,}".replace(",", "\u202f"), amount)
 
 

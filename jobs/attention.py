@@ -1,0 +1,140 @@
+"""What needs attention now: one list for the overview, whose length every page shows, by the same few queries."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Prefetch, Q
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from jobs.engine.condition import Condition, Down
+from jobs.models import Approval, Job, StepRun
+from jobs.models.footprint import BULKY
+from jobs.models.job import ROLES, JobQuerySet
+from volmig.accounts.roles import may
+
+EXPIRES_SOON = dt.timedelta(hours=1)
+# Statuses in which work is due or a guest may be down; a person's turn needs attention only when a host is missing.
+AT_WORK = ("checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging")
+TROUBLED = Q(wait_kind__in=("host", "busy", "fault")) & ~Q(waiting_for="")
+CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
+UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that someone should act on: what it is about, the sentence, since when, and the one next action."""
+
+    subject: str
+    sentence: str
+    url: str
+    action: str
+    since: dt.datetime | None
+    bad: bool
+    job: int = 0
+    detail: str = ""
+    advice: str = ""
+    kind: str = ""
+    down: Down | None = None
+    until: dt.datetime | None = None
+
+
+def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
+    """Those whose condition may need attention, with the runs that it depends on, in two queries."""
+    rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS)).select_related("hypervisor")
+    runs = Prefetch("runs", rows.defer("args", "commands", "error", "hypervisor__facts"))
+    wanted = jobs.filter(~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED)
+    return wanted.with_names().prefetch_related(runs).defer(*UNSHOWN, *(f"{role}__facts" for role in ROLES))
+
+
+def items(user: Any) -> list[Item]:
+    """Everything that this person may see and someone should act on, the worst first."""
+    if not may(user, "view"):
+        return []
+    now = timezone.now()
+    rows = list(jobs_at_work(Job.objects.visible_to(user)))
+    found = [of_job(job, state) for job in rows if (state := job.condition(now)).attention]
+    named = {getattr(job, f"{role}_id") for job in rows if job.condition(now).attention for role in ROLES}
+    found += hypervisors(user, rows, named, now)
+    found += expiring(user, now)
+    return sorted(found, key=lambda item: (not item.bad, item.since or now))
+
+
+def of_job(job: Job, state: Condition) -> Item:
+    return Item(
+        f"Migration {job.pk}: {job.instance_name}",
+        state.sentence,
+        job.get_absolute_url(),
+        "Decide" if state.kind == "halted" else "Open",
+        state.since,
+        state.tone == "bad",
+        job.pk,
+        state.detail,
+        state.advice,
+        state.kind,
+        down if (down := job.down()) and down.until is None else None,
+    )
+
+
+def hypervisors(user: Any, jobs: list[Job], named: set[int], now: dt.datetime) -> list[Item]:
+    """Hypervisors in quarantine, and those that a migration uses and that have not been reached for long.
+
+    Those of a migration that is listed already are left out: it says more.
+    """
+    used = {getattr(job, f"{role}_id") for job in jobs for role in ROLES} - named
+    seen = now - dt.timedelta(seconds=settings.REFRESH_SECONDS + settings.STALLED_SECONDS)
+    missing = Q(pk__in=used) & ~Q(last_error="") & (Q(seen_at=None) | Q(seen_at__lt=seen))
+    rows = Hypervisor.objects.visible_to(user).active().filter(~Q(quarantined_at=None) | missing).defer("facts")
+    return [of_hypervisor(each) for each in rows]
+
+
+def of_hypervisor(hypervisor: Hypervisor) -> Item:
+    url = f"/hosts/{hypervisor.pk}/"
+    if hypervisor.quarantined_at:
+        said, since = "In quarantine: no migration can use it.", hypervisor.quarantined_at
+        return Item(hypervisor.name, said, url, "Open", since, True, detail=hypervisor.quarantine_reason)
+    said = "Unreachable, and a migration uses it."
+    return Item(hypervisor.name, said, url, "Open", hypervisor.seen_at, False, detail=hypervisor.last_error)
+
+
+def expiring(user: Any, now: dt.datetime) -> list[Item]:
+    """Requests that are open or not yet used, and expire within the hour."""
+    rows = Approval.objects.visible_to(user).open().filter(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON)
+    return [
+        Item(
+            f"Migration {asked.job_id}: {asked.job.instance_name}",
+            f"The request to approve its {asked.kind} expires soon.",
+            f"/approvals/{asked.pk}/",
+            "Review",
+            None,
+            False,
+            kind="expiring",
+            until=asked.expires_at,
+        )
+        for asked in rows.with_names()
+    ]
+
+
+def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
+    """What differs when a page would: of each migration at work, and of everything else that needs attention.
+
+    Conditions change by time alone, which no row tells of.
+    """
+    now = timezone.now()
+    rows = list(jobs_at_work(Job.objects.all()))
+    states = {job.pk: mark(job, now) for job in rows}
+    soon = Approval.objects.open().filter(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON)
+    others = (
+        tuple(soon.order_by("pk").values_list("pk", flat=True)),
+        tuple(Hypervisor.objects.exclude(quarantined_at=None).order_by("pk").values_list("pk", flat=True)),
+    )
+    return states, others
+
+
+def mark(job: Job, now: dt.datetime) -> tuple[Any, ...]:
+    state, down = job.condition(now), job.down()
+    return state.kind, state.sentence, state.attention, down and (down.since, down.until, down.over(now))

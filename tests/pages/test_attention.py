@@ -1,0 +1,173 @@
+"""What needs attention is one list, the same for the overview, the menu, the title, the API and the client."""
+
+import datetime as dt
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from jobs import attention
+from jobs.models import Approval, Job, StepRun
+from tests.pages import scenes
+from volmig.api import shapes
+from volmig.client import bar
+
+
+def ago(seconds):
+    return timezone.now() - dt.timedelta(seconds=seconds)
+
+
+def still(dana, seconds=200, **changed):
+    """A copy that has moved nothing for so long."""
+    job = scenes.job(dana, "preparing", **changed)
+    StepRun.objects.filter(job=job, ended_at=None).update(progress_at=ago(seconds))
+    return job
+
+
+def down(dana, seconds, **changed):
+    """An instance that is down for so long, while its disk is being swapped."""
+    job = scenes.job(dana, "swapping", **changed)
+    evidence = {"was": "running", "stopped_at": ago(seconds).timestamp()}
+    times = {"started_at": ago(seconds + 10), "ended_at": ago(seconds - 3)}
+    StepRun.objects.filter(job=job, step="stop").update(evidence=evidence, **times)
+    return job
+
+
+@pytest.fixture
+def usable(hosts):
+    Hypervisor.objects.update(quarantined_at=None, quarantine_reason="")
+    return hosts
+
+
+def progress(job):
+    """What the API answers."""
+    return shapes.Progress.of(Job.objects.get(pk=job.pk)).model_dump(mode="json")
+
+
+def told(user):
+    return [(item.job or item.subject, item.kind) for item in attention.items(user)]
+
+
+def test_what_runs_as_forecast_needs_none(dana, usable):
+    scenes.job(dana, "preparing")
+    down(dana, 10)
+    scenes.job(dana, "on_trial")
+    scenes.approval(scenes.job(dana, "awaiting_approval"))
+    scenes.job(dana, "done")
+    assert told(dana) == []
+
+
+def test_halted_stalled_late_and_expiring_are_listed_the_worst_first(dana, usable):
+    slow, late, halted = still(dana), down(dana, 200), scenes.halted(dana)
+    asked = scenes.approval(scenes.job(dana, "awaiting_approval"))
+    Approval.objects.filter(pk=asked.pk).update(expires_at=timezone.now() + dt.timedelta(minutes=30))
+    found = told(dana)
+    assert {found[0], found[1]} == {(late.pk, "down-late"), (halted.pk, "halted")}
+    assert found[2:] == [(slow.pk, "still"), (f"Migration {asked.job_id}: {asked.job.instance_name}", "expiring")]
+
+
+def test_a_hypervisor_in_quarantine_is_listed_and_one_that_is_unreachable_while_a_migration_uses_it(dana, usable):
+    job = scenes.job(dana, "preparing")
+    Hypervisor.objects.filter(pk=usable["cmp-lvm-08"].pk).update(quarantined_at=ago(60), quarantine_reason="key")
+    Hypervisor.objects.filter(pk=job.relay_id).update(last_error="Tried to log in: refused.", seen_at=ago(4000))
+    assert [item.subject for item in attention.items(dana)] == ["cmp-lvm-08", job.relay.name]
+    Hypervisor.objects.filter(pk=job.relay_id).update(seen_at=ago(5))
+    assert [item.subject for item in attention.items(dana)] == ["cmp-lvm-08"]
+
+
+def test_the_menu_and_the_title_of_every_page_have_the_count(dana, browser_of, usable):
+    still(dana)
+    scenes.halted(dana)
+    for address in ("/", "/migrations/", "/approvals/", "/backups/", "/hosts/", "/account/"):
+        page = browser_of(dana).get(address).content.decode()
+        assert "<title>(2) " in page, address
+        assert 'data-attention="2"' in page, address
+    assert 'data-attention="2"' in browser_of(dana).get("/attention/count").content.decode()
+
+
+def test_it_is_asked_for_by_the_same_few_queries_whatever_is_listed(dana, usable):
+    counts = []
+    attention.items(dana)  # what the person may do is looked up once
+    for more in (1, 9):
+        for number in range(more):
+            still(dana, instance_name=f"s{number}")
+            down(dana, 200, instance_name=f"d{number}")
+            scenes.halted(dana)
+            waiting = scenes.job(dana, "awaiting_approval", instance_name=f"a{number}")
+            asked = scenes.approval(waiting)
+            Approval.objects.filter(pk=asked.pk).update(expires_at=timezone.now() + dt.timedelta(minutes=30))
+            Job.objects.filter(pk=waiting.pk).update(wait_kind="host", waiting_for="No.", waiting_since=ago(100))
+        with CaptureQueriesContext(connection) as queries:
+            attention.items(dana)
+        counts.append(len(queries))
+    assert counts[0] == counts[1] < 12
+
+
+def test_each_migration_has_one_status_sentence_on_the_overview_and_on_its_page(dana, browser_of, usable):
+    jobs = [
+        still(dana),
+        still(dana, 40),
+        down(dana, 200),
+        down(dana, 5),
+        scenes.halted(dana),
+        scenes.job(dana, "preparing"),
+    ]
+    overview = browser_of(dana).get("/").content.decode()
+    for job in jobs:
+        assert overview.count(f'data-job="{job.pk}"') == 1, job.condition()
+        page = browser_of(dana).get(job.get_absolute_url()).content.decode()
+        assert page.count("data-condition=") == 1
+        assert (page.count("data-left") > 0) == (job.time_left() is not None)
+
+
+@pytest.mark.parametrize("seconds", [20, 200])
+def test_no_time_left_is_told_anywhere_while_nothing_moves(seconds, dana, browser_of, usable):
+    job = still(dana, seconds)
+    browser = browser_of(dana)
+    for address in ("/", job.get_absolute_url()):
+        page = browser.get(address).content.decode()
+        assert "data-left" not in page
+        assert " left (" not in page
+    shown = progress(job)
+    assert (shown["seconds_left"], shown["running"]["seconds_left"]) == (None, None)
+    assert shown["condition"]["kind"] == "still"
+    assert shown["condition"]["attention"] is (seconds > 90)
+    assert "left" not in bar(shown)
+    assert "has moved no data." in bar(shown)
+
+
+def test_the_api_and_the_client_say_that_an_instance_is_down(dana, usable):
+    job = down(dana, 30)
+    shown = progress(job)
+    assert shown["down"]["until"] is None
+    assert shown["down"]["forecast"] == job.plan["downtime"]
+    assert bar(shown).startswith("DOWN since ")
+
+
+def test_what_a_migration_is_doing_does_not_move_its_etag(dana, usable):
+    """Who stops a migration by If-Match would else be refused because a step became late meanwhile."""
+    job = down(dana, 30)
+    before = shapes.Job.read(job, dana)
+    StepRun.objects.filter(job=job, ended_at=None).update(started_at=ago(900))
+    assert shapes.Job.read(Job.objects.get(pk=job.pk), dana) == before
+
+
+def test_a_step_that_took_longer_than_its_range_is_marked_late(dana, browser_of, usable):
+    job = scenes.job(dana, "preparing")
+    run = job.runs.get(step="relay_lv")
+    StepRun.objects.filter(pk=run.pk).update(ended_at=run.started_at + dt.timedelta(seconds=167))
+    page = browser_of(dana).get(job.get_absolute_url()).content.decode()
+    assert "Later than forecast: Make a temporary volume on the relay" in page
+    assert '<span class="late">late</span>' in page
+
+
+def test_what_only_time_changes_differs_for_live_pages(dana, usable, monkeypatch):
+    job = still(dana, 60)
+    before, others = attention.marks()
+    later = timezone.now() + dt.timedelta(seconds=60)
+    monkeypatch.setattr(timezone, "now", lambda: later)
+    after, same = attention.marks()
+    assert before[job.pk] != after[job.pk]
+    assert others == same
