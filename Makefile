@@ -32,7 +32,7 @@ test: .venv/ready packages check ## everything: linters, types, unit, lab and br
 test-pages:
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
-	@$(TESTS) -m "browser and not lab and not real" tests/browser $(TOLD)
+	@$(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD)
 	@$(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD)
 	@VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD)
 	@$(MAKE) --no-print-directory covered $(TOLD)

@@ -23,12 +23,13 @@ from tests.factories import approver
 from tests.fakes import Site
 from tests.jobs.conftest import Drive
 from tests.rig import free_port
-from tests.trust.amounts import amount, figure
+from tests.trust.amounts import FULL, figure
 
 pytestmark = pytest.mark.browser
+in_full = pytest.mark.skipif(not FULL, reason="make trust runs it; each takes as long as its host")
 STALLED = 2  # seconds, in place of 90
 SLOW = 20  # seconds that a slow host takes for each answer, unless the test has seen enough
-GIVEN_UP = amount(20, 4)  # seconds until SSH gives up on a dead one
+GIVEN_UP = 20  # seconds until SSH gives up on a dead one
 WITHIN = 15  # seconds after the threshold by which the overview has to say so
 
 
@@ -135,9 +136,19 @@ def stalled(page, job, kind, since, what):
     assert page.locator("[data-left]").count() == 0
     assert not re.search(r"\d+ (s|min) left", page.inner_text("#overview"))
     page.wait_for_selector("#attention-count [data-attention='1']")
-    page.wait_for_function("document.title.startsWith('(1) ')")
+    title_becomes(page, r"\(1\) ")
     assert page.evaluate("window.notReloaded")
     figure(f"{what}: on the overview {late:.1f} s after the threshold (at most {WITHIN}), one sentence, no time left")
+
+
+def title_becomes(page, pattern):
+    """The script writes it a moment later; the pages' own policy forbids Playwright to wait for that within them."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if re.match(pattern, page.title()):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(page.title())
 
 
 def run_of(job, step):
@@ -176,6 +187,7 @@ def clock_is_right(page, since, what):
     figure(f"{what}: the downtime clock is off by at most {worst:.2f} s")
 
 
+@in_full
 def test_a_slow_host_is_told_while_the_guest_is_down_and_the_swap_ends_well(overview, approved, fake):
     links = Links(fake)
     links.slow({"swap"})
@@ -189,9 +201,10 @@ def test_a_slow_host_is_told_while_the_guest_is_down_and_the_swap_ends_well(over
         overview.wait_for_selector("text=On trial", timeout=30_000)
         overview.wait_for_selector("#attention", state="detached")
     assert overview.locator("[data-clock]").count() == 0
-    overview.wait_for_function("document.title === 'Overview · volmig'")
+    title_becomes(overview, r"Overview · volmig$")
 
 
+@in_full
 def test_a_dead_host_is_told_and_the_guest_counts_as_perhaps_down(overview, approved, fake):
     links = Links(fake)
     links.dead({"instance_stop"})
