@@ -47,6 +47,7 @@ def pages(hosts, person):
     under = (*under, f"clouds/{cloud}/nova/")
     plain += [
         "/leftovers/",
+        "/evidence/",
         "/instances/",
         f"/instances/{scenes.OLD}/",
         "/checks/",
@@ -66,6 +67,9 @@ NO_PAGES = {
     "jobs:count",
     "jobs:plan",
     "client",
+    "evidence_heads",
+    "evidence_keys",
+    "evidence_verifier",
 }
 NO_PAGES |= {name for name in MATRIX if name.startswith("api:")}
 BY_THEMSELVES = {"login_code", "change_factor"}
