@@ -27,6 +27,7 @@ from hosts.models import (
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
 from hosts.remote.hostctl import pack
+from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import ssh_public_key
@@ -114,6 +115,8 @@ def register(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
+    if not step_up.is_fresh(request):
+        return step_up.confirm(request)
     form = EditForm(request.POST or None, instance=host)
     if request.method == "POST" and form.is_valid():
         again = Hypervisor.objects.find(request.user, "administer", pk=pk)
@@ -142,6 +145,7 @@ def clouds(request: HttpRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @needs("administer")
+@step_up.fresh
 def cloud(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     """Adds a cloud, or changes the one of this key."""
     known = get_object_or_404(Cloud, pk=pk) if pk else None
@@ -240,6 +244,8 @@ def instance(request: HttpRequest, uuid: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def pin(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
+    if not step_up.is_fresh(request):
+        return step_up.confirm(request)
     offered = fingerprint(host.offered_key) if host.offered_key else ""
     form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
     if request.method == "POST" and offered and form.is_valid():

@@ -11,10 +11,10 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
-from jobs import password
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Approval, Footprint, Job
+from volmig import step_up
 from volmig.accounts.roles import why_not
 from volmig.paging import whole
 
@@ -391,12 +391,12 @@ class DecisionForm(ConsentForm):
     def __init__(self, request: HttpRequest, asked: Approval) -> None:
         super().__init__(request.POST or None, asked, request.POST.get("verdict", ""))
         self.request = request
-        if password.is_fresh(request):
+        if step_up.is_fresh(request):
             del self.fields["password"]
 
     def clean_password(self) -> str:
         """Whoever sits at a screen that was left open is not asked for consent."""
         typed = str(self.cleaned_data["password"])
-        if trouble := password.trouble(self.request, self.asked, typed):
+        if trouble := step_up.trouble(self.request, self.asked, typed):
             raise forms.ValidationError(trouble)
         return typed

@@ -26,13 +26,13 @@ from jobs.leftovers import ABOUT, Row, ask_anew, rows, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
-from jobs.password import typed_at
 from jobs.review import Review
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
 from volmig.paging import page
 from volmig.record.models import Event
 from volmig.refused import Sentence
+from volmig.step_up import typed_at
 
 PAGE = 50
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}

@@ -17,6 +17,7 @@ from jobs.models import Policy
 from volmig import people
 from volmig.accounts.models import Team
 from volmig.accounts.roles import needs
+from volmig.step_up import fresh
 
 GIB = 1 << 30
 
@@ -123,6 +124,7 @@ def teams(request: HttpRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @needs("administer")
+@fresh
 def team(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     """Adds a team, or changes the one of this key."""
     known = get_object_or_404(Team, pk=pk) if pk else None
@@ -138,6 +140,7 @@ def team(request: HttpRequest, pk: int | None = None) -> HttpResponse:
 
 @require_POST
 @needs("administer")
+@fresh
 def remove_team(request: HttpRequest, pk: int) -> HttpResponse:
     try:
         people.remove_team(pk, request.user)
@@ -150,6 +153,7 @@ def remove_team(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @needs("administer")
+@fresh
 def policy(request: HttpRequest, pk: int, policy: int | None = None) -> HttpResponse:
     """Adds a policy of a team, or changes the one of this key."""
     team = get_object_or_404(Team, pk=pk)
@@ -165,6 +169,7 @@ def policy(request: HttpRequest, pk: int, policy: int | None = None) -> HttpResp
 
 @require_POST
 @needs("administer")
+@fresh
 def remove_policy(request: HttpRequest, pk: int, policy: int) -> HttpResponse:
     get_object_or_404(Policy.objects.filter(team=pk), pk=policy).remove(request.user)
     messages.success(request, "The policy is removed, and that is recorded.")

@@ -12,6 +12,7 @@ urlpatterns = [
     path("login/code/", views.login_code, name="login_code"),
     path("logout/", views.logout, name="logout"),
     path("account/", views.account, name="account"),
+    path("account/confirm/", views.confirm, name="confirm"),
     path("account/factor/", views.factor, name="factor"),
     path("account/factor/<slug:verb>/", views.change_factor, name="change_factor"),
     path("account/sessions/<int:pk>/end/", views.end_session, name="end_session"),

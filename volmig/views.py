@@ -20,12 +20,13 @@ from django.db.models import Count, Q
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
-from jobs import password
 from jobs.models import Lease
-from volmig import people
+from volmig import people, step_up
 from volmig.accounts import factors
 from volmig.accounts.models import Login, Token
 from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
@@ -197,8 +198,8 @@ def account(request: HttpRequest) -> HttpResponse:
 @transaction.atomic
 def change_password(request: HttpRequest, form: PasswordChangeForm) -> bool:
     """Changes the password and ends the other sessions; tells whether there is nothing to correct."""
-    person = password.alone(request)
-    if until := password.closed_until(person):
+    person = step_up.alone(request)
+    if until := step_up.closed_until(person):
         messages.error(request, f"Too many wrong passwords: come back at {timezone.localtime(until):%H:%M %Z}.")
         return True
     if form.has_error("old_password", "password_incorrect"):
@@ -245,9 +246,41 @@ class PasswordForm(forms.Form):
 
     def clean_password(self) -> str:
         typed = str(self.cleaned_data["password"])
-        if why := password.why_wrong(self.request, typed):
+        if why := step_up.why_wrong(self.request, typed):
             raise ValidationError(why)
         return typed
+
+
+class ConfirmForm(forms.Form):
+    """Proof that whoever sits at the screen is who logged in: the password, and a code of who has a second factor."""
+
+    password = forms.CharField(label="Your password", widget=forms.PasswordInput)
+    password.widget.attrs["autocomplete"] = "current-password"
+    code = forms.CharField(label="The six digits that your app shows, or a recovery code", max_length=20)
+    code.widget.attrs["autocomplete"] = "one-time-code"
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__(request.POST or None)
+        if not factors.has(request.user):
+            del self.fields["code"]
+        for field in self.fields.values():
+            field.widget.attrs["class"] = "form-control"
+
+
+@require_http_methods(["GET", "POST"])
+def confirm(request: HttpRequest) -> HttpResponse:
+    """Asks for the password (and code) again before sensitive changes, then leads on to `next`."""
+    following = request.POST.get("next") or request.GET.get("next") or ""
+    if not url_has_allowed_host_and_scheme(following, {request.get_host()}, require_https=request.is_secure()):
+        following = reverse("overview")
+    form = ConfirmForm(request)
+    if request.method == "POST" and form.is_valid():
+        why = step_up.proved(request, form.cleaned_data["password"], form.cleaned_data.get("code", ""))
+        if not why:
+            return redirect(following)
+        form.add_error(None, why)
+    values = {"form": form, "next": following, "minutes": step_up.FRESH // 60}
+    return render(request, "registration/confirm.html", values, status=422 if form.errors else 200)
 
 
 class FactorForm(PasswordForm):
@@ -297,6 +330,8 @@ TOKEN_VERBS = {
 @require_http_methods(["GET", "POST"])
 def factor(request: HttpRequest) -> HttpResponse:
     """Sets up an app as second factor, in place of the one that there may be."""
+    if factors.has(request.user) and not step_up.is_fresh(request):
+        return step_up.confirm(request)
     form = FactorForm(request, code=True)
     if request.method == "POST" and form.is_valid():
         if codes := factors.confirm(request.user, form.cleaned_data["code"]):
@@ -311,6 +346,8 @@ def change_factor(request: HttpRequest, verb: str) -> HttpResponse:
     """Makes new recovery codes, or takes the second factor away."""
     if verb not in FACTOR_WORDS or not factors.has(request.user):
         raise Http404
+    if not step_up.is_fresh(request):
+        return step_up.confirm(request)
     form = FactorForm(request, code=False)
     if request.method == "POST" and form.is_valid():
         if verb == "new-codes":
@@ -398,6 +435,7 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 @needs("administer")
+@step_up.fresh
 def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Disables, enables, sets roles or ends sessions; the refusals are those of volmig.people."""
     changes: dict[str, Callable[[], object]] = {

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from tests.api.conftest import Program, code, letters_of
 from tests.pages import scenes
+from tests.typed import just_typed
 from volmig import people
 from volmig.accounts import factors
 from volmig.accounts.models import Token
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.django_db
 def page_of(user):
     client = Client()
     client.force_login(user)
-    return client
+    return just_typed(client)
 
 
 def made_on_the_page(user, **sent):

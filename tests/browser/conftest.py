@@ -17,6 +17,7 @@ from django.test import Client
 
 from tests.pages import scenes
 from tests.rig import free_port
+from tests.typed import just_typed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +80,8 @@ def logged_in(chromium, site, transactional_db, person):
         user.groups.set(Group.objects.filter(name__in=roles))
         client = Client()
         client.force_login(user)
+        if "administrator" in roles:  # approvers are asked for the password on the page that tests are about
+            just_typed(client)
         context = chromium.new_context(base_url=site, viewport={"width": 1280, "height": 900}, **options)
         context.set_default_timeout(20_000)
         cookie = client.cookies[settings.SESSION_COOKIE_NAME]

@@ -20,6 +20,7 @@ from tests.fakenova import PROJECT
 from tests.fakenova import Cloud as FakeCloud
 from tests.fakenova import Server as FakeServer
 from tests.fakes import INSTANCE
+from tests.typed import just_typed
 from volmig import data, sealed
 from volmig.accounts.models import Team
 from volmig.record.models import Event
@@ -38,6 +39,7 @@ def fake():
 @pytest.fixture
 def ada(client, person):
     client.force_login(person("ada", "administrator"))
+    just_typed(client)
     return client
 
 
@@ -320,6 +322,7 @@ def test_no_page_asks_a_cloud_for_anything(ada, fake, capsys):
     cloud = in_cloud(fake)
     tasks.refresh_cloud(cloud.pk)
     ada.force_login(ada_with_all_roles())
+    just_typed(ada)
     fake.calls.clear()
     pages = [
         "/",

@@ -12,6 +12,7 @@ from hosts.remote.host import HostKeyChanged, fingerprint
 from hosts.remote.hostctl import pack
 from tests import factories
 from tests.hosts.conftest import KEY
+from tests.typed import just_typed
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.django_db
@@ -24,6 +25,7 @@ def browser(client, person):
 
     def enter(*roles):
         client.force_login(person("-".join(roles) or "nobody", *roles))
+        just_typed(client)
         return client
 
     return enter

@@ -79,7 +79,7 @@ def test_after_five_wrong_passwords_in_any_sessions_the_right_one_is_refused_for
     refused = Event.objects.filter(action="approval.password_refused", actor=kim, job=asked.job_id)
     assert refused.count() == 5, "what is not even looked at is not counted"
     later = timezone.now() + dt.timedelta(minutes=10, seconds=1)
-    monkeypatch.setattr("jobs.password.timezone.now", lambda: later)
+    monkeypatch.setattr("volmig.step_up.timezone.now", lambda: later)
     browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked))
     assert Decision.objects.exists()
 

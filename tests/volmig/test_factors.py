@@ -12,6 +12,7 @@ from django_otp.plugins.otp_static.models import StaticToken
 
 from jobs.models import Decision
 from tests.pages import scenes
+from tests.typed import just_typed
 from volmig import guessing
 from volmig.accounts import factors
 from volmig.accounts.models import Login
@@ -200,6 +201,7 @@ def test_setting_it_up_ends_other_sessions_that_began_without_it(inside, kim, cl
 
 def test_loading_the_page_changes_nothing_for_who_has_one(client, kim, with_app, clock):
     client.force_login(kim)
+    just_typed(client)
     client.get(reverse("factor"))
     assert factors.is_right(kim, shown(kim, clock)) == "app"
 
@@ -215,6 +217,7 @@ def test_wrong_passwords_are_counted_with_those_of_other_pages(inside, kim):
 @pytest.mark.parametrize(("verb", "left"), [("remove", 0), ("new-codes", 10)])
 def test_it_is_changed_with_the_password_only(client, kim, with_app, verb, left):
     client.force_login(kim)
+    just_typed(client)
     address = reverse("change_factor", args=[verb])
     assert client.post(address, {"password": "wrong"}).status_code == 422
     assert factors.has(kim)
@@ -230,6 +233,7 @@ def test_new_recovery_codes_make_the_old_ones_worthless(client, kim, with_app):
 
 def test_an_administrator_takes_it_away_from_who_lost_it(client, person, kim, with_app):
     client.force_login(person("ada", "administrator"))
+    just_typed(client)
     assert "Take the second factor away" in client.get(f"/accounts/{kim.pk}/").content.decode()
     client.post(f"/accounts/{kim.pk}/remove-factor/")
     assert not factors.has(kim)
@@ -253,6 +257,7 @@ def decide(client, asked):
 def test_an_approver_without_one_is_told_how_to_get_it_and_cannot_decide(client, kim, asked, settings):
     settings.APPROVERS_NEED_TOTP = True
     client.force_login(kim)
+    just_typed(client)
     page = client.get(f"/approvals/{asked.pk}/").content.decode()
     assert "To decide you need a second factor" in page
     assert f'href="{reverse("factor")}"' in page
@@ -265,11 +270,13 @@ def test_an_approver_without_one_is_told_how_to_get_it_and_cannot_decide(client,
 def test_an_approver_with_one_decides(client, kim, asked, with_app, settings):
     settings.APPROVERS_NEED_TOTP = True
     client.force_login(kim)
+    just_typed(client)
     decide(client, asked)
     assert Decision.objects.get().person == kim
 
 
 def test_without_the_setting_nobody_needs_one(client, kim, asked):
     client.force_login(kim)
+    just_typed(client)
     decide(client, asked)
     assert Decision.objects.exists()

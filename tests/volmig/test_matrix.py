@@ -34,6 +34,7 @@ MATRIX = {
     "health": {"GET": ANYBODY},
     "logout": {"POST": KNOWN},
     "account": {"GET": KNOWN, "POST": KNOWN},
+    "confirm": {"GET": KNOWN, "POST": KNOWN},
     "add_token": {"GET": "view", "POST": "view"},
     "revoke_token": {"POST": KNOWN},
     "api_reference": {"GET": KNOWN},

@@ -6,6 +6,7 @@ from django.utils import timezone
 from hosts.models import Hypervisor, Share
 from jobs.models import Approval, Job, Refused
 from tests.factories import a_hypervisor, admin, approver, asked, operator, person
+from tests.typed import just_typed
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, why_not
 from volmig.record.models import Event
@@ -158,6 +159,7 @@ def test_what_waits_for_another_team_is_in_nobody_elses_inbox(client, job):
 @pytest.fixture
 def ada(client):
     client.force_login(person("ada", "administrator"))
+    just_typed(client)
     return client
 
 

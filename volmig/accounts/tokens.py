@@ -82,8 +82,11 @@ class Token(models.Model):
 
     def verbs(self) -> Collection[str]:
         """What it is for now: approving ends a while after its person typed the password."""
-        fresh = timezone.now() < self.created_at + APPROVING
-        return {verb for verb in self.scope if fresh or verb != "approve"}
+        return {verb for verb in self.scope if verb != "approve" or self.is_fresh()}
+
+    def is_fresh(self) -> bool:
+        """Whether its person typed the password a moment ago to make it."""
+        return self.created_at <= timezone.now() < self.created_at + APPROVING
 
     def note(self, address: str) -> None:
         """Notes that it is used now, from this address."""

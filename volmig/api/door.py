@@ -29,6 +29,10 @@ PERSONAL = {"no-role", "no-member", "token-scope"}  # no state of things would m
 NO_SUCH = Sentence("not-found", "There is no such thing, or it is not for you to know of.")
 NO_TOKEN = Sentence("no-token", "Show a token: Authorization: Bearer volmig_… Your account page makes them.")
 UNKNOWN = Sentence("token-unknown", "This is no token of this volmig.")
+OLD_TOKEN = Sentence(
+    "token-old",
+    "Changing what volmig trusts needs a token made within the last 15 minutes. Make one on your account page.",
+)
 TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come back in ten minutes.")
 CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
 NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
@@ -111,6 +115,12 @@ class Bearer(HttpBearer):
         request.token = known  # type: ignore[attr-defined]
         known.note(request.META.get("REMOTE_ADDR", ""))
         return known
+
+
+def fresh(request: HttpRequest) -> None:
+    """Go on only with a token that was made a moment ago, when its person typed their password."""
+    if not request.token.is_fresh():  # type: ignore[attr-defined]
+        raise Stop(403, OLD_TOKEN)
 
 
 def wrong(request: HttpRequest) -> Stop:

@@ -16,7 +16,7 @@ from hosts.views import with_hypervisors
 from volmig.accounts.models import Team
 from volmig.accounts.roles import needs
 from volmig.api import shapes
-from volmig.api.door import checked, match, tagged
+from volmig.api.door import checked, fresh, match, tagged
 from volmig.api.shapes import Number, Words
 from volmig.queue import ask
 
@@ -81,9 +81,11 @@ def active(request: HttpRequest, number: int) -> Hypervisor:
 
 @router.put("/{number}/registration", response=shapes.Registration, summary="Change its registration")
 def change(request: HttpRequest, response: HttpResponse, number: Number, told: shapes.Registration) -> Any:
-    """Needs If-Match. The pinned key stays: another machine at a new address is refused, and quarantined."""
+    """Needs If-Match, and a token that is at most 15 minutes old. The pinned key stays: another machine at a new
+    address is refused, and quarantined."""
     with transaction.atomic():
         active(request, number)  # who may not change it is told so first
+        fresh(request)
         Hypervisor.objects.select_for_update().only("pk").filter(pk=number).first()  # of two that read the same, one
         host = active(request, number)
         match(request, shapes.Registration.of(host), needed=True)
@@ -94,8 +96,10 @@ def change(request: HttpRequest, response: HttpResponse, number: Number, told: s
 
 @router.post("/{number}/pin", response=shapes.Hypervisor, summary="Pin its host key")
 def pin(request: HttpRequest, number: Number, told: shapes.Pin) -> Any:
-    """Trusts the offered key, when its fingerprint is this one, and ends a quarantine."""
+    """Trusts the offered key, when its fingerprint is this one, and ends a quarantine. Needs a token that is at most
+    15 minutes old."""
     host = found(request, "administer", number)
+    fresh(request)
     offered = fingerprint(host.offered_key) if host.offered_key else ""
     shown = told.fingerprint.strip()
     form = PinForm({"shown": shown, "typed": shown[-TYPED:]}, offered=offered)

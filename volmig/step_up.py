@@ -1,15 +1,22 @@
-"""Whether whoever sits at the screen is who is logged in: the password that was typed, and how often it was wrong."""
+"""Step-up authentication: sensitive changes need a password, and a second factor, typed within the last minutes."""
 
 import datetime as dt
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
 
+from django.contrib import messages
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils import timezone
 
-from jobs.models import Approval
+from volmig.accounts import factors
 from volmig.record.models import Event
 
 FRESH = 300  # seconds for which a password that was typed counts for a decision
@@ -17,6 +24,43 @@ TRIES = 5
 WHILE = dt.timedelta(minutes=10)  # so many wrong ones in this time close it for as long
 REFUSED = "approval.password_refused"
 COUNTED = (REFUSED, "person.password_refused")  # the account page asks too: together they have five tries
+
+
+Answer = TypeVar("Answer", bound=HttpResponseBase)
+
+
+def fresh(view: Callable[..., Answer]) -> Callable[..., Answer | HttpResponse]:
+    """Makes a view that sends people whose password was typed too long ago to confirm who they are first.
+
+    Its form, too, is shown only then: what was typed into it would be lost otherwise.
+    """
+
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Answer | HttpResponse:
+        return view(request, *args, **kwargs) if is_fresh(request) else confirm(request)
+
+    return guarded
+
+
+def confirm(request: HttpRequest) -> HttpResponse:
+    """Leads to the page that asks for the password, and from there back: a form is sent again by the person."""
+    back = request.get_full_path()
+    if request.method != "GET":
+        referrer = urlsplit(request.headers.get("Referer", ""))
+        back = referrer.path if referrer.netloc == request.get_host() else reverse("overview")
+        messages.warning(request, "Nothing was changed yet. Confirm that it is you, then send it again.")
+    return redirect(f"{reverse('confirm')}?{urlencode({'next': back})}")
+
+
+def proved(request: HttpRequest, password: str, code: str) -> str:
+    """Takes a password, and the code of who has a second factor, as proof; why it is none, as a sentence."""
+    if why := why_wrong(request, password):
+        return why
+    if factors.has(request.user) and not factors.is_right(request.user, code):
+        Event.append(COUNTED[1], actor=request.user, object=request.user.get_username(), data={"code": True})
+        return "This is not the code that your app shows now, nor an unused recovery code. After a wrong one, wait."
+    request.session["password_at"] = time.time()
+    return ""
 
 
 def typed_at(request: HttpRequest) -> float:
@@ -29,7 +73,7 @@ def is_fresh(request: HttpRequest) -> bool:
     return time.time() - typed_at(request) < FRESH
 
 
-def trouble(request: HttpRequest, asked: Approval, password: str) -> str:
+def trouble(request: HttpRequest, asked: Any, password: str) -> str:
     """Why this password does not count, as a sentence; empty when it does. A wrong one becomes an event."""
     if not password:
         return "Type your password."
