@@ -240,6 +240,7 @@ CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
 SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is asked what volmig left there
 
+BACKUP_RECIPIENTS = words("BACKUP_RECIPIENTS")  # age1… or ssh-… public keys that can read backups
 AUDIT_HEADS = Path(text("AUDIT_HEADS") or DATA / "audit_heads")  # best on a disk that volmig can only append to
 AUDIT_HEADS_SECONDS = number("AUDIT_HEADS_SECONDS", 60)  # how often a new head is published at most
 

@@ -1,0 +1,176 @@
+"""The way back: an archive is read and proved as a whole before anything of it comes to stand anywhere."""
+
+import contextlib
+import datetime as dt
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.db.migrations.loader import MigrationLoader
+from django.utils import timezone
+
+from volmig import data
+from volmig.backup import archive, databases
+
+READ_ONLY = "read_only"  # the file in a data directory by which volmig starts in read-only mode
+
+
+class RestoreError(Exception):
+    """Nothing was written; the message says why."""
+
+
+@dataclass(frozen=True)
+class Proved:
+    """An archive that was read to its end and is what its manifest says, unpacked in a directory of its own."""
+
+    manifest: archive.Manifest
+    directory: Path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.manifest.about
+
+    @property
+    def vendor(self) -> str:
+        return "sqlite" if (self.directory / "database.sqlite3").exists() else "postgresql"
+
+    def age(self) -> dt.timedelta:
+        return timezone.now() - dt.datetime.fromisoformat(self.about["made_at"])
+
+    def newer(self) -> list[str]:
+        """Migrations of its database that this version does not have: a later version of volmig made it."""
+        known = known_migrations()
+        own = {app for app, _ in known}
+        return sorted(
+            f"{app}.{name}"
+            for app, names in self.about["migrations"].items()
+            for name in names
+            if (app, name) not in known and app in own
+        )
+
+    def pending(self) -> list[str]:
+        """Migrations that this version will apply when it starts on it."""
+        there = {(app, name) for app, names in self.about["migrations"].items() for name in names}
+        return sorted(".".join(key) for key in known_migrations() - there)
+
+
+def known_migrations() -> set[tuple[str, str]]:
+    """Those that this version comes with, as (app, name)."""
+    return set(MigrationLoader(None).disk_migrations or {})
+
+
+@contextlib.contextmanager
+def proved(path: Path, identities: list[Any], beside: Path | None = None) -> Iterator[Proved]:
+    """Unpacks into a 0700 directory that goes again (`beside` the target when given); raises RestoreError."""
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=beside) as name:
+        try:
+            with archive.opened(path, identities) as file:
+                found = Proved(archive.unpack(file, Path(name)), Path(name))
+            check_database(found)
+            check_about(found)
+        except archive.BadArchiveError as error:
+            raise RestoreError(f"{path} cannot be restored. {error}") from error
+        except databases.DumpError as error:
+            raise RestoreError(f"{path} cannot be restored. {error}") from error
+        yield found
+
+
+def check_database(found: Proved) -> None:
+    if found.vendor == "postgresql":
+        return databases.check_postgresql(found.directory / "database.pgdump")
+    with contextlib.closing(sqlite3.connect(f"file:{found.directory}/database.sqlite3?mode=ro", uri=True)) as copy:
+        return databases.check_sqlite(copy)
+
+
+def check_about(found: Proved) -> None:
+    try:
+        found.age()
+        migrations, jobs = found.about["migrations"], found.about["jobs"]
+        sound = all(isinstance(name, str) for names in migrations.values() for name in names)
+        sound = sound and all(isinstance(count, int) for count in jobs.values())
+        sound = sound and isinstance(found.about["events"], int) and isinstance(found.about["head"], str)
+        sound = sound and isinstance(found.about["made_on"], str)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise archive.BadArchiveError("Its manifest does not say what a backup's says.") from error
+    if not sound:
+        raise archive.BadArchiveError("Its manifest does not say what a backup's says.")
+    if found.about.get("vendor") != found.vendor:
+        raise archive.BadArchiveError("Its manifest names another kind of database than it holds.")
+
+
+def into(path: Path, identities: list[Any], directory: Path, database: dict[str, Any] | None) -> Proved:
+    """Makes `directory` a data directory, and fills `database` (settings) when the archive is PostgreSQL's.
+
+    Raises RestoreError with nothing written. What was restored starts in read-only mode.
+    """
+    refuse_used(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with proved(path, identities, beside=directory.parent) as found:
+        refuse_unfit(found, database)
+        made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))  # 0700
+        try:
+            lay_out(found, made)
+            begin_read_only(made, f"It was restored from a backup of {found.about['made_at'][:19]} UTC, {path.name}.")
+            if database is not None:
+                databases.restore_postgresql(found.directory / "database.pgdump", database)
+            made.replace(directory)  # over an empty directory, or none
+        except databases.DumpError as error:
+            raise RestoreError(f"The database was not restored. {error}") from error
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return found
+
+
+def refuse_used(directory: Path) -> None:
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise RestoreError(f"{directory} is no directory.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise RestoreError(f"{directory} is not empty. Restore into a new directory; nothing is ever written over.")
+
+
+def refuse_unfit(found: Proved, database: dict[str, Any] | None) -> None:
+    if newer := found.newer():
+        said = f"{newer[0]} and {len(newer) - 1} more" if len(newer) > 1 else newer[0]
+        raise RestoreError(f"A later version of volmig made this backup ({said}). Install that version, then restore.")
+    if found.vendor == "postgresql" and database is None:
+        raise RestoreError("It is a backup of PostgreSQL: name an empty database, too (--into DIRECTORY postgres://…).")
+    if found.vendor == "sqlite" and database is not None:
+        raise RestoreError("It is a backup of SQLite, which is a file in the data directory: name the directory only.")
+    try:
+        if database is not None and (count := databases.tables_of(database)):
+            raise RestoreError(
+                f"That database is not empty: it has {count} tables, views and sequences. Create a new one."
+            )
+    except databases.DumpError as error:
+        raise RestoreError(str(error)) from error
+
+
+def lay_out(found: Proved, made: Path) -> None:
+    """The proved files where volmig expects them."""
+    if (found.directory / "data").is_dir():
+        shutil.copytree(found.directory / "data", made, dirs_exist_ok=True)
+    if found.vendor == "sqlite":
+        shutil.copyfile(found.directory / "database.sqlite3", made / "db.sqlite3")
+    for name, kept in (("audit_heads", "audit_heads"), ("settings.json", "restored-settings.json")):
+        if (found.directory / name).exists():
+            shutil.copyfile(found.directory / name, made / kept)
+    for path in made.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def begin_read_only(directory: Path, reason: str) -> None:
+    """volmig starts read-only on this data directory: no host is changed before a person has adopted each migration."""
+    told = {"code": "restored", "reason": reason, "since": timezone.now().isoformat(), "episode": secrets.token_hex(16)}
+    data.replace(directory / READ_ONLY, json.dumps(told).encode())
