@@ -242,7 +242,7 @@ class Work:
         seen = self.job.bound("swap", facts)
         if consent.digest(seen) != approval.digest:
             changes = consent.difference(approval.bound, seen)
-            return self._ask_for_swap(facts, "void", "What was approved is not so any more.", changes)
+            return self._ask_for_swap(facts, "void", consent.why_void(changes), changes)
         return None if self._waits_for_hostctl() else self._use(approval, "consumed")
 
     def _waits_for_window(self, approval: Approval) -> bool:

@@ -33,6 +33,16 @@ def difference(shown: Mapping[str, Any], seen: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def why_void(changes: list[str]) -> str:
+    """Why an approval does not count any more, from the lines of `difference`."""
+    what = {line.split(":", 1)[0].split(" ", 1)[0] for line in changes}
+    if "hostctl" in what:
+        return "volmig was upgraded: the migration would be carried out with another version of hostctl than was shown."
+    if "commands" in what:
+        return "Other commands would be carried out than were shown."
+    return "What was approved is no longer true."
+
+
 def swap(
     migration: Migration, facts: Facts, plan: Plan, evidence: Mapping[str, Mapping[str, Any]], hostctl: str
 ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
+from jobs import upgrade
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
 
@@ -177,7 +178,11 @@ def alone() -> Iterator[None]:
 
 
 def prepare() -> None:
+    if refusal := upgrade.downgrade():
+        raise CommandError(refusal)
     call_command("migrate", interactive=False, verbosity=0)
+    for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
+        print(line)
     try:
         if still_to_do := first_administrator():
             print(still_to_do)
