@@ -78,8 +78,6 @@ def newer_than_this() -> list[str]:
     unknown = sorted(set(unknown) - {f"{app} {name}" for app, name in known})
     if unknown:
         return [f"The database has tables of a newer volmig ({', '.join(unknown)})."]
-    if not has(Job, "plan"):
-        return []
     active = list(rows(Job, "pk", "plan", "hostctl", status__in=UNDER_WAY))
     newer = [each for each in active if (each["plan"] or {}).get("format", 1) > plan.FORMAT]
     said = [
@@ -167,13 +165,9 @@ def hypervisors(**which: Any) -> dict[int, dict[str, Any]]:
 
 def rows(model: Any, *names: str, **which: Any) -> list[dict[str, Any]]:
     """Rows with the columns of these that there are; none of a table that there is not."""
-    there = [name for name in names if has(model, name)]
+    columns = columns_of(model._meta.db_table)
+    there = [name for name in names if (model._meta.pk.column if name == "pk" else name) in columns]
     return list(model.objects.order_by("pk").filter(**which).values(*there)) if there else []
-
-
-def has(model: Any, name: str) -> bool:
-    column = model._meta.pk.column if name == "pk" else name
-    return column in columns_of(model._meta.db_table)
 
 
 def columns_of(table: str) -> set[str]:

@@ -172,6 +172,33 @@ def test_by_hand_a_job_is_looked_at_with_the_version_that_it_ran_with(monkeypatc
     assert launcher.of_job(JOB) == versions.former().hash
 
 
+@pytest.fixture
+def with_policy(monkeypatch, place, tmp_path):
+    """The hypervisor has a policy, and the program is looked at in this process."""
+    (tmp_path / "hostctl.json").write_text("{}")
+    monkeypatch.setattr(launcher, "STATE", str(place.state))
+    monkeypatch.setattr(launcher, "POLICY", str(tmp_path / "hostctl.json"))
+    place.install_former(versions.former())
+    place.install(versions.current())
+    return lambda version: str(place.directory / f"hostctl-{version.hash}")
+
+
+def test_a_policy_is_not_got_around_by_the_name_of_a_version_that_knows_none(with_policy, place):
+    former, today = versions.former(), versions.current()
+    request = {"hash": former.hash, "job": JOB}
+    assert launcher.may_run(with_policy(today), {"hash": today.hash})
+    assert not launcher.may_run(with_policy(former), {"hash": former.hash})
+    assert not launcher.may_run(with_policy(former), request)
+    place.began_here(former)
+    assert launcher.may_run(with_policy(former), request), "a migration that began with it here goes on"
+    assert not launcher.may_run(with_policy(former), request | {"job": str(uuid.uuid4())})
+
+
+def test_without_a_policy_every_version_that_is_installed_runs(with_policy, monkeypatch):
+    monkeypatch.setattr(launcher, "POLICY", "/nowhere")
+    assert launcher.may_run(with_policy(versions.former()), {"hash": versions.former().hash})
+
+
 def test_only_the_file_itself_can_be_installed_and_only_by_root(place, monkeypatch, capsys):
     assert install.main(__file__, str(place.program), str(place.state)) == 2
     assert "run the file itself, as root" in capsys.readouterr().err

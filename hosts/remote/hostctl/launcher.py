@@ -14,6 +14,7 @@ import sys
 
 DIRECTORY = os.path.realpath(__file__) + ".d"
 STATE = "/var/lib/volmig"
+POLICY = "/etc/volmig/hostctl.json"
 INPUT_CAP = (1 << 20) + 1
 JOB = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
 HASH = r"[0-9a-f]{16}\Z"
@@ -22,8 +23,9 @@ HASH = r"[0-9a-f]{16}\Z"
 def main(words: "list[str]") -> int:
     """Replaces this process by that version; its standard input is the request, as it came."""
     data = b"" if words else sys.stdin.buffer.read(INPUT_CAP)
-    wanted = of_job(words[1]) if len(words) > 1 else of_request(data)
-    path = installed(wanted) or installed(current())
+    request = {"job": words[1], "hash": of_job(words[1])} if len(words) > 1 else of_request(data)
+    wanted = installed(request.get("hash"))
+    path = wanted if wanted and may_run(wanted, request) else installed(current())
     if not path:
         sys.stderr.write("volmig-hostctl: no version found in %s that only root can have written\n" % DIRECTORY)
         return 127
@@ -32,25 +34,38 @@ def main(words: "list[str]") -> int:
     return os.execv(sys.executable, [sys.executable, "-I", path, *words])  # noqa: S606  no shell is what is wanted
 
 
-def of_request(data: bytes) -> object:
-    """The hash that a request names; empty when it names none, or is no request."""
+def of_request(data: bytes) -> "dict[str, object]":
+    """What a request says; nothing when it is none."""
     try:
         request = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
+        return {}
+    return request if isinstance(request, dict) else {}
+
+
+def may_run(path: str, request: "dict[str, object]") -> bool:
+    """Where this hypervisor has a policy, a version that knows none is run only for migrations that began with it here.
+
+    Else whoever has volmig's key could get around the policy by the name of an old version.
+    """
+    if not os.path.lexists(POLICY):
+        return True
+    with open(path, "rb") as file:
+        return b"hostctl/policy.py" in file.read() or of_job(request.get("job")) == request.get("hash")
+
+
+def of_job(job: object) -> object:
+    """The hash that the last request of a job named on this host; empty when none is kept, or is just being removed."""
+    if not isinstance(job, str) or not re.match(JOB, job):
         return ""
-    return request.get("hash") if isinstance(request, dict) else ""
-
-
-def of_job(job: str) -> object:
-    """The hash that the last request of a job named on this host."""
     directory = os.path.join(STATE, job)
-    if not re.match(JOB, job) or not os.path.isdir(directory):
+    try:
+        names = [name for name in os.listdir(directory) if name.endswith(".request.json")]
+        last = max((os.path.join(directory, name) for name in names), key=os.path.getmtime)
+        with open(last, "rb") as file:
+            return of_request(file.read()).get("hash")
+    except (OSError, ValueError):
         return ""
-    paths = [os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".request.json")]
-    for path in sorted(paths, key=os.path.getmtime, reverse=True):
-        with open(path, "rb") as file:
-            return of_request(file.read(INPUT_CAP))
-    return ""
 
 
 def current() -> str:
