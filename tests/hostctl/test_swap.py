@@ -581,6 +581,41 @@ def test_the_label_of_the_live_disk_is_given_to_the_stage(share, monkeypatch):
     assert labels[share.inodes[1]] == labels[share.inodes[0]]
 
 
+LABEL = b"system_u:object_r:svirt_image_t:s0:c12,c34\0"
+
+
+def test_a_label_in_the_file_itself_is_given_to_the_stage(share):
+    """As a kernel with SELinux stores it; one without stores it as well, and enforces nothing."""
+    os.setxattr(share.live, "security.selinux", LABEL)
+    swap.swap(work(share))
+    assert os.getxattr(share.live, "security.selinux") == os.getxattr(share.old, "security.selinux") == LABEL
+
+
+def test_a_label_that_the_filer_does_not_store_is_refused_before_anything_is_exchanged(share, monkeypatch):
+    os.setxattr(share.live, "security.selinux", LABEL)
+
+    def not_permitted(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(swap.os, "setxattr", not_permitted)
+    before = layout(share)
+    refused_with("attributes-differ", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+
+
+def test_a_link_that_the_filer_refuses_at_the_edge_of_a_qtree_is_told_and_changes_nothing(share, monkeypatch):
+    def refused_at_the_edge(*_, **__):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    before = layout(share)
+    with monkeypatch.context() as edge:
+        edge.setattr(swap.os, "link", refused_at_the_edge)
+        refused_with("crosses-filesystems", lambda: swap.swap(work(share)))
+    assert layout(share) == before
+    assert back(share)["already"] is True, "there is nothing to take back"
+    assert layout(share) == before
+
+
 def test_a_swap_that_left_no_directory_was_none_or_is_a_riddle(share):
     share.new.unlink()
     share.place.rmdir()

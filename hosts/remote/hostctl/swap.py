@@ -1,6 +1,7 @@
 """The swap: link the live disk aside, rename the stage over it, and the same discipline back."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -14,7 +15,7 @@ from .act import Act, Args, Failed, Refused, reason, syscall
 from .owner import as_user
 from .qcow2 import check_hazards, check_header, header_of
 from .stage import Place, check_share, directory, label, read_card, remove_place, write_card
-from .tools import Work
+from .tools import Output, Work
 from .untrusted import opened
 
 READERS_WITHIN = 5.0  # seconds that the swap waits for others to close the disk
@@ -160,14 +161,30 @@ def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> Non
     place, home, disk = field.place, field.home, work.args["disk"]
     with _as_owner_of(field.live(), field):
         if field.state(names, old, new) == "not started":
-            work.do(
+            output = work.do(
                 link, lambda: os.link(disk, names.aside, src_dir_fd=home, dst_dir_fd=place.fd, follow_symlinks=False)
             )
+            _demand_same_filesystem(output, link)
         _demand_state(field, names, old, new, "linked", link)
         work.must(sync, lambda: os.fsync(place.fd))
         work.do(rename, lambda: os.rename(names.incoming, disk, src_dir_fd=place.fd, dst_dir_fd=home))
         _demand_state(field, names, old, new, "done", rename)
         work.must(sync_both, lambda: _sync(home, place.fd))
+
+
+def _demand_same_filesystem(output: Output, link: Act) -> None:
+    """A filer draws edges within a share, as of a qtree or a nested dataset, over which no name can be given.
+
+    Trying again would not help, so it is told apart from a link of which nothing is known.
+    """
+    if output.exit == errno.EXDEV:
+        raise Refused(
+            "crosses-filesystems",
+            link.tried,
+            output.said(),
+            "The instance's directory and .volmig are in different qtrees or filesystems of the filer, and disks "
+            "cannot be exchanged between these. The live disk was not changed. Undo the migration.",
+        )
 
 
 def _readers(work: Work) -> List[str]:
