@@ -268,9 +268,8 @@ def image_contents(work: Work, image: Image) -> Dict[str, Any]:
     """The same for a qcow2 image in use: its first 4 MiB are copied out raw and looked at."""
     import tempfile  # slow to load, and other calls do without
 
-    why = image.objections or (["the file has %d names" % image.seen.st_nlink] if image.seen.st_nlink != 1 else [])
-    if why:
-        return _unread("not read: %s" % ", ".join(why))
+    if image.objections:
+        return _unread("not read: %s" % ", ".join(image.objections))
     size = image.header.size
     os.makedirs("/run/volmig", 0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/run/volmig") as scratch:

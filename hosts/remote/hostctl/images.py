@@ -15,8 +15,11 @@ class Image:
 
     def __init__(self, share: Share, relative: str, fd: int, folder: str) -> None:
         self.share, self.path, self.fd = share, "%s/%s" % (share.path, relative), fd
-        self.seen, self.header = os.fstat(fd), header_of(fd)
-        self.objections = self.header.hazards()
+        self.seen = os.fstat(fd)
+        # A file with a second name may be another disk: not a byte of it is read.
+        is_one = self.seen.st_nlink == 1
+        self.header = header_of(fd) if is_one else Header(b"")
+        self.objections = self.header.hazards() if is_one else ["it has %d names (hard links)" % self.seen.st_nlink]
         self.bases: List[Base] = []
         self.opened = [(relative, fd)]
         try:

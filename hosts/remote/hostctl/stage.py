@@ -68,13 +68,12 @@ class Place:
     def _open(self, job: str, make: bool) -> None:
         if make:
             _mkdir(".volmig", self.root, self.dir_mode)
-        above = open_directory(".volmig", self.root)
-        try:
-            if make:
+            above = self.share.folder(".volmig")
+            try:
                 _mkdir(job, above, self.dir_mode)
-            self.fd = open_directory(job, above)
-        finally:
-            os.close(above)
+            finally:
+                os.close(above)
+        self.fd = self.share.folder(".volmig/%s" % job)
         if os.fstat(self.fd).st_uid != self.owner.st_uid:
             raise Refused(
                 "foreign-directory",

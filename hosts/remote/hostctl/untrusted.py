@@ -65,6 +65,8 @@ def open_file(
     try:
         fd = os.open(name, flags | OPEN_SAFELY, dir_fd=dir_fd)
     except OSError as error:
+        if isinstance(error, PermissionError) and flags & os.O_ACCMODE == os.O_RDONLY:
+            raise _unreadable(tried, error)
         if error.errno in NOT_A_FILE:
             raise _foreign(tried, "it is no regular file any more (%s)" % reason(error))
         raise
@@ -84,6 +86,15 @@ def _demand_regular(found: os.stat_result, tried: str, links: Optional[int]) -> 
         raise _foreign(tried, "it is no regular file (mode %o)" % found.st_mode)
     if links is not None and found.st_nlink != links:
         raise _foreign(tried, "it has %d names (hard links), not %d" % (found.st_nlink, links))
+
+
+def _unreadable(tried: str, error: OSError) -> Refused:
+    return Refused(
+        "not-readable",
+        "open %s" % plain(tried),
+        "user %d, who owns the share, may not: %s" % (os.geteuid(), reason(error)),
+        "Let the owner of the share read it; volmig reads nothing there as root.",
+    )
 
 
 def _foreign(tried: str, found: str) -> Refused:
@@ -181,13 +192,18 @@ class Share:
         return as_user(self.owner.st_uid, self.owner.st_gid)
 
     def folder(self, relative: str) -> int:
-        """A directory below, no name of whose path is a link; NotADirectoryError or OSError (ELOOP) for others."""
+        """A directory below; refuses where a name of its path is a link, or anything else that is no directory."""
         with self.mine():
             fd = open_directory(".", self.fd)
             for name in [word for word in relative.split("/") if word]:
                 above = fd
                 try:
                     fd = open_directory(name, above)
+                except OSError as error:
+                    if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                        raise
+                    found = "%s is no directory (%s)" % (plain(name), reason(error))
+                    raise _foreign("%s/%s" % (self.path, relative), found)
                 finally:
                     os.close(above)
             return fd
@@ -197,35 +213,17 @@ class Share:
         """The directory of a file below, as its owner, and the file's last name."""
         note("open %s/%s" % (self.path, plain(relative)))
         above, _slash, name = relative.rpartition("/")
-        fd = self._parent(above)
+        fd = self.folder(above)
         try:
             with self.mine():
                 yield fd, name
         finally:
             os.close(fd)
 
-    def _parent(self, relative: str) -> int:
-        try:
-            return self.folder(relative)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-                raise
-            path = "%s/%s" % (self.path, relative)
-            raise _foreign(path, "a name in this path is no directory: %s" % reason(error))
-
     def file(self, relative: str, links: Optional[int] = None) -> int:
         """A regular file below, open for reading."""
-        path = "%s/%s" % (self.path, relative)
-        try:
-            with self.within(relative) as (above, name):
-                return open_file(name, above, path=path, links=links)
-        except PermissionError as error:
-            raise Refused(
-                "not-readable",
-                "open %s" % plain(path),
-                "user %d, who owns the share, may not: %s" % (self.owner.st_uid, reason(error)),
-                "Let the owner of the share read it; volmig opens nothing there as root.",
-            )
+        with self.within(relative) as (above, name):
+            return open_file(name, above, path="%s/%s" % (self.path, relative), links=links)
 
     def look(self, relative: str) -> Optional[os.stat_result]:
         """lstat of a name below after asking the server, or None."""
