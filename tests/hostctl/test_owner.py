@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, mounts, nfs, owner
+from hosts.remote.hostctl import filesystem, mounts, nfs, owner, untrusted
 from hosts.remote.hostctl.act import Failed
 from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -31,7 +31,7 @@ def test_a_file_is_made_as_the_owner_of_the_directory_and_root_is_root_again(tmp
     share, groups = tmp_path / "instances", os.getgroups()
     share.mkdir(mode=0o700)
     os.chown(share, NOVA, NOVA)
-    with owner.as_owner(str(share)):
+    with untrusted.Share(str(share)) as opened, opened.mine():
         assert (me(), os.getgroups()) == ((NOVA, NOVA), [])
         (share / "disk").touch()
     assert (me(), os.getgroups()) == ((0, 0), groups)
@@ -68,7 +68,7 @@ INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
 SQUASHED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner"]
 CARRIED = """
 import json, os, sys
-from hosts.remote.hostctl import owner, stage, swap, virsh
+from hosts.remote.hostctl import stage, swap, untrusted, virsh
 from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
 
@@ -82,7 +82,7 @@ def do(verb, **more):
     return VERBS[verb].run(Work(dict(args, **more), job, VERBS[verb].acts))
 
 def seen(path):
-    with owner.as_owner(args["instances"]):
+    with untrusted.Share(args["instances"]) as opened, opened.mine():
         return virsh.identity(os.stat(path))
 
 said = {"root_may": os.access(args["instances"], os.W_OK)}

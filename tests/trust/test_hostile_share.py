@@ -3,14 +3,19 @@
 Real files of an unprivileged owner, hostctl's own verbs, the real qemu-img and blkid in their cage.
 """
 
+import ctypes
+import fcntl
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from hosts.remote.hostctl import facts, mounts, virsh
+from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.request import Desk, guarded
 from hosts.remote.hostctl.tools import Work, find
@@ -25,7 +31,7 @@ from hosts.remote.hostctl.verbs import VERBS
 from tests import policies
 from tests.hostctl.conftest import FakeUnits, qcow2
 
-from .amounts import figure
+from .amounts import amount, figure
 from .watching import ACCESS, OPEN, Watch
 
 pytestmark = pytest.mark.skipif(
@@ -67,15 +73,17 @@ class Scene:
         os.chown(self.other, TENANT, TENANT)
 
     def give(self) -> None:
-        """All of the share to its owner but the other tenant's disk."""
+        """All of the share to its owner but the other tenant's disk, whatever second names that has."""
+        kept = self.other.stat().st_ino
         for path in (self.share, *self.share.rglob("*")):
-            if path != self.other:
+            if path.lstat().st_ino != kept:
                 os.chown(path, OWNER, OWNER, follow_symlinks=False)
 
     def fresh(self) -> None:
         """A sound disk, a kept one, a card and a disk.info; nothing of an earlier attack."""
-        for folder in (self.home, self.share / ".volmig", self.share / "_base"):
-            removed(folder)
+        made = (self.home, *(self.share / name for name in (".volmig", "_base", "ready", "third-instance")))
+        for path in made:
+            removed(path)
         for folder in (self.home, self.place, self.share / "_base"):
             folder.mkdir(parents=True)
         for path in (self.live, self.place / "disk.old", self.place / "disk.new"):
@@ -446,3 +454,125 @@ def test_the_figure(scene):
         figure(
             f"{len(RESULTS)} attacks of a share's owner: 0 bytes of other files read, slowest answer {slowest:.1f} s"
         )
+
+
+# Names that change between check and use
+
+EXCHANGE, AT_FDCWD = 2, -100
+FAST = 0.002  # seconds within which a name changes again
+
+
+def pool(scene: Scene) -> list[tuple[Path, Path]]:
+    """What the owner keeps ready, and the name that it is exchanged with."""
+    ready = scene.share / "ready"
+    removed(ready)
+    ready.mkdir()
+    made: list[tuple[str, Any, Path]] = [
+        ("link", link("rootdisk"), scene.live),
+        ("fifo", fifo, scene.live),
+        ("data", data_file("rootdisk"), scene.live),
+        ("base", stands_on("{rootdisk}"), scene.live),
+        ("other", second_name("other"), scene.live),
+        ("mine", second_name("mine"), scene.live),
+        ("socket", unix_socket, scene.live),
+        ("info", link("shadow"), scene.info),
+        ("pipe", fifo, scene.info),
+        ("home", link("secrets"), scene.home),
+        ("empty", folder, scene.home),
+    ]
+    for name, make, _ in made:
+        make(scene)(ready / name)
+        if (ready / name).lstat().st_nlink == 1:
+            os.chown(ready / name, OWNER, OWNER, follow_symlinks=False)
+    os.chown(ready, OWNER, OWNER)
+    return [(ready / name, target) for name, _, target in made]
+
+
+def exchanging(pairs: list[tuple[Path, Path]], seed: int) -> int:
+    """A process of the share's owner that exchanges names at random instants until it is ended."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        libc, luck = ctypes.CDLL(None), random.Random(seed)
+        os.setgroups([])
+        os.setgid(OWNER)
+        os.setuid(OWNER)
+        while True:
+            one, two = (os.fsencode(path) for path in luck.choice(pairs))
+            libc.renameat2(AT_FDCWD, one, AT_FDCWD, two, EXCHANGE)
+            time.sleep(luck.uniform(0, FAST))
+            libc.renameat2(AT_FDCWD, one, AT_FDCWD, two, EXCHANGE)
+            time.sleep(luck.uniform(0, FAST))
+    finally:
+        os._exit(1)
+
+
+def outcome(scene: Scene) -> str:
+    """What one look at the share comes to, in a word; nothing in it is of others."""
+    work = Work({"instance": INSTANCE, "disk": "disk"}, JOB, VERBS["destination_facts"].acts)
+    found: Any
+    try:
+        found = facts._on_share(work, str(scene.share))
+    except Refused as stop:
+        found = stop
+    assert SECRET not in json.dumps([found.error(False) if isinstance(found, Refused) else found, work.commands])
+    if isinstance(found, Refused):
+        return found.found.split(" (")[0][:40]
+    if found["disk"] is None:
+        return "no disk"
+    if found["disk"]["objections"]:
+        return "objection"
+    return "not readable" if found["contents"]["summary"] == "not readable" else "read"
+
+
+def without_tools(work: Work, image: Any) -> dict[str, Any]:
+    return facts._unread("no tool was asked")
+
+
+def test_names_that_change_at_random_instants_lead_to_nothing_of_others(scene, watch, monkeypatch):
+    scene.mine = scene.share / "third-instance"
+    shutil.copy(scene.rootdisk, scene.mine)
+    os.chown(scene.mine, OWNER, OWNER)
+    also, seen, instants = Watch({scene.mine: ACCESS}), Counter[str](), amount(10_000, 300)
+    with_tools = facts.image_contents
+    watch.seen()
+    owner, slowest, luck = exchanging(pool(scene), 7), 0.0, random.Random(8)
+    try:
+        for number in range(instants):
+            # At one instant in ten qemu-img and blkid run as well; at the others the files are opened and judged.
+            monkeypatch.setattr(facts, "image_contents", without_tools if number % 10 else with_tools)
+            time.sleep(luck.uniform(0, FAST))
+            began = time.monotonic()
+            seen[outcome(scene)] += 1
+            slowest = max(slowest, time.monotonic() - began)
+    finally:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+    assert watch.seen() + also.seen() == []
+    also.close()
+    assert len(seen) > 3, "the names did not change"
+    assert slowest < SLOWEST
+    told = ", ".join(f"{word}: {count}" for word, count in seen.most_common())
+    figure(f"{instants} random instants: 0 bytes of other files read, slowest {slowest:.1f} s ({told})")
+
+
+def test_a_file_that_somebody_holds_a_lease_on_is_not_waited_for(scene, watch):
+    fd = os.open(scene.live, os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        assert "it is no regular file any more" in json.dumps(destination(scene))
+    finally:
+        os.close(fd)
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+
+
+def test_a_sound_disk_is_read_with_all_that_is_on_it(scene, watch):
+    shutil.copy(scene.rootdisk, scene.live)
+    scene.live.chmod(0o640)
+    scene.give()
+    found = destination(scene)["evidence"]
+    assert (found["disk"]["objections"], found["disk"]["virtual_size"]) == ([], SIZE)
+    assert SECRET in found["contents"]["summary"], "else nothing could have been read in an attack either"
+    assert rehearsal(scene)["evidence"]["verdict"] == "ok"

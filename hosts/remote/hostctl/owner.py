@@ -24,14 +24,6 @@ def as_user(uid: int, gid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_owner(directory: str) -> Iterator[None]:
-    """Be the owner of a directory (usually nova) inside the block."""
-    found = os.stat(directory)
-    with as_user(found.st_uid, found.st_gid):
-        yield
-
-
-@contextlib.contextmanager
 def as_root() -> Iterator[None]:
     """Be root again inside the block, whoever this process is for the moment (its own files are root's)."""
     uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()

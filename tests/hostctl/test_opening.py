@@ -1,0 +1,66 @@
+"""Whatever others may have written is opened in one place: a new direct open anywhere else in hostctl fails here."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from hosts.remote import hostctl
+
+OPENERS = {
+    *("open", "os.open", "os.fdopen", "os.stat", "os.lstat", "os.listdir", "os.scandir", "os.walk", "os.readlink"),
+    *("os.access", "os.statvfs", "os.mknod", "os.path.exists", "os.path.lexists", "os.path.isfile", "os.path.isdir"),
+    *("os.path.islink", "os.path.realpath", "os.path.getsize", "io.open", "shutil.copy", "shutil.copyfile"),
+}
+HELPER = "untrusted"
+PARSERS = ("'qemu-img'", "'blkid', '-p'", "'sfdisk', '-J'", "info_words", "_check_words", "(info,", "(check,")
+KERNEL, ROOTS, TOP, NAMES = (
+    "/proc, /sys or /dev: what the kernel says",
+    "a directory that only root writes",
+    "the top directory of a mount, not what lies in it",
+    "whether a name is there, or lstat: nothing is opened, no link followed",
+)
+# Modules of hostctl's own installation, memory and policy; no path of theirs lies on a share.
+OWN_FILES = {"install", "launcher", "ownership", "pack", "policy", "start", "store", "version"}
+ELSEWHERE = {
+    KERNEL: """detached.boot_id detached._running facts.hello facts._is_crypt lvm.counters lvm.openers lvm._has_open
+        lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero mounts.mounts mounts._answer
+        qemu_img.moved openers.of_file openers._has_open openers._runs question._ask question._began""",
+    ROOTS: """facts._give filesystem.check_private leftovers._memories leftovers._listing.listed detached.listed
+        nfs._text question.stuck tools._secure virsh.runs""",
+    TOP: """facts._space.asked facts.share facts._squashes filesystem.create mounts.is_own_filesystem mounts.is_stale
+        filesystem.make_mountpoint""",
+    NAMES: """filesystem.remove leftovers._of_folder nfs.unmount qemu_img._check_part qemu_img.compare
+        qemu_img.discard""",
+    "the source of a domain's disk, as libvirt has it: only its device number is compared": "facts._is_device",
+    "the cage itself: O_PATH, compared with the open file by device and inode": """cage.Cage._build cage.Cage._found
+        cage.Cage._own cage.Cage._system cage.Cage._bind cage.Cage._node""",
+}
+
+
+def opening(tree: ast.AST, within: tuple[str, ...]) -> Iterator[str]:
+    """The functions in which something is opened, listed or asked for by name."""
+    for node in ast.iter_child_nodes(tree):
+        inner = (*within, node.name) if isinstance(node, ast.FunctionDef | ast.ClassDef) else within
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in OPENERS:
+            yield ".".join(inner)
+        yield from opening(node, inner)
+
+
+def test_nothing_is_opened_by_name_outside_the_helper_but_what_others_cannot_have_written():
+    folder = Path(hostctl.__file__).parent
+    paths = [path for path in folder.glob("*.py") if path.stem not in OWN_FILES]
+    found = {each for path in paths for each in opening(ast.parse(path.read_text()), (path.stem,))}
+    allowed = {each for names in ELSEWHERE.values() for each in names.split()}
+    assert sorted(each for each in found - allowed if not each.startswith(HELPER + ".")) == [], (
+        "open it with untrusted.py, or say above why nobody else can have written it"
+    )
+    assert sorted(allowed - found) == [], "these open nothing any more"
+
+
+def test_tools_that_parse_what_guests_wrote_run_in_the_cage():
+    folder, bare = Path(hostctl.__file__).parent, []
+    for path in folder.glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        asking = [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith((".ask", ".must", ".do"))]
+        bare += [text for text in asking if any(word in text for word in PARSERS) and "become=" not in text]
+    assert bare == []
