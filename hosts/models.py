@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from operator import itemgetter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from django.conf import settings
@@ -24,6 +24,7 @@ from hosts.clouds import difference as difference
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from hosts.remote.hostctl import pack
+from hosts.remote.hostctl.policy import fingerprint
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
@@ -43,10 +44,17 @@ LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
 def ssh_key_file() -> str:
-    """Returns the private key's path, made on first use; empty when only the SSH agent is to be asked."""
+    """Returns the private key's path, made on first use; empty when only the SSH agent is to be asked.
+
+    Raises NotForThisProcess in a web process.
+    """
     if settings.SSH_KEY == "agent":
         return ""
-    return settings.SSH_KEY or str(data.ssh_key())
+    if settings.SSH_KEY:
+        data.key_path("ssh_key")  # refuses where it is not for this process
+        data.publish_ssh_key(Path(settings.SSH_KEY))
+        return str(settings.SSH_KEY)
+    return str(data.ssh_key())
 
 
 def standard_team() -> int:
@@ -147,6 +155,8 @@ class Hypervisor(models.Model):
     last_error = models.TextField(blank=True)
     hostctl_hash = models.CharField(max_length=64, blank=True)
     hostctl_versions = models.JSONField(default=list, blank=True)
+    seal_generation = models.PositiveIntegerField(default=1)
+    seal_fingerprint = models.CharField(max_length=16, blank=True)  # of the key by which its seals are made
     retired_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -247,6 +257,16 @@ class Hypervisor(models.Model):
     def retire(self, by: Any) -> None:
         self.put(retired_at=timezone.now())
         Event.append("hypervisor.retire", actor=by, object=self.name)
+
+    def seal_key(self) -> str:
+        """Returns the key (hex) by which approvals are sealed for it, and keeps its fingerprint for workers.
+
+        Raises NotForThisProcess everywhere but in web processes.
+        """
+        key = data.seal_key(self.name, self.seal_generation)
+        if self.seal_fingerprint != fingerprint(key):
+            self.put(seal_fingerprint=fingerprint(key))
+        return key
 
     def put(self, **values: Any) -> None:
         """Writes only these columns, so that a refresh and a person never undo each other."""

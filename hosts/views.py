@@ -1,9 +1,9 @@
 """Pages about hypervisors; all that they show was seen by the workers, none of them waits for a machine."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.db.models import Prefetch
 from django.http import Http404, HttpRequest, HttpResponse
@@ -22,7 +22,6 @@ from hosts.models import (
     Server,
     Share,
     VolumeGroup,
-    ssh_key_file,
 )
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
@@ -30,7 +29,7 @@ from hosts.remote.hostctl import pack
 from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
-from volmig.data import ssh_public_key
+from volmig.data import published_ssh_key
 from volmig.queue import ask
 from volmig.refused import Refused
 
@@ -93,11 +92,7 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
 
 def installation(user: str) -> dict[str, str]:
     """What the install commands need: the login, volmig's public key and this hostctl's hash."""
-    key = ssh_key_file()
-    try:
-        public = ssh_public_key(Path(key)) if key else ""
-    except (ValueError, OSError):
-        public = ""
+    public = "" if settings.SSH_KEY == "agent" else published_ssh_key()
     return {"login": user, "public_key": public or "PUBLIC-KEY-OF-VOLMIG", "hash": hostctl.source_hash()}
 
 

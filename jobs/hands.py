@@ -11,12 +11,13 @@ from django.db.models.functions import Now
 
 from hosts.models import Hypervisor
 from hosts.remote.host import Access, Address, Answer, Host, HostError, Request, Unreachable
+from hosts.remote.hostctl.policy import RULES
 from hosts.remote.instances import Control, Nova
 from hosts.tasks import note
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
 from jobs.journal import host_of
-from jobs.models import Job, Moved
+from jobs.models import Job, Moved, sealing
 
 TICK_SECONDS = 20.0
 FACTS_SECONDS = 20.0
@@ -77,8 +78,9 @@ class Hands:
 
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
         step = planned.step
+        verb = step.undo if direction == "undo" else step.verb
         return Request(
-            step.undo if direction == "undo" else step.verb,
+            verb,
             run.args,
             job=str(self.job.uuid),
             number=self.job.pk,
@@ -87,6 +89,7 @@ class Hands:
             attempt=run.attempt,
             fence=self.job.fence,
             stops=stops,
+            seal=sealing.seal_for(self.job, verb) if RULES[verb].sealed and not planned.control else {},
             known=self.job.known(run.evidence, run.pk) if planned.control else {},
         )
 

@@ -285,6 +285,11 @@ class Work:
 
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
+        if not approval.seals:
+            said = (
+                "The approval has no seal yet. volmig's web process makes it: see that it runs, then press Try again."
+            )
+            return self._wait(said, timezone.now() + SLOT)
         with transaction.atomic():
             if approval.use():
                 return self.job.go(event, **values)
@@ -538,6 +543,7 @@ class Work:
             reserved_on_share=reserved(job, share__source=job.share_source),
             job_with_volume=others.filter(lv_uuid=job.lv_uuid).values_list("pk", flat=True).first(),
             job_with_instance=others.filter(instance_id=job.instance_id).values_list("pk", flat=True).first(),
+            seal_keys={role: host_of(job, role).seal_fingerprint for role in HYPERVISORS},
             skew={role: each.skew for role, each in heard.items()},
             trouble={role: said for role, each in heard.items() if (said := trouble(each))},
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hosts.remote.host import Address, Answer, HostKeyChanged, Request, Unreachable
-from hosts.remote.hostctl import acts, policy
+from hosts.remote.hostctl import acts, authority, policy
 
 MIB = 1 << 20
 SHARE = "filer:/vol/nova"
@@ -246,6 +246,10 @@ class FakeHost:
         if request.step and key in {**self.kept.get(request.job, {}), **self.running}:
             return
         found = policy.objections(self.rules, request.verb, request.args, request.verb in READS | {"fence"})
+        if not found and policy.RULES[request.verb].sealed:
+            keys, args = self.rules.policy.seal_keys, request.args
+            unsealed = authority.objection(keys, request.seal, request.job, request.verb, args, time.time())
+            found = [unsealed] if unsealed else []
         if found:
             raise Refusal(found[0].code, "; ".join(each.found for each in found))
 

@@ -10,11 +10,17 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
+if not settings.configured:  # else another program, a test, has this module loaded
+    os.environ.setdefault("VOLMIG_PART", "web")
 pages = get_asgi_application()  # loads the apps, so it comes before what imports models
 
+from jobs import sealing  # noqa: E402
 from jobs.live import routes  # noqa: E402
+from volmig import data  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
 
+if data.kind() == "web":
+    sealing.begin()
 live = SameOrigin(AuthMiddlewareStack(URLRouter(routes)))
 application = ProtocolTypeRouter({"http": pages, "websocket": live})
 

@@ -11,6 +11,43 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 EVIDENCE_KEY = "evidence_key"
+# Which processes may read a key: those that serve pages, or those that reach out to hypervisors. All others may be read
+# by both. A process that is neither (a command typed by a person) reads them all.
+OWNERS = {
+    "secret_key": "web",  # signs sessions
+    "factor_key": "web",  # under which second factors are kept
+    "seal_key": "web",  # approvals are sealed with keys derived from it
+    "worker_key": "worker",  # Django's SECRET_KEY where no session is
+    "ssh_key": "worker",
+}
+
+
+PUBLIC_SSH_KEY = "ssh_key.pub"
+
+
+class NotForThisProcess(RuntimeError):  # noqa: N818 - the word that callers read
+    """A process of another kind has this key."""
+
+
+def kind() -> str:
+    """Returns what this process is (VOLMIG_PART, set by `manage.py up`): web, worker, or neither ("")."""
+    part = os.environ.get("VOLMIG_PART", "")
+    return part if part in ("", "web") else "worker"
+
+
+def may_read(name: str) -> bool:
+    return not kind() or OWNERS.get(name, kind()) == kind()
+
+
+def key_path(name: str) -> Path:
+    """Returns where a key is kept; raises NotForThisProcess where the processes of another kind have it.
+
+    Keys of one kind can lie in a directory of their own (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns.
+    """
+    if not may_read(name):
+        raise NotForThisProcess(f"{name} is not for the process {os.environ['VOLMIG_PART']}, which must not read it.")
+    own = os.environ.get(f"VOLMIG_KEYS_{OWNERS[name].upper()}", "") if name in OWNERS else ""
+    return Path(own).absolute() / name if own else directory() / name
 
 
 def directory() -> Path:
@@ -83,7 +120,7 @@ def evidence_key(first: Callable[[], bytes]) -> bytes:
 
 def secret(name: str) -> str:
     """Returns the secret kept under this name, made on first use."""
-    path = directory() / name
+    path = key_path(name)
     content = path.read_bytes() if path.exists() else write_once(path, secrets.token_urlsafe(48).encode())
     return content.decode().strip()
 
@@ -98,8 +135,8 @@ def seal_key(hypervisor: str, generation: int) -> str:
 
 
 def ssh_key() -> Path:
-    """Returns the path of volmig's own private SSH key, made on first use."""
-    path = directory() / "ssh_key"
+    """Returns the path of volmig's own private SSH key, made on first use; pages show the public half beside it."""
+    path = key_path("ssh_key")
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         write_once(
@@ -108,7 +145,27 @@ def ssh_key() -> Path:
                 serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
             ),
         )
+    publish_ssh_key(path)
     return path
+
+
+def publish_ssh_key(path: Path) -> None:
+    """Keeps the public half of a private key where pages find it, who must not read the private one."""
+    public = directory() / PUBLIC_SSH_KEY
+    try:
+        line = ssh_public_key(path)
+    except (ValueError, OSError):
+        return  # with a passphrase, or not there: an administrator gives the public half out
+    if not public.exists() or public.read_text().strip() != line:
+        replace(public, line.encode() + b"\n")
+
+
+def published_ssh_key() -> str:
+    """Returns the public half as one authorized_keys line; empty while no worker has started yet."""
+    try:
+        return (directory() / PUBLIC_SSH_KEY).read_text().strip()
+    except OSError:
+        return ""
 
 
 def ssh_public_key(path: Path) -> str:

@@ -12,8 +12,10 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA = data.directory()
 
 DEBUG = flag("DEBUG", False)
-SECRET_KEY = data.secret("secret_key")
-FACTOR_KEY = data.secret("factor_key")  # under which the keys of people's second factors are kept
+# Workers have no sessions: a key of their own, so that none of them can make one. See docs/containment.md.
+SECRET_KEY = data.secret("worker_key" if data.kind() == "worker" else "secret_key")
+# Under which the keys of second factors are kept.
+FACTOR_KEY = data.secret("factor_key") if data.may_read("factor_key") else ""
 AUDIT_KEY = data.secret("audit_key")  # kept outside the database: who can edit rows cannot forge the chain
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]")
 LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}

@@ -8,7 +8,7 @@ from django.db import models, transaction
 from django.db.models import Count, F, Q
 from django.utils import timezone
 
-from jobs.models import word
+from jobs.models import sealing, word
 from jobs.models.footprint import BULKY
 from jobs.models.refused import Refused
 from jobs.models.word import Word
@@ -80,6 +80,7 @@ class Approval(models.Model):
     consumed_at = models.DateTimeField(null=True, blank=True)
     approvers = models.PositiveSmallIntegerField(default=1)
     granted_by = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="grants")
+    seals = models.JSONField(default=dict, blank=True)  # by verb, once it is complete; only hypervisors can use them
 
     objects = ApprovalQuerySet.as_manager()
 
@@ -164,6 +165,8 @@ class Approval(models.Model):
             enough = self.count() + 1 >= self.approvers
             holds = {"holds_until": until} if enough and (until := self._hold_until_window()) else {}
             self._decide(by, "approve", reason, **holds)
+            if self.is_enough():
+                sealing.seal(self)
             if self.kind == "swap" and self.is_enough() and self.job.status == "awaiting_approval":
                 self.job.go("approved", actor=by)
             wake(self.job_id, by=by)
@@ -195,6 +198,8 @@ class Approval(models.Model):
             mine.save(update_fields=["withdrawn_at"])
             data = {"approval": self.pk, "digest": self.digest, "reason": reason.strip()}
             Event.append("approval.withdraw", actor=by, job=self.job_id, object=str(self), data=data)
+            if not self.is_enough():
+                sealing.unseal(self)
             if self.kind == "swap" and self.job.status == "approved" and not self.is_enough():
                 self.job.go("withdrawn", actor=by)
             wake(self.job_id, by=by)

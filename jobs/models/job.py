@@ -18,7 +18,7 @@ from jobs.engine import condition, consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.engine.network import data_address, network
-from jobs.models import backup, story, word
+from jobs.models import backup, sealing, story, word
 from jobs.models.approval import NO_REASON, Approval
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
@@ -677,6 +677,8 @@ class Job(models.Model):
         Event.append("approval.ask", actor=by, job=self.pk, object=str(approval), data=data)
         if approval.approvers:
             self._tell_approvers(approval)
+        if approval.is_enough():
+            sealing.seal(approval)
         return approval
 
     def _tell_approvers(self, approval: Approval) -> None:
@@ -707,6 +709,7 @@ class Job(models.Model):
         with transaction.atomic():
             self.refresh_from_db(from_queryset=Job.objects.select_for_update())
             yield
+            sealing.renew(self)
             Event.append(f"job.{action}", actor=by, job=self.pk, object=str(self), data=data)
             wake(self.pk, by=by)
 

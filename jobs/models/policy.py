@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from hosts.models import difference
 from jobs.engine.windows import Blackout, Schedule, Window, outlook
+from jobs.models import sealing
 from jobs.queue import wake
 from volmig.accounts.models import Team
 from volmig.record.models import Event
@@ -114,4 +115,5 @@ def recount(team: Team) -> None:
         mine |= models.Q(**{f"job__{role}__team": team})
     for approval in approvals.filter(mine).select_related("job"):
         approvals.filter(pk=approval.pk).update(approvers=Policy.objects.terms(approval.job).approvers)
+        sealing.renew(approval.job)  # fewer may be enough now
         wake(approval.job_id)

@@ -359,9 +359,13 @@ class Desk:
         return asked is not None and (asked["verb"], asked["args"]) == (request.verb, request.args)
 
     def _allow(self, request: Request) -> None:
-        """Refuse what this host's policy does not allow, before anything ran."""
+        """Refuse what this host's policy does not allow, and what needs a seal but has no valid one; nothing ran."""
         reading, verb = self.rules(), request.verb
         found = policy.objections(reading, verb, request.args, not verbs.VERBS[verb].mutates)
+        if not found and policy.RULES[verb].sealed and reading.policy is not None:
+            keys = reading.policy.seal_keys
+            unsealed = authority.objection(keys, request.seal, request.job, verb, request.args, time.time())
+            found = [unsealed] if unsealed else []
         if found:
             said = "; ".join(each.found for each in found)
             raise Refused(found[0].code, "run this step", said, found[0].next_step)

@@ -20,7 +20,9 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
+from hosts.models import ssh_key_file
 from jobs import upgrade
+from volmig import data
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
 
@@ -82,7 +84,9 @@ class Child:
     look_at: float = 0
 
     def start(self) -> None:
-        environment = os.environ | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1"}
+        ours = {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1", "VOLMIG_PART": self.name}
+        environment = os.environ | ours  # the part decides which keys it may read
+        environment.pop("VOLMIG_KEYS_WORKER" if self.name == "web" else "VOLMIG_KEYS_WEB", None)
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         self.started = time.monotonic()
         self.look_at = self.started + STUCK_SECONDS
@@ -183,6 +187,8 @@ def prepare() -> None:
     call_command("migrate", interactive=False, verbosity=0)
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)
+    if data.may_read("ssh_key"):
+        ssh_key_file()  # so that pages, which must not read it, can show the public half
     try:
         if still_to_do := first_administrator():
             print(still_to_do)

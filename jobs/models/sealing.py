@@ -1,0 +1,85 @@
+"""Seals of approvals: made where keys are, in the web process, when an approval is complete; workers hand them on.
+
+A hypervisor stops no guest, swaps no disk and deletes none without one (hostctl's authority.py). They expire a day
+after the approval does, which is the time for the phase that it begins; those by which a swap is undone, a day later.
+Whoever acts on the migration on a page or through the API has them made anew while that phase goes on.
+"""
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any, Final
+
+from django.utils import timezone
+
+from hosts.remote.hostctl import authority
+from volmig import data
+
+if TYPE_CHECKING:
+    from jobs.models.approval import Approval
+    from jobs.models.job import Job
+
+PHASE: Final = dt.timedelta(days=1)
+BACK: Final = dt.timedelta(days=1)
+VERBS: Final = {
+    "swap": ("instance_stop", "swap", "swap_back"),
+    "rollback": ("instance_stop", "swap_back"),
+    "purge": ("purge",),
+}
+PHASES: Final = {"swapping": ("swap",), "rolling_back": ("swap", "rollback"), "purging": ("purge",)}
+
+
+def seal(approval: "Approval") -> None:
+    """Make the seals of a complete approval; nothing in a process that has no key."""
+    if not data.may_read("seal_key"):
+        return
+    key, good_until = approval.job.destination.seal_key(), max(approval.expires_at, timezone.now()) + PHASE
+    approval.seals = {
+        verb: authority.make(
+            key,
+            str(approval.job.uuid),
+            verb,
+            arguments(approval, verb),
+            approval.digest,
+            int((good_until + (BACK if approval.kind == "swap" and verb != "swap" else dt.timedelta())).timestamp()),
+        )
+        for verb in VERBS[approval.kind]
+    }
+    approval.save(update_fields=["seals"])
+
+
+def unseal(approval: "Approval") -> None:
+    """Hand its seals on no more: it is not complete any longer."""
+    if approval.seals:
+        approval.seals = {}
+        approval.save(update_fields=["seals"])
+
+
+def arguments(approval: "Approval", verb: str) -> dict[str, Any]:
+    """What a seal binds, as it was approved: which disk of which instance, and what is to take its place or to go."""
+    job = approval.job
+    disk = {"instance": job.instance_id, "disk": job.disk}
+    if verb == "swap":
+        return disk | {"share_source": job.share_source, "stage": approval.bound["stage"]}
+    if verb == "purge":
+        (purge,) = (each for each in job.purging_plan().phase("D") if each.step.verb == "purge")
+        return purge.filled(job.evidence())
+    return disk
+
+
+def renew(job: "Job") -> None:
+    """Make anew what the phase that goes on needs, and what an approval lacks that is complete by now."""
+    if not data.may_read("seal_key"):
+        return
+    for approval in job.approvals.filter(kind__in=PHASES.get(job.status, ()), consumed_at__isnull=False):
+        seal(approval)
+    for approval in job.approvals.open().filter(seals={}):
+        if approval.state == "approved":
+            seal(approval)
+
+
+def seal_for(job: "Job", verb: str) -> dict[str, Any]:
+    """The seal that the last approval that was used gives for this verb; empty when none does."""
+    used = (
+        job.approvals.filter(consumed_at__isnull=False).order_by("-consumed_at", "-pk").values_list("seals", flat=True)
+    )
+    found: dict[str, Any] = next((seals[verb] for seals in used if verb in seals), {})
+    return found
