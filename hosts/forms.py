@@ -64,6 +64,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
     def register(self, by: Any) -> Hypervisor:
         """Registers it, and has the workers ask for its host key."""
         host = self.save()
+        host.seal_key()  # so that workers know by which key its seals are made
         later("hosts.tasks.offer_key", host.pk)
         Event.append("hypervisor.register", actor=by, object=host.name, data=host.registration())
         return host

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_network
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -267,6 +268,41 @@ class Hypervisor(models.Model):
         if self.seal_fingerprint != fingerprint(key):
             self.put(seal_fingerprint=fingerprint(key))
         return key
+
+    def seal_keys(self) -> list[str]:
+        """Returns the keys for its policy: the one in use, and the one before it, with which older seals were made."""
+        before = [data.seal_key(self.name, self.seal_generation - 1)] if self.seal_generation > 1 else []
+        return [self.seal_key(), *before]
+
+    def minimal_policy(self) -> dict[str, Any]:
+        """Returns the policy that allows what was last seen on it, and nothing else; its keys are secret."""
+        data_addresses = self.data_addresses.exclude(address=self.address)
+        networks = {str(ip_network(f"{each.address}/{each.prefix}", strict=False)) for each in data_addresses}
+        return {
+            "roles": self.role_hints,
+            "volume_groups": sorted(self.volume_groups.values_list("name", flat=True)),
+            "shares": sorted(set(self.mounts.values_list("share__source", flat=True))),
+            "directories": sorted(set(self.mounts.values_list("path", flat=True))),
+            "networks": sorted(networks),
+            "stop_guests": "destination" in self.role_hints,
+            "seal_keys": self.seal_keys(),
+        }
+
+    @transaction.atomic
+    def show_policy(self, by: Any) -> dict[str, Any]:
+        """Returns the policy to install, and keeps who was shown the key in it."""
+        found = self.minimal_policy()
+        Event.append("hypervisor.policy", actor=by, object=self.name, data={"key": self.seal_fingerprint})
+        return found
+
+    @transaction.atomic
+    def replace_seal_key(self, by: Any) -> None:
+        """Makes seals with another key from now on; its policy needs that one, and for a while the one before too."""
+        before = self.seal_fingerprint
+        self.put(seal_generation=self.seal_generation + 1)
+        self.seal_key()
+        data = {"before": before, "after": self.seal_fingerprint}
+        Event.append("hypervisor.seal_key", actor=by, object=self.name, data=data)
 
     def put(self, **values: Any) -> None:
         """Writes only these columns, so that a refresh and a person never undo each other."""

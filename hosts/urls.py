@@ -20,5 +20,7 @@ urlpatterns = [
     path("<int:pk>/pin/", views.pin, name="pin"),
     path("<int:pk>/offer/", views.offer, name="offer"),
     path("<int:pk>/refresh/", views.refresh, name="refresh"),
+    path("<int:pk>/policy/", views.policy, name="policy"),
+    path("<int:pk>/seal-key/", views.seal_key, name="seal_key"),
     path("<int:pk>/retire/", views.retire, name="retire"),
 ]

@@ -1,5 +1,6 @@
 """Pages about hypervisors; all that they show was seen by the workers, none of them waits for a machine."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ from volmig.data import published_ssh_key
 from volmig.queue import ask
 from volmig.refused import Refused
 
-PARTS = {"state": "hosts/_state.html", "seen": "hosts/_seen.html"}
+PARTS = {"state": "hosts/_state.html", "policy": "hosts/_policy.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
 
 
@@ -84,6 +85,7 @@ def hypervisor(request: HttpRequest, pk: int) -> HttpResponse:
         "sort": sort if sort in SORTS else "name",
         "current_hash": hostctl.source_hash(),
         "fingerprint": fingerprint(host.host_key) if host.host_key else "",
+        "report": host.facts.get("policy") or {},
         "may_administer": may(request.user, "administer"),
         **installation(host.user),
     }
@@ -94,6 +96,22 @@ def installation(user: str) -> dict[str, str]:
     """What the install commands need: the login, volmig's public key and this hostctl's hash."""
     public = "" if settings.SSH_KEY == "agent" else published_ssh_key()
     return {"login": user, "public_key": public or "PUBLIC-KEY-OF-VOLMIG", "hash": hostctl.source_hash()}
+
+
+@require_POST
+def policy(request: HttpRequest, pk: int) -> HttpResponse:
+    """The policy to install, with the seal key in it; that somebody was shown the key is kept."""
+    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
+    document = json.dumps(host.show_policy(request.user), indent=2)
+    return render(request, "hosts/policy.html", {"host": host, "document": document})
+
+
+@require_POST
+def seal_key(request: HttpRequest, pk: int) -> HttpResponse:
+    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
+    host.replace_seal_key(request.user)
+    messages.success(request, f"{host.name} has a new seal key. Show the policy and install it now.")
+    return redirect("hosts:hypervisor", host.pk)
 
 
 @require_http_methods(["GET", "POST"])

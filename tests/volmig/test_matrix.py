@@ -74,6 +74,8 @@ MATRIX = {
     "hosts:pin": {"GET": "administer", "POST": "administer"},
     "hosts:offer": {"POST": "administer"},
     "hosts:refresh": {"POST": "view"},
+    "hosts:policy": {"POST": "administer"},
+    "hosts:seal_key": {"POST": "administer"},
     "hosts:retire": {"POST": "administer"},
     "jobs:list": {"GET": "view"},
     "jobs:new": {"GET": "submit", "POST": "submit"},
@@ -141,6 +143,7 @@ SENT = {
     "leftover": {"kind": "lv", "name": "x", "job": "x", "identity": "x"},
 }
 OF_TEAMS = {"hosts:hypervisor", "hosts:edit", "hosts:pin", "hosts:offer", "hosts:refresh", "hosts:retire"} | {
+    "hosts:policy", "hosts:seal_key",
     "jobs:job", "jobs:plan", "jobs:evidence", "jobs:extend", "jobs:verb", "jobs:approval", "jobs:leftover", "instance",
 }  # fmt: skip
 OF_HYPERVISORS = {"hypervisor", "registration", "change", "pin", "offer", "refresh", "retire", "volumes", "leftover"}
