@@ -318,6 +318,62 @@ BUGS = [
         "return self.all()",
         "tests/volmig/test_teams.py",
     ),
+    Bug(
+        "a worker runs any function that a row names",
+        "volmig/models.py",
+        'return "its name is not in settings.TASKS"',
+        'return ""',
+        "tests/trust/test_database_writer.py -k takes_no_row",
+    ),
+    Bug(
+        "a worker runs whatever it is given",
+        "volmig/broker.py",
+        "if name not in settings.TASKS or not (number is None or type(number) is int):",
+        "if False:",
+        "tests/trust/test_database_writer.py -k a_worker_refuses",
+    ),
+    Bug(
+        "another task is run in the queue of ticks",
+        "volmig/models.py",
+        "if expected != self.queue:",
+        "if False:",
+        "tests/trust/test_database_writer.py -k queue_of_another",
+    ),
+    Bug(
+        "a refresh is queued again while it runs",
+        "volmig/queue.py",
+        "if equal.running().exists():",
+        "if False:",
+        "tests/trust/test_priority.py -k queued_once_while_it_waits",
+    ),
+    Bug(
+        "a person may cause as much work as they like",
+        "volmig/queue.py",
+        "if rows.count() >= limit:",
+        "if False:",
+        "tests/trust/test_priority.py -k capped",
+    ),
+    Bug(
+        "a member of a backup that was altered is restored",
+        "volmig/backup/archive.py",
+        "if _write(_content(tar, entry), directory / member.name) != member.sha256:",
+        "if not _write(_content(tar, entry), directory / member.name):",
+        "tests/trust/test_backup.py -k made_up",
+    ),
+    Bug(
+        "a member of a backup leaves the directory",
+        "volmig/backup/archive.py",
+        "if not NAME.fullmatch(name):",
+        "if False:",
+        "tests/trust/test_backup.py -k made_up",
+    ),
+    Bug(
+        "a restore writes over what is there",
+        "volmig/backup/restore.py",
+        "if directory.is_dir() and any(directory.iterdir()):",
+        "if False:",
+        "tests/trust/test_backup.py -k in_use",
+    ),
 ]  # fmt: skip
 
 

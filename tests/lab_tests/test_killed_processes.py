@@ -40,8 +40,16 @@ class Processes:
         return found
 
     def part(self, name):
-        """The pid of what this supervisor started; None while it is down."""
-        return next(iter(self.children(self.site.supervisors[name].pid)), None)
+        """The pid of what this supervisor started, of workers those that tick; None while it is down."""
+        started = self.children(self.site.supervisors[name].pid)
+        return next((pid for pid in started if not self.is_background(pid)), None)
+
+    def is_background(self, pid):
+        """Whether it is the cluster that runs everything but ticks, or just gone."""
+        try:
+            return b"Q_CLUSTER_NAME=background" in (Path("/proc") / str(pid) / "environ").read_bytes()
+        except OSError:
+            return True
 
     def workers(self):
         """What the queue's guard started: workers, and what feeds them."""

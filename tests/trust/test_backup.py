@@ -383,6 +383,9 @@ MADE_UP = {
     "no manifest": lambda all_: all_[1:],
     "the manifest last": lambda all_: [*all_[1:], all_[0]],
     "another content": lambda all_: [*all_[:-1], (all_[-1][0], b"another")],
+    "another key of the same size": lambda all_: [
+        (entry, content[::-1] if entry.name == "data/secret_key" else content) for entry, content in all_
+    ],
     "a way up": lambda all_: renamed(all_, "data/../../up"),
     "a way from the root": lambda all_: renamed(all_, "/tmp/volmig-escaped"),
     "a hidden file": lambda all_: renamed(all_, "data/.ssh"),

@@ -207,6 +207,15 @@ def test_a_worker_refuses_what_is_not_a_task_however_it_came_to_it(name, number)
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("name", ["os.system", "volmig.broker.run", "jobs.tick", ""])
+def test_the_broker_takes_no_row_that_names_something_else_and_removes_it(name):
+    for queue in ("migrations", "background"):
+        QueuedTask.objects.create(queue=queue, name=name, number=1)
+        assert QueuedTask.objects.take(queue) is None
+    assert not QueuedTask.objects.exists()
+
+
+@pytest.mark.django_db
 def test_a_task_in_the_queue_of_another_is_not_run():
     QueuedTask.objects.create(queue="migrations", name="hosts.tasks.refresh", number=1)
     assert QueuedTask.objects.take("migrations") is None
