@@ -1,0 +1,181 @@
+"""A live disk is more than its bytes: what is seen of it, and what a swap, a rollback and a rehearsal do with it.
+
+The images are made by the real qemu-img, marks are set as QEMU sets them.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from hosts.remote.hostctl import backup, swap, virsh
+from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.images import Image
+from hosts.remote.hostctl.tools import Work, find
+from hosts.remote.hostctl.untrusted import Share
+from hosts.remote.hostctl.verbs import VERBS
+
+pytestmark = pytest.mark.skipif(not find("qemu-img") or os.geteuid() != 0, reason="the real qemu-img in its cage")
+INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
+SIZE = 4 << 20
+NOVA = 64055
+
+
+class Disks:
+    """A share with a live disk, a base and a stage, all of the share's owner."""
+
+    def __init__(self, root: Path, job: str) -> None:
+        self.root, self.job, self.live = root, job, root / INSTANCE / "disk"
+        self.place, self.base = root / ".volmig" / job, root / "_base" / "0123"
+        for folder in (self.live.parent, self.place, self.base.parent):
+            folder.mkdir(parents=True)
+        qemu_img("create", "-f", "qcow2", self.base, SIZE)
+        qemu_img("create", "-f", "qcow2", self.live, SIZE)
+        qemu_img("create", "-f", "qcow2", self.place / "disk.new", SIZE)
+        self.args = {"instances": str(root), "share_source": "filer:/vol", "instance": INSTANCE, "disk": "disk"}
+
+    def give(self) -> None:
+        for path in (self.root, *self.root.rglob("*")):
+            os.chown(path, NOVA, NOVA)
+
+    def described(self) -> dict:
+        self.give()
+        with Share(str(self.root)) as share:
+            fd = share.file(f"{INSTANCE}/disk")
+            with Image(share, f"{INSTANCE}/disk", fd, INSTANCE) as image:
+                return image.described()
+
+    def run(self, verb: str, **args: object) -> dict:
+        self.give()
+        return VERBS[verb].run(Work({**self.args, **args}, self.job, VERBS[verb].acts))
+
+    def swapped(self) -> dict:
+        self.give()
+        recorded = {"live": virsh.identity(self.live.stat()), "virtual_size": SIZE}
+        return self.run("swap", **recorded, stage=virsh.identity((self.place / "disk.new").stat()))
+
+    def rehearsed(self) -> dict:
+        return self.run("rehearse", backup_path=f"{self.place}/disk.old", recorded={})
+
+
+def qemu_img(*words: object) -> None:
+    subprocess.run(["qemu-img", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def marked(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(79)
+        file.write(bytes([bit]))
+
+
+@pytest.fixture
+def disks(job, monkeypatch):
+    root = Path(tempfile.mkdtemp(prefix="volmig-images-", dir="/var/tmp"))
+    root.chmod(0o755)
+    for module in (swap, backup):
+        monkeypatch.setattr(module, "check_share", lambda args: None)
+    monkeypatch.setattr(virsh, "state", lambda work, instance: "shut off")
+    yield Disks(root, job)
+    shutil.rmtree(root)
+
+
+def snapshot(disks):
+    qemu_img("snapshot", "-c", "before", disks.live)
+
+
+def bitmap(disks):
+    qemu_img("bitmap", "--add", disks.live, "backup")
+
+
+def corrupt(disks):
+    marked(disks.live, 2)
+
+
+def dirty(disks):
+    marked(disks.live, 1)
+
+
+def relative_base(disks):
+    disks.live.unlink()
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "../_base/0123", disks.live.name],
+        check=True,
+        cwd=disks.live.parent,
+    )
+
+
+def full_base(disks):
+    disks.live.unlink()
+    qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", disks.base, disks.live)
+
+
+PLAIN = {"backing": [], "relative_bases": [], "objections": [], "snapshots": 0, "bitmaps": 0}
+PLAIN |= {"dirty": False, "corrupt": False}
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda disks: None, {}),
+        (snapshot, {"snapshots": 1}),
+        (bitmap, {"bitmaps": 1}),
+        (corrupt, {"corrupt": True}),
+        (dirty, {"dirty": True}),
+        (relative_base, {"backing": ["../_base/0123"], "relative_bases": ["../_base/0123"]}),
+    ],
+)
+def test_what_a_disk_is_besides_its_bytes_is_seen_before_the_approval(disks, make, seen):
+    make(disks)
+    assert disks.described() == {**PLAIN, **seen}
+
+
+@pytest.mark.parametrize("make", [snapshot, bitmap, corrupt, dirty, relative_base])
+def test_a_swap_and_the_way_back_change_not_a_byte_of_it(disks, make):
+    make(disks)
+    before = disks.live.read_bytes()
+    made = disks.swapped()
+    assert disks.live.read_bytes() != before
+    assert (disks.place / "disk.old").read_bytes() == before
+    disks.run("swap_back", made=made)
+    assert disks.live.read_bytes() == before
+    assert disks.described()["objections"] == []
+
+
+@pytest.mark.parametrize("make", [snapshot, bitmap, dirty, relative_base, full_base])
+def test_a_rehearsal_finds_it_sound(disks, make):
+    make(disks)
+    disks.swapped()
+    said = disks.rehearsed()
+    assert (said["verdict"], said["findings"]) == ("ok", [])
+
+
+def test_a_rehearsal_says_that_a_disk_marked_corrupt_would_not_start(disks):
+    corrupt(disks)
+    disks.swapped()
+    said = disks.rehearsed()
+    assert said["verdict"] == "unreadable"
+    assert backup.MARKED_CORRUPT in said["findings"]
+
+
+@pytest.mark.parametrize("make", [relative_base, full_base])
+def test_a_rehearsal_says_that_a_base_is_gone(disks, make):
+    make(disks)
+    disks.swapped()
+    disks.base.unlink()
+    said = disks.rehearsed()
+    assert said["verdict"] == "unreadable"
+    assert "0123: no such file" in said["findings"][0]
+
+
+def test_a_disk_that_names_another_file_since_the_checks_is_not_swapped(disks):
+    disks.give()
+    recorded, mtime = virsh.identity(disks.live.stat()), disks.live.stat().st_mtime_ns
+    marked(disks.live, 4)
+    os.utime(disks.live, ns=(mtime, mtime))
+    new = virsh.identity((disks.place / "disk.new").stat())
+    with pytest.raises(Refused, match="data file"):
+        disks.run("swap", live=recorded, stage=new, virtual_size=SIZE)
+    assert disks.live.stat().st_nlink == 1
