@@ -11,7 +11,7 @@ from django.db.models import Prefetch, Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor
-from jobs.engine.condition import Condition, Down
+from jobs.engine.condition import TROUBLE, Condition, Down
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet
@@ -20,7 +20,7 @@ from volmig.accounts.roles import may
 EXPIRES_SOON = dt.timedelta(hours=1)
 # Statuses in which work is due or a guest may be down; a person's turn needs attention only when a host is missing.
 AT_WORK = ("checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging")
-TROUBLED = Q(wait_kind__in=("host", "busy", "fault")) & ~Q(waiting_for="")
+TROUBLED = Q(wait_kind__in=(*TROUBLE, "fault")) & ~Q(waiting_for="")
 CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
 UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan
 

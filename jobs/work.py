@@ -47,8 +47,9 @@ class Unheard(Exception):  # noqa: N818 - the word that callers read
     """
 
     def __init__(self, sentence: str, heard: Iterable[Heard], hosts: str = "") -> None:
-        self.hosts = hosts
-        self.answers = any(not isinstance(each.error, runner.SHUT) for each in heard)
+        errors = [each.error for each in heard]
+        self.hosts, self.kind = hosts, runner.wait_kind(errors)
+        self.answers = any(not isinstance(error, runner.SHUT) for error in errors)
         super().__init__(sentence)
 
 
@@ -82,7 +83,7 @@ class Work:
             Event.append("facts.failed", job=job.pk, object=str(job), data={"found": str(error)})
             if Event.objects.filter(job=job.pk, action="facts.failed", at__gte=since).count() >= runner.MAX_FAILED:
                 return job.halt(str(error), {"code": "no-facts"})
-        return self._wait(str(error), timezone.now() + SLOT, "host", error.hosts)
+        return self._wait(str(error), timezone.now() + SLOT, error.kind, error.hosts)
 
     def _shut_out(self) -> bool:
         """An earlier owner who never let go may still be acting: nothing before no hypervisor listens to it any more.
@@ -98,7 +99,9 @@ class Work:
             if (said := still_held(host_of(self.job, role), each, known))
         }
         if why_not:
-            self._wait(" ".join(why_not.values()), timezone.now() + BUSY, "host", ", ".join(why_not))
+            errors = [each.error for each in heard.values() if each.error]
+            kind = runner.wait_kind(errors) if errors else "busy"
+            self._wait(" ".join(why_not.values()), timezone.now() + BUSY, kind, ", ".join(why_not))
             return False
         self.job.put(taken_over=False)
         return True
@@ -116,7 +119,8 @@ class Work:
             if isinstance(each.error, Unreachable | HostctlDiffers)
         }
         if silent:
-            return self._wait(" ".join(silent.values()), timezone.now() + SLOT, "host", self._names(silent))
+            kind = runner.wait_kind(heard[role].error for role in silent)
+            return self._wait(" ".join(silent.values()), timezone.now() + SLOT, kind, self._names(silent))
         around = dataclasses.replace(self._around(heard), policies=self._policies())
         case = checks.Case(job.migration(), self._facts(heard), around)
         found = checks.look(case)
@@ -489,7 +493,9 @@ class Work:
             return
         with transaction.atomic():
             Event.append("job.unanswered", job=job.pk, object=str(job), data={"waiting_for": outcome.sentence})
-            text = f"{outcome.sentence} The instance stays as it is, and volmig goes on by itself when it is answered."
+            state, down = job.condition(), job.down()
+            since = f" Down since {down.since:%H:%M:%S} UTC." if down and down.until is None else ""
+            text = f"{state.sentence}{since} {state.advice} Retrying automatically. Details: {outcome.sentence}"
             subject = f"Migration {job.pk}: {job.instance_name} waits in mid-swap"
             announce("unanswered", subject=subject, text=text, url_path=job.get_absolute_url())
 

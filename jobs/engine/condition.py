@@ -17,6 +17,14 @@ Tone = Literal["bad", "warn", "wait", "ask", "run", "good", "flat"]
 Range = tuple[float, float, float]  # seconds: low, usual, high
 FRESH: Final = timedelta(seconds=10)  # figures of this age prove that their hypervisor is there
 PATIENCE: Final = timedelta(seconds=15)  # a call, or a pause between bytes, of this length is nothing unusual
+# What a hypervisor that is needed does not do, by the kind of wait, and the advice.
+TROUBLE: Final[Mapping[str, tuple[str, str]]] = {
+    "host": ("no response from {}", "Check {}."),
+    "version": ("the version of hostctl that is needed is not installed on {}", "Install it on {}."),
+    "key": ("the host key of {} has changed or is not pinned", "Compare and pin the host key of {}."),
+    "facts": ("{} does not give the facts that are needed", "Check {}."),
+    "busy": ("{} is still busy with another step of this migration", "Check {}."),
+}
 UNTOUCHED: Final = "The live disk is not touched"
 GRACE: Final = 2.0  # seconds over its forecast that do not make a step late: ticks come when they come
 
@@ -66,8 +74,8 @@ class Down:
 class Situation:
     """All that a sentence about a migration depends on. `calm` is what to say when nothing is urgent.
 
-    `idle_since` is since when work is due that no worker has taken. `waits` is the kind of `waiting_for` (host, busy,
-    slot, window, settle, retry, fault), `waits_on` the hypervisors that it is about.
+    `idle_since` is since when work is due that no worker has taken. `waits` is the kind of `waiting_for` (one of
+    TROUBLE, or slot, window, settle, retry, fault), `waits_on` the hypervisors that it is about.
     """
 
     now: datetime
@@ -223,12 +231,8 @@ def _stall(seen: Situation) -> tuple[datetime, str, str, str] | None:
         return _without_step(seen)
     since = silent_since(step, seen.now)
     if since is not None:
-        waits = seen.waits if seen.waiting_for else ""
-        host = seen.waits_on if waits == "host" and seen.waits_on else step.host
-        if waits == "busy":
-            busy = f"{step.doing}: {step.host} is still busy with another step of this migration."
-            return since, "busy", busy, f"Check {step.host}."
-        return since, "unanswered", f"{step.doing}: no response from {host}.", f"Check {host}."
+        kind, what, advice = _trouble(seen, step.host)
+        return since, kind, f"{step.doing}: {what}.", advice
     if step.answered and step.counts_bytes:
         moved = step.progress_at or step.started_at
         advice = f"Check the link and the disks that {step.host} works with."
@@ -240,10 +244,20 @@ def _stall(seen: Situation) -> tuple[datetime, str, str, str] | None:
 
 
 def _without_step(seen: Situation) -> tuple[datetime, str, str, str] | None:
-    if seen.waiting_for and seen.waits == "host" and seen.waiting_since:
-        host = seen.waits_on or "a hypervisor"
-        return seen.waiting_since, "unanswered", f"No response from {host}.", f"Check {host}."
-    return None
+    if not seen.waiting_for or seen.waits not in TROUBLE or seen.waiting_since is None:
+        return None
+    kind, what, advice = _trouble(seen, "a hypervisor that is needed")
+    begins = what[:1].upper() if what.startswith(("no ", "the ", "a ")) else what[:1]  # a name keeps its letters
+    return seen.waiting_since, kind, f"{begins}{what[1:]}.", advice
+
+
+def _trouble(seen: Situation, host: str) -> tuple[str, str, str]:
+    """The kind of trouble with a hypervisor, as a clause, and what to do."""
+    waits = seen.waits if seen.waiting_for and seen.waits in TROUBLE else "host"
+    if seen.waiting_for and seen.waits in TROUBLE:
+        host = seen.waits_on or host
+    what, advice = TROUBLE[waits]
+    return "unanswered" if waits == "host" else waits, what.format(host), advice.format(host)
 
 
 def silent_since(step: Step, now: datetime) -> datetime | None:

@@ -514,7 +514,21 @@ def _silence(planned: Planned, run: Run, errors: Mapping[str, HostError], now: d
     said = " ".join(lacks(hypervisor, error) or str(error) for hypervisor, error in errors.items())
     sentence = f"{planned.step.title} ({planned.hypervisor}) waits for {what}{since}. {said}"
     long = run.silent_since if silence > FLAGGED_AFTER else None
-    return Wait(sentence, now + _pause(silence), long, "host", ", ".join(errors))
+    return Wait(sentence, now + _pause(silence), long, wait_kind(errors.values()), ", ".join(errors))
+
+
+def wait_kind(errors: Iterable[HostError | None]) -> str:
+    """What kind of wait these errors are (see condition.TROUBLE); None stands for an answer that was of no use."""
+    kinds = {_kind_of(error) for error in errors}
+    return kinds.pop() if len(kinds) == 1 else "host"
+
+
+def _kind_of(error: HostError | None) -> str:
+    if isinstance(error, HostctlDiffers):
+        return "version"
+    if isinstance(error, HostKeyChanged | HostKeyUnknown):
+        return "key"
+    return "host" if isinstance(error, Unreachable) else "facts"
 
 
 def _pause(waited: timedelta) -> timedelta:

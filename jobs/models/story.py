@@ -236,7 +236,7 @@ def situation(job: Job, now: dt.datetime | None = None) -> condition.Situation:
     due = job.wake_at if job.wake_at is not None and job.wake_at <= now else None
     abandoned = job.lease_until if job.lease_until is not None and not held else None
     step = step_now(job)
-    troubled = bool(job.waiting_for) and job.wait_kind in ("host", "busy", "fault")
+    troubled = bool(job.waiting_for) and job.wait_kind in (*condition.TROUBLE, "fault")
     return condition.Situation(
         now,
         job.status,

@@ -88,6 +88,19 @@ def test_the_sentence_names_who_is_silent_and_not_who_waits_for_it():
     assert (found.sentence, found.advice) == ("Convert: no response from jump.", "Check jump.")
 
 
+@pytest.mark.parametrize("waits", condition.TROUBLE)
+def test_each_trouble_with_a_hypervisor_is_told_for_what_it_is(waits):
+    """One that answers without hostctl, or with another key, is not one that does not respond."""
+    there = {"waiting_for": "…", "waits": waits, "waits_on": "jump", "waiting_since": ago(95)}
+    with_step = told(step=step(silent_since=ago(95)), **there)
+    without = told(status="checking", **there)
+    assert with_step.sentence == f"Convert: {condition.TROUBLE[waits][0].format('jump')}."
+    assert with_step.sentence[9:].lower() == without.sentence.lower()
+    assert with_step.kind == without.kind == ("unanswered" if waits == "host" else waits)
+    assert (with_step.attention, without.attention, with_step.moving) == (True, True, False)
+    assert ("no response" in with_step.sentence) == (waits == "host")
+
+
 def test_a_hanging_start_needs_attention_although_its_host_answers():
     start = step(name="start", title="Start the instance", host="dst", forecast=(1, 3, 10))
     late = told(step=step(name="start", title="Start", host="dst", forecast=(1, 3, 10), started_at=ago(20)))

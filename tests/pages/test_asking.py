@@ -288,3 +288,26 @@ def test_an_instance_that_nobody_knows_is_said(dana, browser_of, hosts):
 def test_every_check_leads_to_its_explanation(dana, browser_of, hosts):
     page = text(browser_of(dana).get("/checks/"))
     assert 'id="no-evacuation-threatens-the-source"' in page
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        (["volmig", "volmig.src=4c1f"], "fenced as the source of a migration"),
+        (["volmig", "volmig.job=4c1f"], "a temporary volume of a migration"),
+    ],
+)
+def test_a_fenced_source_is_the_customers_and_a_temporary_volume_is_volmigs(tags, said, dana, browser_of, hosts):
+    """Both carry volmig's tag; that the customer's volume was made by volmig is untrue, and alarms people."""
+    LogicalVolume.objects.filter(volume_group__hypervisor=hosts["cmp-lvm-07"]).update(tags=tags)
+    page = text(browser_of(dana).get("/migrations/new", {"source": hosts["cmp-lvm-07"].pk}))
+    assert said in page
+    assert "made it itself" not in page
+
+
+def test_the_lock_of_an_instance_is_not_said_to_be_in_nova_where_there_is_none(dana, browser_of, hosts):
+    job = scenes.job(dana, "swapping")
+    job.footprints.create(kind="lock", name=job.instance_id, hypervisor=job.destination, state="present")
+    page = text(browser_of(dana).get(job.get_absolute_url(), {"tab": "evidence"}))
+    assert "Lock of the instance" in page
+    assert "Nova" not in page

@@ -528,9 +528,9 @@ class Pass(Schema):
 
 
 class Condition(Schema):
-    """The one status sentence, as on the page. `kind` stays the same for the same condition: halted, down-unanswered,
-    down-still, down-hanging, down-idle, down-late, unanswered, busy, still, hanging, idle, fault, waiting-slot,
-    waiting-window, waiting-settle, retrying, late, running, working, person or over.
+    """The one status sentence, as on the page. `kind` stays the same for the same condition: halted,
+    unanswered, version, key, facts, busy, still, hanging and idle, the same eight as down-… while the instance is down,
+    down-late, fault, waiting-slot, waiting-window, waiting-settle, retrying, late, running, working, person or over.
 
     `tone` is bad, warn, wait, ask, run or flat. `attention`: someone should act. `detail` is the raw error.
     """
