@@ -704,6 +704,12 @@ class Checked:
             self.faults.append(f"The archive leaves out event {left_out[0]} of its migration ({len(left_out)} in all).")
         if unknown:
             self.faults.append(f"Event {unknown[0]} of the archive is not in the export ({len(unknown)} in all).")
+        later = sorted(seq for seq, job in jobs.items() if job == number and seq > last)
+        if later:
+            self.good.append(
+                f"The export has {len(later)} later events of migration {number}, the first is event {later[0]}: the "
+                "archive is older than these, or leaves them out. Compare with an archive made now."
+            )
         if not left_out and not unknown:
             self.good.append(f"The archive leaves out no event of migration {number} up to event {last}.")
 

@@ -116,6 +116,16 @@ def test_an_archive_signed_by_volmig_that_leaves_out_an_event_is_found_with_an_e
     assert found.faults == [f"The archive leaves out event {left_out} of its migration (1 in all)."]
 
 
+def test_events_that_came_after_an_archive_was_made_are_counted(files, done):
+    Event.append("step.done", job=done[0].pk)
+    publish()
+    export(files / "export.jsonl")
+    with_all = ("--key", files / "keys.json", "--heads", files / "heads", "--export", files / "export.jsonl")
+    code, out, _ = run(files / "one.zip", *with_all)
+    assert code == 0, out
+    assert f"The export has 1 later events of migration {done[0].pk}, the first is event {Event.objects.count()}" in out
+
+
 def test_an_archive_signed_by_volmig_with_an_event_that_was_not_published_is_found(files, done):
     members, _ = verify_evidence.unpack((files / "one.zip").read_bytes())
     contents = {name.partition("/")[2]: content for name, content in members[2:]}
