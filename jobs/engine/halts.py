@@ -115,6 +115,9 @@ EXPECTED: Final[Mapping[str, str]] = {
     # The instance
     "unknown-instance": "The instance is there.",
     "no-facts": "Each hypervisor, and the cloud, tells the facts that it is asked for.",
+    "no-answer": "hostctl answers on the hypervisor; its process is not ended from outside, as by a lack of memory.",
+    "timed-out": "The share, disk or service that a question is about answers the hypervisor in time.",
+    "too-many-stuck": "No earlier questions hang on the hypervisor.",
     "unknown-host": "The instance is on its hypervisor.",
     "unknown-disk": "The instance uses the disk that is to be swapped.",
     "no-domain": "libvirt knows the instance.",
