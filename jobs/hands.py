@@ -1,9 +1,14 @@
-"""Hands: what a tick acts with: a connection to each hypervisor and to the cloud, and the envelope of each request."""
+"""Hands: what a tick acts with: a connection to each hypervisor and to the cloud, and the envelope of each request.
+
+Whatever changes something goes through one door, `Hands.send`. It refuses while volmig is read-only; it has the owners
+of all the job's hypervisors judged before the first such request of a session; and it names who asks. What a host says
+of its owner that the database does not know makes the whole volmig read-only.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import transaction
@@ -12,15 +17,21 @@ from django.db.models.functions import Now
 from hosts.models import Hypervisor
 from hosts.remote.host import Access, Address, Answer, Host, HostError, Request, Unreachable
 from hosts.remote.hostctl.policy import RULES
+from hosts.remote.hostctl.verbs import VERBS
 from hosts.remote.instances import Control, Nova
 from hosts.tasks import note
+from jobs.engine import states
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
+from jobs.engine.steps import DESTINATION, HYPERVISORS
 from jobs.journal import host_of
 from jobs.models import Job, Moved, sealing
+from volmig import incarnation
 
 TICK_SECONDS = 20.0
 FACTS_SECONDS = 20.0
+# Until the instance may be down, all hypervisors of a job have to say who owns them.
+UP = states.ACTIVE - {"swapping", "rolling_back", "on_trial"}
 Connect = Callable[[Address], Host]
 Enter = Callable[[Access], Nova]
 
@@ -34,12 +45,39 @@ class Heard:
     skew: float = 0.0
 
 
+@dataclass(frozen=True)
+class Door:
+    """A hypervisor as the engine reaches it: what only reads goes straight there, the rest through `Hands.send`."""
+
+    hands: "Hands"
+    on: str
+    hypervisor: Hypervisor
+    host: Host
+
+    def call(self, request: Request, timeout: float = 20) -> Answer:
+        if not changes(request):
+            return self.host.call(request, timeout)
+        return self.hands.send(self.on, self.hypervisor, request, lambda asked: self.host.call(asked, timeout))
+
+    def watch(self) -> Iterator[dict[str, Any]]:
+        return self.host.watch()
+
+    def close(self) -> None:
+        self.host.close()
+
+
+def changes(request: Request) -> bool:
+    """Whether a request changes something on a host, if only who owns a job there."""
+    return request.verb in ("fence", "own") or VERBS[request.verb].mutates
+
+
 class Hands:
     """For one tick of one job; `connect` is how a hypervisor is entered, `enter` how a cloud is."""
 
     def __init__(self, job: Job, connect: Connect, enter: Enter) -> None:
         self.job, self.connect, self.enter = job, connect, enter
         self.hosts: dict[int, Host] = {}
+        self.after: dict[int, str] = {}  # by hypervisor the session of this volmig that acted there last
         self.cloud: Control | None = None
         self.until = time.monotonic() + TICK_SECONDS
 
@@ -55,7 +93,105 @@ class Hands:
             except HostError as error:
                 note(hypervisor, error)
                 raise
-        return self.hosts[hypervisor.pk]
+        return Door(self, on, hypervisor, self.hosts[hypervisor.pk])
+
+    # The door
+
+    def send(self, on: str, hypervisor: Hypervisor, request: Request, call: Callable[[Request], Answer]) -> Answer:
+        """Send what changes something; raises ReadOnly, or Moved when another worker has the job by now."""
+        self.may_act(on)
+        answer = call(self.signed(hypervisor, request))
+        if refused_as(answer) == "other-owner":
+            self.judge(hypervisor, owner_in(answer))
+            answer = call(self.signed(hypervisor, request))
+        return self.settled(hypervisor, request, answer)
+
+    def settled(self, hypervisor: Hypervisor, request: Request, answer: Answer) -> Answer:
+        """The answer, unless it says that the job or the host is not ours."""
+        code = refused_as(answer)
+        if code == "stale-fence":
+            self.judge_fence(hypervisor, str((answer.error or {}).get("found")))
+        if code in ("other-owner", "other-incarnation"):
+            self.judge(hypervisor, owner_in(answer))
+            return Answer("busy", boot_id=answer.boot_id)  # another worker of this volmig acted in between
+        return answer
+
+    def signed(self, hypervisor: Hypervisor, request: Request) -> Request:
+        return replace(
+            request,
+            incarnation=incarnation.name(),
+            session=incarnation.SESSION,
+            claim=self.job.counted,
+            after=self.after.get(hypervisor.pk, ""),
+        )
+
+    def may_act(self, on: str) -> None:
+        """Before anything is changed: is volmig read-only, and do the job's hypervisors know more than the database?
+
+        A session asks them once for each job. A host that does not answer is waited for. Only when the instance may be
+        down a silent source or relay holds nothing up: all that comes after that goes by the destination, which knows.
+        """
+        if state := incarnation.read_only():
+            raise incarnation.ReadOnly(state.reason)
+        silent = self.judge_all()
+        needed = set(HYPERVISORS) if self.job.status in UP else {on if on in HYPERVISORS else DESTINATION, DESTINATION}
+        for role in needed & silent.keys():
+            raise silent[role]
+
+    def judge_all(self) -> dict[str, HostError]:
+        """Have every hypervisor of the job say who owns it, once in a session; those that do not, and why.
+
+        Raises ReadOnly as soon as one knows more than the database.
+        """
+        if self.job.judged_by == incarnation.SESSION:
+            return {}
+        status = Request("status", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
+        silent: dict[str, HostError] = {}
+        for role, each in self.ask(dict.fromkeys(HYPERVISORS, status)).items():
+            if each.answer is not None and each.answer.state == "done":
+                self.judge_status(host_of(self.job, role), each.answer.evidence)
+            else:
+                silence = Unreachable(f"ask {host_of(self.job, role)} who owns it", "it did not say")
+                silent[role] = each.error or silence
+        if not silent:
+            self.job.put(judged_by=incarnation.SESSION)
+        return silent
+
+    def judge_status(self, hypervisor: Hypervisor, said: Mapping[str, Any]) -> None:
+        self.judge(hypervisor, said.get("owner") or {})
+        if int(said.get("fence") or 0) > self.job.fence:
+            self.judge_fence(hypervisor, f"fence {said['fence']} was already seen for this job")
+
+    def judge(self, hypervisor: Hypervisor, owner: Mapping[str, Any]) -> None:
+        """Whoever acted there was this volmig, as far as its database knows; else it goes read-only."""
+        if fault := incarnation.stale(owner):
+            state = incarnation.enter_read_only(f"{hypervisor.name}: {fault[1]}.", fault[0])
+            raise incarnation.ReadOnly(state.reason)
+        self.after[hypervisor.pk] = str(owner.get("session") or "")
+
+    def judge_fence(self, hypervisor: Hypervisor, found: str) -> None:
+        """A host has seen a later owner of the job: another worker, as the database then says, or another volmig."""
+        if Job.objects.filter(pk=self.job.pk, fence__gt=self.job.fence).exists():
+            raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+        reason = f"{hypervisor.name}: migration {self.job.pk} had a later owner than this database knows: {found}."
+        state = incarnation.enter_read_only(reason, "stale-fence")
+        raise incarnation.ReadOnly(state.reason)
+
+    def take_over(self, on: str, owner: Mapping[str, Any], fence: int) -> Heard:
+        """While volmig is read-only, for a person who adopts: own the hypervisor, and raise the job's fence there.
+
+        Only a host of this incarnation, and only in place of the owner that was reported; nothing else is changed.
+        """
+        hypervisor, way = host_of(self.job, on), self._way(on)
+        self.after[hypervisor.pk] = str(owner.get("session") or "")
+        if incarnation.stale(owner):
+            heard = way(self.signed(hypervisor, Request("own")))
+            if heard.answer is None or heard.answer.state != "done":
+                return heard
+        raised = Request("fence", {}, str(self.job.uuid), self.job.pk, fence=fence)
+        return way(self.signed(hypervisor, raised))
+
+    # The cloud
 
     def _control(self) -> Control:
         if self.cloud is None:
@@ -67,9 +203,18 @@ class Hands:
             self.cloud = Control(nova, lambda: self.host("destination"), names, self._intend)
         return self.cloud
 
-    @transaction.atomic
     def _intend(self, request: Request, found: dict[str, Any]) -> None:
-        """A cloud knows no fence and remembers nothing: the database is asked and told before something is changed."""
+        """A cloud knows no fence and remembers nothing: the destination is asked and remembers the owner instead."""
+        fence = Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
+        answer = self.host(DESTINATION).call(fence)
+        if answer.state not in ("done", "busy"):
+            said = answer.error or {}
+            raise HostError(str(said.get("tried")), str(said.get("found")), str(said.get("next") or ""))
+        self._note_intent(request, found)
+
+    @transaction.atomic
+    def _note_intent(self, request: Request, found: dict[str, Any]) -> None:
+        """The database is asked and told before something is changed."""
         if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence, lease_until__gt=Now()).exists():
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
         run = self.job.runs.get(step=request.step, direction=request.direction, attempt=request.attempt)
@@ -120,13 +265,34 @@ class Hands:
     def ask(self, requests: Mapping[str, Request]) -> dict[str, Heard]:
         """Ask several hypervisors at once, each by its role; the database is not used in the threads."""
         ways = {on: self._way(on) for on in requests}
+        sent = {on: self._enveloped(on, request) for on, request in requests.items()}
         with ThreadPoolExecutor(max_workers=4) as pool:
-            heard = {on: pool.submit(way, requests[on]) for on, way in ways.items()}
+            heard = {on: pool.submit(way, sent[on]) for on, way in ways.items()}
             answers = {on: future.result() for on, future in heard.items()}
+        for on, each in answers.items():
+            if each.answer is not None and sent[on] is not requests[on]:
+                answers[on] = self._admitted(on, requests[on], each.answer, ways[on])
         for on, each in answers.items():
             if each.error is not None and on != "instance":
                 note(host_of(self.job, on), each.error)
         return answers
+
+    def _enveloped(self, on: str, request: Request) -> Request:
+        """What changes something has to pass the door, and names who asks."""
+        if on == "instance" or not changes(request):
+            return request
+        self.may_act(on)
+        return self.signed(host_of(self.job, on), request)
+
+    def _admitted(self, on: str, request: Request, answer: Answer, way: Callable[[Request], Heard]) -> Heard:
+        hypervisor = host_of(self.job, on)
+        if refused_as(answer) == "other-owner":
+            self.judge(hypervisor, owner_in(answer))
+            again = way(self.signed(hypervisor, request))
+            if again.answer is None:
+                return again
+            answer = again.answer
+        return Heard(self.settled(hypervisor, request, answer))
 
     def _way(self, on: str) -> Callable[[Request], Heard]:
         try:
@@ -164,6 +330,20 @@ class Hands:
     def close(self) -> None:
         for host in self.hosts.values():
             host.close()
+
+
+def refused_as(answer: Answer) -> str:
+    """The code of a request that was refused unread; what a unit stored is the end of a step."""
+    if answer.state != "refused" or answer.unit:
+        return ""
+    return str((answer.error or {}).get("code", ""))
+
+
+def owner_in(answer: Answer) -> Mapping[str, Any]:
+    """The owner that a refusal names."""
+    evidence = (answer.error or {}).get("evidence") or {}
+    owner = evidence.get("owner")
+    return owner if isinstance(owner, dict) else {}
 
 
 def skew(said: Any, began: float, ended: float) -> float:

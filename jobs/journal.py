@@ -1,7 +1,7 @@
 """The journal that the engine writes, on StepRun rows: with each step go its footprint, its event and the lease."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -15,6 +15,7 @@ from jobs.engine.plan import Planned
 from jobs.engine.steps import HYPERVISORS, NAMED, Step, hypervisor_role
 from jobs.models import Job, Moved, StepRun
 from jobs.models.backup import is_count
+from volmig import incarnation
 from volmig.record.models import Event
 
 IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
@@ -71,6 +72,7 @@ class Journal:
         attempt = max(earlier, default=0) + 1
         with transaction.atomic():
             self._hold(waiting_for="")
+            self.job.counted = incarnation.count()
             run = StepRun.objects.create(
                 job=self.job,
                 lap=self.lap,
@@ -128,6 +130,33 @@ class Journal:
             with transaction.atomic():
                 self._hold()
                 run.save(update_fields=["silent_since"])
+
+    def learn_of(self, recalled: Mapping[str, Any], hypervisor: Any, lap: int) -> StepRun:
+        """Enter an attempt that a hypervisor recalls and this journal lacks, or its end; with ledger and event."""
+        step, direction, attempt = (recalled[name] for name in ("step", "direction", "attempt"))
+        begun = dt.datetime.fromtimestamp(float(recalled.get("at") or 0), dt.UTC)
+        rows = [run for run in self.rows if (run.step, run.direction, run.attempt) == (step, direction, attempt)]
+        run = rows[0] if rows else StepRun(job=self.job, step=step, direction=direction, attempt=attempt, lap=lap)
+        if not rows:
+            run.unit = f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}"
+            run.hypervisor, run.args, run.started_at = hypervisor, recalled.get("args") or {}, begun
+            self.rows.append(run)
+        run.fence, run.boot_id = int(recalled.get("fence") or 0), str(recalled.get("boot_id") or "")
+        run.result = str(recalled["state"])
+        run.evidence, run.error = recalled.get("evidence") or {}, recalled.get("error") or None
+        run.commands = recalled.get("commands") or []
+        run.ended_at = None if run.result == "running" else begun
+        with transaction.atomic():
+            run.save()
+            planned = self.planned.get(step)
+            if planned is not None and run.result != "refused":
+                if direction == "do":
+                    self._expect(planned, planned.leaves)
+                elif step == "swap":
+                    self._expect(planned, rejected(planned))
+            if run.ended_at and planned is not None:
+                self._settle(run)
+        return run
 
     def _end(self, run: StepRun, answer: Answer) -> None:
         run.silent_since = None

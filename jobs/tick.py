@@ -20,6 +20,7 @@ from jobs.hands import Hands
 from jobs.models import Job, Moved
 from jobs.queue import wake
 from jobs.work import Work
+from volmig import incarnation
 from volmig.queue import later
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def run(job_id: int) -> None:
     except Moved as moved:
         log.info("%s", moved)
         wake(job.pk)
+    except incarnation.ReadOnly:
+        wake(job.pk, timezone.now())  # nobody claims it until it was adopted
     finally:
         hands.close()
         release(job)
@@ -50,7 +53,7 @@ def go_on(job: Job, hands: Hands) -> None:
     """Work on the job; a fault of volmig itself is told and tried again, Moved is raised."""
     try:
         Work(job, hands).go_on()
-    except Moved:
+    except (Moved, incarnation.ReadOnly):
         raise
     except Exception as error:
         log.exception("tick of migration %s", job.pk)

@@ -27,6 +27,7 @@ from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Remova
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
 from jobs.review import Review
+from volmig import incarnation
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
 from volmig.paging import page
@@ -43,7 +44,7 @@ MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
 def chrome(request: HttpRequest) -> dict[str, Any]:
     """What every page's frame shows: who looks, what waits for them, the colours that they chose."""
     theme = request.COOKIES.get("theme", "")
-    colours = {"theme": theme if theme in ("light", "dark") else ""}
+    colours = {"theme": theme if theme in ("light", "dark") else "", "read_only": incarnation.read_only()}
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return colours

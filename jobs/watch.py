@@ -21,6 +21,7 @@ from hosts.remote.host import Address, Host, HostError
 from hosts.tasks import note
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
+from volmig import incarnation
 from volmig.queue import later
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,12 @@ def main() -> None:
 
 
 def sweep() -> None:
-    """Task and the watcher's own: queue a tick for every job that is due or whose owner went away."""
+    """Task and the watcher's own: queue a tick for every job that is due or whose owner went away.
+
+    While volmig is read-only nobody would get the job.
+    """
+    if incarnation.check():
+        return
     for pk in Job.objects.due().values_list("pk", flat=True):
         later("jobs.tick.run", pk)
 
@@ -136,6 +142,8 @@ class Watcher:
 
     def ring(self) -> None:
         """Queue a tick for every alarm that has gone off since the last look, once for each alarm."""
+        if incarnation.read_only():
+            return
         due = set(Job.objects.due().exclude(wake_at=None).values_list("pk", "wake_at"))
         for pk, _ in due - self.rung:
             later("jobs.tick.run", pk)

@@ -12,9 +12,9 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
-from hosts.remote.host import HostctlDiffers, Request, Unreachable
+from hosts.remote.host import HostctlDiffers, HostError, Request, Unreachable
 from hosts.remote.instances import HARMLESS, foreign, told
-from jobs.engine import checks, consent, plan, runner
+from jobs.engine import adoption, checks, consent, plan, runner
 from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
 from jobs.engine.steps import HYPERVISORS, TABLE
@@ -60,7 +60,12 @@ class Work:
         self.job, self.hands = job, hands
 
     def go_on(self) -> None:
-        """Work through statuses until one has to wait."""
+        """Work through statuses until one has to wait.
+
+        A database that was set back is found out at once, also where nothing is to be changed yet.
+        """
+        if adoption.acts(self.job.status):
+            self.hands.judge_all()
         if self.job.taken_over and not self._shut_out():
             return
         if wait := take_away(self.job, self.hands):
@@ -91,7 +96,11 @@ class Work:
         What it began and wrote down is ours now; what runs unknown to the journal has to end first.
         """
         journal, fence = self._journal(), Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
-        heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), fence))
+        try:
+            heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), fence))
+        except HostError as error:  # a hypervisor that has to say first who owns it
+            self._wait(f"Before going on after a worker that went away: {error}", timezone.now() + BUSY)
+            return False
         known = {f"{run.step}-{run.direction}-{run.attempt}" for run in journal.rows if not run.ended_at}
         why_not = {
             host_of(self.job, role).name: said

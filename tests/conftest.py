@@ -6,6 +6,8 @@ import sys
 import pytest
 from hypothesis import settings as hypothesis
 
+from tests.outside import outside_the_database
+
 # A busy machine is slow, and no test is about how long something takes.
 hypothesis.register_profile("patient", deadline=None)
 hypothesis.load_profile("patient")
@@ -35,6 +37,13 @@ def _tables_can_be_emptied():
     TransactionTestCase._fixture_teardown = empty
     yield
     TransactionTestCase._fixture_teardown = tear_down
+
+
+@pytest.fixture(autouse=True)
+def _as_before_the_first_start():
+    """What the data directory keeps of the database goes when the test's database is set back."""
+    with outside_the_database():
+        yield
 
 
 @pytest.fixture(scope="module")

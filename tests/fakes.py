@@ -149,6 +149,7 @@ class FakeHost:
         self.state = "shut off"
         self.kept: dict[str, dict[str, Answer]] = {}
         self.fences: dict[str, int] = {}
+        self.owner: dict[str, Any] = {}
         self.running: dict[str, Request] = {}
         self.slow: set[str] = set()
         self.faults: dict[str, Refusal] = {}
@@ -264,9 +265,18 @@ class FakeHost:
         return self.answer("busy" if self.running else "done", {"running": list(self.running)})
 
     def raise_fence(self, request: Request) -> None:
+        owner = self.owner
+        if owner and owner["incarnation"] != request.incarnation:
+            raise Refusal("other-incarnation", "it belongs to another volmig", owner=owner)
+        if owner and owner["session"] not in (request.session, request.after):
+            raise Refusal("other-owner", "another session acted here last", owner=owner)
         if request.fence < self.fences.get(request.job, 0):
             raise Refusal("stale-fence", "a newer owner was here")
         self.fences[request.job] = request.fence
+        if request.session:
+            highest = max(request.claim, owner.get("claims", {}).get(request.session, 0))
+            claims = {**owner.get("claims", {}), request.session: highest}
+            self.owner = {"incarnation": request.incarnation, "session": request.session, "claims": claims}
 
     def act(self, request: Request) -> Answer:
         try:
@@ -305,7 +315,7 @@ class FakeHost:
         return policy.report(self.rules) | {"time": time.time()}
 
     def status(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"fence": self.fences.get(args["job"], 0), "steps": []}
+        return {"fence": self.fences.get(args["job"], 0), "steps": [], "owner": self.owner}
 
     def inventory(self, args: dict[str, Any]) -> dict[str, Any]:
         raise Refusal("no-inventory", "rows of this site come from the factories")

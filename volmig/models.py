@@ -1,4 +1,4 @@
-"""Notices: what people outside volmig are to be told, kept until it was sent; and calls that wait for a worker."""
+"""Notices, kept until they were sent; calls that wait for a worker; and which volmig this database is."""
 
 import datetime as dt
 import logging
@@ -101,3 +101,29 @@ class QueuedTask(models.Model):
         if self.number is not None and type(self.number) is not int:  # SQLite keeps text in a column of integers
             return "its argument is not an integer"
         return ""
+
+
+class Incarnation(models.Model):
+    """The one row of this database; `ended` are the read-only episodes that a person ended."""
+
+    name = models.CharField(max_length=32)
+    episode = models.CharField(max_length=32, blank=True)
+    since = models.DateTimeField(null=True, blank=True)
+    code = models.CharField(max_length=40, blank=True)
+    reason = models.TextField(blank=True)
+    ended = models.JSONField(default=list, blank=True)
+
+    def __str__(self) -> str:
+        return f"volmig {self.name[:8]}"
+
+
+class Session(models.Model):
+    """One start of a process tree. Rows are never removed: hosts remember sessions for years."""
+
+    name = models.CharField(max_length=32, unique=True)
+    claims = models.BigIntegerField(default=0)
+    host = models.CharField(max_length=100, blank=True)
+    started_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return f"session {self.name[:8]} on {self.host}"

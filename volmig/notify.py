@@ -26,6 +26,7 @@ KINDS = {
     "backup_due",
     "backup_bad",
     "guessing",
+    "read_only",
 }
 AT_A_TIME = 3
 LOST_AFTER = dt.timedelta(minutes=20)  # longer than a task that was lost takes to be delivered again

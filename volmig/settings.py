@@ -53,6 +53,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "volmig.readonly.middleware",
     "volmig.accounts.sessions.middleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
@@ -102,6 +103,10 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TASKS = {
     "jobs.tick.run": "migrations",
     "jobs.watch.sweep": "migrations",
+    "jobs.adopting.adopt_wanted": "background",
+    "jobs.adopting.compare": "background",
+    "jobs.adopting.finish_wanted": "background",
+    "jobs.adopting.own_wanted": "background",
     "hosts.tasks.check_cloud": "background",
     "hosts.tasks.offer_key": "background",
     "hosts.tasks.refresh": "background",

@@ -3,6 +3,7 @@
 from django.urls import include, path
 
 from hosts import views as hosts
+from jobs import adoption_pages
 from jobs import views as jobs
 from volmig import evidence, teams, views
 from volmig.api import description as api
@@ -41,6 +42,8 @@ urlpatterns = [
     path("hosts/", include("hosts.urls")),
     path("instances/", hosts.instances, name="instances"),
     path("instances/<uuid:uuid>/", hosts.instance, name="instance"),
+    path("adopt/", adoption_pages.adopt, name="adopt"),
+    path("adopt/<slug:verb>/", adoption_pages.adopt_verb, name="adopt_verb"),
     path("checks/", jobs.checks, name="checks"),
     path("", include("jobs.urls")),
 ]

@@ -381,7 +381,7 @@ class _Work:
     def _may_repeat(self, planned: Planned, direction: str, result: str, code: str) -> bool:
         runs = self.journal.runs(planned.step.name, direction)
         ended = [run for run in runs if run.result == result and self._counts(run)]
-        if result == "lost" or code == "stale-fence":
+        if result == "lost" or code == "started-late":
             # A verb that was killed, or that started too late for its owner, finds out for itself how far it had come.
             return len(ended) < MAX_LOST
         if code == "probe-failed":  # a tool did not answer, which may have been busy; the verb asks anew

@@ -1,5 +1,6 @@
 """The rows of migrations: the job, its journal, its approvals, what it leaves in the world, and leases."""
 
+from jobs.models.adoption import Adoption
 from jobs.models.approval import Approval, Decision
 from jobs.models.backup import Rehearsal
 from jobs.models.footprint import Footprint
@@ -13,6 +14,7 @@ from jobs.models.submission import Submission
 from jobs.models.word import Word
 
 __all__ = [
+    "Adoption",
     "Approval",
     "Decision",
     "Footprint",

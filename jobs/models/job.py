@@ -25,6 +25,7 @@ from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
 from jobs.models.word import Word
 from jobs.queue import wake
+from volmig import incarnation
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.notify import announce
@@ -84,16 +85,24 @@ class JobQuerySet(OwnedQuerySet["Job"]):
     def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
         """Become the only one that works on a job, for so many seconds of database time; raises its fence by one.
 
-        The row remembers when that took the job from an owner who never let go and may still be acting.
+        The row remembers when that took the job from an owner who never let go and may still be acting. Nobody gets a
+        job while volmig is read-only, or when it is found to be a copy or an older state of itself.
         """
+        if incarnation.check():
+            return None
         until = Now() + dt.timedelta(seconds=seconds)
         mine = {"lease_owner": owner, "lease_until": until, "fence": F("fence") + 1, "wake_at": None}
         free, abandoned = self.filter(lease_until=None), self.filter(lease_until__lt=Now())
-        if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
-            **mine, taken_over=True
-        ):
-            return None
-        return self.select_related("source__cloud", "relay", "destination__cloud").get(pk=job_id)
+        with transaction.atomic():
+            if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
+                **mine, taken_over=True
+            ):
+                return None
+            counted = incarnation.count()
+        incarnation.remember(counted)
+        job = self.select_related("source__cloud", "relay", "destination__cloud").get(pk=job_id)
+        job.counted = counted
+        return job
 
     def submit(
         self,
@@ -153,8 +162,12 @@ class JobQuerySet(OwnedQuerySet["Job"]):
 class Job(models.Model):
     """One migration: one source volume to one disk of one instance, through a relay; sizes in bytes.
 
-    `lap` counts how often the copy was begun: one that goes stale before its use is made again.
+    `lap` counts how often the copy was begun: one that goes stale before its use is made again. `judged_by` is the
+    session that has asked the job's hypervisors who owns them; `counted` is how far the session had counted when it
+    claimed the job or began its last step, and goes with each request.
     """
+
+    counted = 0
 
     uuid = models.UUIDField(default=uuids.uuid4, unique=True, editable=False)
     requester = models.ForeignKey(User, models.PROTECT, related_name="+")
@@ -198,6 +211,7 @@ class Job(models.Model):
     lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     taken_over = models.BooleanField(default=False)
+    judged_by = models.CharField(max_length=32, blank=True)
     resumed_at = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=100, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)

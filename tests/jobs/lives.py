@@ -16,6 +16,7 @@ from jobs.engine import states
 from jobs.models import Footprint, Job
 from tests.factories import approver, asked, operator
 from tests.fakes import INSTANCES, LIVE, SOURCE_LV
+from tests.outside import outside_the_database
 
 LONGEST = dt.timedelta(hours=12)  # a life that takes longer never ends
 MOST_TICKS = 120
@@ -151,7 +152,7 @@ class Life:
     def rewound(self) -> Iterator["Life"]:
         """What happens within never happened: the database, the site, the clock and this life are as before."""
         kept, was = transaction.savepoint(), (self.clock.now, self.job, list(self.said))
-        with self.site.rewound():
+        with self.site.rewound(), outside_the_database():
             try:
                 yield self
             finally:

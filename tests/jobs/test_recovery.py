@@ -249,7 +249,7 @@ def test_whoever_takes_over_shuts_the_earlier_owner_out_everywhere_first(drive, 
     drive.go(job)
     assert not job.taken_over
     for host in (site.source, site.relay):
-        again = replace(host.asked("fence")[-1], verb="hello-again", step="x", fence=late.fence)
+        again = replace(host.asked("fence")[-1], fence=late.fence)
         assert host.fences[str(job.uuid)] > late.fence
         assert host.call(again).error["code"] == "stale-fence"
 
@@ -261,7 +261,8 @@ def test_nothing_is_done_while_something_runs_that_the_journal_does_not_know(dri
     job.cancel(operator())
     args = {"vg": "vg_nova0", "lv": "x", "size": 1}
     unknown = Request("lv_remove", args, str(job.uuid), step="x", attempt=7, fence=job.fence)
-    site.relay.call(unknown)
+    who = {name: site.relay.owner[name] for name in ("incarnation", "session")}
+    assert site.relay.call(replace(unknown, **who)).state == "running"
     abandoned(job)
     drive.go(job)
     assert (job.status, job.taken_over, len(site.source.mounts)) == ("preparing", True, 1)
@@ -288,7 +289,7 @@ def test_nothing_is_done_before_every_hypervisor_has_heard_of_the_new_owner(driv
 
 
 def test_a_unit_that_began_too_late_for_its_owner_is_begun_again(drive, site):
-    site.source.faults["convert"] = Refusal("stale-fence", "fence 3 was already seen for this job")
+    site.source.faults["convert"] = Refusal("started-late", "fence 3 was already seen for this job")
     job = drive.submit()
     assert verified(job, site), job.outcome_reason
 

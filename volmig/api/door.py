@@ -42,7 +42,7 @@ FAULT = Sentence("fault", "volmig itself met a fault; its log has it.")
 TITLES = {
     400: "Not understood", 401: "Who are you?", 403: "Not allowed", 404: "Not found", 405: "No such method",
     409: "Refused", 412: "Changed meanwhile", 422: "Not acceptable", 428: "Say what you read", 429: "Too many",
-    500: "Fault",
+    500: "Fault", 503: "Read-only",
 }  # fmt: skip
 
 

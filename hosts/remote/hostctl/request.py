@@ -404,7 +404,9 @@ class Desk:
         kept = self.store(request.job)
         if not self._admit(kept, request):
             return answer("busy")
-        kept.open()
+        if not kept.exists():
+            kept.bury(request.fence, request.session)
+            return answer("done", {"fence": request.fence, "running": []})
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")

@@ -128,15 +128,16 @@ class Store(Memory):
         """Forget the job, but not its fence: an owner that stalled for long may yet ask for something."""
         import shutil  # slow to load, and only the last call for a job needs it
 
-        self._bury()
+        self.bury(self.fence(), str(self.fenced().get("session") or ""))
         for directory in (self.run, self.directory):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory)
 
-    def _bury(self) -> None:
+    def bury(self, fence: int, session: str) -> None:
+        """Keep, of a job that has no memory here any more or never had, its fence and what was done."""
         os.makedirs(self.forgotten, 0o700, exist_ok=True)
         runs = [dict(run, commands=[]) for run in self.runs()][-RUNS:]
-        write_json(self._tombstone(), dict(self.fenced(), runs=runs), sync=True)
+        write_json(self._tombstone(), {"fence": fence, "session": session, "runs": runs}, sync=True)
         stones = [os.path.join(self.forgotten, name) for name in os.listdir(self.forgotten)]
         with contextlib.suppress(FileNotFoundError):  # another job ends just now and has the same in mind
             for stone in sorted(stones, key=os.path.getmtime)[:-TOMBSTONES]:

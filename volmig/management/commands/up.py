@@ -22,7 +22,7 @@ from django.db import DatabaseError, connection
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import data
+from volmig import data, incarnation
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
 
@@ -189,6 +189,8 @@ def prepare() -> None:
         print(line)
     if data.may_read("ssh_key"):
         ssh_key_file()  # so that pages, which must not read it, can show the public half
+    if state := incarnation.check():
+        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
     try:
         if still_to_do := first_administrator():
             print(still_to_do)

@@ -1,0 +1,455 @@
+"""Adopts migrations of a database that was restored or copied: compares them with their hosts, one by one takes over.
+
+While volmig is read-only this is the only thing that reaches out to hypervisors with more than questions, and all that
+it sends is who owns a host and a job. A person confirms each migration; the last confirmation ends read-only mode.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from hosts.remote import nova, ssh
+from hosts.remote.host import Answer, HostError, Request
+from jobs.engine import adoption, plan, states
+from jobs.engine.steps import HYPERVISORS, NAMED
+from jobs.hands import Hands, Heard
+from jobs.journal import Journal, host_of, share
+from jobs.models import Adoption, Job, Refused, StepRun
+from jobs.work import Unheard, Work, measured
+from volmig import incarnation
+from volmig.accounts.roles import why_not
+from volmig.queue import later
+from volmig.record.models import Event
+from volmig.refused import Sentence
+
+BEFORE = "It was made before the database was set back or copied, so it does not count any more."
+NEVER_SENT = {
+    "code": "never-sent",
+    "tried": "begin the step",
+    "found": "its hypervisor never received the request",
+    "touched": False,
+    "next": "",
+    "evidence": {},
+}
+NOT_READ_ONLY = Sentence("not-read-only", "volmig is not read-only; there is nothing to adopt.")
+
+
+# Comparing
+
+
+def compare() -> None:
+    """Task: ask every hypervisor who owns it and what it knows, and those of each migration what they keep of it."""
+    if (state := incarnation.read_only()) is None:
+        return
+    hypervisors = list(Hypervisor.objects.reachable().select_related("bastion"))
+    with ThreadPoolExecutor(max_workers=8) as pool:  # the database is not used in the threads
+        ways = [(each, each.remote()) for each in hypervisors]
+        heard = [(each, pool.submit(recalled, address)) for each, address in ways]
+        told = [(each, future.result()) for each, future in heard]
+    for hypervisor, seen in told:
+        keep_host(state.episode, hypervisor, seen)
+    for job in concerned(state.episode):
+        compare_one(job, state.episode)
+
+
+def recalled(address: Any, job: str = "") -> dict[str, Any]:
+    """What a hypervisor recalls, or why it did not say."""
+    try:
+        with ssh.connect(address) as host:
+            answer = host.call(Request("recall", job=job))
+    except HostError as error:
+        return {"silent": str(error)}
+    return answer.evidence if answer.state == "done" else {"silent": str((answer.error or {}).get("found"))}
+
+
+def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> None:
+    """What a hypervisor's owner means: nothing, when this database knows all that was done there."""
+    fault = incarnation.stale(seen.get("owner") or {})
+    words = f"{fault[1][:1].upper()}{fault[1][1:]}." if fault else ""
+    status = "other" if fault and fault[0] == "other-incarnation" else ""
+    row, _ = Adoption.objects.get_or_create(episode=episode, job=None, hypervisor=hypervisor)
+    row.seen, row.compared_at, row.words, row.status = dict(seen), timezone.now(), words, status
+    row.trouble = str(seen.get("silent", ""))
+    row.save(update_fields=["seen", "compared_at", "words", "status", "trouble"])
+
+
+def concerned(episode: str) -> list[Job]:
+    """The migrations that may act by themselves or by a decision, and those of which a host knows more."""
+    wishes = Q(approvals__voided_at=None, approvals__consumed_at=None, approvals__isnull=False)
+    removals = Q(removals__ended_at=None, removals__isnull=False)
+    may_act = Q(status__in=[*states.ACTIVE, "purging"]) | wishes | removals
+    known: dict[str, int] = {}
+    for row in Adoption.objects.filter(episode=episode, job=None):
+        for uuid, each in (row.seen.get("jobs") or {}).items():
+            known[uuid] = max(known.get(uuid, 0), int(each["fence"]))
+    ahead = [
+        job.pk for job in Job.objects.filter(uuid__in=known).only("uuid", "fence") if job.fence < known[str(job.uuid)]
+    ]
+    whole = Job.objects.select_related("source__cloud", "relay", "destination__cloud")
+    return list(whole.filter(may_act | Q(pk__in=ahead)).distinct().order_by("pk"))
+
+
+def compare_one(job: Job, episode: str) -> Adoption:
+    """What the hosts of a migration keep of it, beside what it would go on from."""
+    hands = Hands(job, ssh.connect, nova.connect)
+    try:
+        seen = ask(hands)
+    finally:
+        hands.close()
+    trouble = why_not_adopted(job, seen)
+    found = adoption.Verdict(job.status, "") if trouble else verdict(job, seen)
+    return keep(episode, job, seen, trouble=trouble, status=found.status, words=found.words)
+
+
+def ask(hands: Hands) -> dict[str, Any]:
+    """By role, what each of the job's hypervisors recalls of it."""
+    heard = hands.ask(dict.fromkeys(HYPERVISORS, Request("recall", job=str(hands.job.uuid))))
+    return {on: evidence_of(each) for on, each in heard.items()}
+
+
+def evidence_of(heard: Heard) -> dict[str, Any]:
+    answer = heard.answer
+    if answer is not None and answer.state == "done":
+        return answer.evidence
+    said = str(heard.error) if heard.error else str(((answer and answer.error) or {}).get("found"))
+    return {"silent": said}
+
+
+def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adoption:
+    row, _ = Adoption.objects.get_or_create(episode=episode, job=job, hypervisor=None)
+    values |= {"seen": seen, "digest": digest(seen), "compared_at": timezone.now()}
+    if row.adopted_at is None:
+        for name, value in values.items():
+            setattr(row, name, value)
+        row.save()
+    return row
+
+
+def digest(seen: Mapping[str, Any]) -> str:
+    """Names what a person was shown: fences, and every step with its end."""
+    shown = [
+        [on, each.get("known"), each.get("fence"), each.get("silent", ""), *map(_short, each.get("runs") or [])]
+        for on, each in sorted(seen.items())
+        if isinstance(each, Mapping)
+    ]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def _short(run: Mapping[str, Any]) -> list[Any]:
+    return [run[name] for name in ("step", "direction", "attempt", "state")]
+
+
+def why_not_adopted(job: Job, seen: Mapping[str, Any]) -> str:
+    """Why nothing can be decided yet: a host that says nothing, or belongs to another volmig."""
+    sentences = []
+    for on, each in seen.items():
+        hypervisor = host_of(job, on).name
+        if "silent" in each:
+            sentences.append(f"{hypervisor} has to answer first: {each['silent']}")
+        elif (fault := incarnation.stale(each.get("owner") or {})) and fault[0] == "other-incarnation":
+            sentences.append(f"{hypervisor} has to be taken over first: {fault[1]}.")
+    return " ".join(sentences)
+
+
+def verdict(job: Job, seen: Mapping[str, Any]) -> adoption.Verdict:
+    return adoption.verdict(job.status, [run for lap, run in history(job, seen) if lap == last_lap(job, seen)])
+
+
+def last_lap(job: Job, seen: Mapping[str, Any]) -> int:
+    return max([job.lap, *(lap for lap, _ in history(job, seen))])
+
+
+def history(job: Job, seen: Mapping[str, Any]) -> list[tuple[int, adoption.Known]]:
+    """Every attempt that journal or hosts know, in order, with its lap; the hosts say how it ended."""
+    told = {run.key: run for run in map(adoption.known_of, told_runs(seen))}
+    rows = [
+        told.pop(known.key, known)
+        for known in (known_row(row) for row in job.runs.all())
+        if known.key in told or not unsent(known, job)
+    ]
+    fresh = adoption.in_order(run for run in told.values() if run.step in NAMED)
+    return adoption.laps([*rows, *fresh])
+
+
+def known_row(row: StepRun) -> adoption.Known:
+    left = bool(row.evidence.get("left"))
+    return adoption.Known(row.step, row.direction, row.attempt, row.result, row.fence, left=left)
+
+
+def unsent(known: adoption.Known, job: Job) -> bool:
+    """Whether an intent without an end, which no host has heard of, never left; what Nova was asked is not known so."""
+    through_nova = job.through_nova and NAMED[known.step].on == "instance"
+    return known.state in ("", "running") and not through_nova
+
+
+def told_runs(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [run for each in seen.values() for run in each.get("runs") or []]
+
+
+# Taking over
+
+
+def want(row: Adoption, by: Any, shown: str) -> None:
+    """A person confirms one migration as it was shown; a worker takes it over. Raises Refused."""
+    may_adopt(by)
+    if row.trouble or row.job is None:
+        raise Refused(Sentence("cannot-adopt", row.trouble or "This is no migration."))
+    if shown != row.digest:
+        raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now. Compare again."))
+    Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by, wanted_at=timezone.now())
+    Event.append("adoption.confirm", actor=by, job=row.job.pk, object=str(row.job), data={"digest": shown})
+    later("jobs.adopting.adopt_wanted", row.pk)
+
+
+def adopt_wanted(pk: int) -> None:
+    """Task: take over the migration that a person confirmed; why that was not possible stays on the row."""
+    row = Adoption.objects.filter(pk=pk, adopted_at=None).exclude(wanted_at=None).first()
+    if row is None or row.job is None or (state := incarnation.read_only()) is None or state.episode != row.episode:
+        return
+    try:
+        adopt(row)
+    except (Refused, HostError, Unheard) as refused:
+        Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
+
+
+def adopt(row: Adoption) -> None:
+    """Take over one migration: own its hosts, raise its fence above all that was seen, enter what it lacks, decide."""
+    job = Job.objects.select_related("source__cloud", "relay", "destination__cloud").get(adoptions=row)
+    hands = Hands(job, ssh.connect, nova.connect)
+    try:
+        seen = ask(hands)
+        if said := why_not_adopted(job, seen):
+            raise Refused(Sentence("cannot-adopt", said))
+        if digest(seen) != row.digest:
+            compare_one(job, row.episode)
+            raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now; compare again."))
+        claim_above(job, max(int(each["fence"]) for each in seen.values()))
+        for on, each in seen.items():
+            taken_over(hands.take_over(on, each.get("owner") or {}, job.fence), host_of(job, on).name)
+        seen = ask(hands)  # from here on nobody else begins anything there
+        if silent := [each["silent"] for each in seen.values() if "silent" in each]:
+            raise Refused(Sentence("cannot-adopt", " ".join(silent)))
+        facts_first(job, hands, seen)
+    finally:
+        hands.close()
+    with transaction.atomic():
+        enter(job, seen, row.by)
+        Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), seen=seen, trouble="")
+
+
+def claim_above(job: Job, fence: int) -> None:
+    """Own the job in the database, under a fence that no host has seen."""
+    with transaction.atomic():
+        fence = max(fence, Job.objects.select_for_update().get(pk=job.pk).fence) + 1
+        Job.objects.filter(pk=job.pk).update(fence=fence, lease_until=None, lease_owner="", taken_over=False)
+        job.counted = incarnation.count()
+    job.fence = fence
+    incarnation.remember(job.counted)
+
+
+def taken_over(heard: Heard, name: str) -> None:
+    """Raise Refused unless the hypervisor has accepted the new owner; what runs there may go on."""
+    answer = heard.answer or Answer("silent")
+    running = answer.state == "busy" and answer.evidence.get("running")
+    if answer.state != "done" and not running:
+        found = str(heard.error or (answer.error or {}).get("found") or "another request is being handled there")
+        raise Refused(Sentence("cannot-adopt", f"{name} was not taken over: {found}. Try again."))
+
+
+def facts_first(job: Job, hands: Hands, seen: Mapping[str, Any]) -> None:
+    """Where hosts know steps of a plan that the database lacks, make it again from what is there now."""
+    if (job.plan or {}).get("steps") or not told_runs(seen):
+        return
+    work = Work(job, hands)
+    facts = work._facts(work._ask("source", "relay", "destination", "instance", fully=True))
+    try:
+        made = plan.make(job.migration(), facts, measured(job))
+    except ValueError as error:
+        raise Refused(Sentence("cannot-adopt", f"Its plan cannot be made again: {error}")) from error
+    job.put(facts=facts.to_json(), facts_at=timezone.now())
+    job.keep_plan(made)
+
+
+def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
+    """Bring the journal up to what the hosts know, void every decision, and set the status by what really happened."""
+    found, runs = verdict(job, seen), history(job, seen)
+    never = [row for row in job.runs.all() if unsent(known_row(row), job)]
+    told = {tuple(_short(run)[:3]): (on, run) for on, each in seen.items() for run in each.get("runs") or []}
+    if told:
+        reserve_space(job)
+    journal = Journal(job, job.planned().steps)
+    entered = []
+    for lap, known in runs:
+        if known.key in told and needs_entering(journal, known):
+            on, run = told[known.key]
+            rehearsed = NAMED[known.step].phase == ""
+            journal.learn_of(run, host_of(job, on), 0 if rehearsed else lap)
+            entered.append("-".join(map(str, known.key)))
+    for row in never:
+        if (row.step, row.direction, row.attempt) not in told:
+            StepRun.objects.filter(pk=row.pk).update(result="refused", ended_at=timezone.now(), error=NEVER_SENT)
+    decide(job, found, max(lap for lap, _ in [*runs, (job.lap, None)]), by)
+    data = {"from": job.status, "to": found.status, "why": found.words, "entered": entered}
+    Event.append("job.adopt", actor=by, job=job.pk, object=str(job), data=data)
+
+
+def needs_entering(journal: Journal, known: adoption.Known) -> bool:
+    rows = [row for row in journal.rows if (row.step, row.direction, row.attempt) == known.key]
+    return not rows or rows[0].ended_at is None
+
+
+def reserve_space(job: Job) -> None:
+    """What it had reserved when it began; steps that are entered next take their part of it back."""
+    if job.footprints.filter(kind="space").exists() or not job.plan:
+        return
+    sizes, on_share = job.plan["footprint"], share(job)
+    job.footprints.create(kind="space", hypervisor=job.relay, name=job.relay_vg, bytes=sizes["relay"])
+    job.footprints.create(kind="space", share=on_share, name=on_share.source, bytes=sizes["share"])
+
+
+def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
+    for old in job.approvals.open():
+        old.void(BEFORE)
+    for wish in job.removals.open():
+        wish.end("refused", BEFORE)
+    ended = found.status in states.ENDED
+    if found.status not in ("preparing",):
+        job.footprints.filter(kind="space", state="reserved").exclude(job__status="preparing").update(state="gone")
+    job.put(
+        status=found.status,
+        lap=lap,
+        outcome=found.outcome or (job.outcome if ended else ""),
+        outcome_reason=f"Adopted: {found.words}" if found.outcome else (job.outcome_reason if ended else ""),
+        ended_at=(job.ended_at or timezone.now()) if ended else None,
+        halt_reason=found.halts,
+        halt_data={"code": "adopted", "found": found.halts} if found.halts else {},
+        waiting_for="",
+        cancel_requested_at=None,
+        start_requested_at=None,
+        start_when_checked=False,
+        confirmed_at=None if not ended else job.confirmed_at,
+        rollback_minutes=0,
+        resumed_at=timezone.now(),
+        judged_by="",
+        wake_at=timezone.now(),
+    )
+    if found.asks:
+        job.make_approval(found.asks, job.bound(found.asks), by or job.requester)
+
+
+# Hosts, and the end
+
+
+def want_host(hypervisor: Hypervisor, by: Any, typed: str) -> None:
+    """A person takes over a hypervisor of another volmig, by typing its name; a worker does it. Raises Refused."""
+    state = may_adopt(by)
+    if typed.strip() != hypervisor.name:
+        raise Refused(Sentence("name-differs", f"Type the name of the hypervisor, {hypervisor.name}, to take it over."))
+    row = Adoption.objects.filter(episode=state.episode, hypervisor=hypervisor).first()
+    if row is None:
+        raise Refused(Sentence("not-compared", "Compare with the hosts first."))
+    Event.append("adoption.host", actor=by, object=hypervisor.name)
+    Adoption.objects.filter(pk=row.pk).update(by=by, wanted_at=timezone.now())
+    later("jobs.adopting.own_wanted", row.pk)
+
+
+def own_wanted(pk: int) -> None:
+    """Task: take over the hypervisor that a person named."""
+    row = Adoption.objects.filter(pk=pk).exclude(wanted_at=None).select_related("hypervisor__bastion").first()
+    if row is None or row.hypervisor is None or incarnation.read_only() is None:
+        return
+    try:
+        own(row.hypervisor, instead=True)
+    except (Refused, HostError) as refused:
+        Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
+        return
+    Adoption.objects.filter(pk=pk).update(adopted_at=timezone.now(), words="", trouble="")
+
+
+def may_adopt(by: Any) -> incarnation.State:
+    """Why volmig is read-only; raises Refused when it is not, or when this person does not administer it."""
+    if sentences := why_not(by, "administer", []):
+        raise Refused(sentences)
+    if (state := incarnation.read_only()) is None:
+        raise Refused(NOT_READ_ONLY)
+    return state
+
+
+def own(hypervisor: Hypervisor, instead: bool = False) -> None:
+    """Make this volmig the owner of a hypervisor, in place of the owner that it reports."""
+    with transaction.atomic():
+        counted = incarnation.count()
+    with ssh.connect(hypervisor.remote()) as host:
+        owner = host.call(Request("recall")).evidence.get("owner") or {}
+        other = owner and owner["incarnation"] != incarnation.name()
+        args = {"instead_of": owner["incarnation"]} if other and instead else {}
+        request = Request("own", args, incarnation=incarnation.name(), session=incarnation.SESSION, claim=counted)
+        answer = host.call(replace(request, after=str(owner.get("session") or "")))
+    if answer.state != "done":
+        found = str((answer.error or {}).get("found") or answer.state)
+        raise Refused(Sentence("cannot-adopt", f"{hypervisor.name} was not taken over: {found}."))
+
+
+def want_end(by: Any) -> None:
+    """The last confirmation; a worker asks every host once more. Raises Refused while a migration is not adopted."""
+    state = may_adopt(by)
+    still_to_adopt(state.episode)
+    Event.append("adoption.finish", actor=by)
+    later("jobs.adopting.finish_wanted", by.pk)
+
+
+def finish_wanted(person: int) -> None:
+    """Task: end read-only mode, or say why not."""
+    try:
+        finish(get_user_model().objects.get(pk=person))
+    except (Refused, HostError) as refused:
+        incarnation.log.warning("volmig stays read-only: %s", refused)
+        Event.append("adoption.unfinished", data={"why": str(refused)})
+
+
+def still_to_adopt(episode: str) -> None:
+    """Raise Refused while a migration waits for its adoption."""
+    if left := [job.pk for job in concerned(episode) if not is_adopted(job, episode)]:
+        raise Refused(Sentence("cannot-finish", f"Still to be adopted: {numbers(left)}."))
+
+
+def finish(by: Any) -> None:
+    """End read-only mode: every migration was adopted and every hypervisor answers.
+
+    Raises Refused, with everything as it was, when something is still to be done.
+    """
+    state = may_adopt(by)
+    hypervisors = list(Hypervisor.objects.reachable().select_related("bastion"))
+    for hypervisor in hypervisors:
+        seen = recalled(hypervisor.remote())
+        keep_host(state.episode, hypervisor, seen)
+        if "silent" in seen:
+            said = f"{hypervisor.name} has to answer, or be retired, first: {seen['silent']}"
+            raise Refused(Sentence("cannot-finish", said))
+        fault = incarnation.stale(seen.get("owner") or {})
+        if fault and fault[0] == "other-incarnation":
+            raise Refused(Sentence("cannot-finish", f"{hypervisor.name}: {fault[1]}. Take it over by its name first."))
+    still_to_adopt(state.episode)
+    for hypervisor in hypervisors:
+        row = Adoption.objects.get(episode=state.episode, hypervisor=hypervisor)
+        if incarnation.stale(row.seen.get("owner") or {}):
+            own(hypervisor)
+    incarnation.leave_read_only(by)
+
+
+def is_adopted(job: Job, episode: str) -> bool:
+    return Adoption.objects.filter(episode=episode, job=job).exclude(adopted_at=None).exists()
+
+
+def numbers(keys: Iterable[int]) -> str:
+    shown: Sequence[str] = [str(each) for each in keys]
+    return f"migration {shown[0]}" if len(shown) == 1 else f"migrations {', '.join(shown)}"

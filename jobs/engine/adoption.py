@@ -1,0 +1,159 @@
+"""Where a migration really is, by what its hosts keep of it: decided when a database that is behind is adopted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jobs.engine import states
+from jobs.engine.steps import TABLE
+
+PHASE: Final = {step.name: step.phase for step in TABLE}
+STEPS: Final = {step.name: step for step in TABLE}
+
+
+@dataclass(frozen=True)
+class Known:
+    """One attempt at a step, as the journal or a host has it; `fence` and `claim` give the order."""
+
+    step: str
+    direction: str
+    attempt: int
+    state: str
+    fence: int = 0
+    claim: int = 0
+    at: float = 0.0
+    left: bool = False  # something of what it was to take away is still there
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.step, self.direction, self.attempt
+
+    @property
+    def is_done(self) -> bool:
+        return self.state == "done" and not self.left
+
+    @property
+    def has_begun(self) -> bool:
+        """It may have changed something."""
+        return self.state != "refused"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an adopted migration goes on from, in words for the person who adopts it.
+
+    `asks` is the approval that is asked for again; `halts` says why a person has to decide.
+    """
+
+    status: str
+    words: str
+    outcome: str = ""
+    asks: str = ""
+    halts: str = ""
+
+
+def verdict(was: str, runs: Sequence[Known], answered: bool = True) -> Verdict:
+    """Where it is. `was` is the status in the database, `runs` are of its last lap, in order.
+
+    No decision from before counts: an approval is asked for again, a start, a confirmation or a cancellation is for a
+    person to repeat. What needs no decision is finished: an undo, a rollback before the instance ran on the new disk.
+    """
+    if _begun(runs, "purge"):
+        if _good(runs, "purge"):
+            return Verdict("purging", "The kept disk was purged; the rest of that is finished.")
+        ended = "rolled_back" if _good(runs, "swap", "undo") else "done"
+        return Verdict(ended, "A purge was begun and did not end well. It needs a new approval.")
+    if was in ("done", "rolled_back", "purged"):
+        return Verdict(was, "It has ended, and its hosts say nothing else.")
+    if was == "purging":
+        ended = "rolled_back" if _good(runs, "swap", "undo") else "done"
+        return Verdict(ended, "The purge never reached a host. It needs a new approval.")
+    return _swapped(was, runs)
+
+
+def _swapped(was: str, runs: Sequence[Known]) -> Verdict:
+    """From the lock on."""
+    back = any(_begun(runs, step, "undo") for step in ("start", "swap", "stop", "lock"))
+    ran = _begun(runs, "start")
+    if back and ran and _good(runs, "swap") and not _good(runs, "swap", "undo"):
+        said = "A rollback was under way, and the instance had run on its new disk. It needs a new approval."
+        return Verdict("on_trial", said, asks="rollback")
+    if back:
+        return Verdict("rolling_back", "A rollback was under way; it is finished.", outcome="rolled back")
+    if _good(runs, "start"):
+        return Verdict("on_trial", "The instance runs on its new disk. A person confirms, or asks for a rollback.")
+    if ran:
+        return Verdict("swapping", "The start on the new disk was begun; it is seen through.")
+    if any(_begun(runs, step) for step in ("lock", "stop", "swap")):
+        said = "The swap was under way and the instance never ran on its new disk. It gets its old disk back."
+        return Verdict("rolling_back", said, outcome="rolled back")
+    return _prepared(was, runs)
+
+
+def _prepared(was: str, runs: Sequence[Known]) -> Verdict:
+    """Up to the gate."""
+    copied = [run for run in runs if PHASE.get(run.step) == "A" and run.has_begun]
+    if any(run.direction == "undo" for run in copied):
+        return Verdict("undoing", "It was being undone; that is finished.", outcome="cancelled")
+    if was == "undoing" and copied:
+        return Verdict("undoing", "It was to be undone; that is finished.", outcome="cancelled")
+    if copied:
+        said = (
+            "The copy was verified; the swap needs a new approval."
+            if _good(runs, "relay_erase")
+            else ("The copy was under way; it goes on, and the swap needs a new approval.")
+        )
+        return Verdict("preparing", said)
+    if was in ("checking", "planned"):
+        return Verdict(was, "Nothing was begun. A person starts it.")
+    if was in ("preparing", "undoing"):
+        return Verdict("planned" if was == "preparing" else "undoing", "No host has begun anything for it.")
+    if was == "undone":
+        return Verdict(was, "It has ended, and its hosts say nothing else.")
+    said = "The database takes it for further than any of its hosts: they know nothing of it, or forgot it long ago."
+    return Verdict(was, said, halts=said)
+
+
+def laps(runs: Iterable[Known]) -> list[tuple[int, Known]]:
+    """Each attempt with its lap: a temporary volume that is made again, after it was made, begins another copy."""
+    lap, made, found = 1, False, []
+    for run in runs:
+        if (run.step, run.direction) == ("relay_lv", "do") and made:
+            lap, made = lap + 1, False
+        made = made or ((run.step, run.direction) == ("relay_lv", "do") and run.state == "done")
+        found.append((lap, run))
+    return found
+
+
+def in_order(runs: Iterable[Known]) -> list[Known]:
+    """As they were begun: by the fence of the claim, and within it by the session's counter."""
+    return sorted(runs, key=lambda run: (run.fence, run.claim, run.at))
+
+
+def known_of(run: Mapping[str, Any]) -> Known:
+    """An attempt as a host recalls it."""
+    return Known(
+        str(run["step"]),
+        str(run["direction"]),
+        int(run["attempt"]),
+        str(run["state"]),
+        int(run.get("fence") or 0),
+        int(run.get("claim") or 0),
+        float(run.get("at") or 0),
+        bool((run.get("evidence") or {}).get("left")),
+    )
+
+
+def acts(was: str) -> bool:
+    """Whether a migration in this status may still act by itself, so that it has to be adopted."""
+    return was in states.ACTIVE or was == "purging"
+
+
+def _begun(runs: Iterable[Known], step: str, direction: str = "do") -> bool:
+    return any((run.step, run.direction) == (step, direction) and run.has_begun for run in runs)
+
+
+def _good(runs: Iterable[Known], step: str, direction: str = "do") -> bool:
+    return any((run.step, run.direction) == (step, direction) and run.is_done for run in runs)

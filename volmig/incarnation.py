@@ -1,0 +1,342 @@
+"""Which volmig this is, and whether it may act: a database that was set back, or copied, changes nothing on any host.
+
+A volmig is one database and the data directories that belong to it. Its incarnation is a random name that both keep.
+A session is one start of its workers; each claim of a migration, and each step before it is sent, raises the session's
+counter in the database. The data directory keeps the last count and the last audit head that it saw; each hypervisor
+keeps the counts of the sessions that acted there. Whoever finds one of them ahead of the database enters read-only
+mode: `enter_read_only(reason, code)`. It is kept in the database and in the data directory, and ends only by `adopt`.
+
+`mark_restored(directory, reason)` is for a restore: it makes a data directory that begins in read-only mode.
+"""
+
+import datetime as dt
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from volmig import data
+from volmig.models import Incarnation, Session
+from volmig.notify import announce
+from volmig.record import heads
+from volmig.record.models import Event, head_now
+
+log = logging.getLogger(__name__)
+FILE, SEEN, READ_ONLY = "incarnation", "claims", "read_only"
+SESSION = secrets.token_hex(16)  # made by the parent of all workers; those that are forked inherit it
+LOCAL = {"directory-missing", "directory-differs", "directory-moved"}  # faults of this data directory alone
+WHAT_TO_DO = (
+    "An administrator compares each migration with what its hosts report and adopts it: page Adopt, or manage.py adopt."
+)
+
+
+class ReadOnly(Exception):  # noqa: N818 - as Refused is
+    """Nothing was sent: volmig is in read-only mode."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Why volmig is read-only, and since when."""
+
+    code: str
+    reason: str
+    since: dt.datetime
+    episode: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this data directory is at fault; the database goes on elsewhere."""
+        return self.code in LOCAL
+
+
+# May it act?
+
+
+def read_only() -> State | None:
+    """Why nothing may be changed; None when volmig may act. One query and one look for a file."""
+    return _kept_in_directory() or _kept_in_database()
+
+
+def check() -> State | None:
+    """Compare the database with what is kept outside of it; enters read-only mode when it is behind or a copy."""
+    row = Incarnation.objects.filter(pk=1).first()
+    kept = _read(FILE)
+    if row is None and kept is None:
+        row, kept = _first_start()
+    elif row is not None:
+        _reconcile(row)
+    if known := read_only():
+        return known
+    fault = _directory_fault(row, kept) or _behind()
+    return enter_read_only(fault[1], fault[0]) if fault else None
+
+
+def _first_start() -> tuple[Incarnation, dict[str, Any]]:
+    row = _row()
+    return row, belong_to(row)
+
+
+def _row() -> Incarnation:
+    return Incarnation.objects.get_or_create(pk=1, defaults={"name": secrets.token_hex(16)})[0]
+
+
+def belong_to(row: Incarnation) -> dict[str, Any]:
+    """From now on this data directory, where it is now, belongs to this database."""
+    kept = {"name": row.name, "place": _place()}
+    _write(FILE, kept)
+    return kept
+
+
+def _directory_fault(row: Incarnation | None, kept: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Why data directory and database do not belong together, with a code."""
+    here = settings.DATA
+    if row is None:
+        return "database-missing", (
+            f"The data directory {here} belongs to volmig {str((kept or {}).get('name'))[:8]}, "
+            "but the database has never belonged to any: it is new, or not the one of this directory."
+        )
+    if kept is None:
+        return "directory-missing", (
+            f"The database belongs to volmig {row.name[:8]}, but the data directory {here} to none. "
+            "Either the wrong directory or the wrong database is in use, or this machine was added lately."
+        )
+    if kept.get("name") != row.name:
+        return "directory-differs", (
+            f"The data directory {here} belongs to volmig {str(kept.get('name'))[:8]}, "
+            f"but the database to volmig {row.name[:8]}."
+        )
+    if kept.get("place") != _place():
+        return "directory-moved", (
+            f"The data directory {here} was copied, moved or restored here from another place. "
+            "If the original still runs, this copy must not act."
+        )
+    return None
+
+
+def _behind() -> tuple[str, str] | None:
+    """Whether the data directory has seen more than the database knows."""
+    seen = _read(SEEN) or {}
+    if session := seen.get("session"):
+        claims = Session.objects.filter(name=session).values_list("claims", flat=True).first()
+        if claims is None or claims < int(seen.get("claim", 0)):
+            return "database-older", (
+                f"The database is older than what was done with it: session {session[:8]} had counted to "
+                f"{seen.get('claim')}, and the database knows {'nothing of it' if claims is None else claims}."
+            )
+    for seq, digest in [_published(), (int(seen.get("seq", 0)), str(seen.get("hash", "")))]:
+        if seq and (fault := _record_fault(seq, digest)):
+            return "record-older", fault
+    return None
+
+
+def _published() -> tuple[int, str]:
+    """The last audit head that was published; it is read before the database, which only ever gets ahead of it."""
+    try:
+        head = heads.newest(Path(settings.AUDIT_HEADS))
+    except OSError as error:
+        log.error("The published audit heads cannot be read: %s", error)
+        head = None
+    return (head.seq, head.hash) if head else (0, "")
+
+
+def _record_fault(seq: int, digest: str) -> str:
+    found = Event.objects.filter(seq=seq).values_list("hash", flat=True).first()
+    if found == digest:
+        return ""
+    end = head_now()[0]
+    if found is None:
+        return f"The audit log ends at event {end}, but event {seq} was published before: the database is older."
+    return f"Event {seq} of the audit log is another than the one that was published: the database is another."
+
+
+# Entering and leaving
+
+
+def enter_read_only(reason: str, code: str = "other-owner") -> State:
+    """From now on nothing is changed on any host, by any process: kept in the data directory and in the database.
+
+    Returns the state that holds, which is the earlier one when there is one. Call it outside of transactions that may
+    be rolled back.
+    """
+    if known := read_only():
+        return known
+    state = State(code, reason, timezone.now(), secrets.token_hex(16))
+    _write(READ_ONLY, _document(state))
+    if not state.is_local:
+        _row()
+        _keep_in_database(state)
+    log.error("volmig is read-only: %s %s", reason, WHAT_TO_DO)
+    Event.append("volmig.read_only", data={"code": code, "reason": reason})
+    announce("read_only", subject="volmig is read-only", text=f"{reason}\n{WHAT_TO_DO}", url_path="/adopt/")
+    return state
+
+
+def mark_restored(directory: Path, reason: str) -> None:
+    """Make a data directory (of a restore) in which volmig starts read-only until a person has adopted everything."""
+    state = State("restored", reason, timezone.now(), secrets.token_hex(16))
+    data.replace(Path(directory) / READ_ONLY, json.dumps(_document(state)).encode())
+
+
+def leave_read_only(by: Any = None) -> None:
+    """A person has adopted everything: database and data directory belong together as they are now."""
+    kept, row = (
+        _kept_in_directory(),
+        Incarnation.objects.get_or_create(pk=1, defaults={"name": secrets.token_hex(16)})[0],
+    )
+    over = {each for each in (row.episode, kept.episode if kept else "") if each}
+    with transaction.atomic():
+        Event.append("volmig.adopted", actor=by, data={"reason": row.reason or (kept.reason if kept else "")})
+        ended = [*(row.ended or []), *sorted(over)]
+        Incarnation.objects.filter(pk=1).update(episode="", since=None, code="", reason="", ended=ended)
+    belong_to(row)
+    (settings.DATA / SEEN).unlink(missing_ok=True)
+    heads.publish()
+    (settings.DATA / READ_ONLY).unlink(missing_ok=True)
+
+
+def join(by: Any = None) -> None:
+    """This data directory, copied or new, is one more of this database, or the only one at its new place."""
+    row = Incarnation.objects.get(pk=1)
+    Event.append("volmig.joined", actor=by, data={"directory": str(settings.DATA), "host": socket.gethostname()})
+    belong_to(row)
+    (settings.DATA / READ_ONLY).unlink(missing_ok=True)
+
+
+def _reconcile(row: Incarnation) -> None:
+    """A data directory may have learned of it when this database could not, and may not have heard that it is over."""
+    kept = _kept_in_directory()
+    if kept and kept.episode in (row.ended or []):
+        (settings.DATA / READ_ONLY).unlink(missing_ok=True)
+    elif kept and not kept.is_local and not row.episode:
+        _keep_in_database(kept)
+    elif not kept and row.episode and (state := _kept_in_database()):
+        _write(READ_ONLY, _document(state))
+
+
+def _keep_in_database(state: State) -> None:
+    values = {"episode": state.episode, "since": state.since, "code": state.code, "reason": state.reason}
+    Incarnation.objects.filter(pk=1).update(**values)
+
+
+def _kept_in_database() -> State | None:
+    row = Incarnation.objects.filter(pk=1).exclude(episode="").first()
+    return State(row.code, row.reason, row.since or timezone.now(), row.episode) if row else None
+
+
+def _kept_in_directory() -> State | None:
+    if not (settings.DATA / READ_ONLY).exists():
+        return None
+    kept = _read(READ_ONLY) or {}  # what cannot be read is no reason to act
+    since = dt.datetime.fromisoformat(kept["since"]) if kept.get("since") else timezone.now()
+    reason = str(kept.get("reason") or f"{settings.DATA / READ_ONLY} cannot be read.")
+    return State(str(kept.get("code") or "unreadable"), reason, since, str(kept.get("episode") or ""))
+
+
+def _document(state: State) -> dict[str, str]:
+    return {"episode": state.episode, "code": state.code, "reason": state.reason, "since": state.since.isoformat()}
+
+
+# Counting
+
+
+def count() -> int:
+    """Raise this session's counter as part of the caller's transaction; every request that follows carries it."""
+    mine = Session.objects.filter(name=SESSION)
+    if not mine.update(claims=F("claims") + 1):
+        try:
+            with transaction.atomic():
+                Session.objects.create(name=SESSION, claims=1, host=socket.gethostname()[:100])
+        except IntegrityError:  # another worker of this session was first
+            mine.update(claims=F("claims") + 1)
+    return int(mine.values_list("claims", flat=True).get())
+
+
+def remember(claim: int) -> None:
+    """Keep, outside of the database, how far it has come: call it once the count is committed."""
+    seq, digest = head_now()
+    with _locked():
+        seen = _read(SEEN) or {}
+        if seen.get("session") == SESSION:
+            claim = max(claim, int(seen.get("claim", 0)))
+        if int(seen.get("seq", 0)) > seq:
+            seq, digest = int(seen["seq"]), str(seen["hash"])
+        _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest})
+
+
+def name() -> str:
+    """The incarnation's name."""
+    return str(Incarnation.objects.filter(pk=1).values_list("name", flat=True).first() or "")
+
+
+def stale(owner: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why what a host keeps of its owner shows that this database is behind, with a code; None when it does not.
+
+    Every session that acted there has to be known here, and to have counted at least as far.
+    """
+    if not owner:
+        return None
+    if owner.get("incarnation") != name():
+        return "other-incarnation", f"it belongs to another volmig ({str(owner.get('incarnation'))[:8]})"
+    claims = {str(key): int(value) for key, value in (owner.get("claims") or {}).items()}
+    known = dict(Session.objects.filter(name__in=claims).values_list("name", "claims"))
+    for session, claim in claims.items():
+        if session not in known:
+            return "other-owner", f"session {session[:8]} acted there, of which this database knows nothing"
+        if claim > known[session]:
+            return "other-owner", (
+                f"session {session[:8]} had counted to {claim} when it acted there, and this database knows "
+                f"only {known[session]}"
+            )
+    return None
+
+
+# Files of the data directory
+
+
+def _place() -> str:
+    """Where the data directory is: a copy of it, on this machine or another, is in another place."""
+    here = Path(settings.DATA).resolve()
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    return hashlib.sha256(f"{machine}\n{here}\n{here.stat().st_ino}".encode()).hexdigest()[:32]
+
+
+def _read(file: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads((settings.DATA / file).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write(file: str, value: Mapping[str, Any]) -> None:
+    data.replace(settings.DATA / file, json.dumps(value).encode())
+    descriptor = os.open(settings.DATA, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    with (settings.DATA / f"{SEEN}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
