@@ -1,0 +1,186 @@
+"""Whose hosts they are: what a host knows and the database does not makes volmig read-only, before anything is sent."""
+
+import secrets
+
+import pytest
+
+from hosts.remote.host import Request
+from jobs import tick
+from jobs.hands import Hands, changes
+from jobs.models import Job, Moved
+from tests.factories import operator
+from volmig import incarnation
+from volmig.models import Session
+
+OTHER = "f" * 32
+
+
+@pytest.fixture
+def sent(site):
+    """What was sent to the hosts and would change something."""
+    seen, carry = [], site.carry
+
+    def carried(host, request):
+        if changes(request):
+            seen.append((host.name, request.verb))
+        return carry(host, request)
+
+    site.carry = carried
+    return seen
+
+
+def another_start(monkeypatch):
+    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+
+
+def owned_by(host, session, claim, **more):
+    host.owner = {"incarnation": incarnation.name(), "session": session, "claims": {session: claim}, **more}
+
+
+@pytest.fixture
+def prepared(drive, site):
+    """A migration whose copy has been verified, and a new start of the workers."""
+    site.destination.slow = {"stage_verify"}
+    return drive.submit()
+
+
+@pytest.mark.parametrize("role", ["source", "relay", "destination"])
+def test_a_session_that_the_database_does_not_know_makes_volmig_read_only(prepared, site, sent, monkeypatch, role):
+    another_start(monkeypatch)
+    owned_by(getattr(site, role), OTHER, 1)
+    sent.clear()
+    site.destination.finish()
+    tick.run(prepared.pk)
+    assert incarnation.read_only().code == "other-owner"
+    assert getattr(site, role).name in incarnation.read_only().reason
+    assert sent == []
+    assert Job.objects.claim(prepared.pk, "worker", 30) is None
+
+
+def test_a_claim_that_the_database_does_not_know_makes_volmig_read_only(prepared, site, sent, monkeypatch):
+    known = site.source.owner["session"]
+    another_start(monkeypatch)
+    owned_by(site.source, known, Session.objects.get(name=known).claims + 1)
+    sent.clear()
+    tick.run(prepared.pk)
+    assert (incarnation.read_only().code, sent) == ("other-owner", [])
+
+
+def test_a_host_of_another_volmig_makes_volmig_read_only(prepared, site, sent, monkeypatch):
+    another_start(monkeypatch)
+    owned_by(site.relay, OTHER, 1, incarnation="e" * 32)
+    sent.clear()
+    tick.run(prepared.pk)
+    assert (incarnation.read_only().code, sent) == ("other-incarnation", [])
+
+
+def test_another_volmig_that_acts_meanwhile_is_met_at_the_next_request_which_changes_nothing(prepared, site, sent):
+    owned_by(site.destination, OTHER, 1)
+    site.destination.finish()
+    before = len(site.destination.kept[str(prepared.uuid)])
+    tick.run(prepared.pk)
+    assert incarnation.read_only().code == "other-owner"
+    assert len(site.destination.kept[str(prepared.uuid)]) == before
+
+
+def test_an_earlier_start_of_the_same_volmig_is_followed_without_a_person(drive, site, prepared, monkeypatch):
+    another_start(monkeypatch)
+    site.destination.finish()
+    drive.go(prepared)
+    assert (prepared.status, incarnation.read_only()) == ("awaiting_approval", None)
+    assert site.destination.owner["session"] == incarnation.SESSION
+
+
+def test_a_host_that_says_nothing_is_waited_for_and_nothing_is_sent_to_the_others(prepared, site, sent, monkeypatch):
+    another_start(monkeypatch)
+    site.relay.reachable = False
+    site.destination.finish()
+    sent.clear()
+    tick.run(prepared.pk)
+    prepared.refresh_from_db()
+    assert (sent, prepared.halt_reason) == ([], "")
+    assert "connection refused" in prepared.waiting_for
+
+
+def test_with_the_instance_down_a_silent_relay_is_not_waited_for(drive, site, monkeypatch):
+    site.destination.slow = {"instance_stop"}
+    job = drive.on_trial()
+    assert job.status == "swapping"
+    another_start(monkeypatch)
+    site.relay.reachable = False
+    site.destination.finish()
+    site.destination.slow = set()
+    drive.go(job)
+    assert job.status == "on_trial"
+
+
+def test_a_worker_that_lost_the_job_lets_go_and_volmig_is_not_taken_for_stale(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    late = Job.objects.claim(job.pk, "late", -1)
+    Job.objects.filter(pk=job.pk).update(lease_until="2000-01-01T00:00Z")
+    tick.run(job.pk)
+    hands = Hands(late, site.connect, None)
+    with pytest.raises(Moved):
+        hands.host("source").call(Request("lv_unfence", {}, str(job.uuid), job.pk, "x", fence=late.fence))
+    assert incarnation.read_only() is None
+
+
+def test_a_fence_that_nobody_here_gave_makes_volmig_read_only_and_is_never_caught_up_with(drive, site):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    site.source.fences[str(job.uuid)] = 1000
+    job.cancel(operator())
+    drive.go(job)
+    assert incarnation.read_only().code == "stale-fence"
+    assert site.source.fences[str(job.uuid)] == 1000
+    assert site.source.held, "nothing was undone under a fence that was caught up with"
+
+
+def test_a_session_asks_the_hosts_once_for_each_job(prepared, site):
+    """The relay and the source are asked for their boots with the same verb, the destination is not."""
+    assert len(site.destination.asked("status")) == 1
+    site.destination.finish()
+    tick.run(prepared.pk)
+    assert len(site.destination.asked("status")) == 1
+
+
+def test_nothing_leaves_by_the_door_while_volmig_is_read_only(prepared, site, sent):
+    job = Job.objects.claim(prepared.pk, "worker", 30)
+    incarnation.enter_read_only("somebody says so")
+    sent.clear()
+    with pytest.raises(incarnation.ReadOnly):
+        Hands(job, site.connect, None).host("source").call(
+            Request("lv_unfence", {}, str(job.uuid), job.pk, "x", fence=job.fence)
+        )
+    assert sent == []
+
+
+def test_before_nova_is_asked_to_change_anything_the_destination_has_been_asked(nova_drive, site, sent, monkeypatch):
+    job = nova_drive.submit()
+    assert job.status == "awaiting_approval"
+    another_start(monkeypatch)
+    owned_by(site.destination, OTHER, 1)
+    sent.clear()
+    nova_drive.approve(job)
+    assert (incarnation.read_only().code, sent) == ("other-owner", [])
+    assert job.status in ("awaiting_approval", "approved", "swapping")
+    assert site.destination.state == "running"
+
+
+def test_each_act_of_nova_is_fenced_at_the_destination_first(nova_drive, site):
+    job = nova_drive.submit()
+    nova_drive.approve(job)
+    assert job.status == "on_trial"
+    assert len(site.destination.asked("fence")) >= 3, "lock, stop and start"
+
+
+def test_a_watcher_queues_nothing_while_volmig_is_read_only(prepared):
+    from jobs.watch import sweep
+    from volmig.models import QueuedTask
+
+    Job.objects.filter(pk=prepared.pk).update(wake_at="2000-01-01T00:00Z")
+    incarnation.enter_read_only("somebody says so")
+    before = QueuedTask.objects.count()
+    sweep()
+    assert QueuedTask.objects.count() == before
