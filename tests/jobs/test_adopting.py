@@ -1,0 +1,197 @@
+"""Adopting: what is shown, who confirms it, what stays closed until the end."""
+
+import secrets
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import transaction
+from django.urls import reverse
+
+from hosts.models import Hypervisor
+from jobs import adopting, tick
+from jobs.models import Adoption, Job, Refused
+from tests.factories import admin, approver, operator
+from tests.outside import keep, put_back
+from volmig import incarnation
+from volmig.record.models import Event
+
+from .lives import LONG_AGO
+
+
+@pytest.fixture
+def behind(real_life, machines, monkeypatch):
+    """A migration on trial, whose database and data directory are those from before its approval."""
+    incarnation.check()
+    life = real_life("done")
+    life.submit()
+    life.live("awaiting_approval")
+    kept, point = keep(), transaction.savepoint()
+    life.live("on_trial")
+    transaction.savepoint_rollback(point)
+    put_back(kept)
+    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+    life.job.refresh_from_db()
+    life.job.approvals.open().get().approve(approver(), life.job.approvals.open().get().digest, "as agreed")
+    Job.objects.filter(pk=life.job.pk).exclude(lease_until=None).update(lease_until=LONG_AGO)
+    tick.run(life.job.pk)
+    assert incarnation.read_only() is not None
+    return life
+
+
+def compared(job):
+    adopting.compare()
+    return Adoption.objects.get(job=job)
+
+
+def test_what_hosts_report_is_kept_beside_what_it_leads_to(behind):
+    row = compared(behind.job)
+    assert (row.status, row.trouble) == ("on_trial", "")
+    assert "runs on its new disk" in row.words
+    assert [run["step"] for run in row.seen["destination"]["runs"]][-4:] == ["lock", "stop", "swap", "start"]
+
+
+def test_adopting_enters_what_was_done_and_no_approval_of_before_counts(behind, machines):
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt(Adoption.objects.get(pk=row.pk))
+    job = Job.objects.get(pk=behind.job.pk)
+    assert job.status == "on_trial"
+    assert job.runs.filter(step="swap", result="done").count() == 1
+    assert not job.approvals.open().exists()
+    assert job.approvals.get().void_reason == adopting.BEFORE
+    assert incarnation.read_only() is not None, "only the last confirmation ends it"
+    assert Job.objects.claim(job.pk, "worker", 30) is None
+    assert machines.destination.state == "running"
+    adopting.finish(admin())
+    assert incarnation.check() is None
+    assert Job.objects.claim(job.pk, "worker", 30) is not None
+
+
+def test_the_end_is_refused_while_a_migration_is_not_adopted(behind):
+    adopting.compare()
+    with pytest.raises(Refused, match="Still to be adopted: migration 1"):
+        adopting.finish(admin())
+    assert incarnation.read_only() is not None
+
+
+def test_what_is_not_as_it_was_shown_is_not_adopted(behind):
+    row = compared(behind.job)
+    with pytest.raises(Refused, match="something else by now"):
+        adopting.want(row, admin(), "0" * 64)
+    Adoption.objects.filter(pk=row.pk).update(digest="0" * 64, by=admin())
+    with pytest.raises(Refused, match="something else by now"):
+        adopting.adopt(Adoption.objects.get(pk=row.pk))
+    assert Job.objects.get(pk=behind.job.pk).status != "on_trial"
+
+
+def test_only_administrators_adopt(behind):
+    row = compared(behind.job)
+    for act in (
+        lambda: adopting.want(row, operator(), row.digest),
+        lambda: adopting.want_host(Hypervisor.objects.get(name="src"), operator(), "src"),
+        lambda: adopting.want_end(operator()),
+        lambda: adopting.finish(operator()),
+    ):
+        with pytest.raises(Refused):
+            act()
+
+
+def test_a_host_that_says_nothing_has_to_answer_first(behind, machines, monkeypatch):
+    carry = machines.carry
+
+    def without_relay(machine, request):
+        if machine is machines.relay:
+            from hosts.remote.host import Unreachable
+
+            raise Unreachable("reach jump", "connection refused")
+        return carry(machine, request)
+
+    monkeypatch.setattr(machines, "carry", without_relay)
+    row = compared(behind.job)
+    assert "jump has to answer first" in row.trouble
+    with pytest.raises(Refused, match="jump has to answer first"):
+        adopting.want(row, admin(), row.digest)
+
+
+def of_another(machine):
+    from hosts.remote.hostctl.ownership import Ownership
+
+    with machine.at_work():
+        Ownership(str(machine.root / "var/lib/volmig")).take("e" * 32, "d" * 32, 5, afresh=True)
+
+
+def test_a_host_of_another_volmig_is_taken_over_by_its_name_and_before_its_migrations(behind, machines):
+    of_another(machines.relay)
+    row = compared(behind.job)
+    assert "jump has to be taken over first" in row.trouble
+    jump = Hypervisor.objects.get(name="jump")
+    with pytest.raises(Refused, match="Type the name"):
+        adopting.want_host(jump, admin(), "jum")
+    adopting.want_host(jump, admin(), "jump")
+    adopting.own_wanted(Adoption.objects.get(hypervisor=jump).pk)
+    row = compared(behind.job)
+    assert (row.trouble, row.status) == ("", "on_trial")
+
+
+def test_the_other_volmig_is_stopped_by_the_host_that_was_taken_over(behind, machines, monkeypatch):
+    mine = incarnation.SESSION
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt(Adoption.objects.get(pk=row.pk))
+    owner = machines.destination.call(recall()).evidence["owner"]
+    assert (owner["session"], list(owner["claims"])) == (mine, [mine])
+
+
+def recall():
+    from hosts.remote.host import Request
+
+    return Request("recall")
+
+
+# Page and command
+
+
+def test_the_page_shows_it_and_takes_the_confirmations(behind, client, drain):
+    client.force_login(admin())
+    client.post(reverse("adopt_verb", args=["compare"]))
+    drain()
+    page = client.get(reverse("adopt")).content.decode()
+    assert "runs on its new disk" in page
+    row = Adoption.objects.get(job=behind.job)
+    client.post(reverse("adopt_verb", args=["migration"]), {"adoption": row.pk, "digest": row.digest})
+    drain()
+    assert Job.objects.get(pk=behind.job.pk).status == "on_trial"
+    client.post(reverse("adopt_verb", args=["finish"]))
+    drain()
+    assert incarnation.read_only() is None
+    assert Event.objects.filter(action="job.adopt", actor=admin()).count() == 1
+    assert "Nothing to adopt" in client.get(reverse("adopt")).content.decode()
+
+
+def test_the_page_is_for_administrators(behind, client):
+    client.force_login(operator())
+    assert client.get(reverse("adopt")).status_code == 403
+    assert client.post(reverse("adopt_verb", args=["finish"])).status_code == 403
+
+
+def test_the_command_shows_adopts_and_ends_it(behind, monkeypatch, capsys):
+    admin()
+    call_command("adopt")
+    assert "after adoption on_trial" in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda question: "no")
+    with pytest.raises(CommandError, match="Not confirmed"):
+        call_command("adopt", "--migration", "1", "--as", "ada")
+    monkeypatch.setattr("builtins.input", lambda question: str(behind.job.pk))
+    call_command("adopt", "--migration", str(behind.job.pk), "--as", "ada")
+    call_command("adopt", "--finish", "--as", "ada")
+    assert incarnation.read_only() is None
+
+
+def test_the_command_needs_an_administrator(behind):
+    adopting.compare()
+    with pytest.raises(CommandError, match="Name the administrator"):
+        call_command("adopt", "--finish")
+    operator()
+    with pytest.raises(CommandError):
+        call_command("adopt", "--finish", "--as", "olga")
+    assert incarnation.read_only() is not None
