@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("hosts", "0004_scans"),
-        ("jobs", "0009_hostctl_versions"),
+        ("jobs", "0010_seals"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
