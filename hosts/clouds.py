@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from hosts.remote.host import Access, HostError
 from volmig import sealed
+from volmig.accounts.models import Team
 from volmig.accounts.roles import may, sees_all
 from volmig.queue import later
 from volmig.record.models import Event
@@ -26,6 +27,7 @@ VALUES = {
     "v3password": ("auth_url", "username", "user_domain_name", "project_name", "project_domain_name"),
 }
 TOLD = ("name", "control", "entry", "auth_type", "auth", "region", "ca_file", "verify")
+SENT_TO: dict[str, Any] = {"auth_type": "", "auth": {}, "region": "", "ca_file": "", "verify": True}
 PLACES = (Path("clouds.yaml"), Path("~/.config/openstack/clouds.yaml"), Path("/etc/openstack/clouds.yaml"))
 FOUND = 100  # rows of a search
 
@@ -45,6 +47,11 @@ def entries() -> list[str]:
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             continue
     return []
+
+
+def sent_to(values: dict[str, Any]) -> tuple[Any, ...]:
+    """Compared before a secret is kept: with another region, CA or no verification it would be shown to others."""
+    return tuple(values.get(name, default) for name, default in SENT_TO.items())
 
 
 class CloudQuerySet(models.QuerySet["Cloud"]):
@@ -94,10 +101,10 @@ class Cloud(models.Model):
     def reregister(self, by: Any, hypervisors: Any, secret: str = "", **told: Any) -> None:
         """Adds or changes it; exactly these hypervisors belong to it then, of those that are not retired.
 
-        An empty `secret` keeps the one that is there, as long as it is meant for the same credential.
+        An empty `secret` keeps the one that is there, as long as it is sent to the same place in the same way.
         """
         before, action = (self.registration(), "cloud.change") if self.pk else ({}, "cloud.add")
-        same = (self.auth_type, self.auth) == (told.get("auth_type", ""), told.get("auth", {}))
+        same = self.sent_to() == sent_to(told)
         self.secret = sealed.seal(secret) if secret else self.secret if same else ""
         for name, value in told.items():
             setattr(self, name, value)
@@ -111,6 +118,10 @@ class Cloud(models.Model):
         if self.through_nova:
             later("hosts.tasks.check_cloud", self.pk)
             later("hosts.tasks.refresh_cloud", self.pk)
+
+    def sent_to(self) -> tuple[Any, ...]:
+        """What the secret is for, and to whom it is shown."""
+        return sent_to({name: getattr(self, name) for name in SENT_TO})
 
     def access(self) -> Access:
         """How workers enter it; raises HostError when the secret cannot be opened."""
@@ -164,9 +175,9 @@ class Cloud(models.Model):
 
     def matched(self) -> dict[int, list["Compute"]]:
         """Which computes each of its hypervisors is, by the hypervisor's key: exactly one when all is well."""
-        computes = list(self.computes.all())
+        computes, believed = list(self.computes.all()), one_team()
         return {
-            each.pk: [row for row in computes if {row.name, row.host} & each.names_in_nova()]
+            each.pk: [row for row in computes if {row.name, row.host} & each.names_in_nova(believed)]
             for each in self.hypervisors.active()
         }
 
@@ -174,6 +185,11 @@ class Cloud(models.Model):
         """Computes that no registered hypervisor is."""
         known = {row.pk for rows in self.matched().values() for row in rows}
         return [row for row in self.computes.all() if row.pk not in known]
+
+
+def one_team() -> bool:
+    """Whether all hypervisors belong to one team: then one that calls itself by another's name gains nothing."""
+    return Team.objects.count() < 2
 
 
 def compute_row(row: dict[str, Any], services: dict[str, dict[str, Any]], now: dt.datetime) -> dict[str, Any]:
@@ -232,7 +248,8 @@ class ServerQuerySet(models.QuerySet["Server"]):
         seen = hypervisors.visible_to(user)
         if sees_all(user) or not hypervisors.exclude(pk__in=seen).exists():
             return self.all()
-        names = {name for each in seen.only("name", "nova_host", "facts") for name in each.names_in_nova()}
+        believed = one_team()
+        names = {name for each in seen.only("name", "nova_host", "facts") for name in each.names_in_nova(believed)}
         return self.filter(Q(host__in=names) | Q(hypervisor_name__in=names), cloud__in=seen.values("cloud"))
 
     def search(self, words: str) -> Self:

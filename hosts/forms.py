@@ -1,13 +1,15 @@
 """Forms about hypervisors."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from django import forms
 from django.db import transaction
 
-from hosts.clouds import VALUES, entries
+from hosts.clouds import VALUES, entries, sent_to
 from hosts.models import Cloud, Hypervisor
 from volmig.accounts.models import Team
+from volmig.outbound import is_metadata
 from volmig.queue import later
 from volmig.record.models import Event
 
@@ -146,7 +148,7 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.before = (self.instance.auth_type, self.instance.auth) if self.instance.pk else ("", {})
+        self.before = self.instance.sent_to() if self.instance.pk else None  # before the form writes into it
         self.initial["hypervisors"] = self.instance.hypervisors.all() if self.instance.pk else []
         self.initial.update({name: value for name, value in self.instance.auth.items() if name in self.fields})
         self.initial.setdefault("auth_type", "")
@@ -161,6 +163,8 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         url = str(self.cleaned_data["auth_url"])
         if url and not url.startswith(("https://", "http://")):
             raise forms.ValidationError("It begins with https:// or http://.")
+        if is_metadata(urlsplit(url).hostname or ""):
+            raise forms.ValidationError("This is a link-local or metadata address; no credential is sent there.")
         return url
 
     def clean(self) -> dict[str, Any]:
@@ -174,8 +178,13 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         for name in wanted:
             if not values.get(name) and name not in self.errors:
                 self.add_error(name, "This is needed to log in.")
-        if not values.get("secret") and ((kind, self._auth(values)) != self.before or not self.instance.secret):
-            self.add_error("secret", "Enter the secret: a new or changed credential needs it once.")
+        if not values.get("secret") and (
+            sent_to({**values, "auth": self._auth(values)}) != self.before or not self.instance.secret
+        ):
+            self.add_error(
+                "secret",
+                "Enter the secret: it is needed once for a credential that is new or sent elsewhere, or otherwise.",
+            )
         return values
 
     def _auth(self, values: dict[str, Any]) -> dict[str, str]:

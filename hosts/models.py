@@ -22,6 +22,7 @@ from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
 from hosts.clouds import Server as Server
 from hosts.clouds import difference as difference
+from hosts.clouds import one_team
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from hosts.remote.hostctl import pack
@@ -30,6 +31,7 @@ from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
 from volmig.notify import announce
+from volmig.outbound import is_metadata
 from volmig.queue import ask
 from volmig.record.models import Event
 from volmig.refused import Sentence
@@ -174,6 +176,10 @@ class Hypervisor(models.Model):
         return [self.team]
 
     def clean(self) -> None:
+        if is_metadata(self.address):
+            raise ValidationError(
+                {"address": "This is a link-local or metadata address; no hypervisor is managed there."}
+            )
         if self.shipped != (self.user == "root"):
             raise ValidationError(
                 {"shipped": "hostctl is sent along for root logins only, and a root login has no installed one."}
@@ -310,9 +316,18 @@ class Hypervisor(models.Model):
             setattr(self, name, value)
         self.save(update_fields=list(values))
 
-    def names_in_nova(self) -> set[str]:
-        """What Nova may call it: what a person said, else its name here and the one that it gives itself."""
-        return {self.nova_host} if self.nova_host else {self.name, str(self.facts.get("hostname") or "")} - {""}
+    def names_in_nova(self, believed: bool | None = None) -> set[str]:
+        """What Nova may call it: what a person said, else its name here and, when `believed`, the one it gives itself.
+
+        A hypervisor says what it likes: with several teams it could take the name of another team's, and volmig's
+        credential would lock and stop instances there. None: believed while there is one team.
+        """
+        if self.nova_host:
+            return {self.nova_host}
+        itself = str(self.facts.get("hostname") or "")
+        if not itself or itself == self.name:
+            return {self.name}
+        return {self.name, itself} if (one_team() if believed is None else believed) else {self.name}
 
     @property
     def role_hints(self) -> list[str]:

@@ -11,7 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from hosts.clouds import FOUND
+from hosts.clouds import FOUND, one_team
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
 from hosts.models import (
     NFS_PORTS,
@@ -219,10 +219,11 @@ def instances(request: HttpRequest) -> HttpResponse:
 
 def with_hypervisors(servers: list[Server]) -> list[dict[str, Any]]:
     """Each with the registered hypervisor that Nova has it on, or None."""
+    believed = one_team()
     named = {
         (each.cloud_id, name): each
         for each in Hypervisor.objects.active().only("pk", "name", "nova_host", "cloud_id", "facts")
-        for name in each.names_in_nova()
+        for name in each.names_in_nova(believed)
     }
     return [
         {

@@ -18,6 +18,7 @@ class VolmigConfig(AppConfig):
         register(requests_are_not_atomic)
         register(webhook_is_signed)
         register(variables_are_known)
+        register(roles_are_known)
 
 
 def queue_is_safe(**_: Any) -> list[CheckMessage]:
@@ -99,3 +100,11 @@ def variables_are_known(**_: Any) -> list[CheckMessage]:
         )
         for name, near in environment.unknown()
     ]
+
+
+def roles_are_known(**_: Any) -> list[CheckMessage]:
+    from volmig.accounts.roles import ALLOWS  # it needs models
+
+    known = ", ".join(sorted(ALLOWS))
+    strange = sorted(set(settings.NEED_TOTP) - set(ALLOWS))
+    return [Error(f"VOLMIG_NEED_TOTP: {each} is none of the roles {known}", id="volmig.R1") for each in strange]

@@ -211,6 +211,9 @@ class Approval(models.Model):
         """
         list(type(self.job)._default_manager.select_for_update().filter(pk=self.job_id).values_list("pk"))
         self.keep_up()
+        if unsigned := self.unsigned():
+            self.void("The audit log does not have what the database says of this approval.", unsigned)
+            return False
         if not self.is_enough() or not Approval.objects.consume(self):
             return False
         people = list(self.consents().values_list("person__username", flat=True))
@@ -219,6 +222,28 @@ class Approval(models.Model):
         data |= {"one_person_site": True} if self.is_one_persons() else {}
         Event.append("approval.use", job=self.job_id, object=str(self), data=data)
         return True
+
+    def unsigned(self) -> list[str]:
+        """What the rows say of this approval and no signed event does, as sentences; none when all is as it should be.
+
+        Rows can be written by whoever reaches the database; events are signed with a key that is not in it.
+        """
+        if granted := self.granted_by:
+            used = Event.objects.of_job(self.job_id).filter(action="approval.use", data__approval=granted.pk)
+            genuine = any(each.is_signed() and each.data["digest"] == granted.digest for each in used)
+            return [] if genuine else ["That the swap's approval allowed it has no signed event."]
+        return [
+            f"The decision of {each.person} has no signed event."
+            for each in self.consents().select_related("person")
+            if not self.is_signed_by(each.person)
+        ]
+
+    def is_signed_by(self, person: Any) -> bool:
+        """Whether the last signed event of this person about this request is a yes to exactly this."""
+        mine = Event.objects.of_job(self.job_id).filter(actor=person, data__approval=self.pk)
+        last = mine.filter(action__in=("approval.approve", "approval.withdraw")).order_by("-seq").first()
+        wanted = ("approval.approve", self.digest)
+        return last is not None and (last.action, last.data.get("digest")) == wanted and last.is_signed()
 
     def is_one_persons(self) -> bool:
         """Whether nobody but the requester was to be asked, because the site has only one person."""

@@ -92,11 +92,46 @@ def test_an_empty_secret_keeps_the_one_that_is_there(ada):
 def test_a_secret_does_not_go_to_another_address_or_credential(ada):
     add(ada)
     cloud = Cloud.objects.get()
-    for changed in ({"auth_url": "https://elsewhere.example.net/v3"}, {"application_credential_id": "ac-2"}):
+    changes = [
+        {"auth_url": "https://elsewhere.example.net/v3"},
+        {"application_credential_id": "ac-2"},
+        {"region": "elsewhere"},
+        {"ca_file": "/tmp/mine.pem"},
+        {"verify": ""},
+    ]
+    for changed in changes:
         page = ada.post(reverse("hosts:cloud", args=[cloud.pk]), typed(secret="", **changed)).content.decode()
         assert "Enter the secret" in page
     cloud.refresh_from_db()
     assert cloud.auth["auth_url"] == "https://keystone.example.org/v3"
+
+
+@pytest.mark.parametrize("changed", [{"region": "x"}, {"ca_file": "/tmp/mine.pem"}, {"verify": False}])
+def test_the_secret_is_not_kept_by_any_other_way_in_either(ada, changed):
+    add(ada)
+    cloud = Cloud.objects.get()
+    names = ("name", "control", "auth_type", "auth", "region", "ca_file", "verify")
+    told = {name: getattr(cloud, name) for name in names}
+    cloud.reregister(None, [], **(told | changed))
+    assert Cloud.objects.get().secret == ""
+
+
+@pytest.mark.parametrize("address", ["http://169.254.169.254/v3", "https://[fe80::1]/v3"])
+def test_a_metadata_address_is_no_keystone(ada, address):
+    page = ada.post(reverse("hosts:add_cloud"), typed(auth_url=address)).content.decode()
+    assert "metadata address" in page
+    assert not Cloud.objects.exists()
+
+
+def test_with_several_teams_a_hypervisor_does_not_say_which_compute_it_is(hypervisor):
+    """A compute that was broken into may claim the name of another team's."""
+    liar = hypervisor("liar")
+    liar.put(facts={"hostname": "compute7"})
+    assert liar.names_in_nova() == {"liar", "compute7"}
+    Team.objects.create(name="others")
+    assert liar.names_in_nova() == {"liar"}
+    liar.put(nova_host="compute8")
+    assert liar.names_in_nova() == {"compute8"}
 
 
 def test_a_cloud_goes_back_to_libvirt_without_keeping_a_credential(ada):
@@ -424,7 +459,7 @@ def test_5000_instances_and_200_hypervisors_are_read_paged_and_searched_at_once(
     searches = {}
     for words in ("", "vm-4321", "10.0.16.225", "000010e1", PROJECT[:20], "nothing at all"):
         began = time.process_time()
-        with django_assert_max_num_queries(14):
+        with django_assert_max_num_queries(16):
             page = ada.get("/instances/", {"q": words}).content.decode()
         searches[words or "everything"] = round(1000 * (time.process_time() - began))
         assert ("vm-4321" in re.sub("<input[^>]*>", "", page)) == (words in ("vm-4321", "10.0.16.225", "000010e1"))

@@ -9,10 +9,11 @@ from django.db import connection
 from django.utils import timezone
 
 from hosts.remote.hostctl import source_hash
-from jobs.models import Approval, Job, Policy, Refused
+from jobs.models import Approval, Decision, Job, Policy, Refused
 from tests.factories import admin, approver, asked, operator, person
 from tests.fakes import LIVE, SOURCE_LV
 from volmig.accounts.models import Team
+from volmig.record.models import Event
 
 
 @pytest.fixture
@@ -110,6 +111,47 @@ def test_a_yes_that_was_used_cannot_be_said_or_used_again(waiting, drive, site):
     assert not Approval.objects.get(pk=approval.pk).use()
     drive.go(waiting)
     assert len(site.destination.asked("swap")) == swaps
+
+
+def forge_a_decision(approval):
+    """With write access to the database alone."""
+    Decision.objects.create(
+        approval=approval, person=approver(), verdict="approve", reason="forged",
+        requester_id=approval.requester_id, last_editor_id=approval.last_editor_id,
+    )  # fmt: skip
+
+
+def test_a_decision_without_its_signed_event_is_worth_nothing(waiting):
+    approval = waiting.approvals.get()
+    forge_a_decision(approval)
+    assert approval.state == "approved", "so it looks"
+    assert not approval.use()
+    approval.refresh_from_db()
+    assert approval.state == "void"
+    assert approval.void_changes == [f"The decision of {approver()} has no signed event."]
+
+
+def test_an_event_of_another_request_or_with_another_signature_does_not_help(waiting):
+    approval = waiting.approvals.get()
+    forge_a_decision(approval)
+    data = {"approval": approval.pk, "digest": "0" * 64, "reason": "forged"}
+    Event.append("approval.approve", actor=approver(), job=waiting.pk, object=str(approval), data=data)
+    assert approval.unsigned()
+    forged = Event(
+        seq=10**9, at=timezone.now(), action="approval.approve", actor=approver(), job=waiting.pk,
+        data=data | {"digest": approval.digest}, hash="0" * 64, prev_hash="",
+    )  # fmt: skip
+    forged.save(force_insert=True)
+    assert approval.unsigned()
+
+
+def test_a_yes_that_was_withdrawn_is_none_even_when_the_row_says_otherwise(waiting):
+    approval = waiting.approvals.get()
+    approval.approve(approver(), approval.digest, "fine")
+    assert approval.unsigned() == []
+    approval.withdraw(approver(), "no")
+    Decision.objects.update(withdrawn_at=None)
+    assert approval.unsigned()
 
 
 # Refused when it would be used

@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, Self, TypeVar
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
 
+from volmig.accounts import factors
 from volmig.accounts.models import Team
 from volmig.refused import Sentence
 
@@ -33,14 +35,26 @@ Answer = TypeVar("Answer", bound=HttpResponseBase)
 
 
 def roles_of(user: Any) -> set[str]:
-    """Returns the names of the person's roles; a superuser has all, somebody disabled or unknown none."""
+    """Returns the names of the roles that count: a superuser has all, somebody disabled or unknown none.
+
+    Those in VOLMIG_NEED_TOTP do not count for people who have no second factor.
+    """
     if not user.is_active:
         return set()
-    if user.is_superuser:
-        return set(ALLOWS)
     if not hasattr(user, "_roles"):  # asked several times in one request
-        user._roles = set(user.groups.values_list("name", flat=True)) & set(ALLOWS)
+        user._roles = held_by(user) - withheld_from(user)
     return set(user._roles)
+
+
+def held_by(user: Any) -> set[str]:
+    """The roles that a person was given."""
+    return set(ALLOWS) if user.is_superuser else set(user.groups.values_list("name", flat=True)) & set(ALLOWS)
+
+
+def withheld_from(user: Any) -> set[str]:
+    """The roles that a person would have with a second factor."""
+    wanted = set(settings.NEED_TOTP) & held_by(user) if settings.NEED_TOTP else set()
+    return set() if not wanted or factors.has(user) else wanted
 
 
 def may(user: Any, verb: str) -> bool:
@@ -62,6 +76,9 @@ def refusal(user: Any, verb: str) -> Sentence:
         said = f"This token was not made to {SENTENCES[verb]}. Make one on your account page that is."
         return Sentence("token-scope", said)
     roles = sorted(role for role, verbs in ALLOWS.items() if verb in verbs)
+    if user.is_active and (withheld := withheld_from(user) & set(roles)):
+        said = f"Your role {' and '.join(sorted(withheld))} needs a second factor: set one up on your account page."
+        return Sentence("no-second-factor", said)
     said = f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
     return Sentence("no-role", said)
 

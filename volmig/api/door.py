@@ -4,9 +4,12 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from django.conf import settings
+from django.core.cache import cache
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm
@@ -33,6 +36,7 @@ OLD_TOKEN = Sentence(
     "token-old",
     "Changing what volmig trusts needs a token made within the last 15 minutes. Make one on your account page.",
 )
+TOO_FAST = Sentence("too-fast", "This token has made too many requests in this minute. Go on in the next.")
 TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come back in ten minutes.")
 CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
 NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
@@ -109,12 +113,21 @@ class Bearer(HttpBearer):
         code, words = known.why_over()
         if code:
             raise Stop(401, Sentence(code, words), WWW_Authenticate='Bearer error="invalid_token"')
+        if too_fast(known):
+            raise Stop(429, TOO_FAST, Retry_After="60")
         request.user = known.person
         request.user.scope = known.verbs()  # type: ignore[attr-defined]
         request.user.token_key = known.pk  # type: ignore[attr-defined]
         request.token = known  # type: ignore[attr-defined]
         known.note(request.META.get("REMOTE_ADDR", ""))
         return known
+
+
+def too_fast(token: Token) -> bool:
+    """Counts a request of this token within this minute, in this process."""
+    key = f"requests:{token.pk}:{int(time.time() // 60)}"
+    cache.add(key, 0, 120)
+    return cache.incr(key) > settings.API_PER_MINUTE
 
 
 def fresh(request: HttpRequest) -> None:

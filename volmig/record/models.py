@@ -138,6 +138,10 @@ class Event(models.Model):
             self.role = "superuser" if actor.is_superuser else ", ".join(groups)
         self.address, self.session = origin()
 
+    def is_signed(self) -> bool:
+        """Whether it is as this volmig wrote it."""
+        return hmac.compare_digest(self.hash, self.signature())
+
     def signature(self) -> str:
         return sign(self.prev_hash, [getattr(self, name) for name in SIGNED])
 
