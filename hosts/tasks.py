@@ -306,8 +306,11 @@ def changes(me: dict[str, Any]) -> list[dict[str, str]]:
     if "admin" in me["roles"]:
         why = "By Nova's default policy for the role admin. It is not tried; a job's first lock proves it."
         said = [call(what, "likely", why) for what in ("lock and unlock", "stop", "start")]
+    elif "volmig" in me["roles"]:
+        why = "Where Nova has the policy of docs/clouds.md for the role volmig. A job's first lock proves it."
+        said = [call(what, "likely", why) for what in ("lock and unlock", "stop", "start")]
     else:
-        why = "The role admin is needed: anybody else is held back by the very lock that keeps users away."
+        why = "The role admin, or volmig with its policy, is needed: Nova's lock keeps everybody else from stopping it."
         said = [call(what, "no", why) for what in ("lock and unlock", "stop", "start")]
     return [ruled(each, me["rules"]) for each in said] if me["rules"] is not None else said
 

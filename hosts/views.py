@@ -100,8 +100,10 @@ def installation(user: str) -> dict[str, str]:
 
 @require_POST
 def policy(request: HttpRequest, pk: int) -> HttpResponse:
-    """The policy to install, with the seal key in it; that somebody was shown the key is kept."""
+    """The policy to install, with the seal key in it; the audit log has who was shown it."""
     host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
+    if not step_up.is_fresh(request):
+        return step_up.confirm(request)
     document = json.dumps(host.show_policy(request.user), indent=2)
     return render(request, "hosts/policy.html", {"host": host, "document": document})
 
@@ -109,6 +111,8 @@ def policy(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def seal_key(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
+    if not step_up.is_fresh(request):
+        return step_up.confirm(request)
     host.replace_seal_key(request.user)
     messages.success(request, f"{host.name} has a new seal key. Show the policy and install it now.")
     return redirect("hosts:hypervisor", host.pk)

@@ -50,6 +50,12 @@ def key_path(name: str) -> Path:
     return Path(own).absolute() / name if own else directory() / name
 
 
+def own_keys() -> list[Path]:
+    """Returns the keys that lie in a directory of their own, instead of in the data directory."""
+    named = [key_path(name) for name in OWNERS if may_read(name)]
+    return [path for path in named if path.parent != directory() and path.exists()]
+
+
 def directory() -> Path:
     """Returns the data directory (VOLMIG_DATA, default ./var), made with mode 0700 when missing."""
     path = Path(os.environ.get("VOLMIG_DATA", "var")).absolute()

@@ -10,6 +10,7 @@ from hosts.models import Hypervisor
 from hosts.remote.hostctl import policy
 from tests import policies
 from tests.factories import admin, viewer
+from tests.typed import just_typed
 from volmig import data
 from volmig.record.models import Event
 
@@ -31,6 +32,7 @@ def printed(response):
 
 def test_the_printed_policy_is_valid_and_allows_what_was_seen_and_no_more(client, seen):
     client.force_login(admin())
+    just_typed(client)
     found = policy.understood(printed(client.post(f"/hosts/{seen.pk}/policy/")))
     assert found.fault is None
     assert found.policy.volume_groups == tuple(seen.volume_groups.values_list("name", flat=True))
@@ -43,6 +45,7 @@ def test_the_printed_policy_is_valid_and_allows_what_was_seen_and_no_more(client
 
 def test_who_was_shown_the_key_is_kept_and_the_key_is_not(client, seen):
     client.force_login(admin())
+    just_typed(client)
     client.post(f"/hosts/{seen.pk}/policy/")
     event = Event.objects.get(action="hypervisor.policy")
     assert event.data == {"key": policy.fingerprint(data.seal_key("src", 1))}
@@ -68,6 +71,7 @@ def test_the_page_shows_what_is_in_force_and_whether_seals_are_accepted(client, 
 
 def test_a_new_key_is_another_and_the_policy_has_both(client, seen):
     client.force_login(admin())
+    just_typed(client)
     before = seen.seal_key()
     client.post(f"/hosts/{seen.pk}/seal-key/")
     found = policy.understood(printed(client.post(f"/hosts/{seen.pk}/policy/"))).policy
@@ -85,3 +89,15 @@ def test_each_hypervisor_has_a_key_of_its_own():
 def test_a_policy_for_hosts_and_the_report_of_it_are_the_same(seen):
     found = policy.understood(json.dumps(seen.minimal_policy()).encode())
     assert policy.reported(policy.report(found)).policy == found.policy._replace(seal_keys=())
+
+
+def test_the_key_is_shown_only_to_an_administrator_who_typed_the_password_lately(client, seen):
+    for enter in (viewer(), admin()):
+        client.force_login(enter)
+        for place in ("policy", "seal-key"):
+            response = client.post(f"/hosts/{seen.pk}/{place}/")
+            assert response.status_code in (302, 403)
+            assert data.seal_key("src", 1) not in response.content.decode()
+    seen.refresh_from_db()
+    assert seen.seal_generation == 1
+    assert not Event.objects.filter(action__in=("hypervisor.policy", "hypervisor.seal_key")).exists()

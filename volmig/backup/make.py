@@ -15,6 +15,7 @@ import django
 from django.conf import settings
 from django.utils import timezone
 
+from volmig import data
 from volmig.backup import archive, databases
 from volmig.record.models import Event
 from volmig.verify_evidence import parse_head
@@ -82,11 +83,14 @@ def copy_data(target: Path) -> dict[str, str]:
 
 
 def files() -> Iterator[tuple[Path, str]]:
+    """The data directory's files and, as if they lay there, keys that have a directory of their own."""
+    keys = {path.name: path for path in data.own_keys()}
+    yield from ((path, name) for name, path in keys.items())
     heads = Path(settings.AUDIT_HEADS).absolute()
     for folder, folders, names in os.walk(settings.DATA):
         folders[:] = sorted(each for each in folders if not each.startswith(".") and each != "static")
         for path in (Path(folder) / name for name in sorted(names)):
-            if path != heads:
+            if path != heads and path.relative_to(settings.DATA).as_posix() not in keys:
                 yield path, path.relative_to(settings.DATA).as_posix()
 
 
@@ -124,8 +128,9 @@ MOVES_ON = {"claims"}
 
 def unchanged(copied: Path) -> bool:
     """Whether the files of the data directory are still those that were copied."""
+    originals = {each.name: each for each in data.own_keys()}
     for path in (each for each in copied.rglob("*") if each.is_file()):
-        original = settings.DATA / path.relative_to(copied)
+        original = originals.get(path.relative_to(copied).as_posix(), settings.DATA / path.relative_to(copied))
         if path.name not in MOVES_ON and (not original.exists() or original.read_bytes() != path.read_bytes()):
             return False
     return True
