@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from hosts.remote.host import HostKeyChanged, Unreachable
 from jobs.models import Job, Lease, StepRun
-from jobs.watch import Follower, Speed, Watcher
+from jobs.watch import Follower, Speed, Watcher, way_to
 from volmig.models import QueuedTask
 
 
@@ -114,6 +114,14 @@ def test_nobody_follows_a_hypervisor_that_was_just_put_into_quarantine(followed)
     assert follower.over.is_set()
     watcher.follow()
     assert not watcher.followers
+
+
+def test_a_hypervisor_is_followed_by_a_version_of_hostctl_that_runs_work_there(running, site):
+    assert way_to(running.source).hostctl == "", "this volmig's own"
+    running.put(hostctl="0123456789abcdef")
+    assert way_to(running.source).hostctl == "0123456789abcdef"
+    running.runs.open().update(unread=True, result="")
+    assert way_to(running.source).hostctl == "", "what was refused unread shows that the version is not there"
 
 
 def test_a_second_watcher_stands_by(running, site):

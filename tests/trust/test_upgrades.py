@@ -23,7 +23,8 @@ from tests.trust.amounts import FULL, amount, figure
 from volmig.record.models import Event
 
 TODAY = versions.current()
-STRIDE = amount(1, 40)
+STRIDE = amount(3, 40)  # begins anywhere, so that in time every call has its turn
+EVERY = amount(1, 40)  # of what strands most
 AWAY = dt.timedelta(minutes=5)
 
 
@@ -181,7 +182,7 @@ def finished(site, free, waits, life):
 def upgrade_at_every_call(real_life, site, former, kind, way):
     free, life, waits = site.relay.free, begin(real_life, site, way), Counter()
     fault, check = partial(Upgrade, former=former, kind=kind), partial(finished, site, free, waits)
-    ends = lives.every_nth(life, fault, STRIDE, check)
+    ends = lives.every_nth(life, fault, EVERY if kind is Upgrade.replaced else STRIDE, check)
     told, what = ", ".join(f"{count} {end}" for end, count in ends.most_common()), kind.__doc__.strip().splitlines()[0]
     halts = sum(count for end, count in ends.items() if "halted" in end)
     figure(
