@@ -71,7 +71,6 @@ def test_every_call_that_volmig_makes_is_granted(nova, clean_cloud, admin):
 REFUSED = [
     ("DELETE", "/servers/SERVER", {}),
     ("PUT", "/servers/SERVER", {"server": {"name": "mine"}}),
-    ("GET", "/os-hypervisors/statistics", {}),
     ("GET", "/os-aggregates", {}),
     ("POST", "/os-keypairs", {"keypair": {"name": "k", "type": "ssh", "public_key": "x", "user_id": "1" * 32}}),
     ("POST", "/flavors", {"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 1}}),
