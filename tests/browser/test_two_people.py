@@ -171,7 +171,7 @@ def test_a_migration_is_asked_for_with_the_keyboard_alone(olga):
         olga.wait_for_selector(f"input[name={name}]:enabled")
         tab_to(olga, f"input[name={name}]")
         press(olga, "Space")
-    tab_to(olga, "button.btn:not([name])")
+    tab_to(olga, "button[formmethod=post]:not(.btn-go)")
     olga.keyboard.press("Enter")
     olga.wait_for_url("**/migrations/*/")
     assert Job.objects.count() == 1
