@@ -24,6 +24,7 @@ from django.utils import timezone
 from tests import postgresql
 from tests.trust.amounts import FULL, amount, figure
 from tests.trust.processes import ROOT, Processes
+from volmig import incarnation
 from volmig.backup import archive, databases, make, restore
 from volmig.record import heads
 from volmig.record.models import Event
@@ -423,6 +424,13 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
     file = tmp_path / "file"
     file.write_bytes(content)
     assert restored(file, tmp_path) is None
+
+
+def test_what_was_restored_starts_read_only(db, tmp_path, settings):
+    restore.into(small(tmp_path), [], tmp_path / "new", None)
+    assert incarnation.read_only() is None
+    settings.DATA = tmp_path / "new"
+    assert incarnation.read_only().code == "restored"
 
 
 def test_a_damaged_database_in_a_right_archive_is_refused(tmp_path):

@@ -2,9 +2,7 @@
 
 import contextlib
 import datetime as dt
-import json
 import os
-import secrets
 import shutil
 import sqlite3
 import tempfile
@@ -16,10 +14,8 @@ from typing import Any
 from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
-from volmig import data
+from volmig import incarnation
 from volmig.backup import archive, databases
-
-READ_ONLY = "read_only"  # the file in a data directory by which volmig starts in read-only mode
 
 
 class RestoreError(Exception):
@@ -117,7 +113,9 @@ def into(path: Path, identities: list[Any], directory: Path, database: dict[str,
         made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))  # 0700
         try:
             lay_out(found, made)
-            begin_read_only(made, f"It was restored from a backup of {found.about['made_at'][:19]} UTC, {path.name}.")
+            incarnation.mark_restored(
+                made, f"It was restored from a backup of {found.about['made_at'][:19]} UTC, {path.name}."
+            )
             if database is not None:
                 databases.restore_postgresql(found.directory / "database.pgdump", database)
             made.replace(directory)  # over an empty directory, or none
@@ -168,9 +166,3 @@ def lay_out(found: Proved, made: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def begin_read_only(directory: Path, reason: str) -> None:
-    """volmig starts read-only on this data directory: no host is changed before a person has adopted each migration."""
-    told = {"code": "restored", "reason": reason, "since": timezone.now().isoformat(), "episode": secrets.token_hex(16)}
-    data.replace(directory / READ_ONLY, json.dumps(told).encode())
