@@ -14,6 +14,7 @@ from jobs.models import Adoption, Refused
 from volmig import incarnation
 from volmig.accounts.roles import needs
 from volmig.queue import ask
+from volmig.step_up import fresh
 
 
 @require_GET
@@ -51,6 +52,7 @@ def title(run: dict[str, Any]) -> str:
 
 @require_POST
 @needs("administer")
+@fresh
 def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:
     """Compare, adopt one migration, take one hypervisor over, or finish."""
     if verb not in VERBS:

@@ -12,6 +12,7 @@ from jobs import adopting, tick
 from jobs.models import Adoption, Job, Refused
 from tests.factories import admin, approver, operator
 from tests.outside import keep, put_back
+from tests.typed import just_typed
 from volmig import incarnation
 from volmig.record.models import Event
 
@@ -153,6 +154,7 @@ def recall():
 
 def test_the_page_shows_it_and_takes_the_confirmations(behind, client, drain):
     client.force_login(admin())
+    just_typed(client)
     client.post(reverse("adopt_verb", args=["compare"]))
     drain()
     page = client.get(reverse("adopt")).content.decode()

@@ -51,6 +51,8 @@ MATRIX = {
     "add_policy": {"GET": "administer", "POST": "administer"},
     "policy": {"GET": "administer", "POST": "administer"},
     "remove_policy": {"POST": "administer"},
+    "adopt": {"GET": "administer"},
+    "adopt_verb": {"POST": "administer"},
     "audit": {"GET": "audit"},
     "audit_export": {"GET": "audit"},
     "evidence": {"GET": "view"},
@@ -91,6 +93,7 @@ MATRIX = {
     "jobs:backups": {"GET": "view"},
     "jobs:approvals": {"GET": "view"},
     "jobs:count": {"GET": "view"},
+    "jobs:attention": {"GET": "view"},
     "jobs:approval": {"GET": "view", "POST": "approve"},
 }
 
@@ -244,6 +247,7 @@ def arguments(name, thing):
         "end_session": lambda: [somebodys_session()],
         "revoke_token": lambda: [somebodys_token()],
         "audit_export": lambda: ["csv"],
+        "adopt_verb": lambda: ["compare"],
     }
     return makers[name]() if name in makers else []
 

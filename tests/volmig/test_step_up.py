@@ -25,6 +25,7 @@ PAGES = {
     **dict.fromkeys(("change_person", "add_team", "team", "remove_team"), NEEDED),
     **dict.fromkeys(("add_policy", "policy", "remove_policy"), NEEDED),
     **dict.fromkeys(("hosts:add_cloud", "hosts:cloud", "hosts:edit", "hosts:pin"), NEEDED),
+    **dict.fromkeys(("hosts:policy", "hosts:seal_key", "adopt_verb"), NEEDED),
     **dict.fromkeys(("account", "add_token", "confirm", "login", "login_code", "jobs:approval"), ITSELF),
     **dict.fromkeys(("factor", "change_factor"), ITSELF),  # and, where there is a factor already, its code
     **dict.fromkeys(("logout", "end_session", "revoke_token"), NO),  # they only take something away from oneself
