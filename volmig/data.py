@@ -3,7 +3,9 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -97,8 +99,17 @@ def sync_directory(path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts a new 0600 file in the place of an old one; readers see the old or the new, never a part."""
-    provisional_file(path, content).replace(path)
+    """Puts a new file in the place of an old one; readers see the old or the new, never a part.
+
+    It is readable for whom the old one was, its owner (0600) where there was none: a group that shares keys keeps them.
+    """
+    provisional = provisional_file(path, content)
+    with suppress(FileNotFoundError):
+        before = path.stat()
+        with suppress(PermissionError):  # of a group that this user is not in
+            os.chown(provisional, -1, before.st_gid)
+            provisional.chmod(stat.S_IMODE(before.st_mode) & 0o660)
+    provisional.replace(path)
     sync_directory(path.parent)
 
 

@@ -477,6 +477,7 @@ def whole(subject: str, manifest: bytes, signature: bytes, files: Dict[str, byte
 class Manifest(NamedTuple):
     subject: str
     members: List[Tuple[str, int, str]]  # name, size, SHA-256
+    is_signed: bool  # by one of the keys that were given
 
 
 class Checked:
@@ -513,8 +514,8 @@ class Checked:
         if folder != subject.replace(" ", "-"):
             self.faults.append(f"The folder is named {shown(folder)}, and the archive is of {shown(subject)}.")
         if len(self.faults) == before and not fault:
-            count = len(manifest.members)
-            self.good.append(f"All {count} members are those that were signed, and there are no others.")
+            named = "that were signed" if manifest.is_signed else "that the manifest names, for which nothing vouches"
+            self.good.append(f"All {len(manifest.members)} members are those {named}, and there are no others.")
         match = re.match(r"migration ([1-9][0-9]{0,17})\Z", subject)
         return contents, int(match.group(1)) if match else 0
 
@@ -539,14 +540,15 @@ class Checked:
             manifest = json.loads(text.decode())
             listed = [(each["name"], each["size"], each["sha256"]) for each in manifest["members"]]
             subject = manifest["subject"]
-            if manifest["format"] != FORMAT or not isinstance(subject, str) or not isinstance(listed, list):
+            right = all((type(name), type(size), type(digest)) == (str, int, str) for name, size, digest in listed)
+            if manifest["format"] != FORMAT or not isinstance(subject, str) or not right:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             self.faults.append("The manifest is damaged, or of a version that this program does not know.")
             return None
         if not why:
             self.good.append(f"The archive is of {subject} and signed with key {name}.")
-        return Manifest(subject, listed)
+        return Manifest(subject, listed, not why)
 
     def members(self, manifest: Manifest, names: List[str], contents: Dict[str, bytes]) -> None:
         listed = [name for name, _, _ in manifest.members]
@@ -571,6 +573,8 @@ class Checked:
             proofs, unreadable = chain["proofs"], chain["heads_error"]
             lines = contents["events.jsonl"].decode().splitlines(True)
             events = list(self.parsed(lines, "events.jsonl"))
+            if not isinstance(proofs, dict) or not isinstance(unreadable, str):
+                raise ValueError("chain.json is damaged")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self.faults.append(f"The archive's events cannot be read ({error}).")
             return {}, []

@@ -241,6 +241,16 @@ def test_files_that_are_replaced_are_whole_or_as_before_when_the_disk_is_full(tm
         assert sorted(each.name for each in tmp_path.iterdir() if each.is_file()) == ["key"]
 
 
+def test_a_file_that_is_replaced_stays_readable_for_its_group(tmp_path):
+    path = tmp_path / "key"
+    data.replace(path, b"first")
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    os.chown(path, -1, 12)
+    data.replace(path, b"second")
+    assert (path.stat().st_mode & 0o777, path.stat().st_gid, path.read_bytes()) == (0o640, 12, b"second")
+
+
 # Archives
 
 

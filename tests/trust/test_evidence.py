@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from django.core.management import CommandError, call_command
 
 from jobs.bundle import archive
+from tests.hostctl.test_pythons import FOUND
 from tests.pages import scenes
 from tests.trust import mutations
 from tests.trust.amounts import amount, figure
@@ -25,6 +27,11 @@ from volmig.record.heads import publish
 from volmig.record.models import Event
 
 VERIFIER = Path(verify_evidence.__file__)
+
+
+def minor_of(python):
+    """The 11 of …/3.11.7/bin/python3 and of /usr/bin/python3.11."""
+    return int(re.search(r"3\.(\d+)", str(python))[1])
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +188,44 @@ def test_what_cannot_be_checked_is_told_from_what_is_wrong(files, arguments):
     code, _, error = run(*named)
     assert code == 2
     assert error
+
+
+@pytest.mark.parametrize(
+    "python", sorted(each for each in FOUND if minor_of(each) >= 8), ids=lambda each: each.parts[-3]
+)
+def test_it_runs_alone_under_every_python_from_3_8_on(files, python):
+    command = [str(python), "-I", "-S", str(VERIFIER), str(files / "one.zip"), "--key", str(files / "keys.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("No fault found.\n")
+
+
+def test_a_stranger_with_another_key_is_not_told_that_members_were_signed(files):
+    code, out, _ = run(files / "one.zip", "--key", base64.b64encode(bytes(32)).decode())
+    assert code == 1
+    assert "members are those that the manifest names, for which nothing vouches" in out
+    assert "that were signed" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "manifest.json",
+            b'{"format": "volmig evidence 1", "subject": "", "members": [{"name": [], "size": 1, "sha256": 1}]}',
+        ),
+        ("manifest.json", b"[" * 100_000),
+        ("chain.json", b'{"proofs": [], "heads_error": ""}'),
+        ("chain.json", b'{"proofs": {"3": 1}, "heads_error": {}}'),
+        ("events.jsonl", b"[]\n1\n" + b"\xff"),
+        ("heads.jsonl", b'{"v": 2}\n' + b"\0" * 9000),
+    ],
+)
+def test_nonsense_in_an_archive_is_a_fault_and_no_traceback(files, name, content):
+    members, _ = verify_evidence.unpack((files / "one.zip").read_bytes())
+    changed = [(each, content if each.endswith("/" + name) else old) for each, old in members]
+    (files / "one.zip").write_bytes(verify_evidence.pack(changed))
+    assert run(files / "one.zip", "--key", files / "keys.json")[0] == 1
 
 
 def test_an_archive_of_before_says_that_it_is_not_signed(files, tmp_path):
