@@ -193,16 +193,16 @@ def upgrade_at_every_call(real_life, site, former, kind, way):
     assert halts == 0
 
 
+@pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("kind", INSTALLED)
-def test_an_upgrade_at_any_call_halts_nothing_and_leaves_no_guest_down(real_life, upgraded, former, kind):
-    for way in ALL_WAYS:
-        upgrade_at_every_call(real_life, upgraded, former, kind, way)
+def test_an_upgrade_at_any_call_halts_nothing_and_leaves_no_guest_down(real_life, upgraded, former, kind, way):
+    upgrade_at_every_call(real_life, upgraded, former, kind, way)
 
 
+@pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("kind", SHIPPED)
-def test_the_same_where_hostctl_is_shipped(real_life, shipped, former, kind):
-    for way in ALL_WAYS:
-        upgrade_at_every_call(real_life, shipped, former, kind, way)
+def test_the_same_where_hostctl_is_shipped(real_life, shipped, former, kind, way):
+    upgrade_at_every_call(real_life, shipped, former, kind, way)
 
 
 # One by one
