@@ -98,10 +98,31 @@ BUGS = [
         "tests/jobs/test_refusals.py::test_a_consent_is_not_used_outside_of_its_window",
     ),
     Bug(
+        "an older database is not found out",
+        "volmig/incarnation.py",
+        'if claims is None or claims < int(seen.get("claim", 0)):',
+        "if False:",
+        "tests/volmig/test_incarnation.py::test_a_database_that_knows_a_lower_count_is_older",
+    ),
+    Bug(
+        "a host accepts whoever asks",
+        "hosts/remote/hostctl/ownership.py",
+        'if owner["session"] not in (session, after):',
+        "if False:",
+        "tests/hostctl/test_ownership.py::test_another_is_refused_with_the_owner_and_nothing_is_changed",
+    ),
+    Bug(
+        "what a host knows of its owner counts for nothing",
+        "jobs/hands.py",
+        "if fault := incarnation.stale(owner):",
+        "if (fault := None):",
+        "tests/jobs/test_owners.py::test_a_session_that_the_database_does_not_know_makes_volmig_read_only",
+    ),
+    Bug(
         "a host forgets the fence with the job",
         STORE,
-        'self.read("fence") or read_json(self._tombstone()) or {}',
-        'self.read("fence") or {}',
+        'return self.read("fence") or self.buried()',
+        'return self.read("fence") or {}',
         "tests/hostctl/test_request.py"
         "::test_a_late_owner_of_a_forgotten_job_is_refused_and_nothing_of_it_comes_up_again",
     ),
@@ -158,7 +179,7 @@ BUGS = [
     Bug(
         "the lock goes while caches may still name the old file",
         "jobs/engine/runner.py",
-        "return Wait(sentence, until) if until > now else None",
+        'return Wait(sentence, until, kind="settle") if until > now else None',
         "return None",
         "tests/engine/test_runner.py::test_the_lock_stays_until_no_cache_can_name_the_old_file",
     ),
