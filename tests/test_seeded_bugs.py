@@ -298,8 +298,8 @@ BUGS = [
     Bug(
         "a request of an owner that lost the job is carried out",
         "hosts/remote/hostctl/store.py",
-        "if fence < highest:",
-        "if fence < 0:",
+        "if fence < highest or (fence == highest",
+        "if False and (fence == highest",
         "tests/hostctl/test_request.py::test_a_lower_fence_is_refused_and_an_equal_or_higher_one_is_not",
     ),
     Bug(
