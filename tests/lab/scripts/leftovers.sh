@@ -7,7 +7,7 @@ exportfs -v 2>/dev/null | awk '/volmig/ {print "export " $1}'
 systemctl list-units --all --plain --no-legend 'volmig*' | awk '{print "unit " $1 " " $3}'
 for entry in /srv/volmig/* /mnt/volmig/* /var/lib/volmig/* /run/volmig/*; do
   case $entry in
-    */\* | /var/lib/volmig/bin | /var/lib/volmig/forgotten) ;;
+    */\* | /var/lib/volmig/bin | /var/lib/volmig/forgotten | /var/lib/volmig/owner.json | /var/lib/volmig/owner.json.lock) ;;
     *) echo "path $entry" ;;
   esac
 done
