@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from jobs.engine import states
-from jobs.engine.steps import TABLE
-
-PHASE: Final = {step.name: step.phase for step in TABLE}
-STEPS: Final = {step.name: step for step in TABLE}
+from jobs.engine.steps import NAMED
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Verdict:
     halts: str = ""
 
 
-def verdict(was: str, runs: Sequence[Known], answered: bool = True) -> Verdict:
+def verdict(was: str, runs: Sequence[Known]) -> Verdict:
     """Where it is. `was` is the status in the database, `runs` are of its last lap, in order.
 
     No decision from before counts: an approval is asked for again, a start, a confirmation or a cancellation is for a
@@ -94,22 +91,19 @@ def _swapped(was: str, runs: Sequence[Known]) -> Verdict:
 
 def _prepared(was: str, runs: Sequence[Known]) -> Verdict:
     """Up to the gate."""
-    copied = [run for run in runs if PHASE.get(run.step) == "A" and run.has_begun]
+    copied = [run for run in runs if run.step in NAMED and NAMED[run.step].phase == "A" and run.has_begun]
     if any(run.direction == "undo" for run in copied):
         return Verdict("undoing", "It was being undone; that is finished.", outcome="cancelled")
     if was == "undoing" and copied:
         return Verdict("undoing", "It was to be undone; that is finished.", outcome="cancelled")
     if copied:
-        said = (
-            "The copy was verified; the swap needs a new approval."
-            if _good(runs, "relay_erase")
-            else ("The copy was under way; it goes on, and the swap needs a new approval.")
-        )
-        return Verdict("preparing", said)
+        if _good(runs, "relay_erase"):
+            return Verdict("preparing", "The copy was verified; the swap needs a new approval.")
+        return Verdict("preparing", "The copy was under way; it goes on, and the swap needs a new approval.")
     if was in ("checking", "planned"):
         return Verdict(was, "Nothing was begun. A person starts it.")
     if was in ("preparing", "undoing"):
-        return Verdict("planned" if was == "preparing" else "undoing", "No host has begun anything for it.")
+        return Verdict("planned" if was == "preparing" else was, "No host has begun anything for it.")
     if was == "undone":
         return Verdict(was, "It has ended, and its hosts say nothing else.")
     said = "The database takes it for further than any of its hosts: they know nothing of it, or forgot it long ago."
@@ -147,7 +141,7 @@ def known_of(run: Mapping[str, Any]) -> Known:
 
 
 def acts(was: str) -> bool:
-    """Whether a migration in this status may still act by itself, so that it has to be adopted."""
+    """Whether a migration in this status may still act without a decision, so that it has to be adopted."""
     return was in states.ACTIVE or was == "purging"
 
 
