@@ -14,14 +14,13 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -45,6 +44,18 @@ WHAT_TO_DO = (
 
 class ReadOnly(Exception):  # noqa: N818 - as Refused is
     """Nothing was sent: volmig is in read-only mode."""
+
+
+class Fault(NamedTuple):
+    """Why this database, or this data directory, must not act; `found` is a clause or sentences without the subject."""
+
+    code: str
+    found: str
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the host belongs to another volmig, so that a person has to take it over by its name."""
+        return self.code == "other-incarnation"
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def check() -> State | None:
     if known := read_only():
         return known
     fault = _directory_fault(row, kept) or _behind()
-    return enter_read_only(fault[1], fault[0]) if fault else None
+    return enter_read_only(fault.found, fault.code) if fault else None
 
 
 def _first_start() -> tuple[Incarnation, dict[str, Any]]:
@@ -100,45 +111,50 @@ def belong_to(row: Incarnation) -> dict[str, Any]:
     return kept
 
 
-def _directory_fault(row: Incarnation | None, kept: Mapping[str, Any] | None) -> tuple[str, str] | None:
-    """Why data directory and database do not belong together, with a code."""
+def _directory_fault(row: Incarnation | None, kept: Mapping[str, Any] | None) -> Fault | None:
+    """Why data directory and database do not belong together."""
     here = settings.DATA
     if row is None:
-        return "database-missing", (
+        return Fault(
+            "database-missing",
             f"The data directory {here} belongs to volmig {str((kept or {}).get('name'))[:8]}, "
-            "but the database has never belonged to any: it is new, or not the one of this directory."
+            "but the database has never belonged to any: it is new, or not the one of this directory.",
         )
     if kept is None:
-        return "directory-missing", (
+        return Fault(
+            "directory-missing",
             f"The database belongs to volmig {row.name[:8]}, but the data directory {here} to none. "
-            "Either the wrong directory or the wrong database is in use, or this machine was added lately."
+            "Either the wrong directory or the wrong database is in use, or this machine was added lately.",
         )
     if kept.get("name") != row.name:
-        return "directory-differs", (
+        return Fault(
+            "directory-differs",
             f"The data directory {here} belongs to volmig {str(kept.get('name'))[:8]}, "
-            f"but the database to volmig {row.name[:8]}."
+            f"but the database to volmig {row.name[:8]}.",
         )
     if kept.get("place") != _place():
-        return "directory-moved", (
+        return Fault(
+            "directory-moved",
             f"The data directory {here} was copied, moved or restored here from another place. "
-            "If the original still runs, this copy must not act."
+            "If the original still runs, this copy must not act.",
         )
     return None
 
 
-def _behind() -> tuple[str, str] | None:
+def _behind() -> Fault | None:
     """Whether the data directory has seen more than the database knows."""
     seen = _read(SEEN) or {}
     if session := seen.get("session"):
         claims = Session.objects.filter(name=session).values_list("claims", flat=True).first()
         if claims is None or claims < int(seen.get("claim", 0)):
-            return "database-older", (
+            return Fault(
+                "database-older",
                 f"The database is older than what was done with it: session {session[:8]} had counted to "
-                f"{seen.get('claim')}, and the database knows {'nothing of it' if claims is None else claims}."
+                f"{seen.get('claim')}, and the database knows {'nothing of it' if claims is None else claims}.",
             )
     for seq, digest in [_published(), (int(seen.get("seq", 0)), str(seen.get("hash", "")))]:
         if seq and (fault := _record_fault(seq, digest)):
-            return "record-older", fault
+            return Fault("record-older", fault)
     return None
 
 
@@ -192,10 +208,7 @@ def mark_restored(directory: Path, reason: str) -> None:
 
 def leave_read_only(by: Any = None) -> None:
     """A person has adopted everything: database and data directory belong together as they are now."""
-    kept, row = (
-        _kept_in_directory(),
-        Incarnation.objects.get_or_create(pk=1, defaults={"name": secrets.token_hex(16)})[0],
-    )
+    kept, row = _kept_in_directory(), _row()
     over = {each for each in (row.episode, kept.episode if kept else "") if each}
     with transaction.atomic():
         Event.append("volmig.adopted", actor=by, data={"reason": row.reason or (kept.reason if kept else "")})
@@ -281,24 +294,25 @@ def name() -> str:
     return str(Incarnation.objects.filter(pk=1).values_list("name", flat=True).first() or "")
 
 
-def stale(owner: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Why what a host keeps of its owner shows that this database is behind, with a code; None when it does not.
+def stale(owner: Mapping[str, Any]) -> Fault | None:
+    """Why what a host keeps of its owner shows that this database is behind; None when it does not.
 
     Every session that acted there has to be known here, and to have counted at least as far.
     """
     if not owner:
         return None
     if owner.get("incarnation") != name():
-        return "other-incarnation", f"it belongs to another volmig ({str(owner.get('incarnation'))[:8]})"
+        return Fault("other-incarnation", f"it belongs to another volmig ({str(owner.get('incarnation'))[:8]})")
     claims = {str(key): int(value) for key, value in (owner.get("claims") or {}).items()}
     known = dict(Session.objects.filter(name__in=claims).values_list("name", "claims"))
     for session, claim in claims.items():
         if session not in known:
-            return "other-owner", f"session {session[:8]} acted there, of which this database knows nothing"
+            return Fault("other-owner", f"session {session[:8]} acted there, of which this database knows nothing")
         if claim > known[session]:
-            return "other-owner", (
+            return Fault(
+                "other-owner",
                 f"session {session[:8]} had counted to {claim} when it acted there, and this database knows "
-                f"only {known[session]}"
+                f"only {known[session]}",
             )
     return None
 
@@ -328,11 +342,6 @@ def _read(file: str) -> dict[str, Any] | None:
 
 def _write(file: str, value: Mapping[str, Any]) -> None:
     data.replace(settings.DATA / file, json.dumps(value).encode())
-    descriptor = os.open(settings.DATA, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
