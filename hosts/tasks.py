@@ -120,9 +120,8 @@ def by_policy(
 def asked(host: Host, request: Request, timeout: float = 20) -> dict[str, Any]:
     answer: Answer = host.call(request, timeout)
     if answer.state != "done":
-        error = answer.error or {}
-        found = str(error.get("found") or f"it answered {answer.state}")
-        raise HostError(phrase(request.verb), found, str(error.get("next") or ""))
+        found = answer.found or f"it answered {answer.state}"
+        raise HostError(phrase(request.verb), found, str((answer.error or {}).get("next") or ""))
     return answer.evidence
 
 

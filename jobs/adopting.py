@@ -40,6 +40,7 @@ NEVER_SENT = {
     "next": "",
     "evidence": {},
 }
+History = list[tuple[int, adoption.Known]]  # attempts in order, each with its lap
 NOT_READ_ONLY = Sentence("not-read-only", "volmig is not read-only; there is nothing to adopt.")
 
 
@@ -54,8 +55,8 @@ def compare() -> None:
     with ThreadPoolExecutor(max_workers=8) as pool:  # the database is not used in the threads
         ways = [(each, each.remote()) for each in hypervisors]
         heard = [(each, pool.submit(recalled, address)) for each, address in ways]
-        told = [(each, future.result()) for each, future in heard]
-    for hypervisor, seen in told:
+        reports = [(each, future.result()) for each, future in heard]
+    for hypervisor, seen in reports:
         keep_host(state.episode, hypervisor, seen)
     for job in concerned(state.episode):
         compare_one(job, state.episode)
@@ -67,15 +68,15 @@ def recalled(address: Any, job: str = "") -> dict[str, Any]:
         with ssh.connect(address) as host:
             answer = host.call(Request("recall", job=job))
     except HostError as error:
-        return {"silent": str(error)}
-    return answer.evidence if answer.state == "done" else {"silent": str((answer.error or {}).get("found"))}
+        return evidence_of(Heard(error=error))
+    return evidence_of(Heard(answer))
 
 
 def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> None:
     """What a hypervisor's owner means: nothing, when this database knows all that was done there."""
     fault = incarnation.stale(seen.get("owner") or {})
-    words = f"{fault[1][:1].upper()}{fault[1][1:]}." if fault else ""
-    status = "other" if fault and fault[0] == "other-incarnation" else ""
+    words = f"{fault.found[:1].upper()}{fault.found[1:]}." if fault else ""
+    status = "other" if fault and fault.is_other else ""
     row, _ = Adoption.objects.get_or_create(episode=episode, job=None, hypervisor=hypervisor)
     row.seen, row.compared_at, row.words, row.status = dict(seen), timezone.now(), words, status
     row.trouble = str(seen.get("silent", ""))
@@ -83,7 +84,7 @@ def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> 
 
 
 def concerned(episode: str) -> list[Job]:
-    """The migrations that may act by themselves or by a decision, and those of which a host knows more."""
+    """The migrations that may act, with or without a decision, and those of which a host knows more."""
     wishes = Q(approvals__voided_at=None, approvals__consumed_at=None, approvals__isnull=False)
     removals = Q(removals__ended_at=None, removals__isnull=False)
     may_act = Q(status__in=[*states.ACTIVE, "purging"]) | wishes | removals
@@ -106,7 +107,7 @@ def compare_one(job: Job, episode: str) -> Adoption:
     finally:
         hands.close()
     trouble = why_not_adopted(job, seen)
-    found = adoption.Verdict(job.status, "") if trouble else verdict(job, seen)
+    found = adoption.Verdict(job.status, "") if trouble else verdict(job, history(job, seen))
     return keep(episode, job, seen, trouble=trouble, status=found.status, words=found.words)
 
 
@@ -117,11 +118,11 @@ def ask(hands: Hands) -> dict[str, Any]:
 
 
 def evidence_of(heard: Heard) -> dict[str, Any]:
-    answer = heard.answer
-    if answer is not None and answer.state == "done":
+    """What a hypervisor recalls, or under `silent` why it did not say."""
+    answer = heard.answer or Answer("silent")
+    if answer.state == "done":
         return answer.evidence
-    said = str(heard.error) if heard.error else str(((answer and answer.error) or {}).get("found"))
-    return {"silent": said}
+    return {"silent": str(heard.error or answer.found or "it did not say why")}
 
 
 def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adoption:
@@ -155,20 +156,21 @@ def why_not_adopted(job: Job, seen: Mapping[str, Any]) -> str:
         hypervisor = host_of(job, on).name
         if "silent" in each:
             sentences.append(f"{hypervisor} has to answer first: {each['silent']}")
-        elif (fault := incarnation.stale(each.get("owner") or {})) and fault[0] == "other-incarnation":
-            sentences.append(f"{hypervisor} has to be taken over first: {fault[1]}.")
+        elif (fault := incarnation.stale(each.get("owner") or {})) and fault.is_other:
+            sentences.append(f"{hypervisor} has to be taken over first: {fault.found}.")
     return " ".join(sentences)
 
 
-def verdict(job: Job, seen: Mapping[str, Any]) -> adoption.Verdict:
-    return adoption.verdict(job.status, [run for lap, run in history(job, seen) if lap == last_lap(job, seen)])
+def verdict(job: Job, runs: History) -> adoption.Verdict:
+    last = last_lap(job, runs)
+    return adoption.verdict(job.status, [run for lap, run in runs if lap == last])
 
 
-def last_lap(job: Job, seen: Mapping[str, Any]) -> int:
-    return max([job.lap, *(lap for lap, _ in history(job, seen))])
+def last_lap(job: Job, runs: History) -> int:
+    return max([job.lap, *(lap for lap, _ in runs)])
 
 
-def history(job: Job, seen: Mapping[str, Any]) -> list[tuple[int, adoption.Known]]:
+def history(job: Job, seen: Mapping[str, Any]) -> History:
     """Every attempt that journal or hosts know, in order, with its lap; the hosts say how it ended."""
     told = {run.key: run for run in map(adoption.known_of, told_runs(seen))}
     rows = [
@@ -261,7 +263,7 @@ def taken_over(heard: Heard, name: str) -> None:
     answer = heard.answer or Answer("silent")
     running = answer.state == "busy" and answer.evidence.get("running")
     if answer.state != "done" and not running:
-        found = str(heard.error or (answer.error or {}).get("found") or "another request is being handled there")
+        found = heard.error or answer.found or "another request is being handled there"
         raise Refused(Sentence("cannot-adopt", f"{name} was not taken over: {found}. Try again."))
 
 
@@ -281,7 +283,8 @@ def facts_first(job: Job, hands: Hands, seen: Mapping[str, Any]) -> None:
 
 def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
     """Bring the journal up to what the hosts know, void every decision, and set the status by what really happened."""
-    found, runs = verdict(job, seen), history(job, seen)
+    runs = history(job, seen)
+    found = verdict(job, runs)
     never = [row for row in job.runs.all() if unsent(known_row(row), job)]
     told = {tuple(_short(run)[:3]): (on, run) for on, each in seen.items() for run in each.get("runs") or []}
     if told:
@@ -297,7 +300,7 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
     for row in never:
         if (row.step, row.direction, row.attempt) not in told:
             StepRun.objects.filter(pk=row.pk).update(result="refused", ended_at=timezone.now(), error=NEVER_SENT)
-    decide(job, found, max(lap for lap, _ in [*runs, (job.lap, None)]), by)
+    decide(job, found, last_lap(job, runs), by)
     data = {"from": job.status, "to": found.status, "why": found.words, "entered": entered}
     Event.append("job.adopt", actor=by, job=job.pk, object=str(job), data=data)
 
@@ -322,7 +325,7 @@ def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
     for wish in job.removals.open():
         wish.end("refused", BEFORE)
     ended = found.status in states.ENDED
-    if found.status not in ("preparing",):
+    if found.status != "preparing":
         job.footprints.filter(kind="space", state="reserved").exclude(job__status="preparing").update(state="gone")
     job.put(
         status=found.status,
@@ -395,8 +398,9 @@ def own(hypervisor: Hypervisor, instead: bool = False) -> None:
         request = Request("own", args, incarnation=incarnation.name(), session=incarnation.SESSION, claim=counted)
         answer = host.call(replace(request, after=str(owner.get("session") or "")))
     if answer.state != "done":
-        found = str((answer.error or {}).get("found") or answer.state)
-        raise Refused(Sentence("cannot-adopt", f"{hypervisor.name} was not taken over: {found}."))
+        raise Refused(
+            Sentence("cannot-adopt", f"{hypervisor.name} was not taken over: {answer.found or answer.state}.")
+        )
 
 
 def want_end(by: Any) -> None:
@@ -436,8 +440,10 @@ def finish(by: Any) -> None:
             said = f"{hypervisor.name} has to answer, or be retired, first: {seen['silent']}"
             raise Refused(Sentence("cannot-finish", said))
         fault = incarnation.stale(seen.get("owner") or {})
-        if fault and fault[0] == "other-incarnation":
-            raise Refused(Sentence("cannot-finish", f"{hypervisor.name}: {fault[1]}. Take it over by its name first."))
+        if fault and fault.is_other:
+            raise Refused(
+                Sentence("cannot-finish", f"{hypervisor.name}: {fault.found}. Take it over by its name first.")
+            )
     still_to_adopt(state.episode)
     for hypervisor in hypervisors:
         row = Adoption.objects.get(episode=state.episode, hypervisor=hypervisor)

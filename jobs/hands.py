@@ -110,7 +110,7 @@ class Hands:
         """The answer, unless it says that the job or the host is not ours."""
         code = refused_as(answer)
         if code == "stale-fence":
-            self.judge_fence(hypervisor, str((answer.error or {}).get("found")))
+            self.judge_fence(hypervisor, answer.found)
         if code in ("other-owner", "other-incarnation"):
             self.judge(hypervisor, owner_in(answer))
             return Answer("busy", boot_id=answer.boot_id)  # another worker of this volmig acted in between
@@ -165,7 +165,7 @@ class Hands:
     def judge(self, hypervisor: Hypervisor, owner: Mapping[str, Any]) -> None:
         """Whoever acted there was this volmig, as far as its database knows; else it goes read-only."""
         if fault := incarnation.stale(owner):
-            state = incarnation.enter_read_only(f"{hypervisor.name}: {fault[1]}.", fault[0])
+            state = incarnation.enter_read_only(f"{hypervisor.name}: {fault.found}.", fault.code)
             raise incarnation.ReadOnly(state.reason)
         self.after[hypervisor.pk] = str(owner.get("session") or "")
 
@@ -336,7 +336,7 @@ def refused_as(answer: Answer) -> str:
     """The code of a request that was refused unread; what a unit stored is the end of a step."""
     if answer.state != "refused" or answer.unit:
         return ""
-    return str((answer.error or {}).get("code", ""))
+    return answer.code
 
 
 def owner_in(answer: Answer) -> Mapping[str, Any]:

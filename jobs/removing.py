@@ -71,7 +71,7 @@ def told_now(job: Job, wish: Removal, hands: Hands) -> list[Row]:
     if heard.error is not None or heard.answer is None:
         raise heard.error or HostError(f"scan {wish.hypervisor}", "there was no answer", "Scan again later.")
     if heard.answer.state != "done":
-        raise HostError(f"scan {wish.hypervisor}", str((heard.answer.error or {}).get("found") or "it did not say why"))
+        raise HostError(f"scan {wish.hypervisor}", heard.answer.found or "it did not say why")
     scan, _ = Scan.objects.get_or_create(hypervisor=wish.hypervisor, defaults={"tried_at": began})
     scan.record(heard.answer.evidence, began)
     scan.refresh_from_db()

@@ -153,6 +153,16 @@ class Answer:
     boot_id: str = ""
     again: float = 0  # seconds until running work is to be asked about; 0: somebody follows it
 
+    @property
+    def code(self) -> str:
+        """The code of the refusal or failure; empty when there is none."""
+        return str((self.error or {}).get("code") or "")
+
+    @property
+    def found(self) -> str:
+        """Why it was refused or failed, as a clause; empty when hostctl does not say."""
+        return str((self.error or {}).get("found") or "")
+
 
 class Host(Protocol):
     """A way to call hostctl; `watch` yields its lines and raises Unreachable after 10 s of silence."""
