@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from django.db import connection
-from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from hosts.models import HostctlVersion, Hypervisor
 from hosts.remote import hostctl
+from hosts.remote.hostctl.install import START
 from jobs.engine import plan, states
 from jobs.models import Approval, Job
 from jobs.models.job import ROLES
+from volmig import schema
 
 UNDER_WAY = (*sorted(states.ACTIVE - {"checking"}), "purging")
-START = re.compile(rb"^sys\.exit\(start\('([0-9a-f]{16})'\)\)$", re.MULTILINE)
 PROTOCOL = re.compile(rb"^PROTOCOL = ([0-9]+)$", re.MULTILINE)
 
 
@@ -72,11 +72,7 @@ def downgrade() -> str:
 
 
 def newer_than_this() -> list[str]:
-    known = set(MigrationLoader(connection, ignore_no_migrations=True).disk_migrations)
-    apps = {app for app, _ in known}
-    unknown = [f"{app} {name}" for app, name in MigrationRecorder(connection).applied_migrations() if app in apps]
-    unknown = sorted(set(unknown) - {f"{app} {name}" for app, name in known})
-    if unknown:
+    if unknown := [" ".join(key) for key in schema.newer(MigrationRecorder(connection).applied_migrations())]:
         return [f"The database has tables of a newer volmig ({', '.join(unknown)})."]
     active = list(rows(Job, "pk", "plan", "hostctl", status__in=UNDER_WAY))
     newer = [each for each in active if (each["plan"] or {}).get("format", 1) > plan.FORMAT]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
-from volmig import incarnation
+from volmig import incarnation, schema
 from volmig.backup import archive, databases
 
 
@@ -42,24 +41,15 @@ class Proved:
 
     def newer(self) -> list[str]:
         """Migrations of its database that this version does not have: a later version of volmig made it."""
-        known = known_migrations()
-        own = {app for app, _ in known}
-        return sorted(
-            f"{app}.{name}"
-            for app, names in self.about["migrations"].items()
-            for name in names
-            if (app, name) not in known and app in own
-        )
+        return [".".join(key) for key in schema.newer(self.migrations())]
 
     def pending(self) -> list[str]:
         """Migrations that this version will apply when it starts on it."""
-        there = {(app, name) for app, names in self.about["migrations"].items() for name in names}
-        return sorted(".".join(key) for key in known_migrations() - there)
+        return sorted(".".join(key) for key in schema.known() - self.migrations())
 
-
-def known_migrations() -> set[tuple[str, str]]:
-    """Those that this version comes with, as (app, name)."""
-    return set(MigrationLoader(None).disk_migrations or {})
+    def migrations(self) -> set[tuple[str, str]]:
+        """Those that its database has, as (app, name)."""
+        return {(app, name) for app, names in self.about["migrations"].items() for name in names}
 
 
 @contextlib.contextmanager
