@@ -175,7 +175,7 @@ class Cloud(models.Model):
 
     def matched(self) -> dict[int, list["Compute"]]:
         """Which computes each of its hypervisors is, by the hypervisor's key: exactly one when all is well."""
-        computes, believed = list(self.computes.all()), one_team()
+        computes, believed = list(self.computes.all()), Team.objects.is_single()
         return {
             each.pk: [row for row in computes if {row.name, row.host} & each.names_in_nova(believed)]
             for each in self.hypervisors.active()
@@ -185,11 +185,6 @@ class Cloud(models.Model):
         """Computes that no registered hypervisor is."""
         known = {row.pk for rows in self.matched().values() for row in rows}
         return [row for row in self.computes.all() if row.pk not in known]
-
-
-def one_team() -> bool:
-    """Whether all hypervisors belong to one team: then one that calls itself by another's name gains nothing."""
-    return Team.objects.count() < 2
 
 
 def compute_row(row: dict[str, Any], services: dict[str, dict[str, Any]], now: dt.datetime) -> dict[str, Any]:
@@ -248,7 +243,7 @@ class ServerQuerySet(models.QuerySet["Server"]):
         seen = hypervisors.visible_to(user)
         if sees_all(user) or not hypervisors.exclude(pk__in=seen).exists():
             return self.all()
-        believed = one_team()
+        believed = Team.objects.is_single()
         names = {name for each in seen.only("name", "nova_host", "facts") for name in each.names_in_nova(believed)}
         return self.filter(Q(host__in=names) | Q(hypervisor_name__in=names), cloud__in=seen.values("cloud"))
 

@@ -51,7 +51,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         ways = Hypervisor.objects.reachable() | Hypervisor.objects.filter(pk=self.instance.bastion_id)
-        if Team.objects.count() < 2:  # a site with one team has nothing to choose
+        if Team.objects.is_single():  # nothing to choose
             del self.fields["team"]
         self.fields["bastion"].queryset = ways.exclude(pk=self.instance.pk)  # type: ignore[attr-defined]
         dress(self)

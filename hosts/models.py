@@ -22,7 +22,6 @@ from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
 from hosts.clouds import Server as Server
 from hosts.clouds import difference as difference
-from hosts.clouds import one_team
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from hosts.remote.hostctl import pack
@@ -327,7 +326,7 @@ class Hypervisor(models.Model):
         itself = str(self.facts.get("hostname") or "")
         if not itself or itself == self.name:
             return {self.name}
-        return {self.name, itself} if (one_team() if believed is None else believed) else {self.name}
+        return {self.name, itself} if (Team.objects.is_single() if believed is None else believed) else {self.name}
 
     @property
     def role_hints(self) -> list[str]:

@@ -11,7 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from hosts.clouds import FOUND, one_team
+from hosts.clouds import FOUND
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
 from hosts.models import (
     NFS_PORTS,
@@ -50,7 +50,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "shares": Share.objects.visible_to(request.user).with_figures(request.user),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
-        "several_teams": Team.objects.count() > 1,
+        "several_teams": not Team.objects.is_single(),
     }
     return render(request, "hosts/list.html", context)
 
@@ -223,7 +223,7 @@ def instances(request: HttpRequest) -> HttpResponse:
 
 def with_hypervisors(servers: list[Server]) -> list[dict[str, Any]]:
     """Each with the registered hypervisor that Nova has it on, or None."""
-    believed = one_team()
+    believed = Team.objects.is_single()
     named = {
         (each.cloud_id, name): each
         for each in Hypervisor.objects.active().only("pk", "name", "nova_host", "cloud_id", "facts")

@@ -151,7 +151,7 @@ def remove_team(pk: int, by: Any) -> None:
     team = get_object_or_404(Team.objects.select_for_update(), pk=pk)
     if names := ", ".join(team.hypervisors.values_list("name", flat=True)):
         raise ValidationError(f"Hypervisors still belong to it: {names}. Give them to another team first.")
-    if Team.objects.count() < 2:
+    if Team.objects.is_single():
         raise ValidationError("It is the only team, and hypervisors have to belong to one.")
     Event.append("team.remove", actor=by, object=team.name, data={"before": described(team)})
     team.delete()

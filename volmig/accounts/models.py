@@ -19,6 +19,10 @@ SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the da
 
 
 class TeamQuerySet(models.QuerySet["Team"]):
+    def is_single(self) -> bool:
+        """Whether everything belongs to one team."""
+        return self.count() < 2
+
     def of(self, user: Any) -> Self:
         """Those that a person is a member of."""
         if user.is_superuser:
