@@ -29,9 +29,7 @@ def adopt(request: HttpRequest) -> HttpResponse:
         "migrations": [shown(row) for row in migrations.order_by("job")],
         "hypervisors": rows.exclude(hypervisor=None).select_related("hypervisor").order_by("hypervisor__name"),
     }
-    response = render(request, "jobs/adopt.html", values)
-    response["Cache-Control"] = "no-store"
-    return response
+    return render(request, "jobs/adopt.html", values)
 
 
 def shown(row: Adoption) -> dict[str, Any]:

@@ -57,8 +57,9 @@ def items(user: Any) -> list[Item]:
         return []
     now = timezone.now()
     rows = list(jobs_at_work(Job.objects.visible_to(user)))
-    found = [of_job(job, state) for job in rows if (state := job.condition(now)).attention]
-    named = {getattr(job, f"{role}_id") for job in rows if job.condition(now).attention for role in ROLES}
+    urgent = [(job, state) for job in rows if (state := job.condition(now)).attention]
+    named = {getattr(job, f"{role}_id") for job, _ in urgent for role in ROLES}
+    found = [of_job(job, state) for job, state in urgent]
     found += hypervisors(user, rows, named, now)
     found += expiring(user, now)
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
@@ -103,7 +104,7 @@ def of_hypervisor(hypervisor: Hypervisor) -> Item:
 
 def expiring(user: Any, now: dt.datetime) -> list[Item]:
     """Requests that are open or not yet used, and expire within the hour."""
-    rows = Approval.objects.visible_to(user).open().filter(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON)
+    rows = Approval.objects.visible_to(user).expiring(now, EXPIRES_SOON)
     return [
         Item(
             f"Migration {asked.job_id}: {asked.job.instance_name}",
@@ -122,12 +123,12 @@ def expiring(user: Any, now: dt.datetime) -> list[Item]:
 def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
     """What differs when a page would: of each migration at work, and of everything else that needs attention.
 
-    Conditions change by time alone, which no row tells of.
+    Conditions change with time alone, and then no row changes.
     """
     now = timezone.now()
     rows = list(jobs_at_work(Job.objects.all()))
     states = {job.pk: mark(job, now) for job in rows}
-    soon = Approval.objects.open().filter(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON)
+    soon = Approval.objects.expiring(now, EXPIRES_SOON)
     others = (
         tuple(soon.order_by("pk").values_list("pk", flat=True)),
         tuple(Hypervisor.objects.exclude(quarantined_at=None).order_by("pk").values_list("pk", flat=True)),

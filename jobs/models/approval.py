@@ -37,6 +37,10 @@ class ApprovalQuerySet(OwnedQuerySet["Approval"]):
         """Neither used nor void; it may be expired, or approved and waiting for its use."""
         return self.filter(voided_at=None, consumed_at=None)
 
+    def expiring(self, now: dt.datetime, within: dt.timedelta) -> Self:
+        """Open ones that have not expired yet and will within this time."""
+        return self.open().filter(expires_at__gt=now, expires_at__lte=now + within)
+
     def with_names(self) -> Self:
         """For pages: who asked and for which migration, without their bulky columns."""
         return self.select_related("job", "requester").defer("bound", *(f"job__{name}" for name in BULKY))
