@@ -31,6 +31,7 @@ from hosts.remote.host import (
     fingerprint,
 )
 from hosts.remote.hostctl import pack
+from hosts.remote.hostctl.act import reason
 from hosts.remote.phrases import phrase
 
 CONNECT_SECONDS = 10
@@ -153,7 +154,7 @@ def plain(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "its name cannot be resolved"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror[:1].lower() + error.strerror[1:]
+        return reason(error)
     said = " ".join(str(error).split()).rstrip(". ")
     return re.sub(r"\[Errno -?\d+\] ", "", said) or "the connection was cut"
 

@@ -39,7 +39,7 @@ def test_every_field_of_a_request_is_limited_or_said_to_be_free():
 
 def test_names_in_a_policy_are_what_requests_may_name():
     assert policy._PATTERNS["volume_groups"] == request.LVM_NAME
-    assert policy._PATTERNS["directories"] == request.PATH == policy._PATH
+    assert policy._PATTERNS["directories"] == request.PATH == policy.ABSOLUTE
     assert policy._PATTERNS["shares"] == request.PATTERNS["share_source"]
 
 

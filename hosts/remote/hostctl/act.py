@@ -4,6 +4,7 @@ import shlex
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 Args = Dict[str, Any]
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 class Act(NamedTuple):

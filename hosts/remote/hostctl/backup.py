@@ -8,7 +8,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from .act import Args, Refused
+from .act import UUID, Args, Refused
 from .images import Image
 from .nfs import read_direct
 from .owner import as_user
@@ -20,7 +20,6 @@ from .virsh import identity
 
 KEPT = ("disk.old", "disk.rejected")
 CHECK_SECONDS = 3600
-UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MARKED_CORRUPT = "it is marked corrupt: QEMU opens it for reading only until qemu-img check -r all has repaired it"
 SOUND, LEAKS = 0, 3  # exit statuses of qemu-img check: in order, and space that nothing uses
 

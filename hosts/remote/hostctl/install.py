@@ -8,14 +8,14 @@ import os
 import pkgutil
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import zipfile
 from typing import List, Set
 
+from .start import only_roots
 from .store import STATE
-from .version import source_hash
+from .version import source_hash, versions_in
 
 PROGRAM = "/usr/local/libexec/volmig-hostctl"
 DIRECTORY = PROGRAM + ".d"
@@ -32,7 +32,7 @@ def main(archive: str, program: str = PROGRAM, state: str = STATE) -> int:
     os.makedirs(os.path.dirname(program), 0o755, exist_ok=True)
     os.makedirs(directory, 0o755, exist_ok=True)
     os.chmod(directory, 0o755)  # noqa: S103  others may read it, as any program
-    if not _only_roots(directory):
+    if not only_roots(directory):
         sys.stderr.write("hostctl: %s is not root's alone\n" % directory)
         return 2
     _keep_former(program, directory)
@@ -43,17 +43,12 @@ def main(archive: str, program: str = PROGRAM, state: str = STATE) -> int:
     needed = needed_versions(state)
     removed = _remove_others(directory, {source_hash(), before} | needed)
     sys.stdout.write("hostctl %s is installed as the current version.\n" % source_hash())
-    for digest in sorted(set(versions(directory)) - {source_hash()}):
+    for digest in sorted(set(versions_in(directory)) - {source_hash()}):
         why = "a migration on this host began with it" if digest in needed else "it was the current version before"
         sys.stdout.write("hostctl %s stays: %s.\n" % (digest, why))
     for digest in removed:
         sys.stdout.write("hostctl %s is removed: nothing on this host needs it.\n" % digest)
     return 0
-
-
-def versions(directory: str) -> List[str]:
-    """The hashes of all that is installed there."""
-    return sorted(name[len(NAME) :] for name in os.listdir(directory) if re.match(NAME + r"[0-9a-f]{16}\Z", name))
 
 
 def needed_versions(state: str = STATE) -> Set[str]:
@@ -126,13 +121,8 @@ def _launcher() -> bytes:
 
 
 def _remove_others(directory: str, kept: Set[str]) -> List[str]:
-    removed = [digest for digest in versions(directory) if digest not in kept]
+    removed = [digest for digest in versions_in(directory) if digest not in kept]
     for digest in removed:
         os.unlink(os.path.join(directory, NAME + digest))
         shutil.rmtree(os.path.join(directory, ".hostctl-" + digest), ignore_errors=True)
     return removed
-
-
-def _only_roots(path: str) -> bool:
-    found = os.lstat(path)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022

@@ -7,14 +7,13 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import filesystem, lvm, mounts, nfs, store, untrusted
-from .act import Stop
+from .act import UUID, Stop
 from .tools import Work, find
 from .untrusted import Share, open_directory, plain
 
 CAP = 1000
 SHARES_WITHIN = 8.0
 PROBE_WITHIN = 10.0
-UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MARKED = 'lv_tags={"volmig"} || lv_name=~"^volmig_"'
 TAG = re.compile(r"volmig\.(job|src)=(%s)\Z" % UUID)
 OWN_PATH = re.compile(r"/(?:srv|mnt)/volmig/([0-9a-f]{32})\Z")

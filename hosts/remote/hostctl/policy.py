@@ -130,19 +130,8 @@ FREE = frozenset(
     (
         *("lv", "relay_lv", "instance", "disk", "fs_uuid", "lv_uuid", "sha256", "mountpoint", "export", "holder_unit"),
         *("reason", "was", "options", "stops", "step", "direction", "job", "verb", "hash", "start", "started"),
-        *(
-            "incarnation",
-            "session",
-            "after",
-            "instead_of",
-            "untouched",
-            "targets",
-            "made",
-            "live",
-            "stage",
-            "recorded",
-            "seal",
-        ),
+        *("incarnation", "session", "after", "instead_of", "untouched", "targets"),
+        *("made", "live", "stage", "recorded", "seal"),
     )
 )
 WORDS = {
@@ -308,12 +297,17 @@ def understood(data: bytes, changed_at: float = 0.0) -> Reading:
         return _invalid("it is not JSON: %s" % str(error)[:200])
     if not isinstance(value, dict):
         return _invalid("it is not a JSON object")
+    policy, wrong = _policy(value)
+    return _invalid(wrong) if wrong else Reading(policy, None, hashlib.sha256(data).hexdigest()[:16], changed_at)
+
+
+def _policy(value: Dict[str, Any]) -> Tuple[Optional[Policy], str]:
+    """The policy of a JSON object, or None and what is wrong with it."""
     wrong = [fault for fault in _faults(value) if fault]
     if wrong:
-        return _invalid("; ".join(wrong)[:500])
+        return None, "; ".join(wrong)[:500]
     lists = {name: tuple(value[name]) for name in LISTS}
-    policy = Policy(stop_guests=value["stop_guests"], **lists)
-    return Reading(policy, None, hashlib.sha256(data).hexdigest()[:16], changed_at)
+    return Policy(stop_guests=value["stop_guests"], **lists), ""
 
 
 def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -323,14 +317,15 @@ def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return found
 
 
-# As in a request (request.py); there a test compares them.
-_NAME = r"(?!\.{1,2}\Z)[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}"
-_PATH = r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_+.@-]{1,200}){1,16}"
+# A request (request.py) is held to the same patterns.
+LVM_NAME = r"(?!\.{1,2}\Z)[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}"
+ABSOLUTE = r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_+.@-]{1,200}){1,16}"
+SHARE = r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]+\]):" + ABSOLUTE
 _PATTERNS = {
     "roles": "|".join(ROLES),
-    "volume_groups": _NAME,
-    "shares": r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]+\]):" + _PATH,
-    "directories": _PATH,
+    "volume_groups": LVM_NAME,
+    "shares": SHARE,
+    "directories": ABSOLUTE,
     "networks": r"[0-9A-Fa-f:.]+/[0-9]{1,3}",
     "seal_keys": r"[0-9a-f]{64}",
 }
@@ -391,12 +386,8 @@ def reported(answer: Any) -> Reading:
     shown = answer if isinstance(answer, dict) else {}
     found = shown.get("policy")
     if isinstance(found, dict):
-        whole = dict(found, seal_keys=[])
-        wrong = [fault for fault in _faults(whole) if fault]
-        if not wrong:
-            lists = {name: tuple(whole[name]) for name in LISTS}
-            return Reading(Policy(stop_guests=whole["stop_guests"], **lists), None, str(shown.get("hash", "")))
-        return _invalid("; ".join(wrong)[:500])
+        policy, wrong = _policy(dict(found, seal_keys=[]))
+        return _invalid(wrong) if wrong else Reading(policy, None, str(shown.get("hash", "")))
     if shown.get("code"):
         return Reading(None, Objection(*(str(shown.get(name, "")) for name in ("code", "found", "next"))))
     return Reading(None, missing())

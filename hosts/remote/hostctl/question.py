@@ -4,6 +4,7 @@ A process that waits for a dead NFS server or a dead disk cannot be ended, not e
 The caller gets its answer all the same, and how many such processes there are is known: their number is limited.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -13,6 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import tools, untrusted
 from .act import Args, Refused
+from .nfs import write_all
 from .store import read_json, write_json
 
 WITHIN = 15.0  # seconds; whoever asks through SSH waits for 20
@@ -103,22 +105,16 @@ def _ask(  # pragma: no cover
             os.dup2(nowhere, fd)
 
         def note(text: str) -> None:
-            _send(writing, b"N%s\n" % text[:500].encode("utf-8", "replace").replace(b"\n", b" "))
+            write_all(writing, b"N%s\n" % text[:500].encode("utf-8", "replace").replace(b"\n", b" "))
 
-        untrusted.note, work.note = note, note
+        untrusted.note = note
         work.until = time.monotonic() + seconds - 1
         given = json.dumps(run(work)).encode()
         for pid, doing in tools.ABANDONED:
             remember(directory, pid, kind, doing)
-        _send(writing, b"A%s\n" % given)
+        write_all(writing, b"A%s\n" % given)
     finally:
         os._exit(0)
-
-
-def _send(fd: int, data: bytes) -> None:  # pragma: no cover
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 # In the parent
@@ -177,15 +173,9 @@ def stuck(directory: str) -> List[Stuck]:
         if facts.get("began") and _began(pid) == facts["began"]:
             found.append(Stuck(pid, str(facts["kind"]), str(facts["doing"]), float(facts["since"])))
         else:
-            _forget(os.path.join(place, name))
+            with contextlib.suppress(FileNotFoundError):  # another call was quicker
+                os.unlink(os.path.join(place, name))
     return sorted(found)
-
-
-def _forget(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass  # another call was quicker
 
 
 def _began(pid: int) -> str:

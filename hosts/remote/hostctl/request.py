@@ -8,7 +8,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from . import PROTOCOL, authority, detached, policy, question, source_hash, verbs
-from .act import Args, Refused, Stop
+from .act import UUID, Args, Refused, Stop
 from .ownership import Ownership
 from .store import RUN, STATE, Store, forgotten
 from .tools import Work
@@ -20,9 +20,7 @@ ANSWER_WITHIN = 5.0
 LOCK_WITHIN = 20.0
 
 # Allow-lists, all anchored at both ends; whatever is not listed here never reaches a verb.
-UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-LVM_NAME = r"(?!\.{1,2}\Z)[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}"
-PATH = r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_+.@-]{1,200}){1,16}"
+LVM_NAME, PATH = policy.LVM_NAME, policy.ABSOLUTE
 PATTERNS = {
     "vg": LVM_NAME,
     "lv": LVM_NAME,
@@ -34,7 +32,7 @@ PATTERNS = {
     "export": r"/srv/volmig/[0-9a-f]{32}",
     "instances": PATH,
     "backup_path": PATH,
-    "share_source": r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]+\]):" + PATH,
+    "share_source": policy.SHARE,
     "disk": r"disk(?:\.[a-z0-9]{1,16})?",
     "sha256": r"[0-9a-f]{64}",
     "reason": r"[ -~]{1,200}",

@@ -8,6 +8,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from . import untrusted
 from .act import Act, Args, Failed, Refused, Stop, command, reason
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -127,7 +128,6 @@ class Work:
         self.commands: List[Dict[str, Any]] = []
         self.touched: Optional[bool] = False
         self.plan = list(announce(args, job))
-        self.note: Callable[[str], None] = _unnoted  # hears what is about to be asked
         self.until: Optional[float] = None  # when every answer has to be there, by the monotonic clock
         self._reported = 0.0
 
@@ -192,7 +192,7 @@ class Work:
     def _run(self, act: Act, probe: bool, how: Dict[str, Any]) -> Output:
         started, at = time.monotonic(), _now()
         path = find(act.argv[0])
-        self.note(act.text)
+        untrusted.note(act.text)
         if self.until is not None:
             how = dict(how, timeout=max(0.5, min(how.get("timeout") or 30, self.until - started)))
         argv = (path or act.argv[0], *act.argv[1:])
@@ -256,10 +256,6 @@ def _execute(
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _unnoted(text: str) -> None:
-    return None
 
 
 def _nothing() -> None:

@@ -39,7 +39,7 @@ def _unnoted(text: str) -> None:
     return None
 
 
-note = _unnoted  # hears what is about to be opened: on a dead server that is the last that is heard
+note = _unnoted  # is passed what is about to be opened or run: on a dead server that is the last message
 
 
 def plain(text: str, cap: int = 400) -> str:

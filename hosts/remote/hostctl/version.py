@@ -37,8 +37,13 @@ def source_hash() -> str:
 def installed() -> List[str]:
     """The hashes of all versions that lie beside the running archive, its own among them."""
     try:
-        names = os.listdir(os.path.dirname(os.path.abspath(sys.argv[0])))
+        beside = versions_in(os.path.dirname(os.path.abspath(sys.argv[0])))
     except OSError:
-        names = []
-    found = [re.match(ARCHIVE, name) for name in names]
-    return sorted({source_hash()} | {each.group(1) for each in found if each})
+        beside = []
+    return sorted({source_hash(), *beside})
+
+
+def versions_in(directory: str) -> List[str]:
+    """The hashes of all versions that a directory holds."""
+    found = [re.match(ARCHIVE, name) for name in os.listdir(directory)]
+    return sorted(each.group(1) for each in found if each)
