@@ -236,7 +236,7 @@ def adopt(row: Adoption) -> None:
             raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now; compare again."))
         claim_above(job, max(int(each["fence"]) for each in seen.values()))
         for on, each in seen.items():
-            taken_over(hands.take_over(on, each.get("owner") or {}, job.fence), host_of(job, on).name)
+            taken_over(hands.take_over(on, each.get("owner") or {}), host_of(job, on).name)
         seen = ask(hands)  # from here on nobody else begins anything there
         if silent := [each["silent"] for each in seen.values() if "silent" in each]:
             raise Refused(Sentence("cannot-adopt", " ".join(silent)))

@@ -145,9 +145,8 @@ class Hands:
         """
         if self.job.judged_by == incarnation.SESSION:
             return {}
-        status = Request("status", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
         silent: dict[str, HostError] = {}
-        for role, each in self.ask(dict.fromkeys(HYPERVISORS, status)).items():
+        for role, each in self.ask(dict.fromkeys(HYPERVISORS, self.about("status"))).items():
             if each.answer is not None and each.answer.state == "done":
                 self.judge_status(host_of(self.job, role), each.answer.evidence)
             else:
@@ -177,7 +176,7 @@ class Hands:
         state = incarnation.enter_read_only(reason, "stale-fence")
         raise incarnation.ReadOnly(state.reason)
 
-    def take_over(self, on: str, owner: Mapping[str, Any], fence: int) -> Heard:
+    def take_over(self, on: str, owner: Mapping[str, Any]) -> Heard:
         """While volmig is read-only, for a person who adopts: own the hypervisor, and raise the job's fence there.
 
         Only a host of this incarnation, and only in place of the owner that was reported; nothing else is changed.
@@ -188,8 +187,7 @@ class Hands:
             heard = way(self.signed(hypervisor, Request("own")))
             if heard.answer is None or heard.answer.state != "done":
                 return heard
-        raised = Request("fence", {}, str(self.job.uuid), self.job.pk, fence=fence)
-        return way(self.signed(hypervisor, raised))
+        return way(self.signed(hypervisor, self.about("fence")))
 
     # The cloud
 
@@ -205,8 +203,7 @@ class Hands:
 
     def _intend(self, request: Request, found: dict[str, Any]) -> None:
         """A cloud knows no fence and remembers nothing: the destination is asked and remembers the owner instead."""
-        fence = Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
-        answer = self.host(DESTINATION).call(fence)
+        answer = self.host(DESTINATION).call(self.about("fence"))
         if answer.state not in ("done", "busy"):
             said = answer.error or {}
             raise HostError(str(said.get("tried")), str(said.get("found")), str(said.get("next") or ""))
@@ -220,6 +217,10 @@ class Hands:
         run = self.job.runs.get(step=request.step, direction=request.direction, attempt=request.attempt)
         run.evidence |= found
         run.save(update_fields=["evidence"])
+
+    def about(self, verb: str) -> Request:
+        """A request about the job as a whole, and no step of it."""
+        return Request(verb, job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
 
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
         step = planned.step
@@ -240,15 +241,8 @@ class Hands:
 
     def boots(self, roles: Iterable[str]) -> dict[str, str | HostError]:
         """The boot id of each of these hypervisors now, or why it does not say."""
-        status = Request("status", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
-        heard = self.ask(dict.fromkeys(roles, status))
-        return {
-            on: each.answer.boot_id
-            if each.answer
-            else each.error
-            or Unreachable(f"ask the {on} for its boot ID", "there was no answer", "Retrying automatically.")
-            for on, each in heard.items()
-        }
+        heard = self.ask(dict.fromkeys(roles, self.about("status")))
+        return {on: each.answer.boot_id if each.answer else each.error or no_boot_id(on) for on, each in heard.items()}
 
     def limits(self) -> Mapping[str, Any]:
         return {"rate": self.job.rate_allowed()}
@@ -330,6 +324,10 @@ class Hands:
     def close(self) -> None:
         for host in self.hosts.values():
             host.close()
+
+
+def no_boot_id(on: str) -> HostError:
+    return Unreachable(f"ask the {on} for its boot ID", "there was no answer", "Retrying automatically.")
 
 
 def refused_as(answer: Answer) -> str:

@@ -95,9 +95,9 @@ class Work:
 
         What it began and wrote down is ours now; what runs unknown to the journal has to end first.
         """
-        journal, fence = self._journal(), Request("fence", {}, str(self.job.uuid), self.job.pk, fence=self.job.fence)
+        journal = self._journal()
         try:
-            heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), fence))
+            heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), self.hands.about("fence")))
         except HostError as error:  # a hypervisor that has to say first who owns it
             self._wait(f"Before going on after a worker that went away: {error}", timezone.now() + BUSY)
             return False
@@ -545,8 +545,7 @@ class Work:
 
     def _policies(self) -> dict[str, dict[str, Any]]:
         """What each hypervisor says that its own policy is; one that does not say is left out."""
-        request = Request("policy", job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
-        heard = self.hands.ask(dict.fromkeys(HYPERVISORS, request))
+        heard = self.hands.ask(dict.fromkeys(HYPERVISORS, self.hands.about("policy")))
         return {
             role: each.answer.evidence for role, each in heard.items() if each.answer and each.answer.state == "done"
         }

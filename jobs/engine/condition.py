@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from jobs.engine import states
+from jobs.engine.plan import Range as Range
 from jobs.engine.steps import NAMED
 
 Tone = Literal["bad", "warn", "wait", "ask", "run", "good", "flat"]
-Range = tuple[float, float, float]  # seconds: low, usual, high
 FRESH: Final = timedelta(seconds=10)  # figures of this age prove that their hypervisor is there
 PATIENCE: Final = timedelta(seconds=15)  # a call, or a pause between bytes, of this length is nothing unusual
 # What a hypervisor that is needed does not do, by the kind of wait, and the advice.
@@ -99,6 +99,11 @@ class Situation:
     def is_down(self) -> bool:
         return self.down is not None and self.down.until is None
 
+    @property
+    def down_words(self) -> str:
+        """That the instance is down, or may be while that is not certain."""
+        return "is down" if self.is_down and self.down and self.down.certain else "may be down"
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -138,8 +143,8 @@ def _halted(seen: Situation) -> Condition | None:
     if not seen.halt_reason:
         return None
     if seen.is_down or seen.status in ("swapping", "rolling_back"):
-        is_down = "is down" if seen.is_down and seen.down and seen.down.certain else "may be down"
-        said, advice = f"The instance {is_down}. volmig has stopped and will not continue on its own.", "Act now."
+        stopped, advice = "volmig has stopped and will not continue on its own.", "Act now."
+        said = f"The instance {seen.down_words}. {stopped}"
     else:
         runs = "The instance runs on its current disk" if seen.status in states.ENDED | {"on_trial"} else UNTOUCHED
         said, advice = f"{runs}. volmig has stopped and changes nothing more until someone decides.", ""
@@ -153,8 +158,7 @@ def _stalled(seen: Situation) -> Condition | None:
         return None
     since, kind, sentence, advice = stall
     if seen.is_down:
-        is_down = "is down" if seen.down and seen.down.certain else "may be down"
-        kind, sentence = f"down-{kind}", f"The instance {is_down}. {sentence}"
+        kind, sentence = f"down-{kind}", f"The instance {seen.down_words}. {sentence}"
     tone: Tone = "bad" if seen.status in ("swapping", "rolling_back") else "warn"
     return Condition(kind, sentence, tone, since, seen.next_try, advice, seen.waiting_for, attention=True)
 
@@ -301,8 +305,14 @@ def time_left(found: Condition, step: Step | None, steps: Iterable[tuple[str, Ra
     """
     if not found.moving:
         return None
-    ranges = [_left(name, forecast, step) for name, forecast in steps]
-    return (sum(row[0] for row in ranges), sum(row[1] for row in ranges), sum(row[2] for row in ranges))
+    return _total(_left(name, forecast, step) for name, forecast in steps)
+
+
+def _total(ranges: Iterable[Range]) -> Range:
+    low = usual = high = 0.0
+    for each in ranges:
+        low, usual, high = low + each[0], usual + each[1], high + each[2]
+    return low, usual, high
 
 
 def _left(name: str, forecast: Range, step: Step | None) -> Range:
@@ -331,11 +341,8 @@ def outlook(
             rest.append(_rest(name, forecast, step, elapsed))
         else:
             rest.append(forecast)
-    whole = (
-        known + sum(row[0] for row in rest),
-        known + sum(row[1] for row in rest),
-        known + sum(row[2] for row in rest),
-    )
+    low, usual, high = _total(rest)
+    whole = known + low, known + usual, known + high
     stuck = step is not None and not found.moving
     return Outlook(whole, known, stuck or found.attention, tuple(late))
 

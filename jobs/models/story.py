@@ -201,16 +201,27 @@ def expected(job: Job, step: dict[str, Any]) -> condition.Range:
     return low, usual, high
 
 
+def planned_step(job: Job, name: str) -> dict[str, Any] | None:
+    """A step of the plan as it was made."""
+    return next((step for step in (job.plan or {}).get("steps", ()) if step["name"] == name), None)
+
+
+def step_title(job: Job, name: str) -> str:
+    """What a step is called: as it was planned, else as it is called today."""
+    if step := planned_step(job, name):
+        return str(step["title"])
+    return NAMED[name].title if name in NAMED else name.replace("_", " ").capitalize()
+
+
 def step_now(job: Job) -> condition.Step | None:
     """The attempt that is under way, as far as a sentence about it depends on it."""
     run = job.running()
     if run is None:
         return None
-    planned = next((each for each in (job.plan or {}).get("steps", ()) if each["name"] == run.step), None)
-    title = planned["title"] if planned else NAMED[run.step].title if run.step in NAMED else run.step
+    planned = planned_step(job, run.step)
     return condition.Step(
         run.step,
-        title,
+        step_title(job, run.step),
         run.hypervisor.name if run.hypervisor else job.destination.name,
         run.direction == "undo",
         run.started_at,

@@ -12,7 +12,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from jobs.engine import leftovers
-from jobs.engine.steps import NAMED
+from jobs.models import story
 from volmig.templatetags.units import spoken
 
 register = template.Library()
@@ -149,27 +149,20 @@ def announcement(job: Any, run: Any) -> str:
 @register.filter
 def title_of(job: Any, run: Any) -> str:
     """The title of the step that a run is of."""
-    if step := planned(job, run.step):
-        return str(step["title"])
-    return NAMED[run.step].title if run.step in NAMED else run.step.replace("_", " ").capitalize()
+    return story.step_title(job, run.step)
 
 
 @register.filter
 def titles(job: Any, names: Iterable[str]) -> str:
     """The titles of several steps, with commas."""
-    return ", ".join(str(step["title"]) if (step := planned(job, name)) else name for name in names)
+    return ", ".join(story.step_title(job, name) for name in names)
 
 
 @register.filter
 def upper_bound(job: Any, run: Any) -> float | None:
     """The most seconds that a step was forecast to take."""
-    step = planned(job, run.step) if run.direction == "do" else None
+    step = story.planned_step(job, run.step) if run.direction == "do" else None
     return float(step["seconds"][2]) if step else None
-
-
-def planned(job: Any, name: str) -> dict[str, Any] | None:
-    """A step of the plan as it was made."""
-    return next((step for step in (job.plan or {}).get("steps", []) if step["name"] == name), None)
 
 
 @register.filter
@@ -177,7 +170,7 @@ def commands_of(job: Any, run: Any) -> list[str]:
     """The commands of a run as they ran, or as they are planned while none has ended."""
     if ran := [line["text"] for line in run.commands or [] if not line.get("probe")]:
         return ran
-    step = planned(job, run.step) if run.direction == "do" else None
+    step = story.planned_step(job, run.step) if run.direction == "do" else None
     return [line["text"] for line in step["commands"]] if step else []
 
 
