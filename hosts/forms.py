@@ -183,7 +183,7 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         ):
             self.add_error(
                 "secret",
-                "Enter the secret: it is needed once for a credential that is new or sent elsewhere, or otherwise.",
+                "Enter the secret: the credential is new, or it would be sent to another place or in another way.",
             )
         return values
 

@@ -198,7 +198,7 @@ def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
     """Has the workers check the credential, or read computes and instances again."""
     known = get_object_or_404(Cloud.objects.with_nova(), pk=pk)
     task = {"check": "hosts.tasks.check_cloud", "refresh": "hosts.tasks.refresh_cloud"}[what]
-    queued = f"{known.name} is being asked. The ages below tell when the answers are new."
+    queued = f"The request to {known.name} was queued. The ages below show when the answers are new."
     show(request, lambda: ask(task, known.pk, by=request.user), queued)
     return redirect("hosts:nova", known.pk)
 
@@ -279,7 +279,7 @@ def pin(request: HttpRequest, pk: int) -> HttpResponse:
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    show(request, lambda: host.ask_key(request.user), f"{host.name} is being asked for its host key.")
+    show(request, lambda: host.ask_key(request.user), f"The host key of {host.name} was requested.")
     return redirect("hosts:pin", host.pk)
 
 

@@ -65,7 +65,7 @@ def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:
 
 def compare(request: HttpRequest) -> str:
     said = ask("jobs.adopting.compare", by=request.user)
-    return str(said) if said else "Every host is asked now. Reload in a few seconds."
+    return str(said) if said else "Comparing with every host. Reload in a few seconds."
 
 
 def migration(request: HttpRequest) -> str:
@@ -83,7 +83,7 @@ def host(request: HttpRequest) -> str:
 
 def finish(request: HttpRequest) -> str:
     adopting.want_end(request.user)
-    return "Every host is asked once more; then read-only mode ends. Reload in a few seconds."
+    return "Comparing with every host once more; then read-only mode ends. Reload in a few seconds."
 
 
 VERBS = {"compare": compare, "migration": migration, "host": host, "finish": finish}

@@ -211,7 +211,7 @@ class Hands:
 
     @transaction.atomic
     def _note_intent(self, request: Request, found: dict[str, Any]) -> None:
-        """The database is asked and told before something is changed."""
+        """Check the lease and keep the intent in the database, before anything is changed."""
         if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence, lease_until__gt=Now()).exists():
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
         run = self.job.runs.get(step=request.step, direction=request.direction, attempt=request.attempt)

@@ -148,7 +148,7 @@ class Tailer:
                 if now - checked >= RECHECK:
                     checked = now
                     await self.close_ended()
-                # Last, and only when all went well: a page is live as long as somebody looks for it.
+                # Last, and only when all went well: a page is live only while its changes are polled.
                 if now - beaten >= BEAT_EVERY:
                     beaten = now
                     await send(INBOX, json.dumps({"beat": round(time.time(), 3)}))

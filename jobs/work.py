@@ -300,7 +300,7 @@ class Work:
         """Use the consent up in the very transaction that moves the job."""
         if not approval.seals:
             said = (
-                "The approval has no seal yet. volmig's web process makes it: see that it runs, then press Try again."
+                "The approval has no seal yet. volmig's web process makes it: check that it runs, then try again."
             )
             return self._wait(said, timezone.now() + SLOT)
         with transaction.atomic():

@@ -34,7 +34,7 @@ def page(request: HttpRequest) -> HttpResponse:
 @require_GET
 @login_not_required
 def keys(request: HttpRequest) -> HttpResponse:
-    """keys.json, for anybody: there is nothing in it that may not be known."""
+    """keys.json, for anyone: nothing in it is secret."""
     body = json.dumps(signing.published(), indent=1) + "\n"
     told = {"Content-Disposition": 'attachment; filename="keys.json"'}
     return HttpResponse(body, content_type="application/json", headers=told)
@@ -43,7 +43,7 @@ def keys(request: HttpRequest) -> HttpResponse:
 @require_GET
 @login_not_required
 def verifier(request: HttpRequest) -> FileResponse:
-    """The verifier as one file, for anybody."""
+    """The verifier as one file, for anyone."""
     file = io.BytesIO(Path(verify_evidence.__file__).read_bytes())
     return FileResponse(file, as_attachment=True, filename="verify_evidence.py", content_type=PYTHON)
 

@@ -495,7 +495,7 @@ def _instance_is_there(case: Case, destination: Destination) -> Finding:
     name = case.migration.destination
     if destination.domain_problem:
         return (
-            f"{name} cannot be asked for the instance: {destination.domain_problem}. "
+            f"libvirt on {name} did not report the instance: {destination.domain_problem}. "
             "Where libvirt runs in a container, virsh has to be installed on the host too."
         ), destination.domain_problem
     if destination.domain is None:
@@ -588,7 +588,7 @@ def _image_is_safe(case: Case, disk: Disk) -> Finding:
     if not disk.objections:
         return None
     why = "; ".join(disk.objections)
-    return f"{disk.path} was opened by no tool: {why}. It could not be kept as the way back.", list(disk.objections)
+    return f"No tool was allowed to open {disk.path}: {why}. A rollback could not return to it.", list(disk.objections)
 
 
 @rule("no internal snapshots", WARNS, "The present disk holds no internal snapshots.", "disk")

@@ -251,7 +251,7 @@ def situation(job: Job, now: dt.datetime | None = None) -> condition.Situation:
     return condition.Situation(
         now,
         job.status,
-        # What costs a query is asked for only where it would be told.
+        # It costs a query, and is shown only then.
         job.sentence() if step is None and not job.halt_reason else "",
         dt.timedelta(seconds=settings.STALLED_SECONDS),
         halt_reason=job.halt_reason,

@@ -35,7 +35,7 @@ Answer = TypeVar("Answer", bound=HttpResponseBase)
 
 
 def roles_of(user: Any) -> set[str]:
-    """Returns the names of the roles that count: a superuser has all, somebody disabled or unknown none.
+    """Returns the names of the roles that count: a superuser has all, anyone disabled or unknown none.
 
     Those in VOLMIG_NEED_TOTP do not count for people who have no second factor.
     """

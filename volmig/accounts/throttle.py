@@ -127,7 +127,7 @@ class Attempt:
         """To log in under this name, by `what`: login (a password) or code.
 
         A browser in which the name logged in before has a count of its own and none else: guesses from elsewhere
-        delay strangers, and nobody can shut somebody out of the browser that they use.
+        delay strangers, and nobody can lock others out of a browser that they use.
         """
         name, address = get_user_model().normalize_username(name), request.META.get("REMOTE_ADDR", "")
         if device := device_of(request, name):

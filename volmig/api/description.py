@@ -65,7 +65,7 @@ JSON_LINES = {"responses": {200: {"description": "JSON lines", "content": TEXT}}
 @record.get("/evidence/keys", response=shapes.EvidenceKeys, by_alias=True, summary="Public keys of evidence")
 @needs("view")
 def evidence_keys(request: HttpRequest) -> Any:
-    """By these keys anybody can check published heads and archives, with verify_evidence.py: the last is in use, each
+    """With these keys anyone can check published heads and archives, with verify_evidence.py: the last is in use, each
     was signed by the one before it. The same as /evidence/keys.json, which needs no token."""
     return signing.published()
 

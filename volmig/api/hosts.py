@@ -110,7 +110,7 @@ def pin(request: HttpRequest, number: Number, told: shapes.Pin) -> Any:
 @router.post("/{number}/offer", response={202: shapes.Done}, summary="Ask for its host key again")
 def offer(request: HttpRequest, number: Number) -> Any:
     said = found(request, "administer", number).ask_key(request.user)
-    return Status(202, {"detail": said or "It is being asked. Read it until it has an offered fingerprint."})
+    return Status(202, {"detail": said or "Its host key was requested. Read it until it has an offered fingerprint."})
 
 
 @router.post("/{number}/refresh", response={202: shapes.Done}, summary="Look at it again")
@@ -164,7 +164,7 @@ def clouds(request: HttpRequest) -> Any:
 
 def ask_cloud(request: HttpRequest, number: int, task: str) -> Any:
     said = ask(task, get_object_or_404(Cloud.objects.with_nova(), pk=number).pk, by=request.user)
-    return Status(202, {"detail": said or "It is being asked. `seen_at` tells when the answers are new."})
+    return Status(202, {"detail": said or "The request was queued. `seen_at` shows when the answers are new."})
 
 
 @around.post("/clouds/{number}/check", response={202: shapes.Done}, summary="Check a cloud's credential")

@@ -66,7 +66,7 @@ def segments(covered: int, last: int, digest: str) -> Iterator[dict[str, Any]]:
     for first in range(covered + 1, last + 1, MOST):
         until = min(first + MOST - 1, last)
         rows = rows_of(first, until)
-        # Of an audit log that somebody cut, the end is published as it is; the publisher has logged it.
+        # Of an audit log that was cut off, the end is published as it is; the publisher has logged it.
         found = rows[-1][1] if rows and until < last else digest
         yield {"first": first, "seq": until, "hash": found, "root": root(leaves(rows)).hex()}
 
@@ -208,7 +208,7 @@ def intact(line: bytes) -> Head | None:
 
 
 def proofs(path: Path, numbers: Sequence[int]) -> tuple[dict[str, Any], list[Head], str]:
-    """What proves to anybody that the events with these numbers are those that were published.
+    """What proves to anyone that the events with these numbers are those that were published.
 
     Returns each event's path to the root of its head, those heads, and why heads could not be read (empty: they
     could). An event is left out as long as no readable head covers it.

@@ -61,7 +61,7 @@ class Cage:
     def __call__(self) -> None:  # pragma: no cover - runs between fork and exec, where nothing is measured
         try:
             self._limit()
-            if os.geteuid() == 0:  # anybody else has nothing to give up
+            if os.geteuid() == 0:  # anyone else has no privileges to drop
                 self._unshare()
                 self._build()
                 self._give_up()
@@ -129,7 +129,7 @@ class Cage:
             os.setgroups(groups)
         seen = os.fstat(fd)
         if (seen.st_dev, seen.st_ino) != (shown.device, shown.inode):
-            raise OSError("%s was replaced while it was looked at" % shown.path)
+            raise OSError("%s was replaced after it was checked" % shown.path)
         return fd
 
     def _own(self, path: str) -> Optional[int]:  # pragma: no cover

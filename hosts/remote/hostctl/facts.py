@@ -466,7 +466,7 @@ def _live_disk(image: Image) -> Dict[str, Any]:
 
 
 def _formats(info: Optional[Dict[str, Any]]) -> Optional[Dict[str, str]]:
-    """Paths and formats as Nova writes them; whatever else somebody has put there is left out."""
+    """Paths and formats as Nova writes them; anything else in the file is left out."""
     if info is None:
         return None
     return {path: named for path, named in info.items() if isinstance(named, str) and len(path) + len(named) < 1000}

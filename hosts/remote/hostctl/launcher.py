@@ -77,7 +77,7 @@ def current() -> str:
 
 
 def installed(digest: object) -> str:
-    """The path of a version; empty when it is not there, or when somebody else than root could have written it."""
+    """The path of a version; empty when it is not there, or when anyone but root could have written it."""
     if not isinstance(digest, str) or not re.match(HASH, digest):
         return ""
     path = os.path.join(DIRECTORY, "hostctl-" + digest)

@@ -175,7 +175,7 @@ def _exchange(work: Work, field: Field, names: Names, old: int, new: int) -> Non
 def _demand_same_filesystem(output: Output, link: Act) -> None:
     """A filer draws edges within a share, as of a qtree or a nested dataset, over which no name can be given.
 
-    Trying again would not help, so it is told apart from a link of which nothing is known.
+    Trying again would not help, so it is distinguished from a link whose outcome is unknown.
     """
     if output.exit == errno.EXDEV:
         raise Refused(

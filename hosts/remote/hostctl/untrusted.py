@@ -4,7 +4,7 @@ Names are resolved one by one from an open directory, as the share's owner. A sy
 device is refused before it is opened, and again by what was really opened: between the two, names may change. What is
 read whole has a limit. `links` demands the number of names: a file with a second one may be somebody else's disk.
 
-Not to be told from outside: a file of another tenant that the share's own owner *moved* here. That owner can read it
+What this cannot detect: a file of another tenant that the share's own owner *moved* here. That owner can read it
 without us.
 """
 
@@ -29,7 +29,7 @@ KINDS = (
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISDIR, "a directory"),
 )
-# What open() says of a link, a socket or pipe, a device without driver, and a file that somebody holds a lease on.
+# What open() says of a link, a socket or pipe, a device without driver, and a file that is under a lease.
 NOT_A_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EWOULDBLOCK, errno.EISDIR)
 NAMES_CAP = 10000
 JSON_CAP = 65536
@@ -43,7 +43,7 @@ note = _unnoted  # is passed what is about to be opened or run: on a dead server
 
 
 def plain(text: str, cap: int = 400) -> str:
-    """Printable ASCII whatever somebody has called a thing; what was escaped is equal to no name of ours."""
+    """Printable ASCII whatever a thing is called; what was escaped is equal to no name of ours."""
     return ascii(text)[1:-1][:cap]
 
 

@@ -1,4 +1,4 @@
-"""manage.py evidence_key: the public keys by which anybody can check published heads and archives of evidence."""
+"""manage.py evidence_key: the public keys with which anyone can check published heads and archives."""
 
 import json
 from typing import Any
