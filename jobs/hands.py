@@ -104,9 +104,9 @@ class Hands:
         if refused_as(answer) == "other-owner":
             self.judge(hypervisor, owner_in(answer))
             answer = call(self.signed(hypervisor, request))
-        return self.settled(hypervisor, request, answer)
+        return self.settled(hypervisor, answer)
 
-    def settled(self, hypervisor: Hypervisor, request: Request, answer: Answer) -> Answer:
+    def settled(self, hypervisor: Hypervisor, answer: Answer) -> Answer:
         """The answer, unless it says that the job or the host is not ours."""
         code = refused_as(answer)
         if code == "stale-fence":
@@ -286,7 +286,7 @@ class Hands:
             if again.answer is None:
                 return again
             answer = again.answer
-        return Heard(self.settled(hypervisor, request, answer))
+        return Heard(self.settled(hypervisor, answer))
 
     def _way(self, on: str) -> Callable[[Request], Heard]:
         try:

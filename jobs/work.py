@@ -299,9 +299,7 @@ class Work:
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
         if not approval.seals:
-            said = (
-                "The approval has no seal yet. volmig's web process makes it: check that it runs, then try again."
-            )
+            said = "The approval has no seal yet. volmig's web process makes it: check that it runs, then try again."
             return self._wait(said, timezone.now() + SLOT)
         with transaction.atomic():
             if approval.use():

@@ -11,20 +11,8 @@ from psycopg import pq
 YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
 # Read elsewhere: before the settings, by the client, by tests and labs.
 READ = {
-    *(
-        "PART",
-        "KEYS_WEB",
-        "KEYS_WORKER",
-        "DATA",
-        "ADMIN_USER",
-        "ADMIN_PASSWORD",
-        "URL",
-        "TOKEN",
-        "CA_FILE",
-        "CLOUD_SERVICE",
-        "CLOUD_PLANE",
-    ),
-    *("LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
+    *("PART", "KEYS_WEB", "KEYS_WORKER", "DATA", "ADMIN_USER", "ADMIN_PASSWORD", "URL", "TOKEN", "CA_FILE"),
+    *("CLOUD_SERVICE", "CLOUD_PLANE", "LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
 }
 
 

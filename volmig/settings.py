@@ -120,7 +120,7 @@ TASKS = {
     "volmig.notify.send": "background",
     "volmig.notify.send_again": "background",
     "volmig.queue.sweep": "background",
-    "volmig.record.chain.publish": "background",
+    "volmig.record.heads.publish_due": "background",
 }
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
@@ -131,7 +131,7 @@ EVERY_MINUTE = [
     "volmig.accounts.models.sweep",
     "volmig.guessing.record",
     "volmig.queue.sweep",
-    "volmig.record.chain.publish",
+    "volmig.record.heads.publish_due",
 ]
 # How many calls one person, and one token, may cause within ten minutes.
 TASKS_CAP = {
@@ -256,9 +256,8 @@ AUDIT_HEADS_SECONDS = number("AUDIT_HEADS_SECONDS", 60)  # how often a new head 
 NOTIFY_EMAILS = words("NOTIFY_EMAILS")
 WEBHOOK_URL = url("WEBHOOK_URL", "", "http", "https").geturl()
 WEBHOOK_SECRETS = words("WEBHOOK_SECRET")  # the first signs; a second one signs, too, while it is being replaced
-email = url(
-    "EMAIL_URL", "", "smtp", "smtps", "smtp+tls"
-)  # smtp://user:password@host:port, smtps:// for TLS from the start
+# smtp://user:password@host:port, smtps:// for TLS from the start
+email = url("EMAIL_URL", "", "smtp", "smtps", "smtp+tls")
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if email.hostname else 'console'}.EmailBackend"
 EMAIL_HOST, EMAIL_PORT = email.hostname or "localhost", email.port or 25
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = unquote(email.username or ""), unquote(email.password or "")

@@ -32,12 +32,7 @@ WARNS: Final = "warns"
 INFORMS: Final = "informs"
 SKEW: Final = 2.0
 NOT_MAPPED: Final = (65534, 4294967294)  # the kernel's overflow uid, as 32 and as 16 bits of it (user_namespaces(7))
-SERVES_VERSION_3: Final = (
-    "rpcbind",
-    "rpc-statd",
-    "nfs-mountd",
-    "nfs-server",
-)  # rpc.nfsd(8), rpc.statd(8): NFSv3 needs all
+SERVES_VERSION_3: Final = ("rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")  # rpc.nfsd(8), rpc.statd(8): needs all
 AIR: Final = 16 << 20  # what the share needs besides the stage: directories, card, the filer's own metadata
 
 

@@ -6,14 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from volmig.record import heads
 from volmig.record.models import SIGNED, ChainHead, Event, head_now, sign
 from volmig.verify_evidence import Heads
-
-
-def publish() -> None:
-    """Publishes the head of the audit log when it is due; called every minute."""
-    heads.publish_due()
 
 
 def verify_lines(lines: Iterable[str]) -> list[str]:

@@ -33,9 +33,8 @@ class ChainHead(models.Model):
 
     seq = models.BigIntegerField(default=0)
     hash = models.CharField(max_length=64, default="", blank=True)
-    published = models.BigIntegerField(
-        default=0
-    )  # the last event that a published head covers: a cut end of that file shows
+    # The last event that a published head covers, so that a cut end of that file shows.
+    published = models.BigIntegerField(default=0)
 
     def __str__(self) -> str:
         return f"{self.seq} {self.hash}"
