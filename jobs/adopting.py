@@ -172,13 +172,13 @@ def last_lap(job: Job, runs: History) -> int:
 
 def history(job: Job, seen: Mapping[str, Any]) -> History:
     """Every attempt that journal or hosts know, in order, with its lap; the hosts say how it ended."""
-    told = {run.key: run for run in map(adoption.known_of, told_runs(seen))}
+    reported = {run.key: run for run in map(adoption.known_of, reported_runs(seen))}
     rows = [
-        told.pop(known.key, known)
+        reported.pop(known.key, known)
         for known in (known_row(row) for row in job.runs.all())
-        if known.key in told or not unsent(known, job)
+        if known.key in reported or not unsent(known, job)
     ]
-    fresh = adoption.in_order(run for run in told.values() if run.step in NAMED)
+    fresh = adoption.in_order(run for run in reported.values() if run.step in NAMED)
     return adoption.laps([*rows, *fresh])
 
 
@@ -193,7 +193,7 @@ def unsent(known: adoption.Known, job: Job) -> bool:
     return known.state in ("", "running") and not through_nova
 
 
-def told_runs(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def reported_runs(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [run for each in seen.values() for run in each.get("runs") or []]
 
 
@@ -269,7 +269,7 @@ def taken_over(heard: Heard, name: str) -> None:
 
 def facts_first(job: Job, hands: Hands, seen: Mapping[str, Any]) -> None:
     """Where hosts know steps of a plan that the database lacks, make it again from what is there now."""
-    if (job.plan or {}).get("steps") or not told_runs(seen):
+    if (job.plan or {}).get("steps") or not reported_runs(seen):
         return
     work = Work(job, hands)
     facts = work._facts(work._ask("source", "relay", "destination", "instance", fully=True))
@@ -286,19 +286,19 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
     runs = history(job, seen)
     found = verdict(job, runs)
     never = [row for row in job.runs.all() if unsent(known_row(row), job)]
-    told = {tuple(_short(run)[:3]): (on, run) for on, each in seen.items() for run in each.get("runs") or []}
-    if told:
+    reported = {tuple(_short(run)[:3]): (on, run) for on, each in seen.items() for run in each.get("runs") or []}
+    if reported:
         reserve_space(job)
     journal = Journal(job, job.planned().steps)
     entered = []
     for lap, known in runs:
-        if known.key in told and needs_entering(journal, known):
-            on, run = told[known.key]
+        if known.key in reported and needs_entering(journal, known):
+            on, run = reported[known.key]
             rehearsed = NAMED[known.step].phase == ""
             journal.learn_of(run, host_of(job, on), 0 if rehearsed else lap)
             entered.append("-".join(map(str, known.key)))
     for row in never:
-        if (row.step, row.direction, row.attempt) not in told:
+        if (row.step, row.direction, row.attempt) not in reported:
             StepRun.objects.filter(pk=row.pk).update(result="refused", ended_at=timezone.now(), error=NEVER_SENT)
     decide(job, found, last_lap(job, runs), by)
     data = {"from": job.status, "to": found.status, "why": found.words, "entered": entered}

@@ -36,8 +36,8 @@ def page(request: HttpRequest) -> HttpResponse:
 def keys(request: HttpRequest) -> HttpResponse:
     """keys.json, for anyone: nothing in it is secret."""
     body = json.dumps(signing.published(), indent=1) + "\n"
-    told = {"Content-Disposition": 'attachment; filename="keys.json"'}
-    return HttpResponse(body, content_type="application/json", headers=told)
+    headers = {"Content-Disposition": 'attachment; filename="keys.json"'}
+    return HttpResponse(body, content_type="application/json", headers=headers)
 
 
 @require_GET

@@ -77,7 +77,7 @@ def notify() -> None:
     reached = Q(pk__in=())
     for kind in ("all", "codename", "loginname"):
         reached |= Q(kind=kind, count__gte=LIMITS[kind].tries)
-    rows = list(Tries.objects.filter(reached, noticed_at=None, last_at__gt=now - QUIET).filter(TOLD))
+    rows = list(Tries.objects.filter(reached, noticed_at=None, last_at__gt=now - QUIET).filter(REAL))
     if not rows:
         return
     sentences = []
@@ -94,7 +94,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-TOLD = Q(kind="all") | Q(person__isnull=False)  # a name that nobody has concerns nobody
+REAL = Q(kind="all") | Q(person__isnull=False)  # a name that nobody has concerns nobody
 SENTENCES = {
     "loginname": (
         "Many wrong passwords were typed for: {}. A browser in which they have not logged in before now waits longer "

@@ -397,18 +397,18 @@ def _stopped(run: Any, down: Down | None, forecast: Range | None) -> Down | None
 def _moment(run: Any, name: str) -> datetime:
     """A moment of the evidence, no earlier than the request and no later than the answer."""
     ended: datetime = run.ended_at or run.started_at
-    told = _time(run.evidence.get(name))
-    if told is None:
+    value = _time(run.evidence.get(name))
+    if value is None:
         return ended
     began: datetime = run.started_at
-    return min(max(told, began), ended)
+    return min(max(value, began), ended)
 
 
-def _time(told: Any) -> datetime | None:
-    if isinstance(told, int | float):
-        return datetime.fromtimestamp(told, UTC)
+def _time(value: Any) -> datetime | None:
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
     try:
-        found = datetime.fromisoformat(str(told))
+        found = datetime.fromisoformat(str(value))
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

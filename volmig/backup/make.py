@@ -42,8 +42,8 @@ def make(target: Path, recipients: list[Any], versions: dict[str, str]) -> archi
         stage = Path(name)
         about = collect(stage, versions)
         archive.write(stage, about, target, recipients)
-    told = {"sha256": archive.digest(target), "encrypted": bool(recipients), "events": about["events"]}
-    Event.append("backup.make", object=target.name, data=told)
+    details = {"sha256": archive.digest(target), "encrypted": bool(recipients), "events": about["events"]}
+    Event.append("backup.make", object=target.name, data=details)
     return archive.Manifest(about)
 
 

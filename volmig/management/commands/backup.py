@@ -17,12 +17,12 @@ class Command(BaseCommand):
     help = "Writes one archive: database, keys, audit heads and settings. volmig may run meanwhile."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        told = "new file (default: volmig-backup-<time>.tar.gz[.age] in the current directory)"
-        parser.add_argument("--output", type=Path, metavar="FILE", help=told)
-        told = (
+        text = "new file (default: volmig-backup-<time>.tar.gz[.age] in the current directory)"
+        parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+        text = (
             "encrypt it for this age1… or ssh-ed25519 public key; may be repeated (default: VOLMIG_BACKUP_RECIPIENTS)"
         )
-        parser.add_argument("--recipient", action="append", metavar="KEY", help=told)
+        parser.add_argument("--recipient", action="append", metavar="KEY", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -16,10 +16,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--output", type=Path, help="where it is written (default: hostctl, or hostctl-HASH)")
-        told = "the version of a migration under way that began with another release"
-        parser.add_argument("--version", metavar="HASH", dest="wanted", help=told)
-        told = "keep the file of another release, to ship it to root logins while migrations need it"
-        parser.add_argument("--add", type=Path, metavar="FILE", help=told)
+        text = "the version of a migration under way that began with another release"
+        parser.add_argument("--version", metavar="HASH", dest="wanted", help=text)
+        text = "keep the file of another release, to ship it to root logins while migrations need it"
+        parser.add_argument("--add", type=Path, metavar="FILE", help=text)
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """--version means hostctl's here, not Django's."""

@@ -20,10 +20,10 @@ class Command(BaseCommand):
         parser.add_argument("file", type=Path)
         what = parser.add_mutually_exclusive_group(required=True)
         what.add_argument("--check", action="store_true", help="read all of it and say what it is; changes nothing")
-        told = "an empty or new data directory, and for PostgreSQL also the address of an empty database"
-        what.add_argument("--into", nargs="+", metavar="TARGET", help=told)
-        told = "file with the key that decrypts it: an age identity, or an SSH private key without a passphrase"
-        parser.add_argument("--identity", type=Path, metavar="FILE", help=told)
+        text = "an empty or new data directory, and for PostgreSQL also the address of an empty database"
+        what.add_argument("--into", nargs="+", metavar="TARGET", help=text)
+        text = "file with the key that decrypts it: an age identity, or an SSH private key without a passphrase"
+        parser.add_argument("--identity", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -16,8 +16,8 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        told = "the file of hostctl of another release, or its hash (default: this source tree's)"
-        parser.add_argument("--to", metavar="FILE|HASH", help=told)
+        text = "the file of hostctl of another release, or its hash (default: this source tree's)"
+        parser.add_argument("--to", metavar="FILE|HASH", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if refusal := upgrade.downgrade():

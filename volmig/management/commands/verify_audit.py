@@ -20,12 +20,12 @@ class Command(BaseCommand):
     help = "Walks the audit log's hash chain; exits with 1 and names the first bad event when it was tampered with."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        told = (
+        text = (
             "file of published heads (default: VOLMIG_AUDIT_HEADS, when it exists); finds an audit log that was cut off"
         )
-        parser.add_argument("--heads", type=Path, metavar="FILE", help=told)
-        told = "a migration's evidence, or exported JSON lines: are its events this audit log's, as they were written?"
-        parser.add_argument("--bundle", type=Path, metavar="FILE", help=told)
+        parser.add_argument("--heads", type=Path, metavar="FILE", help=text)
+        text = "a migration's evidence, or exported JSON lines: are its events this audit log's, as they were written?"
+        parser.add_argument("--bundle", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["bundle"]:
