@@ -298,7 +298,7 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
             journal.learn_of(run, host_of(job, on), 0 if rehearsed else lap)
             entered.append("-".join(map(str, known.key)))
     for row in never:
-        if (row.step, row.direction, row.attempt) not in reported:
+        if row.key not in reported:
             StepRun.objects.filter(pk=row.pk).update(result="refused", ended_at=timezone.now(), error=NEVER_SENT)
     decide(job, found, last_lap(job, runs), by)
     data = {"from": job.status, "to": found.status, "why": found.words, "entered": entered}
@@ -306,8 +306,8 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
 
 
 def needs_entering(journal: Journal, known: adoption.Known) -> bool:
-    rows = [row for row in journal.rows if (row.step, row.direction, row.attempt) == known.key]
-    return not rows or rows[0].ended_at is None
+    row = journal.attempt(known.key)
+    return row is None or row.ended_at is None
 
 
 def reserve_space(job: Job) -> None:

@@ -80,18 +80,22 @@ class Journal:
                 direction=direction,
                 attempt=attempt,
                 # Known before it is asked for: an undo may have to stop it although no answer ever came.
-                unit=f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}",
+                unit=self._unit(step, direction, attempt),
                 fence=self.job.fence,
                 hypervisor=host_of(self.job, planned.step.on),
                 args=args,
                 bytes_total=planned.bytes,
             )
-            if direction == "do":
-                self._expect(planned, planned.leaves)
-            elif step == "swap":
-                self._expect(planned, rejected(planned))
+            self._expect_from(planned, direction)
         self.rows.append(run)
         return run
+
+    def attempt(self, key: tuple[str, str, int]) -> StepRun | None:
+        """The row of this step, direction and attempt; None when it has none."""
+        return next((run for run in self.rows if run.key == key), None)
+
+    def _unit(self, step: str, direction: str, attempt: int) -> str:
+        return f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}"
 
     def record(self, run: StepRun, answer: Answer) -> None:
         run.unit, run.boot_id = answer.unit or run.unit, answer.boot_id or run.boot_id
@@ -135,10 +139,10 @@ class Journal:
         """Enter an attempt that a hypervisor recalls and this journal lacks, or its end; with ledger and event."""
         step, direction, attempt = (recalled[name] for name in ("step", "direction", "attempt"))
         begun = dt.datetime.fromtimestamp(float(recalled.get("at") or 0), dt.UTC)
-        rows = [run for run in self.rows if (run.step, run.direction, run.attempt) == (step, direction, attempt)]
-        run = rows[0] if rows else StepRun(job=self.job, step=step, direction=direction, attempt=attempt, lap=lap)
-        if not rows:
-            run.unit = f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}"
+        run = self.attempt((step, direction, attempt))
+        if run is None:
+            run = StepRun(job=self.job, step=step, direction=direction, attempt=attempt, lap=lap)
+            run.unit = self._unit(step, direction, attempt)
             run.hypervisor, run.args, run.started_at = hypervisor, recalled.get("args") or {}, begun
             self.rows.append(run)
         run.fence, run.boot_id = int(recalled.get("fence") or 0), str(recalled.get("boot_id") or "")
@@ -150,10 +154,7 @@ class Journal:
             run.save()
             planned = self.planned.get(step)
             if planned is not None and run.result != "refused":
-                if direction == "do":
-                    self._expect(planned, planned.leaves)
-                elif step == "swap":
-                    self._expect(planned, rejected(planned))
+                self._expect_from(planned, direction)
             if run.ended_at and planned is not None:
                 self._settle(run)
         return run
@@ -181,6 +182,13 @@ class Journal:
                 "commands": [each.get("text") for each in run.commands],
             },
         )
+
+    def _expect_from(self, planned: Planned, direction: str) -> None:
+        """Enter in the ledger what a step may leave, or its undo: a swap that is undone leaves the rejected disk."""
+        if direction == "do":
+            self._expect(planned, planned.leaves)
+        elif planned.step.name == "swap":
+            self._expect(planned, rejected(planned))
 
     def _expect(self, planned: Planned, name: str) -> None:
         """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""

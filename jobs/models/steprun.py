@@ -70,6 +70,11 @@ class StepRun(models.Model):
         return f"{self.step} {self.direction} {self.attempt} {self.result}".strip()
 
     @property
+    def key(self) -> tuple[str, str, int]:
+        """Which attempt at which step it is."""
+        return self.step, self.direction, self.attempt
+
+    @property
     def seconds(self) -> float:
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds()
 
