@@ -27,6 +27,8 @@ EXPECTED: Final[Mapping[str, str]] = {
     "other-owner": "The last change on the host was made by a worker that this volmig's database knows.",
     "other-incarnation": "The host belongs to this volmig.",
     "stale-fence": "The migration had no later owner than this volmig knows.",
+    "never-sent": "The hypervisor receives the request for the step.",
+    "adopted": "The hypervisors remember what the database says was done.",
     "started-late": "A step starts while its worker still owns the migration.",
     "locked": "No other step of this migration is at work there.",
     "cannot-start": "systemd starts a unit for the step.",

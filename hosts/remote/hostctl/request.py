@@ -632,8 +632,8 @@ class Desk:
         try:
             kept.raise_fence(request.fence, request.session)
         except Refused as stop:
-            stop.code = "started-late"  # not what a request is answered that comes from an owner that lost the job
-            return refusal(stop, work, unit)
+            # A code of its own: a request that comes from an owner that lost the job is answered stale-fence.
+            return refusal(Refused("started-late", stop.tried, stop.found, stop.next_step), work, unit)
         return guarded(verb.run, work, unit)
 
 
