@@ -273,7 +273,7 @@ class Work:
         lacking = {role: lacks for role, each in said.items() if (lacks := runner.lacks(self._names([role]), each))}
         if lacking:
             sentence = f"Before the instance is stopped: {' '.join(lacking.values())}"
-            self._wait(sentence, timezone.now() + SLOT, "host", self._names(lacking))
+            self._wait(sentence, timezone.now() + SLOT, "version", self._names(lacking))
         return bool(lacking)
 
     def _went_stale(self, facts: Facts) -> bool:
