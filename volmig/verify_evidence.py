@@ -656,6 +656,8 @@ class Checked:
             )
         if not read.heads:
             self.faults.append(f"{file} holds no readable head.")
+        elif not signed:
+            self.faults.append(f"{file} holds no signed head: anybody can write such a file.")
         return read
 
     def among(self, heads: Sequence[Head], published: Heads) -> None:
@@ -667,13 +669,14 @@ class Checked:
         if heads and all(head.line in lines for head in heads):
             self.good.append(f"All {len(heads)} heads of the archive are in the file of published heads.")
 
-    def export(self, lines: Iterable[str], published: Heads, name: str) -> Dict[int, Any]:
-        """Checks an export against published heads; returns the migrations of its events by their numbers."""
+    def export(self, lines: Iterable[str], published: Heads, name: str) -> Tuple[Dict[int, Any], int]:
+        """Checks an export against published heads; returns the migrations of its events by their numbers, and the
+        event up to which it is proved to have every event."""
         leaves: Dict[int, bytes] = {}
         jobs: Dict[int, Any] = {}
         for event in self.parsed(lines, name):
             leaves[event["seq"]], jobs[event["seq"]] = leaf(event), event["job"]
-        covered, absent = 0, 0
+        covered, absent, whole_to, last = 0, 0, 0, max(leaves, default=0)
         for head in published.heads:
             if not head.root:
                 continue
@@ -681,6 +684,11 @@ class Checked:
             here = [leaves[seq] for seq in wanted if seq in leaves]
             if not here:
                 absent += len(wanted)
+                if head.seq < last:
+                    self.faults.append(
+                        f"{name} lacks the events {head.first} to {head.seq}, and has later ones: it is not the whole "
+                        "audit log."
+                    )
             elif len(here) < len(wanted):
                 missing = next(seq for seq in wanted if seq not in leaves)
                 self.faults.append(
@@ -694,13 +702,19 @@ class Checked:
                 )
             else:
                 covered += len(here)
+                whole_to = head.seq if head.first == whole_to + 1 else whole_to
+        if not covered:
+            self.faults.append(f"No signed head covers events of {name}: nothing vouches for it.")
         self.good.append(f"{name}: {covered} of {len(leaves)} events are exactly those that the heads cover.")
         if absent:
             self.good.append(f"{name} lacks {absent} events that the heads cover: they were not checked.")
-        return jobs
+        return jobs, whole_to
 
-    def complete(self, number: int, events: Dict[int, Event], jobs: Dict[int, Any]) -> None:
-        """Whether the archive holds all of the migration's events that the export has, up to its last."""
+    def complete(self, number: int, events: Dict[int, Event], jobs: Dict[int, Any], whole_to: int) -> None:
+        """Whether the archive holds all of the migration's events that the export has, up to its last.
+
+        That says something only of events of which the export has every one: those up to `whole_to`.
+        """
         last = max(events, default=0)
         wanted = {seq for seq, job in jobs.items() if job == number and seq <= last}
         left_out, unknown = sorted(wanted - set(events)), sorted(set(events) - set(jobs))
@@ -714,8 +728,14 @@ class Checked:
                 f"The export has {len(later)} later events of migration {number}, the first is event {later[0]}: the "
                 "archive is older than these, or leaves them out. Compare with an archive made now."
             )
-        if not left_out and not unknown:
-            self.good.append(f"The archive leaves out no event of migration {number} up to event {last}.")
+        if whole_to and not left_out and not unknown:
+            up_to = min(last, whole_to)
+            self.good.append(f"The archive leaves out no event of migration {number} up to event {up_to}.")
+        if whole_to < last:
+            self.good.append(
+                f"Not checked: whether events of migration {number} after event {whole_to} were left out. The export "
+                "is not proved to have all of them."
+            )
 
 
 def pack_differs(members: Sequence[Member], data: bytes) -> bool:
@@ -755,9 +775,9 @@ def verify(archive: str, keys: Keys, heads: str = "", export: str = "") -> Check
     if published and used:
         checked.among(used, published)
     if export and published:
-        jobs = checked.export((line.decode() for line in lines_of(export)), published, export)
+        jobs, whole_to = checked.export((line.decode() for line in lines_of(export)), published, export)
         if events:
-            checked.complete(number, events, jobs)
+            checked.complete(number, events, jobs, whole_to)
     elif archive and events:
         checked.good.append(
             "Not checked: whether events of this migration were left out. An export of the whole audit log shows that."

@@ -162,6 +162,55 @@ def test_an_export_that_is_not_what_was_published_is_found(files, change, senten
     assert "FAULT: " in out
 
 
+def without_events(files, number, kept):
+    """The archive as whoever holds the key can make it: with the events that are kept, and heads of only these."""
+    members, _ = verify_evidence.unpack((files / "one.zip").read_bytes())
+    contents = {name.partition("/")[2]: content for name, content in members[2:]}
+    lines = [line for line in contents["events.jsonl"].splitlines(True) if kept(json.loads(line)["seq"])]
+    contents["events.jsonl"] = b"".join(lines)
+    key = signing.current()
+    forged = files / "forged.zip"
+    forged.write_bytes(verify_evidence.signed_archive(f"migration {number}", contents, key.id, key.sign))
+    return forged
+
+
+def test_a_range_that_archive_and_export_both_lack_is_not_said_to_be_complete(files, done):
+    """Both leave out all that the first head covers: no event contradicts another, and yet events are left out."""
+    until = json.loads((files / "heads").read_bytes().splitlines()[0])["seq"]
+    forged = without_events(files, done[0].pk, lambda seq: seq > until)
+    export(files / "export.jsonl", lambda rows: [row for row in rows if row[0] > until])
+    with_all = ("--key", files / "keys.json", "--heads", files / "heads", "--export", files / "export.jsonl")
+    code, out, _ = run(forged, *with_all)
+    assert code == 1
+    assert f"lacks the events 1 to {until}, and has later ones: it is not the whole audit log." in out
+    assert "leaves out no event" not in out
+    assert f"Not checked: whether events of migration {done[0].pk} after event 0 were left out." in out
+
+
+def test_an_export_that_is_older_than_the_archive_vouches_only_for_what_it_has(files, done):
+    until = json.loads((files / "heads").read_bytes().splitlines()[1])["seq"]
+    forged = without_events(files, done[0].pk, lambda seq: seq <= until)
+    export(files / "export.jsonl", lambda rows: [row for row in rows if row[0] <= until])
+    with_all = ("--key", files / "keys.json", "--heads", files / "heads", "--export", files / "export.jsonl")
+    code, out, _ = run(forged, *with_all)
+    assert code == 0, out
+    assert "events that the heads cover: they were not checked." in out
+    assert f"The archive leaves out no event of migration {done[0].pk} up to event " in out
+
+
+def test_heads_without_any_signature_vouch_for_no_export(files):
+    """Anybody can write such lines, and an export to match."""
+    heads = [json.loads(line) for line in (files / "heads").read_bytes().splitlines()]
+    bare = [json.dumps({name: head[name] for name in ("seq", "hash", "at")}) + "\n" for head in heads]
+    (files / "heads").write_text("".join(bare))
+    export(files / "export.jsonl", lambda rows: [(*row[:-1], "0" * 64) for row in rows])
+    with_all = ("--key", files / "keys.json", "--heads", files / "heads", "--export", files / "export.jsonl")
+    code, out, _ = run(*with_all)
+    assert code == 1
+    assert "holds no signed head: anybody can write such a file." in out
+    assert "No signed head covers events of " in out
+
+
 def test_heads_that_the_archive_has_and_the_published_file_has_not_are_found(files):
     lines = (files / "heads").read_bytes().splitlines(True)
     (files / "heads").write_bytes(b"".join(lines[:1] + lines[2:]))
