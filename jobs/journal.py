@@ -87,6 +87,8 @@ class Journal:
                 bytes_total=planned.bytes,
             )
             self._expect_from(planned, direction)
+        # Before anything is sent: a database that loses this step later is then known to be older than this directory.
+        incarnation.remember(self.job.counted)
         self.rows.append(run)
         return run
 

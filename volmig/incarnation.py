@@ -266,7 +266,13 @@ def _document(state: State) -> dict[str, str]:
 
 
 def count() -> int:
-    """Raise this session's counter as part of the caller's transaction; every request that follows carries it."""
+    """Raise this session's counter as part of the caller's transaction; every request that follows carries it.
+
+    Raises ReadOnly when the database has lost counts that had been committed, as after a failover to a replica that was
+    behind; the next `check` then enters read-only mode. While volmig is read-only, adopting may count on from there.
+    """
+    seen = _read(SEEN) or {}  # read first: it keeps only what had been committed before
+    committed = int(seen.get("claim", 0)) if seen.get("session") == SESSION else 0
     mine = Session.objects.filter(name=SESSION)
     if not mine.update(claims=F("claims") + 1):
         try:
@@ -274,7 +280,10 @@ def count() -> int:
                 Session.objects.create(name=SESSION, claims=1, host=socket.gethostname()[:100])
         except IntegrityError:  # another worker of this session was first
             mine.update(claims=F("claims") + 1)
-    return int(mine.values_list("claims", flat=True).get())
+    counted = int(mine.values_list("claims", flat=True).get())
+    if counted <= committed and not read_only():
+        raise ReadOnly(f"The database is older than a moment ago: it counted to {counted - 1}, and {committed} before.")
+    return counted
 
 
 def remember(claim: int) -> None:

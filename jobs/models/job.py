@@ -93,12 +93,16 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         until = Now() + dt.timedelta(seconds=seconds)
         mine = {"lease_owner": owner, "lease_until": until, "fence": F("fence") + 1, "wake_at": None}
         free, abandoned = self.filter(lease_until=None), self.filter(lease_until__lt=Now())
-        with transaction.atomic():
-            if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
-                **mine, taken_over=True
-            ):
-                return None
-            counted = incarnation.count()
+        try:
+            with transaction.atomic():
+                if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
+                    **mine, taken_over=True
+                ):
+                    return None
+                counted = incarnation.count()
+        except incarnation.ReadOnly:  # the database was replaced by an older one since it was checked
+            incarnation.check()
+            return None
         incarnation.remember(counted)
         job = self.select_related("source__cloud", "relay", "destination__cloud").get(pk=job_id)
         job.counted = counted

@@ -3,14 +3,17 @@
 import secrets
 
 import pytest
+from django.db import transaction
 
 from hosts.remote.host import Request
 from jobs import tick
 from jobs.hands import Hands, changes
 from jobs.models import Job, Moved
-from tests.factories import operator
+from tests.factories import approver, operator
 from volmig import incarnation
 from volmig.models import Session
+
+from .lives import LONG_AGO
 
 OTHER = "f" * 32
 
@@ -184,3 +187,69 @@ def test_a_watcher_queues_nothing_while_volmig_is_read_only(prepared):
     before = QueuedTask.objects.count()
     sweep()
     assert QueuedTask.objects.count() == before
+
+
+# A failover while the workers live on: the same session, and a database that lost what came after the last claim
+
+
+@pytest.fixture
+def set_back_to_its_last_claim(drive, site, sent, monkeypatch):
+    """A migration that was swapped by one tick; the database knows of nothing after that tick's claim."""
+    job = drive.submit()
+    approval = job.approvals.open().get()
+    approval.approve(approver(), approval.digest, "as agreed")
+    points, claim = [], type(Job.objects.all()).claim
+
+    def claimed(self, *asked):
+        got = claim(self, *asked)
+        points.append(transaction.savepoint())
+        return got
+
+    monkeypatch.setattr(type(Job.objects.all()), "claim", claimed)
+    tick.run(job.pk)
+    job.refresh_from_db()
+    assert job.status == "on_trial"
+    monkeypatch.setattr(type(Job.objects.all()), "claim", claim)
+    transaction.savepoint_rollback(points[0])
+    Job.objects.filter(pk=job.pk).update(lease_until=LONG_AGO)
+    job.refresh_from_db()
+    assert job.status == "approved"
+    sent.clear()
+    return job
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_database_that_lost_what_came_after_the_last_claim_never_acts(set_back_to_its_last_claim, sent, cancelled):
+    job = set_back_to_its_last_claim
+    if cancelled:
+        job.cancel(operator())
+    for _ in range(3):
+        tick.run(job.pk)
+    assert (incarnation.read_only().code, sent) == ("database-older", [])
+
+
+def test_a_database_that_is_set_back_within_a_tick_sends_nothing_more(drive, site, sent, monkeypatch):
+    site.source.slow = {"convert"}
+    job = drive.submit()
+    site.source.finish()
+    count = incarnation.count
+
+    def set_back():
+        Session.objects.filter(name=incarnation.SESSION).update(claims=3)
+        monkeypatch.setattr(incarnation, "count", count)
+        sent.clear()
+        return count()
+
+    claim = type(Job.objects.all()).claim
+
+    def claimed(self, *asked):
+        got = claim(self, *asked)
+        monkeypatch.setattr(incarnation, "count", set_back)
+        return got
+
+    monkeypatch.setattr(type(Job.objects.all()), "claim", claimed)
+    tick.run(job.pk)
+    monkeypatch.setattr(type(Job.objects.all()), "claim", claim)
+    Session.objects.filter(name=incarnation.SESSION).update(claims=3)  # the transaction took it along
+    tick.run(job.pk)
+    assert (incarnation.read_only().code, sent) == ("database-older", [])
