@@ -11,7 +11,8 @@ from volmig.api.door import problem
 from volmig.refused import Sentence
 
 SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
-STILL = {"login", "login_code", "logout", "adopt", "adopt_verb"}  # by the names of their addresses
+# By the names of their addresses. Adopting asks for the password again, so the page that takes it has to answer, too.
+STILL = {"login", "login_code", "logout", "confirm", "adopt", "adopt_verb"}
 # Without the reason, which names hosts: whoever asks may not have logged in.
 WHY = f"Nothing was changed: volmig is read-only. Its pages say why. {incarnation.WHAT_TO_DO}"
 

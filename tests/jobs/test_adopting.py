@@ -170,6 +170,20 @@ def test_the_page_shows_it_and_takes_the_confirmations(behind, client, drain):
     assert "Nothing to adopt" in client.get(reverse("adopt")).content.decode()
 
 
+def test_the_page_adopts_when_the_password_was_typed_long_ago(behind, client, drain):
+    """Adopting then asks for the password first, which has to be possible while everything else is refused."""
+    who = admin()
+    who.set_password("correct horse battery")
+    who.save()
+    client.force_login(who)  # the session has no time of a password
+    address = reverse("adopt_verb", args=["compare"])
+    assert client.post(address).url.startswith(reverse("confirm"))
+    told = {"password": "correct horse battery", "next": reverse("adopt")}
+    assert client.post(reverse("confirm"), told).url == reverse("adopt")
+    assert client.post(address).url == reverse("adopt")
+    assert "jobs.adopting.compare" in drain()
+
+
 def test_the_page_is_for_administrators(behind, client):
     client.force_login(operator())
     assert client.get(reverse("adopt")).status_code == 403
