@@ -87,7 +87,7 @@ def login(request: HttpRequest) -> HttpResponseBase:
     if request.method != "POST" or request.user.is_authenticated:  # Django sends these on, whatever they post
         return page(request)
     request.session.pop("half", None)
-    attempt = Attempt.to_log_in(request, "login", request.POST.get("username", ""))
+    attempt = Attempt.to_log_in(request, "login", name_typed(request))
     if until := attempt.begin():
         return locked_out(request, until)
     response = page(request)
@@ -98,6 +98,15 @@ def login(request: HttpRequest) -> HttpResponseBase:
     if request.user.is_authenticated:
         note_login(request, response)
     return response
+
+
+def name_typed(request: HttpRequest) -> str:
+    """The name as the form hands it to the check of the password: stripped and in one form of Unicode (NFKC).
+
+    Counted as it was sent, a name with a space more would be another name, with tries of its own.
+    """
+    field = PasswordPage.form_class(request).fields["username"]
+    return str(field.to_python(request.POST.get("username", "")))
 
 
 def half_way(request: HttpRequest) -> dict[str, Any]:

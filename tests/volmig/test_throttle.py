@@ -90,6 +90,15 @@ def test_the_right_password_forgets_the_wrong_ones(client, ann):
     assert guess(Client(), 4) == [200] * 4
 
 
+@pytest.mark.parametrize("typed", [" ann", "ann\u3000\t", "\uff41nn"], ids=["a space", "other spaces", "full width"])
+def test_a_name_is_counted_as_the_form_reads_it(client, ann, typed):
+    assert log_in(Client(), typed).status_code == 302, "the form takes it for the same name"
+    assert guess(client, 4) == [200] * 4
+    assert guess(client, 1, typed) == [429]
+    assert log_in(client, typed).status_code == 429
+    assert Tries.objects.get(kind="loginname", person=ann).count == LIMITS["login"].tries
+
+
 def test_one_name_from_many_addresses_waits_longer_after_each_try(ann):
     limit = LIMITS["loginname"].tries
     assert [guess(Client(), 1, address=elsewhere(number)) for number in range(limit - 1)] == [[200]] * (limit - 1)
