@@ -1,6 +1,5 @@
 """What a web process does about seals beside its pages: see jobs/models/sealing.py."""
 
-import contextlib
 import logging
 import threading
 import time
@@ -24,13 +23,17 @@ def begin() -> None:
 def run() -> None:
     """Once: note by which key each hypervisor's seals are made. For ever, at a site of one person: seal approvals."""
     while True:
-        with contextlib.suppress(DatabaseError):  # it may be away for a while, or not migrated yet
+        try:
             close_old_connections()
             for hypervisor in Hypervisor.objects.filter(seal_fingerprint=""):
                 hypervisor.seal_key()
             if settings.APPROVERS:
                 return close_old_connections()
             seal_what_asks_nobody()
+        except DatabaseError as error:  # it may be away for a while, or not migrated yet
+            log.info("No approval was sealed: %s. Trying again.", error)
+        except Exception:  # whatever it is: if this thread ended, approvals would wait until the next restart
+            log.exception("No approval was sealed. Trying again.")
         time.sleep(EVERY_SECONDS)
 
 

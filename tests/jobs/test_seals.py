@@ -5,6 +5,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+from django.db import DatabaseError
 
 from hosts.models import Hypervisor
 from hosts.remote.hostctl import authority
@@ -83,6 +84,33 @@ def test_the_web_process_seals_by_itself_only_where_nobody_is_asked(drive, setti
     job = drive.submit()
     web.seal_what_asks_nobody()
     assert swap_of(job).seals == {}
+
+
+class Stop(BaseException):
+    """Ends the loop of a test."""
+
+
+def test_no_fault_ends_the_sealing_before_the_next_restart(drive, settings, monkeypatch, as_worker, as_web, caplog):
+    settings.APPROVERS = 0
+    as_worker()
+    job = drive.submit()
+    as_web()
+    faults = [OSError(24, "Too many open files"), DatabaseError("the server is away"), KeyError("seal")]
+    sealing_once = web.seal_what_asks_nobody
+
+    def sealing_at_last():
+        if faults:
+            raise faults.pop()
+        sealing_once()
+        raise Stop
+
+    monkeypatch.setattr(web, "seal_what_asks_nobody", sealing_at_last)
+    monkeypatch.setattr(web, "close_old_connections", lambda: None)  # the test's own
+    monkeypatch.setattr(web, "EVERY_SECONDS", 0)
+    with pytest.raises(Stop):
+        web.run()
+    assert set(swap_of(job).seals) == {"instance_stop", "swap", "swap_back"}
+    assert "Too many open files" in caplog.text
 
 
 def test_a_worker_cannot_read_the_key_and_a_web_process_not_the_way_to_hypervisors(drive, as_worker, as_web):
