@@ -50,13 +50,12 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         None when nothing waits, or another worker took it first. Rows that no worker may run are removed.
         """
         # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
-        first = self.filter(queue=queue).waiting().order_by("pk").only("queue", "name", "number").first()
-        if first is None:
-            return None
-        if fault := first.fault():
+        waiting = self.filter(queue=queue).waiting().order_by("pk").only("queue", "name", "number")
+        while (first := waiting.first()) and (fault := first.fault()):
             log.error("queued task %s (%s) was removed and not run: %s", first.pk, first, fault)
             self.filter(pk=first.pk).delete()
-            return self.take(queue)
+        if first is None:
+            return None
         first.run, first.taken_at = uuid.uuid4(), timezone.now()
         equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
         return first if equal.update(run=first.run, taken_at=first.taken_at) else None

@@ -216,6 +216,14 @@ def test_the_broker_takes_no_row_that_names_something_else_and_removes_it(name):
 
 
 @pytest.mark.django_db
+def test_thousands_of_bad_rows_do_not_keep_the_broker_from_the_task_behind_them():
+    QueuedTask.objects.bulk_create(QueuedTask(queue="migrations", name="os.system") for _ in range(1500))
+    QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", number=1)
+    assert QueuedTask.objects.take("migrations").number == 1
+    assert QueuedTask.objects.count() == 1
+
+
+@pytest.mark.django_db
 def test_a_task_in_the_queue_of_another_is_not_run():
     QueuedTask.objects.create(queue="migrations", name="hosts.tasks.refresh", number=1)
     assert QueuedTask.objects.take("migrations") is None
