@@ -378,11 +378,12 @@ def test_shares_say_what_is_reserved_on_them_and_who_mounts_them_where(browser, 
     assert "gone" not in shares
 
 
-def test_the_list_costs_no_more_queries_for_more_hypervisors(
-    browser, hypervisor, inventory, django_assert_max_num_queries
-):
+def test_the_list_costs_no_more_queries_for_more_hypervisors(browser, hypervisor, inventory, django_assert_num_queries):
+    """Of its 25, the list of what needs attention, which every page shows, takes seven."""
     client = browser("viewer")
     for number in range(12):
         hypervisor(f"h{number}").record_inventory(inventory)
-    with django_assert_max_num_queries(21):
-        page(client, "list")
+        if number in (1, 11):
+            page(client, "list")  # the first one of a session writes a few rows more
+            with django_assert_num_queries(25):
+                page(client, "list")
