@@ -84,6 +84,7 @@ class Site:
         volume = Volume("aaaaaa-bbbb-bbbb-bbbb-bbbb-bbbb-cccccc", size, "new disk")
         self.source.volumes[SOURCE_LV.replace(INSTANCE, source or instance)] = volume
         self.destination.state = "running"
+        self.clock = time.time  # what all hosts take for the present; whoever moves volmig's clock moves this one, too
         self.unlocked: list[str] = []  # what was done to the instance's disk while anybody could start it
         self.carry = lambda host, request: host.hear(request)  # what lies between volmig and the hosts; tests break it
 
@@ -249,7 +250,7 @@ class FakeHost:
         found = policy.objections(self.rules, request.verb, request.args, request.verb in READS | {"fence"})
         if not found and policy.RULES[request.verb].sealed:
             keys, args = self.rules.policy.seal_keys, request.args
-            unsealed = authority.objection(keys, request.seal, request.job, request.verb, args, time.time())
+            unsealed = authority.objection(keys, request.seal, request.job, request.verb, args, self.site.clock())
             found = [unsealed] if unsealed else []
         if found:
             raise Refusal(found[0].code, "; ".join(each.found for each in found))
@@ -309,10 +310,10 @@ class FakeHost:
     # Facts
 
     def hello(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"hostname": self.name, "boot_id": self.boot_id, "time": time.time(), "tools": {}, "features": {}}
+        return {"hostname": self.name, "boot_id": self.boot_id, "time": self.site.clock(), "tools": {}, "features": {}}
 
     def policy(self, args: dict[str, Any]) -> dict[str, Any]:
-        return policy.report(self.rules) | {"time": time.time()}
+        return policy.report(self.rules) | {"time": self.site.clock()}
 
     def status(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"fence": self.fences.get(args["job"], 0), "steps": [], "owner": self.owner}
@@ -325,7 +326,7 @@ class FakeHost:
         mounted = self is not self.site.source
         things = [*self.marked(), *(self.on_share() if mounted else ())]
         shares = [{"source": SHARE, "answered": True}] if mounted else []
-        return {"things": things, "more": 0, "missed": [], "shares": shares, "time": time.time()}
+        return {"things": things, "more": 0, "missed": [], "shares": shares, "time": self.site.clock()}
 
     def marked(self):
         for name, volume in self.volumes.items():
@@ -391,7 +392,7 @@ class FakeHost:
             "source_address": "10.20.0.1",
             "reach": reach,
             "instance_running": None,
-            "time": time.time(),
+            "time": self.site.clock(),
         } | self.facts
 
     def relay_facts(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -402,7 +403,7 @@ class FakeHost:
             "share": self.share(),
             "nfs_server": {"nfs-server": "inactive", "rpcbind": "active"},
             "ports": {"111": True, "2049": False, "20048": False},
-            "time": time.time(),
+            "time": self.site.clock(),
         } | self.facts
 
     def destination_facts(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -436,7 +437,7 @@ class FakeHost:
             "leftovers": sorted({path.rsplit("/", 1)[0] for path in self.site.files if "/.volmig/" in path}),
             "stage": stage and stage.identity(),
             "acdirmax": 0,
-            "time": time.time(),
+            "time": self.site.clock(),
         } | self.facts
 
     def instance_state(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -446,14 +447,14 @@ class FakeHost:
             "disks": [{"target": "vdb", "source": self.site.live, "format": "qcow2"}],
             "live": live and {**live.identity(), "path": self.site.live},
             "runs": self.runs,
-            "time": time.time(),
+            "time": self.site.clock(),
         }
 
     def turn(self, on: bool) -> None:
         """What another one than volmig has libvirt do here, as nova-compute does."""
         self.state = "running" if on else "shut off"
         if on:
-            self.runs.append({"at": time.time(), "ended": ""})
+            self.runs.append({"at": self.site.clock(), "ended": ""})
         elif self.runs:
             self.runs[-1]["ended"] = "shutdown"
 
@@ -598,7 +599,7 @@ class FakeHost:
 
     def instance_stop(self, args, job):
         was, self.state = self.state, "shut off"
-        return {"was": was, "stopped_at": time.time(), "live": self.site.files[self.site.live].identity()}
+        return {"was": was, "stopped_at": self.site.clock(), "live": self.site.files[self.site.live].identity()}
 
     def instance_start(self, args, job):
         if args.get("made", {}).get("was") == "shut off":
@@ -607,7 +608,7 @@ class FakeHost:
         if args.get("expect_inode", live.inode) != live.inode:
             raise Refusal("unknown-inode", f"inode {live.inode}")
         self.state = "running"
-        return {"started_at": time.time(), "state": "running"}
+        return {"started_at": self.site.clock(), "state": "running"}
 
     def note_lock(self, verb: str, args: dict[str, Any]) -> None:
         if args["instance"] not in self.marks:
@@ -633,7 +634,7 @@ class FakeHost:
             "backup_inode": old.inode,
             "backup_path": self.beside(job, "disk.old"),
             "backup_bytes": old.size,
-            "swapped_at": time.time(),
+            "swapped_at": self.site.clock(),
         }
 
     def swap_back(self, args, job):

@@ -80,6 +80,7 @@ def drive(site):
 def a_life(site, monkeypatch):
     """Makes a migration that lives by itself: a_life("rolled_back"). Time is its own."""
     clock = Clock(monkeypatch)
+    site.clock = lambda: clock.now.timestamp()
     return lambda *wish: Life(site, clock, monkeypatch, *wish)
 
 

@@ -19,11 +19,12 @@ NIGHT = dt.datetime(2026, 11, 26, 2, 0, tzinfo=dt.UTC)
 
 
 @pytest.fixture
-def at(monkeypatch):
-    """Sets the clock: at(NIGHT)."""
+def at(monkeypatch, site):
+    """Sets the clocks of volmig and of the hosts, which check when a seal expires: at(NIGHT)."""
 
     def go(moment):
         monkeypatch.setattr(timezone, "now", lambda: moment)
+        site.clock = moment.timestamp
 
     return go
 
@@ -161,6 +162,31 @@ def test_an_approval_given_in_the_evening_is_used_in_the_window_of_the_night(nig
     assert drive.go(nightly).status == "approved"
     at(NIGHT)
     assert drive.go(nightly).status == "on_trial"
+
+
+@pytest.mark.parametrize("before", [dt.timedelta(0), dt.timedelta(days=5)], ids=["the evening before", "days before"])
+def test_seals_last_until_the_window_ends_and_through_the_rollback_allowed_in_advance(drive, site, at, before):
+    """An approval at 17:00, a window from 02:00 to 06:00, the swap at its last moment, and a rollback a day later."""
+    at(EVENING - before)
+    policy(windows=["Thu 02:00-06:00"], expiry_hours=4)
+    job = drive.submit(rollback_minutes=24 * 60)
+    seals = approve(job).seals
+    at(NIGHT + dt.timedelta(hours=4) - job.downtime() - dt.timedelta(seconds=1))
+    assert drive.go(job).status == "on_trial", job.outcome_reason
+    at(job.rollback_until() - dt.timedelta(seconds=1))
+    assert seals["swap_back"]["expires"] > site.clock()
+    job.roll_back(operator())
+    assert drive.go(job).status == "rolled_back"
+    assert (site.files[LIVE].content, site.destination.state) == ("old disk", "running")
+
+
+def test_a_host_refuses_the_seal_of_a_swap_that_comes_a_day_too_late(nightly, drive, site, at):
+    approve(nightly)
+    at(NIGHT)
+    site.clock = (NIGHT + dt.timedelta(days=2)).timestamp
+    drive.go(nightly)
+    assert "the seal expired" in nightly.outcome_reason
+    assert (site.files[LIVE].content, site.destination.state) == ("old disk", "running")
 
 
 def test_facts_are_read_again_when_the_window_opens(nightly, drive, site, at):
