@@ -1,5 +1,6 @@
 """What follows when an act did nothing, or something else than it said: the world is asked, never the exit status."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -175,7 +176,41 @@ def test_services_that_were_off_before_are_stopped_from_memory_alone():
 
 def test_services_that_do_not_stop_are_told():
     shown = Output(0, "LoadState=loaded\nActiveState=active\n")
-    fails(scripted("unexport", {"systemctl show": shown}, made={"started": ["nfs-server"]}), "services-left")
+    memory = {"nfs": {"before": {"nfs-server": "inactive"}}}
+    work = scripted("unexport", {"systemctl show": shown}, memory=memory, made={"started": ["nfs-server"]})
+    fails(work, "services-left")
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [{"nfs": {"before": {"rpcbind": "active", "rpc-statd": "active", "nfs-server": "inactive"}}}, {}],
+    ids=["they ran before", "nothing is remembered"],
+)
+def test_a_request_alone_stops_no_service_that_volmig_did_not_start(memory):
+    """The SSH key is enough to send this request, so what it says was started may not decide."""
+    shown = Output(0, "LoadState=loaded\nActiveState=inactive\n")
+    asked = {"started": ["rpcbind", "rpc-statd", "nfs-server", "sshd"]}
+    work = scripted("unexport", {"systemctl show": shown}, memory=memory, made=asked)
+    wanted = ["nfs-server"] if memory else []
+    assert work.run(work)["stopped"] == wanted
+    assert work.acted == ["systemctl stop -- " + unit for unit in wanted]
+
+
+def test_a_service_that_was_off_before_but_was_not_started_by_this_job_keeps_running():
+    memory = {"nfs": {"before": {"rpcbind": "inactive", "nfs-server": "inactive"}}}
+    shown = Output(0, "LoadState=loaded\nActiveState=inactive\n")
+    work = scripted("unexport", {"systemctl show": shown}, memory=memory, made={"started": ["nfs-server"]})
+    assert work.run(work)["stopped"] == ["nfs-server"]
+
+
+@pytest.mark.parametrize(("remembered", "claimed"), [("writeable", "read-only"), ("read-only", "writeable")])
+def test_a_source_is_given_back_as_this_host_remembers_it_whatever_the_request_says(remembered, claimed):
+    volume = dict(OURS, lv_tags=f"volmig,volmig.src={JOB}", lv_permissions="read-only")
+    memory = {"fence": {"was": remembered, "lv_uuid": OURS["lv_uuid"]}}
+    work = scripted("lv_unfence", {"lvs": lvs(volume)}, memory=memory, made={"was": claimed})
+    with contextlib.suppress(Failed):  # the scripted volume stays as it is
+        work.run(work)
+    assert any("-prw" in text for text in work.acted) is (remembered == "writeable")
 
 
 def test_a_mount_that_does_not_come_about_is_told():

@@ -309,7 +309,8 @@ def test_unexport_refuses_where_somebody_else_exports_it_too():
 
 
 def test_services_stay_up_while_anything_else_is_exported():
-    work = scripted("unexport", {"exportfs": Output(0, EXPORT % ("/other", JOB))}, made={"started": ["nfs-server"]})
+    memory = {"nfs": {"before": {"nfs-server": "inactive"}}}
+    work = scripted("unexport", {"exportfs": Output(0, EXPORT % ("/other", JOB))}, memory=memory)
     assert work.run(work)["kept"] == ["/other to 10.0.0.1"]
     assert work.acted == []
 

@@ -1,15 +1,21 @@
 """Whatever others may have written is opened in one place: a new direct open anywhere else in hostctl fails here."""
 
 import ast
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from hosts.remote import hostctl
+from hosts.remote.hostctl import stage
 
 OPENERS = {
     *("open", "os.open", "os.fdopen", "os.stat", "os.lstat", "os.listdir", "os.scandir", "os.walk", "os.readlink"),
     *("os.access", "os.statvfs", "os.mknod", "os.path.exists", "os.path.lexists", "os.path.isfile", "os.path.isdir"),
     *("os.path.islink", "os.path.realpath", "os.path.getsize", "io.open", "shutil.copy", "shutil.copyfile"),
+    *("os.chmod", "os.chown", "os.lchown", "os.utime", "os.truncate", "shutil.chown"),  # follow a link, as root
 }
 HELPER = "untrusted"
 PARSERS = ("'qemu-img'", "'blkid', '-p'", "'sfdisk', '-J'", "info_words", "_check_words", "(info,", "(check,")
@@ -25,10 +31,10 @@ ELSEWHERE = {
     KERNEL: """detached.boot_id detached._running facts.hello facts._is_crypt lvm.counters lvm.openers lvm._has_open
         lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero mounts.mounts mounts._answer
         qemu_img.moved openers.of_file openers._has_open openers._runs question._ask question._began""",
-    ROOTS: """facts._give filesystem.check_private leftovers._memories leftovers._listing.listed detached.listed
-        nfs._text question.stuck tools._secure virsh.runs""",
+    ROOTS: """facts._give facts.image_contents filesystem.check_private leftovers._memories leftovers._listing.listed
+        detached.listed nfs._text question.stuck tools._secure virsh.runs""",
     TOP: """facts._space.asked facts.share facts._squashes filesystem.create mounts.is_own_filesystem mounts.is_stale
-        filesystem.make_mountpoint""",
+        filesystem.make_mountpoint nfs._own""",
     NAMES: """filesystem.remove leftovers._of_folder nfs.unmount qemu_img._check_part qemu_img.compare
         qemu_img.discard""",
     "the source of a domain's disk, as libvirt has it: only its device number is compared": "facts._is_device",
@@ -64,3 +70,26 @@ def test_tools_that_parse_what_guests_wrote_run_in_the_cage():
         asking = [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith((".ask", ".must", ".do"))]
         bare += [text for text in asking if any(word in text for word in PARSERS) and "become=" not in text]
     assert bare == []
+
+
+def test_a_link_put_in_place_of_a_directory_just_made_does_not_have_its_target_changed(tmp_path, monkeypatch):
+    """What a rename at that instant by whoever may write on the share comes to; root would follow the link."""
+    share, outside = tmp_path / "share", tmp_path / "outside"
+    share.mkdir()
+    outside.mkdir()
+    outside.chmod(0o755)
+    real = os.mkdir
+
+    def raced(name, mode, dir_fd):
+        real(name, mode, dir_fd=dir_fd)
+        os.rmdir(name, dir_fd=dir_fd)
+        os.symlink(outside, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", raced)
+    fd = os.open(share, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+            stage._mkdir(".volmig", fd, 0o700)
+    finally:
+        os.close(fd)
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o755

@@ -220,7 +220,7 @@ def remove(work: Work) -> Dict[str, Any]:
 
 def _check_ours_to_unmount(work: Work) -> None:
     mountpoint, found = work.args["mountpoint"], mounts.at(work.args["mountpoint"])
-    uuid = work.made.get("fs_uuid") or work.memory.recall("fs").get("fs_uuid") or work.args.get("fs_uuid", "")
+    uuid = work.memory.recall("fs").get("fs_uuid") or work.made.get("fs_uuid") or work.args.get("fs_uuid", "")
     known = export_format(signature(work, found[0].source, good=(0, 2)).out)
     if (
         len(found) != 1

@@ -194,11 +194,13 @@ def _check_serving(work: Work) -> None:
 
 
 def unexport(work: Work) -> Dict[str, Any]:
-    """Withdraw the export; stop what we started once nothing at all is exported any more."""
-    args = work.args
-    before = work.memory.recall("nfs").get("before", {})
-    if not isinstance(work.made.get("started"), list):
-        work.learn(started=[unit for unit in UNITS if before.get(unit) == "inactive"])
+    """Withdraw the export; stop what we started once nothing at all is exported any more.
+
+    Only what this host itself remembers as inactive before is stopped: a request alone may not stop a site's services.
+    """
+    args, before, asked = work.args, work.memory.recall("nfs").get("before", {}), work.made.get("started")
+    ours = [unit for unit in UNITS if before.get(unit) == "inactive"]
+    work.learn(started=[unit for unit in ours if not isinstance(asked, list) or unit in asked])
     withdraw, flush = unexport_acts(work.args, work.job)[:2]
     rows = [row for row in exports(work) if row.path == args["mountpoint"]]
     if any(row.client != args["client"] for row in rows):

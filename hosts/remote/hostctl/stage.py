@@ -120,7 +120,11 @@ class Place:
 def _mkdir(name: str, dir_fd: int, mode: int) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=dir_fd)
-        os.chmod(name, mode, dir_fd=dir_fd)
+        made = open_directory(name, dir_fd)  # the share's owner may have put a link in its place since
+        try:
+            os.fchmod(made, mode)  # whatever the umask left of it
+        finally:
+            os.close(made)
 
 
 def label(fd: int) -> str:

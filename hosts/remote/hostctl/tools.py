@@ -137,8 +137,8 @@ class Work:
         return found if isinstance(found, dict) else {}
 
     def learn(self, **made: Any) -> None:
-        """Fill in evidence that the caller did not have (an undo of something that never answered)."""
-        self.args = dict(self.args, made=dict(made, **self.made))
+        """Have what this host itself knows decide, and not what the request says was made (which may know nothing)."""
+        self.args = dict(self.args, made=dict(self.made, **made))
         self.plan = list(self._announce(self.args, self.job))
 
     def ask(self, *words: object, **how: Any) -> Output:

@@ -338,8 +338,8 @@ def start(work: Work) -> Dict[str, Any]:
 
 
 def _was(work: Work) -> str:
-    """What our own stop found, from its evidence or from this host's memory."""
-    return str(work.made.get("was") or work.memory.recall("stop").get("was", ""))
+    """What our own stop found, from this host's memory or, where it has none, from the stop's evidence."""
+    return str(work.memory.recall("stop").get("was") or work.made.get("was", ""))
 
 
 def _check_inode(work: Work) -> None:
