@@ -6,6 +6,7 @@ hook. So none of its tables is used: rows of QueuedTask say a name and an intege
 settings.TASKS here and once more in the worker, results are not kept, and the minute's work is in the settings.
 """
 
+import os
 import time
 
 from django.conf import settings
@@ -32,7 +33,7 @@ class TableBroker(Broker):  # type: ignore[misc]
         if time.monotonic() >= self.minute_at:
             self.minute_at = time.monotonic() + MINUTE_EVERY
             queue_minute()
-        task = QueuedTask.objects.take(self.list_key)
+        task = QueuedTask.objects.take(self.list_key, os.environ.get("VOLMIG_CLUSTER", ""))
         if task is None:
             time.sleep(settings.TASK_POLL)
             return None

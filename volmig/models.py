@@ -44,9 +44,10 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         now = timezone.now()
         return self.filter(**{f"{column}__range": (now - dt.timedelta(seconds=seconds), now + dt.timedelta(seconds=5))})
 
-    def take(self, queue: str) -> "QueuedTask | None":
+    def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, with every equal one that waits: they become one run.
 
+        The run's UUID begins with `cluster`, the hex digits by which its supervisor finds what it had: see give_back.
         None when nothing waits, or another worker took it first. Rows that no worker may run are removed.
         """
         # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
@@ -56,9 +57,14 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
             self.filter(pk=first.pk).delete()
         if first is None:
             return None
-        first.run, first.taken_at = uuid.uuid4(), timezone.now()
+        first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
         equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
         return first if equal.update(run=first.run, taken_at=first.taken_at) else None
+
+    def give_back(self, cluster: str) -> int:
+        """Lets what this cluster had and did not end wait again; returns how many rows. It must not run any more."""
+        least, most = (uuid.UUID(cluster.ljust(32, digit)) for digit in "0f")
+        return self.filter(done_at=None, run__range=(least, most)).update(taken_at=None, run=None)
 
 
 class QueuedTask(models.Model):

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Max
+from django.db.models import Max, Q
 from django.utils import timezone
 
 from volmig.models import QueuedTask
@@ -105,10 +105,11 @@ def last_done(queue: str) -> dt.datetime | None:
 
 
 def is_stuck(queue: str, seconds: float) -> bool:
-    """Whether a task has waited for so long that nobody took, and no worker has ended one meanwhile.
+    """Whether a task has waited for so long that nobody took, and meanwhile none was taken or ended.
 
     A worker that is killed while it waits for a task takes the queue's lock along: no other gets anything any more.
+    Workers that are busy look the same for as long as their tasks may last: `seconds` has to be more than that.
     """
-    before, done = timezone.now() - dt.timedelta(seconds=seconds), last_done(queue)
-    untaken = QueuedTask.objects.filter(queue=queue, taken_at=None, done_at=None, queued_at__lt=before)
-    return (done is None or done < before) and untaken.exists()
+    before, rows = timezone.now() - dt.timedelta(seconds=seconds), QueuedTask.objects.filter(queue=queue)
+    moved = rows.filter(Q(taken_at__gte=before) | Q(done_at__gte=before))
+    return rows.filter(taken_at=None, done_at=None, queued_at__lt=before).exists() and not moved.exists()

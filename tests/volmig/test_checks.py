@@ -1,6 +1,7 @@
 """Unsafe settings are refused before anything starts; so are unsafe task arguments."""
 
 import datetime as dt
+import time
 
 import pytest
 from django.conf import settings as present
@@ -8,6 +9,8 @@ from django.db import connection
 from django.utils import timezone
 
 from volmig.apps import queue_is_safe, requests_are_not_atomic, sqlite_is_safe
+from volmig.broker import TableBroker
+from volmig.management.commands import up
 from volmig.models import QueuedTask
 from volmig.queue import is_stuck, later
 
@@ -96,3 +99,41 @@ def test_workers_that_take_no_task_any_more_are_told_from_those_that_are_busy_or
     if done is not None:
         QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", done_at=ago(done))
     assert (is_stuck("migrations", 30), is_stuck("background", 30)) == (stuck, False)
+
+
+def test_workers_whose_hosts_answer_slowly_are_not_taken_for_stuck(db, monkeypatch):
+    """Both background workers are in a task for almost as long as one may last, and more wait behind them."""
+    lasts, limit = present.TASK_SECONDS - 1, up.STUCK_SECONDS["background"]
+    for number in range(4):  # two run, two were handed to the workers already
+        add(number, queued_at=ago(limit + 1), taken_at=ago(lasts))
+    waiting = add(4, queued_at=ago(limit + 1))
+    monkeypatch.setattr(up.connection, "close", lambda: None)  # the test's own
+    assert not up.take_no_task("background")
+    QueuedTask.objects.exclude(pk=waiting.pk).update(taken_at=ago(limit + 1))
+    assert up.take_no_task("background"), "for longer than a task may last: the lock is gone"
+
+
+def test_what_a_cluster_had_when_it_was_killed_waits_again_at_once_and_nothing_else_does(db, monkeypatch):
+    killed, other = "a1" * 8, "a2" * 8
+    for number, cluster in ((1, killed), (2, killed), (3, other), (4, killed)):
+        add(number)
+        assert QueuedTask.objects.take("background", cluster).number == number
+    QueuedTask.objects.filter(number=1).update(done_at=timezone.now())
+    monkeypatch.setattr(up.connection, "close", lambda: None)  # the test's own
+    up.give_back(killed)
+    assert [QueuedTask.objects.take("background", other).number for _ in range(2)] == [2, 4]
+    assert QueuedTask.objects.take("background", other) is None
+
+
+def test_a_broker_takes_in_the_name_of_its_cluster(db, monkeypatch):
+    monkeypatch.setenv("VOLMIG_CLUSTER", "b7" * 8)
+    monkeypatch.setattr("volmig.broker.close_old_connections", lambda: None)  # the test's own
+    add(1)
+    broker = TableBroker("background")
+    broker.minute_at = time.monotonic() + 60
+    [(run, _)] = broker.dequeue()
+    assert run.replace("-", "").startswith("b7" * 8)
+
+
+def add(number, **times):
+    return QueuedTask.objects.create(queue="background", name="hosts.tasks.refresh", number=number, **times)

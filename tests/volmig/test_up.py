@@ -270,7 +270,9 @@ def no_database(*_):
     ],
 )
 def test_only_workers_that_take_no_task_any_more_are_started_anew(monkeypatch, name, answer, lives):
+    given_back = []
     monkeypatch.setattr("volmig.management.commands.up.is_stuck", answer)
+    monkeypatch.setattr("volmig.management.commands.up.give_back", given_back.append)
     child = Child(name, ["sleep", "60"])
     child.start()
     child.look_at = 0
@@ -280,5 +282,6 @@ def test_only_workers_that_take_no_task_any_more_are_started_anew(monkeypatch, n
             assert child.process.wait(10) == -signal.SIGKILL
         child.tend()
         assert (child.process is not None) is lives
+        assert given_back == ([] if lives else [child.cluster]), "what it had need not wait until it counts as lost"
     finally:
         child.kill()

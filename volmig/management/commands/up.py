@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from django.db import DatabaseError, connection
 from hosts.models import ssh_key_file
 from jobs import upgrade
 from volmig import data, incarnation
+from volmig.models import QueuedTask
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
 
@@ -34,7 +36,10 @@ PREPARES = 0x766F6C6D6967  # names a lock of the database
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
-STUCK_SECONDS, LOOK_SECONDS = 30, 5  # tasks are short, and a due migration queues one every few seconds
+LOOK_SECONDS = 5
+# Seconds without a task taken or ended while one waits. Ticks are short, and a due migration queues one every few
+# seconds; in the background all workers may be busy with slow hosts for as long as a task may last.
+STUCK_SECONDS = {"workers": 30, "background": settings.TASK_SECONDS + 30}
 
 
 def commands(bind: str) -> dict[str, list[str]]:
@@ -61,12 +66,22 @@ def as_child() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def take_no_task(queue: str) -> bool:
-    """Whether its workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
+def take_no_task(name: str) -> bool:
+    """Whether these workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
     try:
-        return is_stuck(queue, STUCK_SECONDS)
+        return is_stuck(QUEUES[name], STUCK_SECONDS[name])
     except DatabaseError:
         return False
+    finally:
+        connection.close()
+
+
+def give_back(cluster: str) -> None:
+    """What a cluster that ended had taken is taken again at once; without the database after settings.TASK_RETRY."""
+    try:
+        QueuedTask.objects.give_back(cluster)
+    except DatabaseError:
+        return
     finally:
         connection.close()
 
@@ -82,14 +97,16 @@ class Child:
     pause: float = 1
     due: float = field(default_factory=time.monotonic)
     look_at: float = 0
+    cluster: str = ""  # of workers: 16 hex digits, new at every start
 
     def start(self) -> None:
         ours = {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1", "VOLMIG_PART": self.name}
         environment = os.environ | ours  # the part decides which keys it may read
         environment.pop("VOLMIG_KEYS_WORKER" if self.name == "web" else "VOLMIG_KEYS_WEB", None)
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
+        environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
         self.started = time.monotonic()
-        self.look_at = self.started + STUCK_SECONDS
+        self.look_at = self.started + STUCK_SECONDS.get(self.name, 0)
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
@@ -107,14 +124,16 @@ class Child:
             self.ended(self.process.returncode)
         elif self.name in QUEUES and time.monotonic() > self.look_at:
             self.look_at = time.monotonic() + LOOK_SECONDS
-            if take_no_task(QUEUES[self.name]):  # what that cuts off is done again
-                said = f"{self.name} took no task for {STUCK_SECONDS} s while tasks were waiting; restarting"
+            if take_no_task(self.name):  # what that cuts off is done again
+                said = f"{self.name} took no task for {STUCK_SECONDS[self.name]} s while tasks were waiting; restarting"
                 print(said, file=sys.stderr)
                 self.process.kill()
 
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
         self.kill()
+        if self.cluster:
+            give_back(self.cluster)
         killed = status < 0  # by somebody else's hand, so it was able to start
         if lasted < 5 and self.pause == 1 and not killed:
             raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
