@@ -87,6 +87,13 @@ def test_a_role_that_the_host_does_not_have_is_refused(verb):
     assert "policy-role" not in refused(verb, {}, reading(roles=list(policy.RULES[verb].roles)))
 
 
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "changes"])
+def test_a_verb_without_a_rule_is_refused_with_and_without_a_policy(reads):
+    for rules in (reading(), policy.Reading(None, policy.missing())):
+        [found] = policy.objections(rules, "hello-again", {}, reads)
+        assert (found.code, "hello-again" in found.found, bool(found.next_step)) == ("bad-request", True, True)
+
+
 def test_guests_that_may_not_be_stopped_are_not():
     assert refused("instance_stop", {}, reading(stop_guests=False)) == ["policy-stop"]
     assert refused("instance_start", {}, reading(stop_guests=False)) == []

@@ -142,12 +142,17 @@ WORDS = {
 }
 
 
+UNKNOWN = "This is a fault in volmig: report it with the evidence archive of this migration."
+
+
 def objections(reading: Reading, verb: str, args: Args, reads: bool) -> List[Objection]:
-    """Why this verb may not run with these arguments; empty when it may. Pure.
+    """Why this verb may not run with these arguments; empty when it may. Pure. A verb without a rule never may.
 
     Where no policy is in force, verbs that only read (`reads`) may run, and no others.
     """
-    policy, rule = reading.policy, RULES[verb]
+    policy, rule = reading.policy, RULES.get(verb)
+    if rule is None:
+        return [Objection("bad-request", "no policy knows the verb %.100r" % verb, UNKNOWN)]
     if policy is None:
         return [] if reads else [reading.fault or missing()]
     found = []
