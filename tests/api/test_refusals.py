@@ -17,6 +17,7 @@ from jobs.models import Approval, Decision, Footprint, Job, Rehearsal, Removal, 
 from tests.api.conftest import VERBS, Program, code, letters_of
 from tests.factories import PASSWORD, person
 from tests.pages import scenes
+from tests.typed import just_typed
 from volmig.accounts.models import Team
 
 TABLES = (Hypervisor, Job, Approval, Decision, Footprint, Removal, Rehearsal, Submission)
@@ -399,6 +400,7 @@ def world():
 def shown_by_page(twin, user):
     client = Client()
     client.force_login(user)
+    just_typed(client)
     with transaction.atomic():
         response = client.post(twin.page, twin.typed, follow=True)
         return html.unescape(response.content.decode())
