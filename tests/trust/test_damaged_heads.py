@@ -102,6 +102,24 @@ def test_whatever_was_cut_off_the_next_head_stands_on_a_line_of_its_own_and_cove
     figure(f"heads file truncated at {len(places)} bytes and published to again: whole each time")
 
 
+def test_each_machine_publishes_to_a_file_of_its_own_and_only_what_was_cut_off_is_missing(settings, tmp_path):
+    files = [tmp_path / name for name in ("one", "other")]
+    for number, file in enumerate((*files, files[0], files[1], files[0])):
+        Event.append("host.seen", data={"n": number})
+        settings.AUDIT_HEADS = file
+        publish()
+    assert [verify(read_heads(file)) for file in files] == [[], []]
+    for file, ends, was in zip(files, (3, 2), (5, 4), strict=True):
+        file.write_bytes(b"".join(file.read_bytes().splitlines(True)[:-1]))
+        assert verify(read_heads(file)) == [
+            f"The heads file ends at event {ends}, but a head for event {was} was published: lines at its end are "
+            "missing."
+        ]
+    files[1].write_bytes(b"")
+    (fault,) = verify(read_heads(files[1]))
+    assert fault.startswith("The heads file has no readable head, but a head for event 5 was published")
+
+
 def test_a_flipped_bit_of_a_signed_head_is_named_and_the_other_heads_are_used(eight, file):
     signed = eight.index(b'{"at"')
     chance = random.Random(7)

@@ -58,7 +58,7 @@ def damage(published: Heads) -> list[str]:
 
 def cut_heads(published: Heads) -> Iterator[str]:
     """Whether the end of the file of heads is the end that was written."""
-    noted = ChainHead.objects.filter(pk=1).values_list("published", flat=True).first() or 0
+    noted = ChainHead.published_to(published.heads[0].digest if published.heads else "")
     if noted > (last := max((head.seq for head in published.heads), default=0)):
         ends = f"ends at event {last}" if last else "has no readable head"
         yield f"The heads file {ends}, but a head for event {noted} was published: lines at its end are missing."

@@ -58,7 +58,8 @@ def publish() -> None:
             line = head_line(value | {"at": at, "prev": previous}, key.id, key.sign)
             file.append(line)
             previous = parse_head(line).digest
-    ChainHead.objects.filter(pk=1).update(published=seq)
+        first = file.first()
+    ChainHead.note_published(seq, first.digest if first else "")
 
 
 def segments(covered: int, last: int, digest: str) -> Iterator[dict[str, Any]]:
@@ -94,6 +95,10 @@ class HeadsFile:
     def last(self) -> Head | None:
         """The last intact head."""
         return next(newest_first(self.descriptor), None)
+
+    def first(self) -> Head | None:
+        """The first intact head: it tells this file from those of other machines."""
+        return next(intact_from(self.descriptor, 0), None)
 
     def covered(self) -> int:
         """The last event that a signed head covers which agrees with the database."""
@@ -177,13 +182,17 @@ def covers(head: Head, seq: int) -> bool:
 
 def signed_from(descriptor: int, offset: int) -> Iterator[Head]:
     """The signed heads in lines that begin after an offset, or at it when it is 0."""
+    return (head for head in intact_from(descriptor, offset) if head.root)
+
+
+def intact_from(descriptor: int, offset: int) -> Iterator[Head]:
+    """The same with heads of earlier versions, which have no signature."""
     with os.fdopen(os.dup(descriptor), "rb") as file:
         file.seek(offset)
         if offset:
             file.readline(BLOCK)
         while line := file.readline(BLOCK):
-            head = intact(line.rstrip(b"\n"))
-            if head and head.root:
+            if head := intact(line.rstrip(b"\n")):
                 yield head
 
 

@@ -20,6 +20,7 @@ SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 LAST = "\U0010ffff"  # sorts behind every text that begins in the same way
 MANY = 5000  # so many are sorted in no time; of more, some are soon met when the record is read backwards
+FILES = 100  # of so many files of heads, the latest, the end is kept
 SLACK = 1000  # times are noted a moment before numbers are given; many at once may differ by so much
 ACTIONS = """WITH RECURSIVE each(action) AS (
   SELECT min(action) FROM record_event
@@ -35,9 +36,26 @@ class ChainHead(models.Model):
     hash = models.CharField(max_length=64, default="", blank=True)
     # The last event that a published head covers, so that a cut end of that file shows.
     published = models.BigIntegerField(default=0)
+    # The same for each file of heads, by the SHA-256 of its first head: every machine publishes to a file of its own.
+    files = models.JSONField(default=dict, blank=True)
 
     def __str__(self) -> str:
         return f"{self.seq} {self.hash}"
+
+    @classmethod
+    def note_published(cls, seq: int, file: str) -> None:
+        """Remembers that a head for event `seq` is now the last of the file that begins with head `file`."""
+        with transaction.atomic():
+            files = cls.objects.select_for_update().filter(pk=1).values_list("files", flat=True).first() or {}
+            files.pop(file, None)
+            latest = dict([*files.items(), (file, seq)][-FILES:])
+            cls.objects.filter(pk=1).update(published=seq, files=latest)
+
+    @classmethod
+    def published_to(cls, file: str) -> int:
+        """The last event published to the file that begins with head `file`; to any file where that one is unknown."""
+        head = cls.objects.filter(pk=1).first()
+        return int(head.files.get(file, head.published)) if head else 0
 
 
 class EventQuerySet(models.QuerySet["Event"]):
