@@ -220,7 +220,7 @@ def adopt_wanted(pk: int) -> None:
     try:
         adopt(row)
     except (Refused, HostError, Unheard) as refused:
-        Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
+        Adoption.objects.filter(pk=pk, adopted_at=None).update(wanted_at=None, trouble=str(refused))
 
 
 def adopt(row: Adoption) -> None:
@@ -234,7 +234,7 @@ def adopt(row: Adoption) -> None:
         if digest(seen) != row.digest:
             compare_one(job, row.episode)
             raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now; compare again."))
-        claim_above(job, max(int(each["fence"]) for each in seen.values()))
+        claim_above(row, job, max(int(each["fence"]) for each in seen.values()))
         for on, each in seen.items():
             taken_over(hands.take_over(on, each.get("owner") or {}), host_of(job, on).name)
         seen = ask(hands)  # from here on nobody else begins anything there
@@ -244,13 +244,31 @@ def adopt(row: Adoption) -> None:
     finally:
         hands.close()
     with transaction.atomic():
+        still_open(row, job.fence)
         enter(job, seen, row.by)
         Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), seen=seen, trouble="")
 
 
-def claim_above(job: Job, fence: int) -> None:
+def still_open(row: Adoption, fence: int = 0) -> None:
+    """Within a transaction, with its row locked: raise Refused unless this adoption may go on.
+
+    It may not once another has adopted the migration, or claimed it since under a higher fence than `fence`, nor once
+    this read-only episode is over: workers act again then.
+    """
+    now = Adoption.objects.select_for_update().get(pk=row.pk)
+    state = incarnation.read_only()
+    if now.adopted_at is not None:
+        raise Refused(Sentence("changed-meanwhile", "It has been adopted meanwhile; nothing was changed."))
+    if state is None or state.episode != row.episode:
+        raise Refused(Sentence("changed-meanwhile", "This read-only mode has ended meanwhile; nothing was changed."))
+    if fence and Job.objects.select_for_update().get(pk=row.job_id).fence != fence:
+        raise Refused(Sentence("changed-meanwhile", "It is being adopted twice; the later of the two goes on."))
+
+
+def claim_above(row: Adoption, job: Job, fence: int) -> None:
     """Own the job in the database, under a fence that no host has seen."""
     with transaction.atomic():
+        still_open(row)
         fence = max(fence, Job.objects.select_for_update().get(pk=job.pk).fence) + 1
         Job.objects.filter(pk=job.pk).update(fence=fence, lease_until=None, lease_owner="", taken_over=False)
         job.counted = incarnation.count()

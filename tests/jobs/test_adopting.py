@@ -1,6 +1,7 @@
 """Adopting: what is shown, who confirms it, what stays closed until the end."""
 
 import secrets
+from contextlib import suppress
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -211,3 +212,65 @@ def test_the_command_needs_an_administrator(behind):
     with pytest.raises(CommandError):
         call_command("adopt", "--finish", "--as", "olga")
     assert incarnation.read_only() is not None
+
+
+# Two that adopt the same migration, and one that is late
+
+
+def before_its_first(monkeypatch, name, happens):
+    """Have something else happen once, just before the adoption under way calls that function."""
+    real, left = getattr(adopting, name), [happens]
+
+    def late(*given):
+        if left:
+            left.pop()()
+        return real(*given)
+
+    monkeypatch.setattr(adopting, name, late)
+
+
+def test_an_adoption_that_is_late_changes_nothing_after_read_only_mode_has_ended(behind, monkeypatch):
+    row = compared(behind.job)
+
+    def others():
+        adopting.adopt(Adoption.objects.get(pk=row.pk))
+        adopting.finish(admin())
+        Job.objects.get(pk=behind.job.pk).confirm(operator())
+        for _ in range(6):
+            tick.run(behind.job.pk)
+
+    before_its_first(monkeypatch, "claim_above", others)
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt_wanted(row.pk)
+    job = Job.objects.get(pk=behind.job.pk)
+    assert (job.status, job.halt_reason) == ("done", "")
+    assert Event.objects.filter(action="job.adopt").count() == 1
+    assert incarnation.read_only() is None
+    assert Adoption.objects.get(pk=row.pk).adopted_at is not None
+    assert Adoption.objects.get(pk=row.pk).trouble == ""
+
+
+@pytest.mark.parametrize("at", ["claim_above", "taken_over", "facts_first"])
+def test_of_two_that_adopt_the_same_migration_one_does(behind, monkeypatch, at):
+    row = compared(behind.job)
+    before_its_first(monkeypatch, at, lambda: adopting.adopt_wanted(row.pk))
+    monkeypatch.setattr("builtins.input", lambda question: str(behind.job.pk))
+    with suppress(CommandError):  # of the one that came too late
+        call_command("adopt", migration=behind.job.pk, person=admin().username)
+    assert Adoption.objects.get(pk=row.pk).adopted_at is not None
+    assert Event.objects.filter(action="job.adopt").count() == 1
+    assert Job.objects.get(pk=behind.job.pk).status == "on_trial"
+
+
+def test_an_adoption_of_an_earlier_episode_changes_nothing(behind, monkeypatch):
+    row = compared(behind.job)
+    fence = Job.objects.get(pk=behind.job.pk).fence
+
+    def another_episode():
+        incarnation.leave_read_only(admin())
+        incarnation.enter_read_only("dst: another session acted there")
+
+    before_its_first(monkeypatch, "claim_above", another_episode)
+    with pytest.raises(Refused, match="has ended meanwhile"):
+        adopting.adopt(Adoption.objects.get(pk=row.pk))
+    assert Job.objects.get(pk=behind.job.pk).fence == fence
