@@ -26,6 +26,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "unknown-request": "An attempt is repeated as it was begun.",
     "other-owner": "The last change on the host was made by a worker that this volmig's database knows.",
     "other-incarnation": "The host belongs to this volmig.",
+    "state-damaged": "What the hypervisor keeps of a migration, and of who owns it, can be read.",
     "stale-fence": "The migration had no later owner than this volmig knows.",
     "never-sent": "The hypervisor receives the request for the step.",
     "adopted": "The hypervisors remember what the database says was done.",

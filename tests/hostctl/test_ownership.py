@@ -110,6 +110,51 @@ def test_a_lock_that_another_request_holds_makes_it_busy(desk, job, counted, mon
     assert (owner(desk), counted) == ({}, [])
 
 
+# State that cannot be read counts as damaged, never as none
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[]", b'{"fence": 8'])
+@pytest.mark.parametrize("which", ["owner", "fence", "tombstone", "request"])
+def test_a_damaged_file_is_refused_and_never_taken_for_none(desk, job, counted, nothing_left, which, content):
+    ask(desk, "lv_create", FIRST, 9, job=job, fence=8)
+    if which == "tombstone":
+        ask(desk, "forget", FIRST, 10, job=job, fence=8)
+    names = {
+        "owner": "owner",
+        "fence": f"{job}/fence",
+        "tombstone": f"forgotten/{job}",
+        "request": f"{job}/a-do-1.request",
+    }
+    path = Path(desk.state, f"{names[which]}.json")
+    assert path.exists()
+    path.write_bytes(content)
+    before, done = everything(desk), len(counted)
+    who = {"volmig": OTHER} if which == "owner" else {}
+    verbs = (
+        ["lv_create", "status", "recall"]
+        if which == "request"
+        else ["lv_create", "fence", "forget", "status", "recall"]
+    )
+    answers = [ask(desk, verb, FIRST, 1, job=job, fence=1, **who) for verb in verbs]
+    for verb, answer in zip(verbs, answers, strict=True):
+        if which == "request" and verb == "status":
+            continue  # it reads how a step ended, not what it was asked for
+        assert (answer["state"], answer["error"]["touched"]) == ("refused", False), (verb, answer)
+        code = "stale-fence" if which == "request" and verb == "lv_create" else "state-damaged"
+        assert answer["error"]["code"] in (code, "state-damaged"), verb
+        assert str(path) in answer["error"]["tried"] or code == "stale-fence"
+    assert (everything(desk), len(counted)) == (before, done)
+
+
+def test_a_damaged_figure_of_progress_is_only_not_shown(desk, job):
+    from hosts.remote.hostctl.store import read_progress
+
+    desk.store(job).open()
+    path = Path(desk.run, job, "a-do-1.json")
+    path.write_bytes(b"")
+    assert read_progress(str(path)) is None
+
+
 # What is kept of a job
 
 

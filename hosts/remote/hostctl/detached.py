@@ -1,5 +1,6 @@
 """Detached work: transient systemd units, following them, and what is left of a job on this host."""
 
+import contextlib
 import json
 import os
 import sys
@@ -103,7 +104,8 @@ class Watch:
         for name in listed(self.state):
             job = store.Store(name, self.state, self.run)
             for key in job.started():
-                yield from self._follow(job, key)
+                with contextlib.suppress(Refused):  # a damaged file: whoever asks for the step is told so
+                    yield from self._follow(job, key)
         self.first = False
 
     def _follow(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
@@ -123,7 +125,7 @@ class Watch:
             yield {"ended": _ended(job, key)}
 
     def _progress(self, job: store.Store, key: str) -> Iterator[Dict[str, Any]]:
-        figures = store.read_json(os.path.join(job.run, key + ".json"))
+        figures = store.read_progress(os.path.join(job.run, key + ".json"))
         if figures and self.reported.get(job.job + key) != figures["at"]:
             self.reported[job.job + key] = figures["at"]
             yield {"progress": figures}

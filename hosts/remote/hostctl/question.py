@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from . import tools, untrusted
 from .act import Args, Refused
 from .nfs import write_all
-from .store import read_json, write_json
+from .store import read_progress, write_json
 
 WITHIN = 15.0  # seconds; whoever asks through SSH waits for 20
 LONGER = {"inventory": 45.0, "leftovers": 45.0, "reach": 25.0}  # asked for with more patience
@@ -169,7 +169,7 @@ def stuck(directory: str) -> List[Stuck]:
         return []
     found = []
     for name in names:
-        pid, facts = int(name[: -len(".json")]), read_json(os.path.join(place, name)) or {}
+        pid, facts = int(name[: -len(".json")]), read_progress(os.path.join(place, name)) or {}
         if facts.get("began") and _began(pid) == facts["began"]:
             found.append(Stuck(pid, str(facts["kind"]), str(facts["doing"]), float(facts["since"])))
         else:

@@ -169,12 +169,34 @@ def flock(fd: int, wait: float) -> bool:
 
 
 def read_json(path: str) -> Optional[Dict[str, Any]]:
+    """What a file under /var/lib/volmig holds; None when there is none.
+
+    One that is damaged is refused: taken for none, a host would forget whom it belongs to and which fence it has seen.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
-    return value if isinstance(value, dict) else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(
+            "state-damaged",
+            "read %s" % path,
+            "it is no JSON object (%d bytes)" % os.path.getsize(path),
+            "Restore this file from a backup of this host. If there is none: find out what this host had done last, "
+            "then remove the file.",
+        )
+    return value
+
+
+def read_progress(path: str) -> Optional[Dict[str, Any]]:
+    """What a file under /run/volmig holds: figures that are written again soon; None when it cannot be read."""
+    try:
+        return read_json(path)
+    except Refused:
+        return None
 
 
 def write_json(path: str, value: Dict[str, Any], sync: bool) -> None:
