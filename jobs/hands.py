@@ -150,7 +150,8 @@ class Hands:
             if each.answer is not None and each.answer.state == "done":
                 self.judge_status(host_of(self.job, role), each.answer.evidence)
             else:
-                silence = Unreachable(f"ask {host_of(self.job, role)} who owns it", "it did not say")
+                found = (each.answer and each.answer.found) or "it did not say"
+                silence = Unreachable(f"ask {host_of(self.job, role)} who owns it", found)
                 silent[role] = each.error or silence
         if not silent:
             self.job.put(judged_by=incarnation.SESSION)
@@ -204,6 +205,9 @@ class Hands:
     def _intend(self, request: Request, found: dict[str, Any]) -> None:
         """A cloud knows no fence and remembers nothing: the destination is asked and remembers the owner instead."""
         answer = self.host(DESTINATION).call(self.about("fence"))
+        if answer.state == "busy" and not answer.evidence.get("running"):  # it admitted nothing and keeps nothing
+            tried, found = f"own the migration on {self.job.destination}", "another request is being handled there"
+            raise Unreachable(tried, found, "Retrying automatically.")
         if answer.state not in ("done", "busy"):
             said = answer.error or {}
             raise HostError(str(said.get("tried")), str(said.get("found")), str(said.get("next") or ""))

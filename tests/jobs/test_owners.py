@@ -5,7 +5,7 @@ import secrets
 import pytest
 from django.db import transaction
 
-from hosts.remote.host import Request
+from hosts.remote.host import Answer, Request
 from jobs import tick
 from jobs.hands import Hands, changes
 from jobs.models import Job, Moved
@@ -176,6 +176,27 @@ def test_each_act_of_nova_is_fenced_at_the_destination_first(nova_drive, site):
     nova_drive.approve(job)
     assert job.status == "on_trial"
     assert len(site.destination.asked("fence")) >= 3, "lock, stop and start"
+
+
+def test_nova_is_not_asked_for_anything_while_the_destination_admits_nothing(nova_drive, site, cloud):
+    job, carry = nova_drive.submit(), site.carry
+    runs = site.destination.state
+
+    def busy(host, request):
+        return (
+            Answer("busy", boot_id="b")
+            if request.verb == "fence" and host is site.destination
+            else carry(host, request)
+        )
+
+    site.carry = busy
+    nova_drive.approve(job)
+    assert (site.destination.state, runs) == ("running", "running")
+    assert not job.runs.filter(step__in=["lock", "stop"], result="done").exists()
+    assert "another request is being handled there" in job.waiting_for
+    site.carry = carry
+    nova_drive.go(job)
+    assert job.status == "on_trial"
 
 
 def test_a_watcher_queues_nothing_while_volmig_is_read_only(prepared):
