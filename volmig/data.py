@@ -98,17 +98,29 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace(path: Path, content: bytes) -> None:
+def share(path: Path, directory: Path) -> None:
+    """Lets the group of a directory do with a file what it may do with the directory: web and workers may be two."""
+    of = directory.stat()
+    with suppress(PermissionError):  # a group that this user is not in, or a file of another user
+        os.chown(path, -1, of.st_gid)
+        path.chmod(0o600 | of.st_mode & 0o060)
+
+
+def replace(path: Path, content: bytes, shared: bool = False) -> None:
     """Puts a new file in the place of an old one; readers see the old or the new, never a part.
 
     It is readable for whom the old one was, its owner (0600) where there was none: a group that shares keys keeps them.
+    A `shared` file is for the group of its directory.
     """
     provisional = provisional_file(path, content)
-    with suppress(FileNotFoundError):
-        before = path.stat()
-        with suppress(PermissionError):  # of a group that this user is not in
-            os.chown(provisional, -1, before.st_gid)
-            provisional.chmod(stat.S_IMODE(before.st_mode) & 0o660)
+    if shared:
+        share(provisional, path.parent)
+    else:
+        with suppress(FileNotFoundError):
+            before = path.stat()
+            with suppress(PermissionError):  # of a group that this user is not in
+                os.chown(provisional, -1, before.st_gid)
+                provisional.chmod(stat.S_IMODE(before.st_mode) & 0o660)
     provisional.replace(path)
     sync_directory(path.parent)
 

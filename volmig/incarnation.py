@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,19 @@ def read_only() -> State | None:
 
 
 def check() -> State | None:
-    """Compare the database with what is kept outside of it; enters read-only mode when it is behind or a copy."""
+    """Compare the database with what is kept outside of it; enters read-only mode when it is behind or a copy.
+
+    A process that may not read or write the data directory must not act either, but the others go on.
+    """
+    try:
+        return _compare()
+    except PermissionError as error:
+        log.error("This process may not use the data directory: %s", error)
+        found = f"This process may not use the data directory {settings.DATA}: {error}. Its files are for its group."
+        return State("not-permitted", found, timezone.now())
+
+
+def _compare() -> State | None:
     row = Incarnation.objects.filter(pk=1).first()
     kept = _read(FILE)
     if row is None and kept is None:
@@ -190,11 +203,15 @@ def enter_read_only(reason: str, code: str = "other-owner") -> State:
     if known := read_only():
         return known
     state = State(code, reason, timezone.now(), secrets.token_hex(16))
-    _write(READ_ONLY, _document(state))
-    if not state.is_local:
-        _row()
-        _keep_in_database(state)
     log.error("volmig is read-only: %s %s", reason, WHAT_TO_DO)
+    try:
+        if not state.is_local:
+            _row()
+            _keep_in_database(state)
+    finally:
+        _keep_in_directory(state)
+    if not read_only():
+        return state  # a local fault that its directory cannot keep: each check finds it again, and it is logged above
     Event.append("volmig.read_only", data={"code": code, "reason": reason})
     announce("read_only", subject="volmig is read-only", text=f"{reason}\n{WHAT_TO_DO}", url_path="/adopt/")
     return state
@@ -203,7 +220,7 @@ def enter_read_only(reason: str, code: str = "other-owner") -> State:
 def mark_restored(directory: Path, reason: str) -> None:
     """Make a data directory (of a restore) in which volmig starts read-only until a person has adopted everything."""
     state = State("restored", reason, timezone.now(), secrets.token_hex(16))
-    data.replace(Path(directory) / READ_ONLY, json.dumps(_document(state)).encode())
+    data.replace(Path(directory) / READ_ONLY, json.dumps(_document(state)).encode(), shared=True)
 
 
 def leave_read_only(by: Any = None) -> None:
@@ -215,6 +232,11 @@ def leave_read_only(by: Any = None) -> None:
         ended = [*(row.ended or []), *sorted(over)]
         Incarnation.objects.filter(pk=1).update(episode="", since=None, code="", reason="", ended=ended)
     belong_to(row)
+    _forget_what_was_seen()
+
+
+def _forget_what_was_seen() -> None:
+    """What this data directory knew beyond the database was judged by a person, and does not count any more."""
     (settings.DATA / SEEN).unlink(missing_ok=True)
     heads.publish()
     (settings.DATA / READ_ONLY).unlink(missing_ok=True)
@@ -232,11 +254,19 @@ def _reconcile(row: Incarnation) -> None:
     """A data directory may have learned of it when this database could not, and may not have heard that it is over."""
     kept = _kept_in_directory()
     if kept and kept.episode in (row.ended or []):
-        (settings.DATA / READ_ONLY).unlink(missing_ok=True)
+        _forget_what_was_seen()
     elif kept and not kept.is_local and not row.episode:
         _keep_in_database(kept)
     elif not kept and row.episode and (state := _kept_in_database()):
+        _keep_in_directory(state)
+
+
+def _keep_in_directory(state: State) -> None:
+    """Say it there as well; where it is full or may not be written to, the database says it and `check` tries again."""
+    try:
         _write(READ_ONLY, _document(state))
+    except OSError as error:
+        log.error("The data directory %s does not say that volmig is read-only: %s", settings.DATA, error)
 
 
 def _keep_in_database(state: State) -> None:
@@ -252,7 +282,10 @@ def _kept_in_database() -> State | None:
 def _kept_in_directory() -> State | None:
     if not (settings.DATA / READ_ONLY).exists():
         return None
-    kept = _read(READ_ONLY) or {}  # what cannot be read is no reason to act
+    try:
+        kept = _read(READ_ONLY) or {}  # what cannot be read is no reason to act
+    except PermissionError:
+        kept = {}
     since = dt.datetime.fromisoformat(kept["since"]) if kept.get("since") else timezone.now()
     reason = str(kept.get("reason") or f"{settings.DATA / READ_ONLY} cannot be read.")
     return State(str(kept.get("code") or "unreadable"), reason, since, str(kept.get("episode") or ""))
@@ -344,17 +377,24 @@ def _read(file: str) -> dict[str, Any] | None:
         value = json.loads((settings.DATA / file).read_bytes())
     except FileNotFoundError:
         return None
+    except PermissionError:  # a fault of this process: what the file says is not known
+        raise
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _write(file: str, value: Mapping[str, Any]) -> None:
-    data.replace(settings.DATA / file, json.dumps(value).encode())
+    data.replace(settings.DATA / file, json.dumps(value).encode(), shared=True)
 
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    with (settings.DATA / f"{SEEN}.lock").open("w") as lock:
+    path = settings.DATA / f"{SEEN}.lock"
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        data.share(path, settings.DATA)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)

@@ -2,13 +2,15 @@
 
 import json
 import os
+import secrets
 import shutil
+from contextlib import contextmanager
 
 import pytest
 from django.db import transaction
 from django.urls import reverse
 
-from volmig import incarnation
+from volmig import data, incarnation
 from volmig.models import Incarnation, Notice, Session
 from volmig.record import heads
 from volmig.record.models import Event
@@ -249,3 +251,128 @@ def test_a_claim_costs_little(began, django_assert_max_num_queries):
     with django_assert_max_num_queries(8):
         assert incarnation.check() is None
     assert os.stat(began / "claims").st_size < 300
+
+
+# A directory that is full, of two machines, of two users
+
+
+@pytest.mark.parametrize("number", [28, 30])
+def test_a_directory_that_takes_nothing_does_not_keep_volmig_from_becoming_read_only(
+    began, monkeypatch, caplog, number
+):
+    replace = data.replace
+
+    def full(path, *content, **how):
+        if path.name == "read_only":
+            raise OSError(number, os.strerror(number))
+        replace(path, *content, **how)
+
+    monkeypatch.setattr(data, "replace", full)
+    state = incarnation.enter_read_only("src: another session acted there")
+    assert incarnation.read_only().episode == incarnation.check().episode == state.episode
+    assert Event.objects.filter(action="volmig.read_only").count() == 1
+    assert Notice.objects.get().kind == "read_only"
+    assert os.strerror(number) in caplog.text
+    monkeypatch.setattr(data, "replace", replace)
+    incarnation.check()
+    assert json.loads((began / "read_only").read_bytes())["episode"] == state.episode
+
+
+def test_a_database_that_fails_does_not_keep_the_directory_from_saying_it(began, monkeypatch):
+    def fails(state):
+        raise OSError("the database is gone")
+
+    monkeypatch.setattr(incarnation, "_keep_in_database", fails)
+    with pytest.raises(OSError, match="gone"):
+        incarnation.enter_read_only("src: another session acted there")
+    assert json.loads((began / "read_only").read_bytes())["code"] == "other-owner"
+
+
+def test_what_one_machine_adopted_is_not_undone_by_another_that_had_seen_more(settings, tmp_path, monkeypatch):
+    machines = {name: (tmp_path / name, secrets.token_hex(16)) for name in ("a", "b")}
+
+    def on(name):
+        settings.DATA, session = machines[name]
+        settings.AUDIT_HEADS = settings.DATA / "audit_heads"
+        monkeypatch.setattr(incarnation, "SESSION", session)
+
+    def work():
+        for name in machines:
+            on(name)
+            Event.append("x")
+            heads.publish()
+            incarnation.remember(incarnation.count())
+
+    for name, (directory, _) in machines.items():
+        directory.mkdir()
+        on(name)
+        if name == "b":
+            assert incarnation.check().code == "directory-missing"
+            incarnation.join()
+        assert incarnation.check() is None
+    work()
+    point = transaction.savepoint()
+    work()
+    transaction.savepoint_rollback(point)
+    for name in machines:
+        on(name)
+        assert incarnation.check().code == "database-older"
+    on("a")
+    incarnation.leave_read_only()
+    for name in ("a", "b", "a", "b"):
+        on(name)
+        assert incarnation.check() is None, name
+        incarnation.remember(incarnation.count())
+
+
+@contextmanager
+def user(number, group=60000):
+    os.setegid(group)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def shared(settings, tmp_path):
+    """A data directory of two users, who have one group in common."""
+    if os.geteuid():
+        pytest.skip("only root becomes other users")
+    place = tmp_path / "shared"
+    place.mkdir()
+    os.chown(place, 0, 60000)
+    place.chmod(0o2770)
+    for above in place.parents:
+        above.chmod(above.stat().st_mode | 0o011)
+    settings.DATA, settings.AUDIT_HEADS = place, place / "audit_heads"
+    return place
+
+
+def test_web_and_workers_may_be_two_users_of_one_group(shared):
+    with user(60001):
+        assert incarnation.check() is None
+        incarnation.remember(incarnation.count())
+    with user(60002):
+        assert incarnation.check() is None
+        incarnation.remember(incarnation.count())
+        state = incarnation.enter_read_only("src: another session acted there")
+    with user(60001):
+        assert (incarnation.check(), incarnation.read_only().reason) == (state, state.reason)
+    assert {path.stat().st_mode & 0o777 for path in shared.iterdir()} == {0o660}
+
+
+@pytest.mark.parametrize("name", ["incarnation", "claims"])
+def test_a_process_that_may_not_read_the_directory_does_not_act_and_the_others_go_on(shared, name):
+    with user(60001):
+        assert incarnation.check() is None
+        incarnation.remember(incarnation.count())
+    (shared / name).chmod(0o600)
+    with user(60002):
+        assert code() == "not-permitted"
+    with user(60001):
+        assert incarnation.check() is None
+    assert not Event.objects.filter(action="volmig.read_only").exists()
+    assert incarnation.read_only() is None
