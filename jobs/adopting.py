@@ -244,12 +244,12 @@ def adopt(row: Adoption) -> None:
     finally:
         hands.close()
     with transaction.atomic():
-        still_open(row, job.fence)
+        still_open(row, job, job.fence)
         enter(job, seen, row.by)
         Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), seen=seen, trouble="")
 
 
-def still_open(row: Adoption, fence: int = 0) -> None:
+def still_open(row: Adoption, job: Job, fence: int = 0) -> None:
     """Within a transaction, with its row locked: raise Refused unless this adoption may go on.
 
     It may not once another has adopted the migration, or claimed it since under a higher fence than `fence`, nor once
@@ -261,14 +261,14 @@ def still_open(row: Adoption, fence: int = 0) -> None:
         raise Refused(Sentence("changed-meanwhile", "It has been adopted meanwhile; nothing was changed."))
     if state is None or state.episode != row.episode:
         raise Refused(Sentence("changed-meanwhile", "This read-only mode has ended meanwhile; nothing was changed."))
-    if fence and Job.objects.select_for_update().get(pk=row.job_id).fence != fence:
+    if fence and Job.objects.select_for_update().get(pk=job.pk).fence != fence:
         raise Refused(Sentence("changed-meanwhile", "It is being adopted twice; the later of the two goes on."))
 
 
 def claim_above(row: Adoption, job: Job, fence: int) -> None:
     """Own the job in the database, under a fence that no host has seen."""
     with transaction.atomic():
-        still_open(row)
+        still_open(row, job)
         fence = max(fence, Job.objects.select_for_update().get(pk=job.pk).fence) + 1
         Job.objects.filter(pk=job.pk).update(fence=fence, lease_until=None, lease_owner="", taken_over=False)
         job.counted = incarnation.count()

@@ -206,8 +206,8 @@ class Hands:
         """A cloud knows no fence and remembers nothing: the destination is asked and remembers the owner instead."""
         answer = self.host(DESTINATION).call(self.about("fence"))
         if answer.state == "busy" and not answer.evidence.get("running"):  # it admitted nothing and keeps nothing
-            tried, found = f"own the migration on {self.job.destination}", "another request is being handled there"
-            raise Unreachable(tried, found, "Retrying automatically.")
+            tried = f"own the migration on {self.job.destination}"
+            raise Unreachable(tried, "another request is being handled there", "Retrying automatically.")
         if answer.state not in ("done", "busy"):
             said = answer.error or {}
             raise HostError(str(said.get("tried")), str(said.get("found")), str(said.get("next") or ""))
