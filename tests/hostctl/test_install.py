@@ -11,6 +11,9 @@ import pytest
 from hosts.remote.hostctl import install, launcher, start
 from tests.trust import versions
 
+from .test_request import counted, send
+
+__all__ = ["counted"]  # a fixture
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root installs hostctl")
 JOB = str(uuid.uuid4())
 
@@ -192,6 +195,24 @@ def test_a_policy_is_not_got_around_by_the_name_of_a_version_that_knows_none(wit
     place.began_here(former)
     assert launcher.may_run(with_policy(former), request), "a migration that began with it here goes on"
     assert not launcher.may_run(with_policy(former), request | {"job": str(uuid.uuid4())})
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("named", ["former", "today", "none"])
+def test_where_there_is_a_policy_no_request_makes_a_migration_one_of_a_version_that_knows_none(
+    with_policy, monkeypatch, desk, named
+):
+    """Else whoever has the key would begin one of their own, and do with it every verb of that version, unsealed."""
+    former, today = versions.former(), versions.current()
+    monkeypatch.setattr(launcher, "STATE", desk.state)
+    job, digest = str(uuid.uuid4()), {"former": former.hash, "today": today.hash, "none": ""}[named]
+    request = {"hash": digest, "job": job}
+    assert not launcher.may_run(with_policy(former), request | {"hash": former.hash})
+    # So the current version hears it; what that one keeps is what the next request for this job is judged by.
+    answer = send(desk, "lv_create", job=job, step="a", hash=digest)
+    assert (answer["state"] == "done") is (named != "former")
+    assert launcher.of_job(job) in ("", today.hash)
+    assert not launcher.may_run(with_policy(former), request | {"hash": former.hash})
 
 
 def test_without_a_policy_every_version_that_is_installed_runs(with_policy, monkeypatch):
