@@ -334,7 +334,8 @@ def test_a_consent_is_used_although_the_instance_was_shut_down_by_its_owner_mean
 @pytest.mark.django_db(transaction=True)
 def test_of_a_hundred_uses_at_once_exactly_one_is_made(transactional_db):
     job = Job.objects.submit(operator(), **asked())
-    approval = job.make_approval("swap", {"job": str(job.uuid)}, operator())
+    staged = {"sha256": "0" * 64, "inode": 1, "file_size": 1}
+    approval = job.make_approval("swap", {"job": str(job.uuid), "stage": staged}, operator())
     approval.approve(approver(), approval.digest, "as agreed")
     ready, used = threading.Barrier(100, timeout=60), []
 
