@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from hosts.models import Hypervisor
-from hosts.remote.host import Access, Address, Answer, Host, HostError, Request, Unreachable
+from hosts.remote.host import Access, Address, Answer, Host, HostError, NoFacts, Request, Unreachable
 from hosts.remote.hostctl.policy import RULES
 from hosts.remote.hostctl.verbs import VERBS
 from hosts.remote.instances import Control, Nova
@@ -151,8 +151,7 @@ class Hands:
                 self.judge_status(host_of(self.job, role), each.answer.evidence)
             else:
                 found = (each.answer and each.answer.found) or "it did not say"
-                silence = Unreachable(f"ask {host_of(self.job, role)} who owns it", found)
-                silent[role] = each.error or silence
+                silent[role] = each.error or NoFacts(f"ask {host_of(self.job, role)} who owns it", found)
         if not silent:
             self.job.put(judged_by=incarnation.SESSION)
         return silent
@@ -206,7 +205,7 @@ class Hands:
         """A cloud knows no fence and remembers nothing: the destination is asked and remembers the owner instead."""
         answer = self.host(DESTINATION).call(self.about("fence"))
         if answer.state == "busy" and not answer.evidence.get("running"):  # it admitted nothing and keeps nothing
-            tried = f"own the migration on {self.job.destination}"
+            tried = f"fence the migration on {self.job.destination}"
             raise Unreachable(tried, "another request is being handled there", "Retrying automatically.")
         if answer.state not in ("done", "busy"):
             said = answer.error or {}

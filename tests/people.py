@@ -52,7 +52,7 @@ def ask(page, volume, disk, limit=""):
 
 def wait_for_consent(page):
     """Until the image is staged and verified."""
-    page.wait_for_selector("#where:has-text('another person has to approve')", timeout=240_000)
+    page.wait_for_selector("#where:has-text('needs an approval by another person')", timeout=240_000)
 
 
 def approve(page, instance):

@@ -59,6 +59,10 @@ class Unreachable(HostError):  # noqa: N818 - these are the words that callers r
     """Refused, timed out or dropped; passes by itself, so callers try again later."""
 
 
+class NoFacts(Unreachable):
+    """It answers, but not with what it was asked; mostly passes too, and is for a person when it does not."""
+
+
 class HostKeyUnknown(HostError):  # noqa: N818
     """Nobody has pinned a host key yet."""
 

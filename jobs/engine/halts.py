@@ -14,6 +14,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     # The way to a hypervisor or a cloud
     "HostError": "The hypervisor can be entered.",
     "Unreachable": "The hypervisor answers.",
+    "NoFacts": "The hypervisor answers what it is asked.",
     "HostKeyUnknown": "The hypervisor's host key is pinned.",
     "HostKeyChanged": "The hypervisor offers the host key that was pinned.",
     "HostctlDiffers": "The hostctl of this volmig is installed there.",

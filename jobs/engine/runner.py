@@ -15,6 +15,7 @@ from hosts.remote.host import (
     HostError,
     HostKeyChanged,
     HostKeyUnknown,
+    NoFacts,
     Request,
     Unreachable,
 )
@@ -289,7 +290,7 @@ class _Work:
             if fresh and isinstance(error, HostctlDiffers) and error.touched is False:
                 self.journal.unread(run, True)
             self.journal.silent(run)
-            return _silence(planned, run, {planned.hypervisor: error}, self.clock())
+            return self._unanswered(planned, run, error)
         except HostError as error:
             seen = {"tried": error.tried, "found": error.found, "touched": error.touched}
             return Halt(
@@ -303,6 +304,14 @@ class _Work:
         if answer.state == "running":
             return self._running(planned, request.direction, run, known, answer.again)
         return self._busy(planned, run) if answer.state == "busy" else None
+
+    def _unanswered(self, planned: Planned, run: Run, error: HostError) -> Wait | Halt:
+        """One that is away comes back; one that goes on answering something else is for a person."""
+        now = self.clock()
+        if not isinstance(error, NoFacts) or now - (run.silent_since or now) < BUSY_FOR_LONG:
+            return _silence(planned, run, {planned.hypervisor: error}, now)
+        self.journal.heard(run)  # so that it is waited for anew once a person says to go on
+        return Halt(planned.step.name, str(error), {"code": "no-facts", "hypervisor": planned.hypervisor})
 
     def _busy(self, planned: Planned, run: Run) -> Wait | Halt:
         """What else runs there ends, or was stopped. Where systemd never says that it has, a person has to look."""
@@ -528,7 +537,7 @@ def _kind_of(error: HostError | None) -> str:
         return "version"
     if isinstance(error, HostKeyChanged | HostKeyUnknown):
         return "key"
-    return "host" if isinstance(error, Unreachable) else "facts"
+    return "host" if isinstance(error, Unreachable) and not isinstance(error, NoFacts) else "facts"
 
 
 def _pause(waited: timedelta) -> timedelta:
