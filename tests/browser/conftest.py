@@ -72,15 +72,15 @@ def answering(address, log):
 
 @pytest.fixture
 def logged_in(chromium, site, transactional_db, person):
-    """A page of a person: logged_in("dana", "operator", color_scheme="dark")."""
+    """A page of a person: logged_in("dana", "operator", color_scheme="dark"); `typed`: their password just now."""
     contexts, troubles = [], []
 
-    def open_page(name, *roles, **options):
+    def open_page(name, *roles, typed=False, **options):
         user = User.objects.filter(username=name).first() or person(name, *roles)
         user.groups.set(Group.objects.filter(name__in=roles))
         client = Client()
         client.force_login(user)
-        if "administrator" in roles:  # approvers are asked for the password on the page that tests are about
+        if typed or "administrator" in roles:  # approvers are asked for the password on the page that tests are about
             just_typed(client)
         context = chromium.new_context(base_url=site, viewport={"width": 1280, "height": 900}, **options)
         context.set_default_timeout(20_000)

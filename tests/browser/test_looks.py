@@ -29,6 +29,7 @@ def pages(hosts, person):
     team = Team.objects.get()
     policy = Policy.objects.create(team=team, windows=["Thu 02:00-04:00"], blackouts=["2026-12-24"])
     accounts = ["/account/", "/accounts/", f"/accounts/{dana.pk}/", "/account/factor/", "/account/tokens/add/", "/api/"]
+    accounts += ["/account/confirm/", "/adopt/"]
     accounts += ["/teams/", "/teams/add/", f"/teams/{team.pk}/"]
     accounts += [f"/teams/{team.pk}/policies/{page}/" for page in ("add", policy.pk)]
     void, used = scenes.approval(scenes.job(dana, "preparing")), scenes.approval(scenes.job(dana, "on_trial"))
@@ -65,6 +66,7 @@ NO_PAGES = {
     "jobs:export",
     "jobs:evidence",
     "jobs:count",
+    "jobs:attention",
     "jobs:plan",
     "client",
     "evidence_heads",
@@ -131,7 +133,7 @@ def test_axe_finds_no_fault_on_the_pages_of_a_second_factor(scheme, hosts, perso
 
     known = person("kim", "approver")
     User.objects.filter(pk=known.pk).update(password=KEPT)
-    page = logged_in("kim", "approver", color_scheme=scheme)
+    page = logged_in("kim", "approver", typed=True, color_scheme=scheme)
     factors.begin(known)
     factors.App.objects.update(confirmed=True)
     for path in ("/account/", "/account/factor/remove/", "/account/factor/new-codes/"):
