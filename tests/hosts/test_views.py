@@ -1,6 +1,7 @@
 """The hypervisor pages."""
 
 import datetime as dt
+import re
 
 import pytest
 from django.urls import reverse
@@ -124,7 +125,7 @@ def test_pages_show_what_was_seen_and_how_old_it_is(browser, hypervisor, invento
     client = browser("viewer")
     for html in (page(client, "list"), page(client, "hypervisor", src.pk)):
         assert "vg_nova0" in html
-        assert "3 min 12 s ago" in html
+        assert re.search(r"3 min (1[2-9]|[2-5]\d) s ago", html)  # a busy machine takes some seconds
         assert "Ready" in html
     assert "_disk.local" in page(client, "hypervisor", src.pk)
 
