@@ -1,13 +1,15 @@
 """The lab is what it claims to be: networks, power, links, speed, space, logins, and a clean slate."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hosts.remote.hostctl.pack import bundle
 from tests.lab import machine
-from tests.lab.guest import CommandError
+from tests.lab.guest import HOSTCTL, CommandError
 from tests.lab.image import Image
 from tests.lab.lab import INSTANCES, Lab
 
@@ -131,15 +133,19 @@ def test_an_installed_hostctl_is_all_that_its_key_can_run(clean_lab, tmp_path):
     guest = clean_lab.filer  # which no other test gives a hostctl
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
     before = guest.run("cat /home/volmig/.ssh/authorized_keys")
-    guest.install_hostctl(b"#!/bin/sh\nid -un\ncat\n", (tmp_path / "key.pub").read_text())
+    guest.install_hostctl(bundle(), (tmp_path / "key.pub").read_text())
     argv = ["ssh", "-F", "none", "-i", str(tmp_path / "key"), "-p", str(guest.port), "-o", "BatchMode=yes"]
     argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    said = subprocess.run([*argv, "volmig@127.0.0.1", "cat /etc/shadow"], input=b"{}", capture_output=True, timeout=30)
-    guest.write("/home/volmig/.ssh/authorized_keys", before, "0600")
-    guest.run(
-        "chown volmig: /home/volmig/.ssh/authorized_keys; rm -f /usr/local/libexec/volmig-hostctl /etc/sudoers.d/volmig"
+    request = json.dumps({"verb": "hello", "args": {}}).encode()
+    said = subprocess.run(
+        [*argv, "volmig@127.0.0.1", "cat /etc/shadow"], input=request, capture_output=True, timeout=30
     )
-    assert said.stdout == b"root\n{}"
+    guest.write("/home/volmig/.ssh/authorized_keys", before, "0600")
+    guest.run("chown volmig: /home/volmig/.ssh/authorized_keys; rm -f /etc/sudoers.d/volmig")
+    guest.run(f"rm -rf {HOSTCTL} {HOSTCTL}.d")
+    answer = json.loads(said.stdout)  # nothing but hostctl's answer: it ran as root, and no shell ran
+    assert (answer["state"], answer["error"]) == ("done", None)
+    assert guest.run(f"test -e {HOSTCTL}.d; echo $?").strip() == "1"
 
 
 PLANTED = {
