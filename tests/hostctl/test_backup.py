@@ -210,10 +210,10 @@ def test_another_share_than_planned_is_refused(share, monkeypatch):
 
 
 def test_its_unit_can_write_nowhere_but_where_its_result_is_kept(share):
-    properties = VERBS["rehearse"].sandbox(share.args)
+    properties = VERBS["rehearse"].sandbox(share.args, share.job)
     assert "ProtectSystem=strict" in properties
     assert [each for each in properties if each.startswith("ReadWritePaths")] == [
-        "ReadWritePaths=/var/lib/volmig /run/volmig"
+        f"ReadWritePaths=/var/lib/volmig/{share.job} /run/volmig/{share.job}"
     ]
 
 
@@ -233,4 +233,4 @@ def test_a_request_of_it_is_held_to_the_lists(desk, job):
     assert not desk.units.started
     request["args"]["recorded"] = {"inode": 4711, "sha256": "5e" * 32}
     assert desk.handle(json.dumps(request).encode())["state"] == "refused", "no such share is mounted here"
-    assert desk.units.started[0][1] == VERBS["rehearse"].sandbox(args), "it ran as a unit, confined"
+    assert desk.units.started[0][1] == VERBS["rehearse"].sandbox(args, job), "it ran as a unit, confined"

@@ -7,6 +7,7 @@ import pytest
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.qcow2 import Header, check_header
 from hosts.remote.hostctl.qemu_img import info_objections, percent, sandbox
+from hosts.remote.hostctl.verbs import VERBS
 
 from .conftest import qcow2
 
@@ -82,5 +83,14 @@ def test_what_qemu_says_of_an_image_is_judged(changed, word):
 
 
 def test_the_kernel_lets_convert_only_read_the_source():
-    properties = sandbox({"vg": "v", "lv": "l", "mountpoint": "/mnt/volmig/x"})
+    properties = sandbox({"vg": "v", "lv": "l", "mountpoint": "/mnt/volmig/x"}, "a-job")
     assert {"DevicePolicy=closed", "DeviceAllow=/dev/v/l r", "ProtectSystem=strict"} <= set(properties)
+
+
+def test_convert_and_compare_write_nowhere_but_in_the_directories_of_their_own_job():
+    """A fault in a tool that reads a guest's bytes reaches neither the owner of this host nor another job's fence."""
+    for verb in ("convert", "compare"):
+        properties = VERBS[verb].sandbox({"vg": "v", "lv": "l", "mountpoint": "/mnt/volmig/x"}, "a-job")
+        assert [each for each in properties if each.startswith("ReadWritePaths")] == [
+            "ReadWritePaths=-/mnt/volmig/x /var/lib/volmig/a-job /run/volmig/a-job"
+        ]

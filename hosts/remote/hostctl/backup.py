@@ -14,6 +14,7 @@ from .nfs import read_direct
 from .owner import as_user
 from .qemu_img import CAPABILITIES, CHECK_LIMITS
 from .stage import Place, check_share, directory, read_card
+from .store import directories
 from .tools import Work
 from .untrusted import open_direct, open_file
 from .virsh import identity
@@ -24,7 +25,7 @@ MARKED_CORRUPT = "it is marked corrupt: QEMU opens it for reading only until qem
 SOUND, LEAKS = 0, 3  # exit statuses of qemu-img check: in order, and space that nothing uses
 
 
-def sandbox(args: Args) -> List[str]:
+def sandbox(args: Args, job: str) -> List[str]:
     """Unit properties for work that only reads: the kernel lets it write nowhere but where its result is kept."""
     return [
         "DevicePolicy=closed",
@@ -32,7 +33,7 @@ def sandbox(args: Args) -> List[str]:
         "NoNewPrivileges=yes",
         "PrivateNetwork=yes",
         "CapabilityBoundingSet=" + CAPABILITIES,
-        "ReadWritePaths=/var/lib/volmig /run/volmig",
+        "ReadWritePaths=" + " ".join(directories(job)),
         "IOSchedulingClass=idle",
         "Nice=10",
         "MemoryMax=4G",

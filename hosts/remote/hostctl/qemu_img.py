@@ -11,7 +11,7 @@ from . import filesystem, lvm, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
 from .cage import Cage, Shown
 from .qcow2 import check_header
-from .store import sync_directory
+from .store import directories, sync_directory
 from .tools import Output, Work
 
 # qemu-img check keeps the reference counts of all clusters in memory, and reads every one of them.
@@ -71,8 +71,8 @@ def discard_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (syscall("unlink disk.part and disk.qcow2 in %s" % args["mountpoint"]),)
 
 
-def sandbox(args: Args) -> List[str]:
-    """Unit properties for work that reads the source: the kernel lets it write nowhere but on the job's mount."""
+def sandbox(args: Args, job: str) -> List[str]:
+    """Unit properties for work that reads the source: the kernel lets it write nowhere but in the job's directories."""
     return [
         "DevicePolicy=closed",
         "DeviceAllow=%s r" % lvm.device(args),
@@ -80,7 +80,7 @@ def sandbox(args: Args) -> List[str]:
         "NoNewPrivileges=yes",
         "PrivateNetwork=yes",  # what is mounted already keeps its connection
         "CapabilityBoundingSet=" + CAPABILITIES,
-        "ReadWritePaths=-%s /var/lib/volmig /run/volmig" % args["mountpoint"],
+        "ReadWritePaths=-%s %s" % (args["mountpoint"], " ".join(directories(job))),
         "IOSchedulingClass=idle",
         "Nice=10",
         "MemoryMax=2G",

@@ -577,7 +577,8 @@ class Desk:
 
     def _start(self, kept: Store, request: Request) -> None:
         kept.write(request.key + ".request", dict(request._asdict(), boot_id=detached.boot_id(), at=time.time()))
-        unit, properties = detached.unit_name(kept.job, request.key), verbs.VERBS[request.verb].sandbox(request.args)
+        unit = detached.unit_name(kept.job, request.key)
+        properties = verbs.VERBS[request.verb].sandbox(request.args, request.job)
         trouble = self.units.start(unit, properties, [*detached.program(), "run", request.job, request.key])
         if trouble:
             self._call_off(kept, request.key, unit, trouble)

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import time
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .act import Refused
 from .tools import Memory
@@ -25,7 +25,8 @@ class Store(Memory):
     """
 
     def __init__(self, job: str, state: str = STATE, run: str = RUN) -> None:
-        self.job, self.directory, self.run = job, os.path.join(state, job), os.path.join(run, job)
+        self.job = job
+        self.directory, self.run = directories(job, state, run)
         self.forgotten = os.path.join(state, "forgotten")
 
     def exists(self) -> bool:
@@ -145,6 +146,11 @@ class Store(Memory):
 
     def _tombstone(self) -> str:
         return os.path.join(self.forgotten, self.job + ".json")
+
+
+def directories(job: str, state: str = STATE, run: str = RUN) -> Tuple[str, str]:
+    """Where a job's requests, results and facts are kept, and where its progress is."""
+    return os.path.join(state, job), os.path.join(run, job)
 
 
 def forgotten(state: str) -> List[str]:

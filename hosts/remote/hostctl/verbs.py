@@ -8,6 +8,7 @@ from .tools import Work
 
 Builder = Callable[[Args, str], Tuple[Act, ...]]
 Run = Callable[[Work], Dict[str, Any]]
+Properties = Callable[[Args, str], List[str]]
 SERVICES = nfs.UNITS
 
 
@@ -16,7 +17,7 @@ def nothing(args: Args, job: str) -> Tuple[Act, ...]:
     return ()
 
 
-def unconfined(args: Args) -> List[str]:
+def unconfined(args: Args, job: str) -> List[str]:
     """A verb whose unit needs no properties."""
     return []
 
@@ -33,14 +34,14 @@ class Verb(NamedTuple):
     run: Run
     acts: Builder
     mutates: bool
-    sandbox: Callable[[Args], List[str]]
+    sandbox: Properties
 
 
 def _asks(needs: str, run: Run = handled) -> Verb:
     return Verb(tuple(needs.split()), run, nothing, False, unconfined)
 
 
-def _does(needs: str, run: Run, acts: Builder, sandbox: Callable[[Args], List[str]] = unconfined) -> Verb:
+def _does(needs: str, run: Run, acts: Builder, sandbox: Properties = unconfined) -> Verb:
     return Verb(tuple(needs.split()), run, acts, True, sandbox)
 
 
