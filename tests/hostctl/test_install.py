@@ -1,14 +1,17 @@
 """Several versions lie side by side, a request picks one, and an install takes away none that a migration needs."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import uuid
+import zipfile
 
 import pytest
 
-from hosts.remote.hostctl import install, launcher, start
+from hosts.remote.hostctl import install, launcher, source_hash, start
 from tests.trust import versions
 
 from .test_request import counted, send
@@ -33,13 +36,18 @@ class Place:
         root.chmod(0o755)
 
     def install(self, version):
-        """As `python3 -I hostctl install` does, but to this place."""
+        """As `python3 -I hostctl install` does, but to this place; this tree's version in this process."""
         self.carried.write_bytes(version.archive)
+        places = [str(self.carried), str(self.program), str(self.state)]
+        if version.hash == source_hash():
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                assert install.main(*places) == 0
+            return said.getvalue()
         code = (
             "import sys; sys.path.insert(0, sys.argv[1]); from hostctl import install; "
             "sys.exit(install.main(sys.argv[1], sys.argv[2], sys.argv[3]))"
         )
-        words = [sys.executable, "-I", "-c", code, str(self.carried), str(self.program), str(self.state)]
+        words = [sys.executable, "-I", "-c", code, *places]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     def install_former(self, version):
@@ -220,9 +228,62 @@ def test_without_a_policy_every_version_that_is_installed_runs(with_policy, monk
     assert launcher.may_run(with_policy(versions.former()), {"hash": versions.former().hash})
 
 
-def test_only_the_file_itself_can_be_installed_and_only_by_root(place, monkeypatch, capsys):
-    assert install.main(__file__, str(place.program), str(place.state)) == 2
+@pytest.mark.parametrize("why", ["no archive", "not root"])
+def test_only_the_file_itself_can_be_installed_and_only_by_root(place, monkeypatch, capsys, why):
+    place.carried.write_bytes(versions.current().archive)
+    if why == "not root":
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    archive = str(place.carried) if why == "not root" else __file__
+    assert install.main(archive, str(place.program), str(place.state)) == 2
     assert "run the file itself, as root" in capsys.readouterr().err
+    assert not place.program.exists()
+    assert not place.directory.exists()
+
+
+def test_nothing_is_installed_where_anyone_but_root_owns_the_directory_of_versions(place, capsys):
+    place.carried.write_bytes(versions.current().archive)
+    place.directory.mkdir()
+    os.chown(place.directory, 65534, 65534)
+    assert install.main(str(place.carried), str(place.program), str(place.state)) == 2
+    assert f"{place.directory} is not root's alone" in capsys.readouterr().err
+    assert (place.program.exists(), place.versions()) == (False, [])
+
+
+def test_a_request_that_cannot_be_read_neither_keeps_a_version_nor_stops_an_install(place):
+    former = versions.former()
+    place.install_former(former)
+    place.began_here(former)
+    [kept] = (place.state / JOB).iterdir()
+    for damaged in (b"{", b"[]", b"\xff", b"{}"):
+        kept.write_bytes(damaged)
+        assert install.needed_versions(str(place.state)) == set()
+    (place.state / JOB / "lock").touch()
+    (place.state / "owner.json").write_text("{}")
+    (place.state / ("x" * 36)).touch()
+    assert f"hostctl {versions.current().hash} is installed" in place.install(versions.current())
+
+
+def test_an_archive_of_something_else_in_the_programs_place_is_replaced_and_not_kept(place):
+    with zipfile.ZipFile(place.program, "w") as packed:
+        packed.writestr("__main__.py", "print('another program')")
+    place.install(versions.current())
+    assert place.versions() == [versions.current().hash]
+    assert place.program.read_bytes() == install._launcher()
+
+
+def test_an_install_that_was_cut_off_between_two_renames_is_repeated_whole(place):
+    place.directory.mkdir()
+    (place.directory / "current.part").symlink_to("hostctl-nowhere")
+    place.install(versions.current())
+    assert os.readlink(place.directory / "current") == f"hostctl-{versions.current().hash}"
+    assert not [name for name in os.listdir(place.directory) if "part" in name]
+
+
+def test_an_archive_without_the_launcher_installs_no_program(place, monkeypatch):
+    place.carried.write_bytes(versions.current().archive)
+    monkeypatch.setattr(install.pkgutil, "get_data", lambda package, name: None)
+    with pytest.raises(FileNotFoundError, match=r"launcher\.py is missing"):
+        install.main(str(place.carried), str(place.program), str(place.state))
     assert not place.program.exists()
 
 
