@@ -259,8 +259,11 @@ def kept_disk(job) -> set[tuple[str, str]]:
     return {("backup", f"{INSTANCES}/.volmig/{job.uuid}/{name}")} if swapped and name else set()
 
 
-def check_the_world(site, job, free: int, writes: int = 40) -> None:
-    """Nothing is lost and nothing is left: raise AssertionError where that is not so; `writes` the source has seen."""
+def check_the_world(site, job, free: int, writes: int = 40, state: str = "running") -> None:
+    """Nothing is lost and nothing is left: raise AssertionError where that is not so.
+
+    `writes` the source has seen; `state` is how the instance has to be in the end.
+    """
     source, live = site.source.volumes[SOURCE_LV], site.files[LIVE]
     assert (source.content, source.writes) == ("new disk", writes)
     assert live.content in ("old disk", "new disk")
@@ -271,7 +274,7 @@ def check_the_world(site, job, free: int, writes: int = 40) -> None:
         assert job.halt_reason.strip(), "it halted without saying why"
         return
     wanted = "new disk" if job.status in ("done", "purged") else "old disk"
-    assert (live.content, site.destination.state) == (wanted, "running")
+    assert (live.content, site.destination.state) == (wanted, state)
     assert in_the_world(site) == in_the_ledger(job) == kept_disk(job)
     assert not Footprint.objects.left().filter(kind="space").exists()
     assert [host.kept for host in site.hosts] == [{}, {}, {}]

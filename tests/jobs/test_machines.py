@@ -15,6 +15,15 @@ def test_a_migration_goes_its_way_through_the_real_hostctl(real_life, machines, 
     check_the_world(machines, life.job, free)
 
 
+@pytest.mark.parametrize(("way", "state"), [("rolled back", "shut off"), ("done", "running"), ("purged", "running")])
+def test_an_instance_that_was_off_is_off_again_after_a_rollback(real_life, machines, way, state):
+    for domain in machines.destination.domains.values():
+        domain.state = "shut off"
+    free, life = machines.relay.free, begin(real_life, machines, way)
+    assert life.live() == life.wish, (life.said, life.job.outcome_reason)
+    check_the_world(machines, life.job, free, state=state)
+
+
 class Reboots(NoFault):
     """A machine loses its power amid the first conversion."""
 

@@ -237,14 +237,16 @@ def stop(work: Work) -> Dict[str, Any]:
     """Ask the guest to shut down and wait until libvirt says `shut off`; never destroys."""
     args, instance = work.args, work.args["instance"]
     was = state(work, instance)
-    known = work.memory.recall("stop")
+    # How the instance was at first decides how it is left: what the stop before a disk is taken back finds must not.
+    noted = "stop_undo" if "made" in args else "stop"
+    known = work.memory.recall(noted)
     if was not in ("running", "shut off"):
         raise Refused(
             "unknown-state", "stop %s" % instance, "its state is %r" % was, "Bring the instance to running or shut off."
         )
     if was == "running":
         _check_path(work)
-        work.memory.remember("stop", was="running")
+        work.memory.remember(noted, was="running")
         output = work.do(stop_acts(args, work.job)[0])
         if not _becomes(work, "shut off", args.get("deadline", 180)):
             raise Failed(
