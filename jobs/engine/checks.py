@@ -680,8 +680,9 @@ def _same_size(case: Case, volume: Volume, disk: Disk) -> Finding:
 def _no_backing(case: Case, disk: Disk) -> Finding:
     if disk.backing:
         return (
-            f"The present disk stands on {', '.join(disk.backing)}; a rollback needs these files, "
-            "and Nova may clean them up."
+            f"The present disk stands on {', '.join(disk.backing)}, and Nova removes what no disk in use stands on. "
+            "The swap keeps each under a second name beside the old disk. A rollback puts back what is gone, and is "
+            "refused where that is not possible."
         ), list(disk.backing)
     return None
 

@@ -111,6 +111,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "unknown-identity": "The inode numbers of both disks are recorded.",
     "changed": "The disk is as it was when it was recorded.",
     "attributes-differ": "The new disk can be given the owner, mode and label of the old one.",
+    "base-missing": "Every file that the disk stands on is there, and is the one that it was made on.",
     "crosses-filesystems": "The live disk can be given a second name in the migration's directory.",
     "disk-in-use": "No QEMU on any client of the share has the disk open.",
     "not-ours-to-lock": "The disk can be opened to try its locks.",

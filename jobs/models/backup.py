@@ -94,6 +94,17 @@ def of(job: Job) -> Footprint | None:
     return job.footprints.kept().select_related("share").first()
 
 
+def bases(job: Job) -> list[dict[str, str]]:
+    """The files that the kept disk stands on: `path`, `kept` (its second name beside the disk) or `why` it has none.
+
+    Empty where the disk that the swap replaced is in use again: what is kept then stands alone.
+    """
+    rows = job.evidence().get("swap", {}).get("bases")
+    if job.was_rolled_back() or not isinstance(rows, list):
+        return []
+    return [{name: str(row.get(name, "")) for name in ("path", "kept", "why")} for row in rows if isinstance(row, dict)]
+
+
 def start_clock(job: Job) -> None:
     """From the end on it is kept for so many days."""
     until = timezone.now() + dt.timedelta(days=settings.BACKUP_DAYS)

@@ -278,6 +278,7 @@ class Job(models.Model):
     wants = story.wants
     halted = story.halted
     has_backup = story.has_backup
+    kept_bases = backup.bases
     backup = backup.of
 
     def asked(self) -> dict[str, Any]:

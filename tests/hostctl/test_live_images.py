@@ -3,6 +3,7 @@
 The images are made by the real qemu-img, marks are set as QEMU sets them.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -160,11 +161,148 @@ def test_a_rehearsal_says_that_a_disk_marked_corrupt_would_not_start(disks):
     assert backup.MARKED_CORRUPT in said["findings"]
 
 
-@pytest.mark.parametrize("make", [relative_base, full_base])
-def test_a_rehearsal_says_that_a_base_is_gone(disks, make):
+# Base files: what a way back stands on
+
+
+def chained(disks):
+    """Two bases, one on the other."""
+    second = disks.base.parent / "4567"
+    qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", disks.base, second)
+    disks.live.unlink()
+    qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", second, disks.live)
+
+
+BASED = pytest.mark.parametrize("make", [relative_base, full_base, chained])
+
+
+def bases_of(disks):
+    return sorted(disks.base.parent.iterdir())
+
+
+def kept(disks):
+    return sorted(path.name for path in disks.place.glob("base.*"))
+
+
+def in_order(disks):
+    """QEMU opens the live disk with all that it stands on."""
+    words = ["qemu-img", "map", "-f", "qcow2", "--output=json", disks.live]
+    return subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@BASED
+def test_a_swap_keeps_the_bases_of_the_former_disk_and_names_them(disks, make):
+    make(disks)
+    before = {path: path.stat().st_ino for path in bases_of(disks)}
+    made = disks.swapped()
+    assert sorted(path.stat().st_ino for path in disks.place.glob("base.*")) == sorted(before.values())
+    named = {(disks.live.parent / each["path"]).resolve(): each["kept"] for each in made["bases"]}
+    assert set(named) == set(before)
+    assert {path: (disks.place / name).stat().st_ino for path, name in named.items()} == before
+
+
+def test_a_disk_that_stands_alone_has_no_bases_kept(disks):
+    assert disks.swapped()["bases"] == []
+    assert kept(disks) == []
+
+
+@BASED
+def test_a_base_that_nova_removed_is_put_back_by_the_rollback(disks, make):
+    make(disks)
+    made = disks.swapped()
+    for base in bases_of(disks):
+        base.unlink()
+    disks.run("swap_back", made=made)
+    assert in_order(disks)
+
+
+@BASED
+def test_a_rollback_refuses_without_the_base_and_names_it(disks, make):
+    make(disks)
+    made = disks.swapped()
+    new = disks.live.stat().st_ino
+    for path in (disks.base, *disks.place.glob("base.*")):
+        path.unlink()
+    with pytest.raises(Refused, match="0123 is gone") as refused:
+        disks.run("swap_back", made=made)
+    assert (refused.value.code, disks.live.stat().st_ino) == ("base-missing", new)
+
+
+def test_a_rollback_refuses_where_another_file_is_in_the_place_of_the_base(disks):
+    full_base(disks)
+    made = disks.swapped()
+    disks.base.unlink()
+    qemu_img("create", "-f", "qcow2", disks.base, SIZE)  # as Nova makes an ephemeral base anew, with another UUID in it
+    with pytest.raises(Refused, match=r"0123, which is kept as base\.0"):
+        disks.run("swap_back", made=made)
+    assert disks.rehearsed()["verdict"] == "unreadable"
+
+
+def test_a_base_that_cannot_be_linked_is_named_with_the_reason_and_the_swap_goes_on(disks, monkeypatch):
+    full_base(disks)
+    link = os.link
+
+    def edge(source, target, **how):
+        if target.startswith("base."):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target, **how)
+
+    monkeypatch.setattr(os, "link", edge)
+    (only,) = disks.swapped()["bases"]
+    assert (only["kept"], only["why"]) == ("", "invalid cross-device link")
+    assert kept(disks) == []
+
+
+def test_a_swap_that_was_called_off_leaves_no_second_name(disks, monkeypatch):
+    full_base(disks)
+    disks.give()
+    recorded = {"live": virsh.identity(disks.live.stat()), "virtual_size": SIZE}
+    stage = virsh.identity((disks.place / "disk.new").stat())
+    monkeypatch.setattr(swap, "_dress", failing)
+    with pytest.raises(ValueError, match="amid"):
+        disks.run("swap", **recorded, stage=stage)
+    assert kept(disks) == ["base.0"]
+    disks.run("swap_back", **recorded, stage=stage)
+    assert (kept(disks), disks.base.stat().st_nlink) == ([], 1)
+    disks.run("unstage")
+    assert not disks.place.exists()
+
+
+def failing(field):
+    raise ValueError("amid the swap")
+
+
+@BASED
+def test_a_purge_removes_the_second_names_and_no_base_that_has_its_own(disks, make):
+    make(disks)
+    made = disks.swapped()
+    bases = bases_of(disks)
+    said = disks.run("purge", backup_inode=made["backup_inode"], live_inode=made["live_inode"])
+    assert said["purged"] == ["disk.old", *(f"base.{number}" for number in range(len(bases)))]
+    assert (bases_of(disks), disks.place.exists()) == (bases, False)
+
+
+@BASED
+def test_a_purge_after_a_rollback_leaves_the_disk_in_use_all_that_it_stands_on(disks, make):
+    make(disks)
+    made = disks.swapped()
+    disks.run("swap_back", made=made)
+    for base in bases_of(disks):
+        base.unlink()
+    disks.run("purge", backup_inode=made["live_inode"], live_inode=made["backup_inode"])
+    assert in_order(disks)
+    assert not disks.place.exists()
+
+
+@BASED
+def test_a_rehearsal_says_that_a_base_is_gone_and_where_it_is_kept(disks, make):
     make(disks)
     disks.swapped()
     disks.base.unlink()
+    said = disks.rehearsed()
+    assert said["verdict"] == "differs"
+    assert "0123 is gone from its place; it is kept as" in said["findings"][0]
+    for path in disks.place.glob("base.*"):
+        path.unlink()
     said = disks.rehearsed()
     assert said["verdict"] == "unreadable"
     assert "0123: no such file" in said["findings"][0]

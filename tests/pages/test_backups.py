@@ -130,3 +130,15 @@ def test_a_rehearsal_is_asked_for_on_the_page(dana, kim, browser_of, done):
     assert not done.rehearsals.exists()
     assert browser_of(dana).post(f"/migrations/{done.pk}/rehearse").status_code == 302
     assert done.rehearsals.get().by == dana
+
+
+def test_a_kept_disk_names_the_files_that_it_stands_on_and_whether_they_are_kept(dana, browser_of, done):
+    run = done.runs.get(step="swap", direction="do")
+    run.evidence["bases"] = [
+        {"path": "/i/_base/ephemeral_20_40d1d2c", "kept": "base.0", "why": ""},
+        {"path": "/i/_base/0123", "kept": "", "why": "invalid cross-device link"},
+    ]
+    run.save()
+    panel = text(browser_of(dana).get(f"/migrations/{done.pk}/")).split('id="backup"')[1].split("</section>")[0]
+    assert "/i/_base/ephemeral_20_40d1d2c</code>, kept as <code>base.0</code>" in panel
+    assert "<strong>not kept</strong> (invalid cross-device link)" in panel

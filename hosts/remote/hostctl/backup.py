@@ -8,6 +8,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
+from . import bases
 from .act import UUID, Args, Refused
 from .images import Image
 from .nfs import read_direct
@@ -16,12 +17,13 @@ from .qemu_img import CAPABILITIES, CHECK_LIMITS
 from .stage import Place, check_share, directory, read_card
 from .store import directories
 from .tools import Work
-from .untrusted import open_direct, open_file
+from .untrusted import open_direct, open_file, plain
 from .virsh import identity
 
 KEPT = ("disk.old", "disk.rejected")
 CHECK_SECONDS = 3600
 MARKED_CORRUPT = "it is marked corrupt: QEMU opens it for reading only until qemu-img check -r all has repaired it"
+AWAY = "its backing file %s is gone from its place; it is kept as %s/%s, from which a rollback puts it back"
 SOUND, LEAKS = 0, 3  # exit statuses of qemu-img check: in order, and space that nothing uses
 
 
@@ -79,12 +81,12 @@ def _looked_at(work: Work, place: Place, name: str, found: os.stat_result) -> Di
         # With a second name it may be the live disk: that one is not read.
         return _said(["it is mode %o with %d names, not a plain file" % (found.st_mode, found.st_nlink)], [], **seen)
     user = _reader(place, found)
-    broken, leaks = _structure(work, place, name, user)
+    broken, away, leaks = _structure(work, place, name, user)
     digest, unread = _bytes(work, place, name, user, found.st_size)
     after = place.look(name)
     recorded = dict(work.args["recorded"])
     known = recorded.pop("sha256", digest)
-    wrong = _unlike(seen, recorded)
+    wrong = away + _unlike(seen, recorded)
     wrong += ["its SHA-256 is %s, recorded %s" % (digest, known)] if digest and digest != known else []
     wrong += ["it changed while it was read"] if after is None or identity(after) != identity(found) else []
     return _said(wrong, broken + unread, sha256=digest, leaks=leaks, **seen)
@@ -104,25 +106,30 @@ def _unlike(seen: Dict[str, Any], recorded: Dict[str, Any]) -> List[str]:
     ]
 
 
-def _structure(work: Work, place: Place, name: str, user: Tuple[int, int]) -> Tuple[List[str], int]:
-    """What is wrong with the image itself, and how many clusters of it are used by nothing (which is harmless)."""
+def _structure(work: Work, place: Place, name: str, user: Tuple[int, int]) -> Tuple[List[str], List[str], int]:
+    """What is wrong with the image itself, which of its bases a rollback would put back, and how many clusters of it
+    are used by nothing (which is harmless).
+    """
     path = "%s/%s" % (place.path, name)
     with as_user(*user):
         fd = open_file(name, place.fd, path=path, links=1)
     # It would be used where the instance is, so a base that it names by a relative path is looked for from there.
     with Image(place.share, place.relative(name), fd, _instance(place)) as image:
         if not image.header.is_qcow2:
-            return ["it is no qcow2 image that stands by itself"], 0
-        if image.objections:
-            return image.objections, 0
+            return ["it is no qcow2 image that stands by itself"], [], 0
+        rows = bases.standing(place, image)
+        away = [AWAY % (plain(row.base.text), place.path, row.name) for row in rows if row.gone]
+        replaced = [row.trouble for row in rows if row.trouble and row.there is not None]
+        if replaced or (image.objections and not away):
+            return replaced or image.objections, away, 0
         marked = [MARKED_CORRUPT] if image.header.corrupt else []
         cage = image.cage(**CHECK_LIMITS)
         output = work.ask(*_check_words(image), good=None, become=cage, timeout=CHECK_SECONDS)
     if output.exit in (SOUND, LEAKS):
-        return marked, _count(output.out, "leaks")
+        return marked, away, _count(output.out, "leaks")
     errors = _count(output.out, "corruptions") + _count(output.out, "check-errors")
     said = "%d errors" % errors if errors else output.said()
-    return [*marked, "qemu-img check ended with %d: %s" % (output.exit, said)], 0
+    return [*marked, "qemu-img check ended with %d: %s" % (output.exit, said)], away, 0
 
 
 def _check_words(image: Image) -> Tuple[str, ...]:

@@ -214,7 +214,9 @@ def _clear(place: Place, there: Optional[os.stat_result]) -> None:
 
 CARD = """This directory belongs to a volmig migration. Do not delete anything here by hand while the job is open.
 disk.new: the converted image, not yet in use. disk.old: the instance's former disk (after the swap).
-disk.rejected: the new disk after a rollback. To look or to roll back without volmig, on the instance's hypervisor:
+disk.rejected: the new disk after a rollback. base.0, base.1 and so on: second names of the files that the former disk
+stands on (card.json has their paths); without them it cannot be used again.
+To look or to roll back without volmig, on the instance's hypervisor:
   hostctl status JOB      hostctl rollback JOB
 """
 

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from . import openers, untrusted, virsh
+from . import bases, openers, untrusted, virsh
 from .act import Act, Args, Failed, Refused, reason, syscall
 from .owner import as_user
 from .qcow2 import check_hazards, check_header, header_of
@@ -40,7 +40,7 @@ def _exchange_acts(args: Args, job: str, incoming: str, aside: str) -> Tuple[Act
 
 
 def swap_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (_dress_act(args, job), *_exchange_acts(args, job, "disk.new", "disk.old"))
+    return (bases.keep_act(args, job), _dress_act(args, job), *_exchange_acts(args, job, "disk.new", "disk.old"))
 
 
 def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -49,7 +49,12 @@ def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 def purge_acts(args: Args, job: str) -> Tuple[Act, ...]:
     there = directory(args, job)
-    return (syscall("unlink the disk with inode %s in %s, then the directory" % (args["backup_inode"], there)),)
+    return (
+        syscall(
+            "unlink the disk with inode %s in %s and the second names of its base files, then the directory"
+            % (args["backup_inode"], there)
+        ),
+    )
 
 
 class Names(NamedTuple):
@@ -147,7 +152,10 @@ def swap(work: Work) -> Dict[str, Any]:
         _demand_recorded("the stage", field.place.look("disk.new"), args["stage"], 1)
         with field.place.mine(), opened("disk.new", field.place.fd, path=field.place.path + "/disk.new") as stage:
             check_header(stage, "disk.new", args["virtual_size"])
-            write_card(field.place, _card(work, field.place))
+        # Before the link: a disk with two names is not read, so what it stands on is no longer known then.
+        kept = {} if state == "linked" else {"bases": bases.keep(work, field.place)}
+        with field.place.mine():
+            write_card(field.place, dict(_card(work, field.place), **kept))
         work.must(_dress_act(args, work.job), lambda: _dress(field))
         _demand_no_reader(work)
         _demand_off(work)
@@ -456,7 +464,18 @@ def _swapped(field: Field, old: int, new: int) -> Dict[str, Any]:
         "backup_path": field.place.path + "/disk.old",
         "backup_bytes": _allocated(field, "disk.old"),
         "swapped_at": time.time(),
+        "bases": _bases(field),
     }
+
+
+def _bases(field: Field) -> List[Dict[str, str]]:
+    """What the former disk stands on, from the card; others can write it, so only plain words are passed on."""
+    listed = read_card(field.place).get("bases", [])
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    return [
+        {name: untrusted.plain(str(row.get(name, ""))) for name in ("path", "kept", "why")}
+        for row in rows[: untrusted.CHAIN_CAP]
+    ]
 
 
 def swap_back(work: Work) -> Dict[str, Any]:
@@ -486,6 +505,7 @@ def swap_back(work: Work) -> Dict[str, Any]:
             2 if state == "linked" else 1,
         )
         _demand_recorded("the backup", field.place.look("disk.old"), {"inode": old}, 1)
+        bases.demand(work, field.place, field.place.relative("disk.old"))
         _readers(work)  # waited for, but no reader keeps the instance from its old disk
         _exchange(work, field, names, new, old)
         return dict(_swapped_back(field, old, new), untouched=bool(recorded))
@@ -539,6 +559,7 @@ def _unlink_aside(work: Work, field: Field, old: int) -> Dict[str, Any]:
                 lambda: os.unlink("disk.old", dir_fd=field.place.fd),
                 recovery=True,
             )
+    bases.release(work, field.place, "%(instance)s/%(disk)s" % work.args)
     return {"live_inode": old}
 
 
@@ -560,13 +581,15 @@ def purge(work: Work) -> Dict[str, Any]:
             )
         _forget_put_aside(work, field, args["backup_inode"])
         unused = _unused(field, args["backup_inode"])
+        second = bases.kept_names(field.place)
+        bases.release(work, field.place, "%(instance)s/%(disk)s" % args)
         with _as_owner_of(live, field):
             for name in unused:
                 _demand_unlocked(field.place.fd, name)
             work.must(
                 purge_acts(args, work.job)[0], lambda: remove_place(field.place, work.job, unused + _papers(field))
             )
-    return {"purged": unused}
+    return {"purged": unused + second}
 
 
 def _unused(field: Field, inode: int) -> List[str]:
