@@ -386,8 +386,9 @@ def want_host(hypervisor: Hypervisor, by: Any, typed: str) -> None:
 def own_wanted(pk: int) -> None:
     """Task: take over the hypervisor that a person named."""
     row = Adoption.objects.filter(pk=pk).exclude(wanted_at=None).select_related("hypervisor__bastion").first()
-    if row is None or row.hypervisor is None or incarnation.read_only() is None:
-        return
+    state = incarnation.read_only()
+    if row is None or row.hypervisor is None or state is None or state.episode != row.episode:
+        return  # what another episode showed this person is no reason to take it over now
     try:
         own(row.hypervisor, instead=True)
     except (Refused, HostError) as refused:
@@ -425,17 +426,32 @@ def want_end(by: Any) -> None:
     """The last confirmation; a worker asks every host once more. Raises Refused while a migration is not adopted."""
     state = may_adopt(by)
     still_to_adopt(state.episode)
-    Event.append("adoption.finish", actor=by)
+    Event.append("adoption.finish", actor=by, data={"episode": state.episode})
     later("jobs.adopting.finish_wanted", by.pk)
 
 
 def finish_wanted(person: int) -> None:
     """Task: end read-only mode, or say why not."""
+    state = incarnation.read_only()
     try:
         finish(get_user_model().objects.get(pk=person))
     except (Refused, HostError) as refused:
-        incarnation.log.warning("volmig stays read-only: %s", refused)
-        Event.append("adoption.unfinished", data={"why": str(refused)})
+        unfinished(state, str(refused))
+    except Exception as error:
+        said = f"Internal error ({type(error).__name__}: {error}); the log of the workers has more. Try again."
+        unfinished(state, said)
+        raise
+
+
+def unfinished(state: incarnation.State | None, why: str) -> None:
+    incarnation.log.warning("Read-only mode was not ended: %s", why)
+    Event.append("adoption.unfinished", data={"why": why, "episode": state.episode if state else ""})
+
+
+def last_attempt(state: incarnation.State) -> Event | None:
+    """The last event of an attempt to end this read-only mode: adoption.finish, or adoption.unfinished with `why`."""
+    attempts = Event.objects.filter(action__in=("adoption.finish", "adoption.unfinished"))
+    return attempts.filter(data__episode=state.episode).first()
 
 
 def still_to_adopt(episode: str) -> None:

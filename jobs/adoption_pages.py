@@ -26,6 +26,7 @@ def adopt(request: HttpRequest) -> HttpResponse:
     migrations = rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination", "by")
     values = {
         "state": state,
+        "attempt": adopting.last_attempt(state) if state else None,
         "migrations": [shown(row) for row in migrations.order_by("job")],
         "hypervisors": rows.exclude(hypervisor=None).select_related("hypervisor").order_by("hypervisor__name"),
     }

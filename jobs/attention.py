@@ -1,4 +1,7 @@
-"""What needs attention now: one list for the overview, whose length every page shows, by the same few queries."""
+"""What needs attention now: one list for the overview, whose length every page shows.
+
+One query says whether there can be anything; what there is of each kind is read only then.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Prefetch, Q
+from django.contrib.auth import get_user_model
+from django.db.models import Exists, Prefetch, Q, QuerySet
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -15,12 +19,15 @@ from jobs.engine.condition import TROUBLE, Condition, Down
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet
+from volmig import incarnation
 from volmig.accounts.roles import may
 
 EXPIRES_SOON = dt.timedelta(hours=1)
 # Statuses in which work is due or a guest may be down; a person's turn needs attention only when a host is missing.
 AT_WORK = ("checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging")
+IN_QUARANTINE = ~Q(quarantined_at=None)
 TROUBLED = Q(wait_kind__in=(*TROUBLE, "fault")) & ~Q(waiting_for="")
+WATCHED = ~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED
 CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
 UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan
 
@@ -47,22 +54,44 @@ def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
     """Those whose condition may need attention, with the runs that it depends on, in two queries."""
     rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS)).select_related("hypervisor")
     runs = Prefetch("runs", rows.defer("args", "commands", "error", "hypervisor__facts"))
-    wanted = jobs.filter(~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED)
-    return wanted.with_names().prefetch_related(runs).defer(*UNSHOWN, *(f"{role}__facts" for role in ROLES))
+    unshown = (*UNSHOWN, *(f"{role}__facts" for role in ROLES))
+    return jobs.filter(WATCHED).with_names().prefetch_related(runs).defer(*unshown)
 
 
-def items(user: Any) -> list[Item]:
-    """Everything that this person may see and someone should act on, the worst first."""
+def items(user: Any, mode: incarnation.State | None) -> list[Item]:
+    """Everything that this person may see and someone should act on, the worst first; `mode` is read-only mode."""
     if not may(user, "view"):
         return []
     now = timezone.now()
-    rows = list(jobs_at_work(Job.objects.visible_to(user)))
+    there = present(user, now)
+    rows = list(jobs_at_work(Job.objects.visible_to(user))) if there["jobs"] else []
     urgent = [(job, state) for job in rows if (state := job.condition(now)).attention]
     named = {getattr(job, f"{role}_id") for job, _ in urgent for role in ROLES}
     found = [of_job(job, state) for job, state in urgent]
-    found += hypervisors(user, rows, named, now)
-    found += expiring(user, now)
+    found += hypervisors(user, rows, named, now) if there["quarantine"] or (rows and there["unseen"]) else []
+    found += read_only(user, mode) if mode else []
+    found += expiring(user, now) if there["approvals"] else []
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
+
+
+def present(user: Any, now: dt.datetime) -> dict[str, bool]:
+    """Of which kinds there is something that may need attention; one query."""
+    mine = Hypervisor.objects.visible_to(user).active()
+    kinds: dict[str, QuerySet[Any]] = {
+        "jobs": Job.objects.visible_to(user).filter(WATCHED),
+        "quarantine": mine.filter(IN_QUARANTINE),
+        "unseen": mine.filter(unseen(now)),
+        "approvals": Approval.objects.visible_to(user).expiring(now, EXPIRES_SOON),
+    }
+    there = [Exists(rows.order_by()) for rows in kinds.values()]
+    found = get_user_model().objects.filter(pk=user.pk).values_list(*there)
+    return dict(zip(kinds, found.get(), strict=True))
+
+
+def unseen(now: dt.datetime) -> Q:
+    """Hypervisors whose last scan failed, and that have not been reached for long."""
+    since = now - dt.timedelta(seconds=settings.REFRESH_SECONDS + settings.STALLED_SECONDS)
+    return ~Q(last_error="") & (Q(seen_at=None) | Q(seen_at__lt=since))
 
 
 def of_job(job: Job, state: Condition) -> Item:
@@ -87,9 +116,8 @@ def hypervisors(user: Any, jobs: list[Job], named: set[int], now: dt.datetime) -
     Those of a migration that is listed already are left out: it says more.
     """
     used = {getattr(job, f"{role}_id") for job in jobs for role in ROLES} - named
-    seen = now - dt.timedelta(seconds=settings.REFRESH_SECONDS + settings.STALLED_SECONDS)
-    missing = Q(pk__in=used) & ~Q(last_error="") & (Q(seen_at=None) | Q(seen_at__lt=seen))
-    rows = Hypervisor.objects.visible_to(user).active().filter(~Q(quarantined_at=None) | missing).defer("facts")
+    missing = IN_QUARANTINE | (Q(pk__in=used) & unseen(now))
+    rows = Hypervisor.objects.visible_to(user).active().filter(missing).defer("facts")
     return [of_hypervisor(each) for each in rows]
 
 
@@ -100,6 +128,13 @@ def of_hypervisor(hypervisor: Hypervisor) -> Item:
         return Item(hypervisor.name, said, url, "Open", since, True, detail=hypervisor.quarantine_reason)
     said = "Unreachable, and a migration uses it."
     return Item(hypervisor.name, said, url, "Open", hypervisor.seen_at, False, detail=hypervisor.last_error)
+
+
+def read_only(user: Any, mode: incarnation.State) -> list[Item]:
+    """Read-only mode, which only administrators can end, but which everybody's migrations wait for."""
+    said = "volmig is read-only: no host is changed until an administrator has adopted the migrations."
+    url, action = ("/adopt/", "Adopt") if may(user, "administer") else ("#read-only", "Read why")
+    return [Item("Read-only mode", said, url, action, mode.since, True, detail=mode.reason, kind="read-only")]
 
 
 def expiring(user: Any, now: dt.datetime) -> list[Item]:
@@ -125,13 +160,14 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
 
     Conditions change with time alone, and then no row changes.
     """
-    now = timezone.now()
+    now, mode = timezone.now(), incarnation.read_only()
     rows = list(jobs_at_work(Job.objects.all()))
     states = {job.pk: mark(job, now) for job in rows}
     soon = Approval.objects.expiring(now, EXPIRES_SOON)
     others = (
         tuple(soon.order_by("pk").values_list("pk", flat=True)),
         tuple(Hypervisor.objects.exclude(quarantined_at=None).order_by("pk").values_list("pk", flat=True)),
+        mode and mode.episode,
     )
     return states, others
 

@@ -44,13 +44,14 @@ MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
 def chrome(request: HttpRequest) -> dict[str, Any]:
     """What every page's frame shows: who looks, what waits for them, the colours that they chose."""
     theme = request.COOKIES.get("theme", "")
-    colours = {"theme": theme if theme in ("light", "dark") else "", "read_only": incarnation.read_only()}
+    mode = incarnation.read_only()
+    colours = {"theme": theme if theme in ("light", "dark") else "", "read_only": mode}
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return colours
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
-        "attention": SimpleLazyObject(lambda: attention.items(user)),  # of a part of a page nobody may want to know
+        "attention": SimpleLazyObject(lambda: attention.items(user, mode)),  # not every part of a page shows it
         "nobody_approves": settings.APPROVERS == 0,
         "waiting_approvals": Approval.objects.inbox(user).count(),
         "role_words": words,

@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def _compare() -> State | None:
         _reconcile(row)
     if known := read_only():
         return known
-    fault = _directory_fault(row, kept) or _behind()
+    fault = _directory_fault(row, kept) or _behind(row)
     return enter_read_only(fault.found, fault.code) if fault else None
 
 
@@ -154,9 +154,12 @@ def _directory_fault(row: Incarnation | None, kept: Mapping[str, Any] | None) ->
     return None
 
 
-def _behind() -> Fault | None:
+def _behind(row: Incarnation | None) -> Fault | None:
     """Whether the data directory has seen more than the database knows."""
     seen = _read(SEEN) or {}
+    if _is_judged(seen, (row and row.ended) or []):
+        _forget_what_was_seen()
+        seen = {}
     if session := seen.get("session"):
         claims = Session.objects.filter(name=session).values_list("claims", flat=True).first()
         if claims is None or claims < int(seen.get("claim", 0)):
@@ -169,6 +172,15 @@ def _behind() -> Fault | None:
         if seq and (fault := _record_fault(seq, digest)):
             return Fault("record-older", fault)
     return None
+
+
+def _is_judged(seen: Mapping[str, Any], ended: Sequence[str]) -> bool:
+    """Whether a read-only episode has begun and ended since: on a machine that was off meanwhile.
+
+    A person then compared everything with the hosts, so that what was seen before does not count any more. A database
+    that was set back to before the last episode that this directory knows of has not been judged.
+    """
+    return "judged" in seen and bool(ended) and seen["judged"] in ["", *ended[:-1]]
 
 
 def _published() -> tuple[int, str]:
@@ -322,13 +334,15 @@ def count() -> int:
 def remember(claim: int) -> None:
     """Keep, outside of the database, how far it has come: call it once the count is committed."""
     seq, digest = head_now()
+    ended = Incarnation.objects.filter(pk=1).values_list("ended", flat=True).first() or []
     with _locked():
         seen = _read(SEEN) or {}
         if seen.get("session") == SESSION:
             claim = max(claim, int(seen.get("claim", 0)))
         if int(seen.get("seq", 0)) > seq:
             seq, digest = int(seen["seq"]), str(seen["hash"])
-        _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest})
+        kept = {"session": SESSION, "claim": claim, "seq": seq, "hash": digest}
+        _write(SEEN, kept | {"judged": ended[-1] if ended else ""})
 
 
 def name() -> str:

@@ -39,7 +39,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "POLICY", str(policy))
 
     def execv(_program, argv):
-        raise Became(argv, os.pread(0, 1 << 21, 0))
+        raise Became(argv, os.read(0, 1 << 21))
 
     monkeypatch.setattr(os, "execv", execv)
     standard_input = os.dup(0)

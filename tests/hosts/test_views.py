@@ -380,11 +380,10 @@ def test_shares_say_what_is_reserved_on_them_and_who_mounts_them_where(browser, 
 
 
 def test_the_list_costs_no_more_queries_for_more_hypervisors(browser, hypervisor, inventory, django_assert_num_queries):
-    """Of its 25, the list of what needs attention, which every page shows, takes seven."""
     client = browser("viewer")
     for number in range(12):
         hypervisor(f"h{number}").record_inventory(inventory)
         if number in (1, 11):
             page(client, "list")  # the first one of a session writes a few rows more
-            with django_assert_num_queries(25):
+            with django_assert_num_queries(18):
                 page(client, "list")

@@ -135,6 +135,17 @@ def test_a_host_of_another_volmig_is_taken_over_by_its_name_and_before_its_migra
     assert (row.trouble, row.status) == ("", "on_trial")
 
 
+def test_a_hypervisor_that_was_named_in_an_earlier_episode_is_not_taken_over_in_the_next(behind, machines):
+    of_another(machines.relay)
+    compared(behind.job)
+    jump = Hypervisor.objects.get(name="jump")
+    adopting.want_host(jump, admin(), "jump")
+    incarnation.leave_read_only(admin())
+    incarnation.enter_read_only("jump: another volmig acted there", "other-incarnation")
+    adopting.own_wanted(Adoption.objects.get(hypervisor=jump).pk)
+    assert machines.relay.call(recall()).evidence["owner"]["incarnation"] == "e" * 32
+
+
 def test_the_other_volmig_is_stopped_by_the_host_that_was_taken_over(behind, machines, monkeypatch):
     mine = incarnation.SESSION
     row = compared(behind.job)
@@ -169,6 +180,39 @@ def test_the_page_shows_it_and_takes_the_confirmations(behind, client, drain):
     assert incarnation.read_only() is None
     assert Event.objects.filter(action="job.adopt", actor=admin()).count() == 1
     assert "Nothing to adopt" in client.get(reverse("adopt")).content.decode()
+
+
+def test_the_page_says_why_read_only_mode_could_not_be_ended(behind, client, drain, machines, monkeypatch):
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+    drain()
+    client.force_login(admin())
+    just_typed(client)
+    of_another(machines.relay)
+
+    def page():
+        return client.get(reverse("adopt")).content.decode()
+
+    assert 'id="attempt"' not in page()
+    client.post(reverse("adopt_verb", args=["finish"]))
+    assert "The end was requested at" in page()
+    drain()
+    assert "Read-only mode could not be ended" in page()
+    assert "jump: it belongs to another volmig (eeeeeeee). Take it over by its name first." in page()
+    incarnation.leave_read_only(admin())
+    incarnation.enter_read_only("dst: another session acted there")
+    assert 'id="attempt"' not in page(), "that was another episode"
+
+
+def test_the_page_says_that_ending_it_failed_by_an_internal_error(behind, client, monkeypatch):
+    def fails(by):
+        raise RuntimeError("no such table")
+
+    monkeypatch.setattr(adopting, "finish", fails)
+    with pytest.raises(RuntimeError):
+        adopting.finish_wanted(admin().pk)
+    client.force_login(admin())
+    assert "Internal error (RuntimeError: no such table)" in client.get(reverse("adopt")).content.decode()
 
 
 def test_the_page_adopts_when_the_password_was_typed_long_ago(behind, client, drain):

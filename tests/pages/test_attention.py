@@ -10,7 +10,9 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from jobs import attention
 from jobs.models import Approval, Job, StepRun
+from tests.factories import admin
 from tests.pages import scenes
+from volmig import incarnation
 from volmig.api import shapes
 from volmig.client import bar
 
@@ -46,8 +48,12 @@ def progress(job):
     return shapes.Progress.of(Job.objects.get(pk=job.pk)).model_dump(mode="json")
 
 
+def listed(user):
+    return attention.items(user, incarnation.read_only())
+
+
 def told(user):
-    return [(item.job or item.subject, item.kind) for item in attention.items(user)]
+    return [(item.job or item.subject, item.kind) for item in listed(user)]
 
 
 def test_what_runs_as_forecast_needs_none(dana, usable):
@@ -72,9 +78,23 @@ def test_a_hypervisor_in_quarantine_is_listed_and_one_that_is_unreachable_while_
     job = scenes.job(dana, "preparing")
     Hypervisor.objects.filter(pk=usable["cmp-lvm-08"].pk).update(quarantined_at=ago(60), quarantine_reason="key")
     Hypervisor.objects.filter(pk=job.relay_id).update(last_error="Tried to log in: refused.", seen_at=ago(4000))
-    assert [item.subject for item in attention.items(dana)] == ["cmp-lvm-08", job.relay.name]
+    assert [item.subject for item in listed(dana)] == ["cmp-lvm-08", job.relay.name]
     Hypervisor.objects.filter(pk=job.relay_id).update(seen_at=ago(5))
-    assert [item.subject for item in attention.items(dana)] == ["cmp-lvm-08"]
+    assert [item.subject for item in listed(dana)] == ["cmp-lvm-08"]
+
+
+def test_read_only_mode_is_listed_for_everybody_whose_migrations_wait_for_its_end(dana, usable):
+    incarnation.check()
+    scenes.job(dana, "preparing")
+    before = attention.marks()
+    incarnation.enter_read_only("src: another session acted there")
+    [item] = listed(dana)
+    assert (item.kind, item.url, item.bad) == ("read-only", "#read-only", True)
+    assert listed(admin())[0].url == "/adopt/", "who can end it gets there"
+    assert item.detail == "src: another session acted there"
+    assert attention.marks() != before, "pages that are open hear of it"
+    incarnation.leave_read_only()
+    assert told(dana) == []
 
 
 def test_the_menu_and_the_title_of_every_page_have_the_count(dana, browser_of, usable):
@@ -89,7 +109,7 @@ def test_the_menu_and_the_title_of_every_page_have_the_count(dana, browser_of, u
 
 def test_it_is_asked_for_by_the_same_few_queries_whatever_is_listed(dana, usable):
     counts = []
-    attention.items(dana)  # what the person may do is looked up once
+    listed(dana)  # what the person may do is looked up once
     for more in (1, 9):
         for number in range(more):
             still(dana, instance_name=f"s{number}")
@@ -100,9 +120,21 @@ def test_it_is_asked_for_by_the_same_few_queries_whatever_is_listed(dana, usable
             Approval.objects.filter(pk=asked.pk).update(expires_at=timezone.now() + dt.timedelta(minutes=30))
             Job.objects.filter(pk=waiting.pk).update(wait_kind="host", waiting_for="No.", waiting_since=ago(100))
         with CaptureQueriesContext(connection) as queries:
-            attention.items(dana)
+            attention.items(dana, None)
         counts.append(len(queries))
-    assert counts[0] == counts[1] < 12
+    assert counts[0] == counts[1] <= 5
+
+
+def test_where_nothing_is_at_work_one_query_says_so(dana, usable, django_assert_num_queries):
+    scenes.job(dana, "done")
+    scenes.job(dana, "on_trial")
+    Hypervisor.objects.update(last_error="")
+    listed(dana)  # what the person may do is looked up once
+    with django_assert_num_queries(1):
+        assert attention.items(dana, None) == []
+    scenes.job(dana, "preparing")
+    with django_assert_num_queries(3):
+        assert attention.items(dana, None) == []
 
 
 def test_each_migration_has_one_status_sentence_on_the_overview_and_on_its_page(dana, browser_of, usable):

@@ -164,7 +164,7 @@ def test_the_history_asks_the_same_number_of_times_whatever_it_lists(dana, hosts
         with CaptureQueriesContext(connection) as asked:
             assert len(numbers(text(browser.get(path)))) > 0
         counts.append(len(asked))
-    assert counts[0] == counts[1] < 20, "six of them are for the menu's count of what needs attention"
+    assert counts[0] == counts[1] < 15
 
 
 @pytest.mark.parametrize("query", ["", "who=dana", "what=sub", "on=x", "job=1", "since=2020-01-01T00:00"])

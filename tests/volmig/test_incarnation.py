@@ -288,41 +288,87 @@ def test_a_database_that_fails_does_not_keep_the_directory_from_saying_it(began,
     assert json.loads((began / "read_only").read_bytes())["code"] == "other-owner"
 
 
-def test_what_one_machine_adopted_is_not_undone_by_another_that_had_seen_more(settings, tmp_path, monkeypatch):
-    machines = {name: (tmp_path / name, secrets.token_hex(16)) for name in ("a", "b")}
+class Machines:
+    """Two machines of one database, each with its own data directory, heads and session."""
 
-    def on(name):
-        settings.DATA, session = machines[name]
-        settings.AUDIT_HEADS = settings.DATA / "audit_heads"
-        monkeypatch.setattr(incarnation, "SESSION", session)
+    def __init__(self, settings, root, monkeypatch):
+        self.settings, self.monkeypatch = settings, monkeypatch
+        self.places = {name: (root / name, secrets.token_hex(16)) for name in ("a", "b")}
+        for name, (directory, _) in self.places.items():
+            directory.mkdir()
+            self.on(name)
+            if name == "b":
+                assert incarnation.check().code == "directory-missing"
+                incarnation.join()
+            assert incarnation.check() is None
 
-    def work():
-        for name in machines:
-            on(name)
+    def on(self, name):
+        self.settings.DATA, session = self.places[name]
+        self.settings.AUDIT_HEADS = self.settings.DATA / "audit_heads"
+        self.monkeypatch.setattr(incarnation, "SESSION", session)
+
+    def work(self):
+        for name in self.places:
+            self.on(name)
             Event.append("x")
             heads.publish()
             incarnation.remember(incarnation.count())
 
-    for name, (directory, _) in machines.items():
-        directory.mkdir()
-        on(name)
-        if name == "b":
-            assert incarnation.check().code == "directory-missing"
-            incarnation.join()
-        assert incarnation.check() is None
-    work()
-    point = transaction.savepoint()
-    work()
-    transaction.savepoint_rollback(point)
-    for name in machines:
-        on(name)
+    def set_back(self):
+        """The database goes back to before the work that follows."""
+        point = transaction.savepoint()
+        self.work()
+        transaction.savepoint_rollback(point)
+
+
+@pytest.fixture
+def two(settings, tmp_path, monkeypatch):
+    return Machines(settings, tmp_path, monkeypatch)
+
+
+def test_what_one_machine_adopted_is_not_undone_by_another_that_had_seen_more(two):
+    two.work()
+    two.set_back()
+    for name in two.places:
+        two.on(name)
         assert incarnation.check().code == "database-older"
-    on("a")
+    two.on("a")
     incarnation.leave_read_only()
     for name in ("a", "b", "a", "b"):
-        on(name)
+        two.on(name)
         assert incarnation.check() is None, name
         incarnation.remember(incarnation.count())
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_a_machine_that_was_off_through_read_only_mode_does_not_begin_it_again(two, episodes):
+    two.work()
+    two.set_back()
+    for _ in range(episodes):
+        two.on("a")
+        incarnation.enter_read_only("src: another session acted there")
+        incarnation.leave_read_only()
+    two.on("b")
+    assert incarnation.check() is None
+    incarnation.remember(incarnation.count())
+    assert incarnation.check() is None
+    assert Event.objects.filter(action="volmig.read_only").count() == episodes
+
+
+def test_a_database_set_back_to_before_the_end_of_read_only_mode_was_not_judged_by_it(two):
+    two.work()
+    for _ in range(2):
+        two.on("a")
+        incarnation.enter_read_only("src: another session acted there")
+        incarnation.leave_read_only()
+    ended = Incarnation.objects.get().ended
+    two.set_back()  # both know the second end
+    for older in ([], ended[:1], ["f" * 32]):
+        two.on("b")
+        Incarnation.objects.update(ended=older)
+        assert incarnation.check().code == "database-older", older
+        Incarnation.objects.update(episode="", since=None, code="", reason="")
+        (two.settings.DATA / "read_only").unlink()
 
 
 @contextmanager

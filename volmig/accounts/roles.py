@@ -95,6 +95,13 @@ def teams_of(user: Any) -> set[int]:
     return set(user._teams)
 
 
+def is_in_every_team(user: Any) -> bool:
+    """Whether the person is a member of all teams that there are."""
+    if not hasattr(user, "_in_every_team"):  # asked several times in one request
+        user._in_every_team = not Team.objects.exclude(pk__in=teams_of(user)).exists()
+    return bool(user._in_every_team)
+
+
 def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[Sentence]:
     """Why the person may not do this to what belongs to all of these teams, as sentences; none when they may."""
     sentences = [] if may(user, verb) else [refusal(user, verb)]
@@ -124,10 +131,9 @@ class OwnedQuerySet(models.QuerySet[Row]):
 
     def of_teams(self, user: Any) -> Self:
         """What belongs to teams of which the person is a member."""
-        mine = teams_of(user)
-        if not Team.objects.exclude(pk__in=mine).exists():
+        if is_in_every_team(user):
             return self.all()  # as on most sites: nothing to look for
-        return self.owned_by(mine)
+        return self.owned_by(teams_of(user))
 
     def owned_by(self, teams: set[int]) -> Self:
         return self.filter(**{f"{owner}__in": teams for owner in self.owners})
