@@ -348,11 +348,12 @@ def test_a_machine_that_was_off_through_read_only_mode_does_not_begin_it_again(t
         two.on("a")
         incarnation.enter_read_only("src: another session acted there")
         incarnation.leave_read_only()
+    said = Event.objects.filter(action="volmig.read_only").count()
     two.on("b")
     assert incarnation.check() is None
     incarnation.remember(incarnation.count())
     assert incarnation.check() is None
-    assert Event.objects.filter(action="volmig.read_only").count() == episodes
+    assert Event.objects.filter(action="volmig.read_only").count() == said
 
 
 def test_a_database_set_back_to_before_the_end_of_read_only_mode_was_not_judged_by_it(two):
