@@ -16,6 +16,7 @@ from hosts.remote import hostctl, instances, nova, ssh
 from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
 from hosts.remote.hostctl.policy import objections, reported
 from hosts.remote.phrases import phrase
+from volmig import incarnation
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
@@ -57,6 +58,7 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to."""
     versions = asked(host, Request("hello")).get("versions")
     versions = [str(each) for each in versions] if isinstance(versions, list) else []
+    compare_owner(hypervisor, asked(host, Request("status", job=NOBODY)).get("owner"))
     hypervisor.put(hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()])
     policy = asked(host, Request("policy"))
     inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)
@@ -65,6 +67,17 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Garbled(f"read the inventory of {hypervisor}", f"a field is missing or malformed ({error})") from error
     look_around(hypervisor, host)
+
+
+def compare_owner(hypervisor: Hypervisor, owner: Any) -> None:
+    """Enter read-only mode when this volmig acted on a hypervisor and its database does not know it: it was set back.
+
+    So that is found out although nothing is to be changed there. That a hypervisor belongs to another volmig stands
+    against acting there alone, and is found out then: registering it must not stop all migrations.
+    """
+    fault = incarnation.stale(owner) if isinstance(owner, dict) else None
+    if fault and not fault.is_other:
+        incarnation.enter_read_only(f"{hypervisor.name}: {fault.found}.", fault.code)
 
 
 def scan_due() -> None:

@@ -19,11 +19,13 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from hosts.remote import nova, ssh
 from hosts.remote.host import Answer, HostError, Request
+from jobs import adopting_nova
+from jobs.adopting_nova import arguments, evidence_of
 from jobs.engine import adoption, plan, states
 from jobs.engine.steps import HYPERVISORS, NAMED
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of, share
-from jobs.models import Adoption, Job, Refused, StepRun
+from jobs.models import Adoption, Job, Refused, StepRun, sealing
 from jobs.work import Unheard, Work, measured
 from volmig import incarnation
 from volmig.accounts.roles import why_not
@@ -40,6 +42,7 @@ NEVER_SENT = {
     "next": "",
     "evidence": {},
 }
+NOT_BEGUN = ("checking", "planned")
 History = list[tuple[int, adoption.Known]]  # attempts in order, each with its lap
 NOT_READ_ONLY = Sentence("not-read-only", "volmig is not read-only; there is nothing to adopt.")
 
@@ -112,17 +115,23 @@ def compare_one(job: Job, episode: str) -> Adoption:
 
 
 def ask(hands: Hands) -> dict[str, Any]:
-    """By role, what each of the job's hypervisors recalls of it."""
+    """By role, what each of the job's hypervisors recalls of it, and Nova where it has the instance."""
     heard = hands.ask(dict.fromkeys(HYPERVISORS, Request("recall", job=str(hands.job.uuid))))
-    return {on: evidence_of(each) for on, each in heard.items()}
+    seen = {on: evidence_of(each) for on, each in heard.items()}
+    if asks_nova(hands.job) and not any("silent" in each for each in seen.values()):
+        runs = history(hands.job, seen)
+        lap = last_lap(hands.job, runs)
+        seen["instance"] = adopting_nova.ask(hands, [run for of, run in runs if of == lap], reported_runs(seen))
+    return seen
 
 
-def evidence_of(heard: Heard) -> dict[str, Any]:
-    """What a hypervisor recalls, or under `silent` why it did not say."""
-    answer = heard.answer or Answer("silent")
-    if answer.state == "done":
-        return answer.evidence
-    return {"silent": str(heard.error or answer.found or "it did not say why")}
+def asks_nova(job: Job) -> bool:
+    """Whether Nova may know of steps; once a migration has ended, nothing of it is done through Nova any more."""
+    return job.through_nova and job.status in states.ACTIVE
+
+
+def of_hosts(seen: Mapping[str, Any]) -> dict[str, Any]:
+    return {on: each for on, each in seen.items() if on in HYPERVISORS}
 
 
 def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adoption:
@@ -136,9 +145,9 @@ def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adop
 
 
 def digest(seen: Mapping[str, Any]) -> str:
-    """Names what a person was shown: fences, and every step with its end."""
+    """Names what a person was shown: fences, the instance in Nova, and every step with its end."""
     shown = [
-        [on, each.get("known"), each.get("fence"), each.get("silent", ""), *map(_short, each.get("runs") or [])]
+        [on, *map(each.get, ("known", "fence", "silent", "nova")), *map(_short, each.get("runs") or [])]
         for on, each in sorted(seen.items())
         if isinstance(each, Mapping)
     ]
@@ -150,15 +159,22 @@ def _short(run: Mapping[str, Any]) -> list[Any]:
 
 
 def why_not_adopted(job: Job, seen: Mapping[str, Any]) -> str:
-    """Why nothing can be decided yet: a host that says nothing, or belongs to another volmig."""
+    """Why nothing can be decided yet: a host that says nothing or belongs to another volmig, or Nova is at work."""
     sentences = []
     for on, each in seen.items():
-        hypervisor = host_of(job, on).name
+        hypervisor = name_of(job, on)
         if "silent" in each:
             sentences.append(f"{hypervisor} has to answer first: {each['silent']}")
+        elif "unsettled" in each:
+            sentences.append(each["unsettled"])
         elif (fault := incarnation.stale(each.get("owner") or {})) and fault.is_other:
             sentences.append(f"{hypervisor} has to be taken over first: {fault.found}.")
     return " ".join(sentences)
+
+
+def name_of(job: Job, on: str) -> str:
+    """Who reported what stands under this key."""
+    return "Nova" if on == "instance" else str(host_of(job, on).name)
 
 
 def verdict(job: Job, runs: History) -> adoption.Verdict:
@@ -207,6 +223,7 @@ def want(row: Adoption, by: Any, shown: str) -> None:
         raise Refused(Sentence("cannot-adopt", row.trouble or "This is no migration."))
     if shown != row.digest:
         raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now. Compare again."))
+    sealing.seal_adoption(row)
     Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by, wanted_at=timezone.now())
     Event.append("adoption.confirm", actor=by, job=row.job.pk, object=str(row.job), data={"digest": shown})
     later("jobs.adopting.adopt_wanted", row.pk)
@@ -235,18 +252,20 @@ def adopt(row: Adoption) -> None:
             compare_one(job, row.episode)
             raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now; compare again."))
         claim_above(row, job, max(int(each["fence"]) for each in seen.values()))
-        for on, each in seen.items():
+        for on, each in of_hosts(seen).items():
             taken_over(hands.take_over(on, each.get("owner") or {}), host_of(job, on).name)
         seen = ask(hands)  # from here on nobody else begins anything there
-        if silent := [each["silent"] for each in seen.values() if "silent" in each]:
-            raise Refused(Sentence("cannot-adopt", " ".join(silent)))
+        if said := why_not_adopted(job, seen):
+            raise Refused(Sentence("cannot-adopt", said))
         facts_first(job, hands, seen)
     finally:
         hands.close()
     with transaction.atomic():
         still_open(row, job, job.fence)
-        enter(job, seen, row.by)
-        Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), seen=seen, trouble="")
+        found = enter(job, seen, row.by)
+        seals = row.seals if found.status == row.status else {}  # made for what the person was shown
+        values = {"seen": seen, "status": found.status, "words": found.words, "seals": seals, "trouble": ""}
+        Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), **values)
 
 
 def still_open(row: Adoption, job: Job, fence: int = 0) -> None:
@@ -299,28 +318,31 @@ def facts_first(job: Job, hands: Hands, seen: Mapping[str, Any]) -> None:
     job.keep_plan(made)
 
 
-def enter(job: Job, seen: Mapping[str, Any], by: Any) -> None:
+def enter(job: Job, seen: Mapping[str, Any], by: Any) -> adoption.Verdict:
     """Bring the journal up to what the hosts know, void every decision, and set the status by what really happened."""
     runs = history(job, seen)
     found = verdict(job, runs)
     never = [row for row in job.runs.all() if unsent(known_row(row), job)]
     reported = {tuple(_short(run)[:3]): (on, run) for on, each in seen.items() for run in each.get("runs") or []}
-    if reported:
-        reserve_space(job)
-    journal = Journal(job, job.planned().steps)
+    lap = last_lap(job, runs)
+    reserve_space(job, found, again=lap > job.lap)
+    journal = Journal(job, job.planned().steps, lap)
     entered = []
-    for lap, known in runs:
+    for of, known in runs:
         if known.key in reported and needs_entering(journal, known):
             on, run = reported[known.key]
+            if on == "instance":
+                run = {**run, "args": arguments(journal, run)}
             rehearsed = NAMED[known.step].phase == ""
-            journal.learn_of(run, host_of(job, on), 0 if rehearsed else lap)
+            journal.learn_of(run, host_of(job, on), 0 if rehearsed else of)
             entered.append("-".join(map(str, known.key)))
     for row in never:
         if row.key not in reported:
             StepRun.objects.filter(pk=row.pk).update(result="refused", ended_at=timezone.now(), error=NEVER_SENT)
-    decide(job, found, last_lap(job, runs), by)
+    decide(job, found, lap, by)
     data = {"from": job.status, "to": found.status, "why": found.words, "entered": entered}
     Event.append("job.adopt", actor=by, job=job.pk, object=str(job), data=data)
+    return found
 
 
 def needs_entering(journal: Journal, known: adoption.Known) -> bool:
@@ -328,9 +350,16 @@ def needs_entering(journal: Journal, known: adoption.Known) -> bool:
     return row is None or row.ended_at is None
 
 
-def reserve_space(job: Job) -> None:
-    """What it had reserved when it began; steps that are entered next take their part of it back."""
-    if job.footprints.filter(kind="space").exists() or not job.plan:
+def reserve_space(job: Job, found: adoption.Verdict, again: bool) -> None:
+    """The space that it keeps free, as if the database had seen it begin; steps that are entered next take their part.
+
+    What was not begun has to reserve once more at its start, as far as there is a slot then: so it has no reservation,
+    not even one that is gone. Nor has the copy before one that was made `again`.
+    """
+    ledger = job.footprints.filter(kind="space")
+    if again or found.status in NOT_BEGUN:
+        ledger.delete()
+    if found.status in NOT_BEGUN or ledger.exists() or not job.plan:
         return
     sizes, on_share = job.plan["footprint"], share(job)
     job.footprints.create(kind="space", hypervisor=job.relay, name=job.relay_vg, bytes=sizes["relay"])
@@ -343,8 +372,8 @@ def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
     for wish in job.removals.open():
         wish.end("refused", BEFORE)
     ended = found.status in states.ENDED
-    if found.status != "preparing":
-        job.footprints.filter(kind="space", state="reserved").exclude(job__status="preparing").update(state="gone")
+    if found.status != "preparing":  # nothing is going to be made any more that would need it
+        job.footprints.filter(kind="space", state="reserved").mark("space", "gone")
     job.put(
         status=found.status,
         lap=lap,

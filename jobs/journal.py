@@ -138,9 +138,13 @@ class Journal:
                 run.save(update_fields=["silent_since"])
 
     def learn_of(self, recalled: Mapping[str, Any], hypervisor: Any, lap: int) -> StepRun:
-        """Enter an attempt that a hypervisor recalls and this journal lacks, or its end; with ledger and event."""
+        """Enter an attempt that a hypervisor recalls and this journal lacks, or its end; with ledger and event.
+
+        Its times are those of the hypervisor's clock. Where no result was stored (lost, or recalled by an older
+        hostctl) nobody knows when it ended: it is entered as ended when it began.
+        """
         step, direction, attempt = (recalled[name] for name in ("step", "direction", "attempt"))
-        begun = dt.datetime.fromtimestamp(float(recalled.get("at") or 0), dt.UTC)
+        begun, ended = (moment(recalled.get(name)) for name in ("at", "ended"))
         run = self.attempt((step, direction, attempt))
         if run is None:
             run = StepRun(job=self.job, step=step, direction=direction, attempt=attempt, lap=lap)
@@ -151,7 +155,7 @@ class Journal:
         run.result = str(recalled["state"])
         run.evidence, run.error = recalled.get("evidence") or {}, recalled.get("error") or None
         run.commands = recalled.get("commands") or []
-        run.ended_at = None if run.result == "running" else begun
+        run.ended_at = None if run.result == "running" else max(run.started_at, ended)
         with transaction.atomic():
             run.save()
             planned = self.planned.get(step)
@@ -234,6 +238,11 @@ class Journal:
         until = Now() + dt.timedelta(seconds=settings.LEASE_SECONDS)
         if not Job.objects.filter(pk=self.job.pk, fence=self.job.fence).update(lease_until=until, **also):
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
+
+
+def moment(seconds: Any) -> dt.datetime:
+    """A time that a hypervisor gave in seconds since the epoch; the epoch itself where it gave none."""
+    return dt.datetime.fromtimestamp(float(seconds or 0), dt.UTC)
 
 
 def rejected(swap: Planned) -> str:

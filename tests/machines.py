@@ -229,6 +229,12 @@ class Machine:
     def state(self) -> str:
         return next(iter(self.domains.values())).state
 
+    def turn(self, on: bool) -> None:
+        """What Nova has libvirt do with the instance."""
+        domain = next(iter(self.domains.values()))
+        domain.state = "running" if on else "shut off"
+        self.log(domain, "starting up libvirt version: 9.0.0" if on else "shutting down, reason=shutdown")
+
     @property
     def kept(self) -> dict[str, list[str]]:
         """What is remembered of jobs but their fences, or lies about of them: memory, progress, empty mount points."""
@@ -399,6 +405,7 @@ class Site:
         self.fault: Any = NoFault()
         self.desks: dict[str, Any] = {}  # of other versions of hostctl, by their hash
         self.unlocked: list[str] = []  # what was done to the instance's disk while anybody could start it
+        self.locked_in_nova: Callable[[], bool] = lambda: False
         self.handed_on: list[str] = []  # volumes that were removed with bytes on them
         self.source = Machine(self, "src", ("10.77.0.11", "10.20.0.1"), LVM | EVERYWHERE)
         self.relay = Machine(
@@ -578,7 +585,8 @@ class Kernel:
             self.change("rename", new, lambda: os.rename(self.real(old), self.real(new), **how))
         finally:
             instance = self.site.destination.domains[INSTANCE]
-            if live_inode(self.site) != before and (not instance.mark or instance.state == "running"):
+            locked = instance.mark or self.site.locked_in_nova()
+            if live_inode(self.site) != before and (not locked or instance.state == "running"):
                 self.site.unlocked.append(f"rename {new}")
 
     def chmod(self, path: Any, mode: int, **how: Any) -> None:

@@ -12,6 +12,7 @@ from hosts.remote.hostctl.act import Act, Args
 
 AGAIN: Final = 2.0  # seconds: no watcher follows Nova
 START_DEADLINE: Final = 180  # seconds; a compute that takes longer to start an instance is looked at by a person
+RECALLED: Final = 200  # actions of an instance that are read when a migration of it is adopted
 HARMLESS: Final = frozenset({"lock", "unlock", "stop"})  # of other people: the disk stays as it was approved
 Document = dict[str, Any]
 
@@ -256,6 +257,17 @@ class Control:
         known = self.nova.image(image) if image else {}
         wanted = {name: value for name, value in known.items() if name.startswith(("hw_", "os_", "img_"))}
         return {text(name): text(value) for name, value in wanted.items() if isinstance(value, str | int)}
+
+    def recall(self, said: Said) -> str:
+        """What Nova keeps of an instance for a database that was set back: its state, and what volmig's user had done.
+
+        `acts` are oldest first; what failed on the compute is left out.
+        """
+        found, me = self.nova.server(said.instance), self.nova.who()["user_id"]
+        rows = [action(row) for row in self.nova.actions(said.instance, RECALLED)]
+        acts = [row for row in reversed(rows) if row["user"] == me and not row["failed"]]
+        said.evidence = {"server": found and server(found), "acts": acts}
+        return "done"
 
     # Lock and unlock
 

@@ -110,6 +110,81 @@ def _prepared(was: str, runs: Sequence[Known]) -> Verdict:
     return Verdict(was, said, halts=said)
 
 
+# What only Nova knows
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance as Nova and libvirt show it; `locked` is a lock of this very migration.
+
+    `acts` are what volmig's own user had Nova do to it since the migration began, oldest first: (what, request ID).
+    `ran` is false only when surely no guest has run on the new disk.
+    """
+
+    locked: bool = False
+    off: bool = False
+    acts: tuple[tuple[str, str], ...] = ()
+    ran: bool = True
+
+    def last(self, *names: str) -> str:
+        """The last of these that was done; empty when none was."""
+        return next((what for what, _ in reversed(self.acts) if what in names), "")
+
+    def request(self, step: str, direction: str) -> str:
+        """The request ID of what a step asked Nova for; a rollback stops and starts once more after the swap did."""
+        found = [request for what, request in self.acts if what == ASKED_OF_NOVA[step, direction]]
+        return (found[-1] if direction == "undo" else found[0]) if found else ""
+
+
+ASKED_OF_NOVA: Mapping[tuple[str, str], str] = {
+    ("lock", "do"): "lock",
+    ("stop", "do"): "stop",
+    ("start", "do"): "start",
+    ("start", "undo"): "stop",
+    ("stop", "undo"): "start",
+    ("lock", "undo"): "unlock",
+}
+
+
+def done_through_nova(runs: Sequence[Known], seen: Instance) -> list[tuple[str, str]]:
+    """The steps (step, direction) that Nova was asked for and that were carried out, as far as `runs` lack them.
+
+    Nova keeps no memory of steps. But the disks are only exchanged while the instance is locked and shut off, in either
+    direction, which hypervisors remember; the lock carries the migration's name; and libvirt and the file of the disk
+    show whether a guest has run on it. What cannot be inferred is left to the engine, whose verbs begin by looking.
+    """
+    swapped, back = _begun(runs, "swap"), _begun(runs, "swap", "undo")
+    returned = _good(runs, "swap", "undo") or not swapped
+    stopped = seen.off and seen.last("stop", "start") == "stop"
+    found = []
+    if swapped or seen.locked:
+        found.append(("lock", "do"))
+    if swapped or (seen.locked and stopped):
+        found.append(("stop", "do"))
+    if _good(runs, "swap") and not returned and seen.ran:
+        found.append(("start", "do"))
+    if (_begun(runs, "start") or ("start", "do") in found) and (back or stopped):
+        found.append(("start", "undo"))
+    if returned and not seen.locked and seen.last("lock", "unlock") == "unlock":
+        undone = [step for step in ("stop", "lock") if _begun(runs, step) or (step, "do") in found]
+        found += [(step, "undo") for step in undone]
+    return [each for each in found if not _good(runs, *each)]
+
+
+def ran_on_new_disk(libvirt: Mapping[str, Any], evidence: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a guest may have run on the disk that the swap put in place; `libvirt` is an answer to instance_state.
+
+    `evidence` is that of the good steps, by name. Only libvirt's own log, together with the file's times, says no: as
+    for a start that failed (hosts.remote.instances).
+    """
+    swapped_at, live = (evidence.get("swap") or {}).get("swapped_at"), libvirt.get("live")
+    if libvirt.get("state") != "shut off" or libvirt.get("runs") is None or swapped_at is None or not live:
+        return True
+    later = [run for run in libvirt["runs"] if run["at"] >= float(swapped_at) - 1 and run["ended"] != "failed"]
+    stage = evidence.get("stage_verify") or {}
+    return bool(later) or any(live[name] != stage.get(name) for name in ("inode", "file_size", "mtime_ns"))
+
+
 def laps(runs: Iterable[Known]) -> list[tuple[int, Known]]:
     """Each attempt with its lap: a temporary volume that is made again, after it was made, begins another copy."""
     lap, made, found = 1, False, []

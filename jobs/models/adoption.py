@@ -12,7 +12,8 @@ class Adoption(models.Model):
 
     `seen` is what was reported: of a migration by role (known, fence, owner, runs, or silent with the reason), of a
     hypervisor its owner and the migrations that it knows. `digest` names exactly this. `status` and `words` are what
-    the migration goes on from; `trouble` is why it cannot be adopted now.
+    the migration goes on from; `trouble` is why it cannot be adopted now. `seals` are made when a person confirms that
+    the old disk comes back.
     """
 
     episode = models.CharField(max_length=32)
@@ -23,6 +24,7 @@ class Adoption(models.Model):
     status = models.CharField(max_length=20, blank=True)
     words = models.TextField(blank=True)
     trouble = models.TextField(blank=True)
+    seals = models.JSONField(default=dict)
     compared_at = models.DateTimeField(default=timezone.now)
     by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, null=True, related_name="+")
     wanted_at = models.DateTimeField(null=True, blank=True)

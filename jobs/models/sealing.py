@@ -14,6 +14,7 @@ from hosts.remote.hostctl import authority
 from volmig import data
 
 if TYPE_CHECKING:
+    from jobs.models.adoption import Adoption
     from jobs.models.approval import Approval
     from jobs.models.job import Job
 
@@ -24,6 +25,9 @@ VERBS: Final = {
     "rollback": ("instance_stop", "swap_back"),
     "purge": ("purge",),
 }
+# By what an adopted migration goes on from: the approval of its swap is not in a database that was set back. Whoever
+# adopts it has read that the old disk comes back, or may have to.
+ADOPTED: Final = {"rolling_back": ("swap_back",), "swapping": ("instance_stop", "swap_back")}
 PHASES: Final = {"swapping": ("swap",), "rolling_back": ("swap", "rollback"), "purging": ("purge",)}
 
 
@@ -31,19 +35,33 @@ def seal(approval: "Approval") -> None:
     """Make the seals of a complete approval; nothing in a process that has no key."""
     if not data.may_read("seal_key"):
         return
-    key, good_until = approval.job.destination.seal_key(), max(approval.expires_at, timezone.now()) + PHASE
+    good_until = max(approval.expires_at, timezone.now()) + PHASE
     approval.seals = {
-        verb: authority.make(
-            key,
-            str(approval.job.uuid),
+        verb: made(
+            approval.job,
             verb,
             arguments(approval, verb),
             approval.digest,
-            int((good_until + (BACK if approval.kind == "swap" and verb != "swap" else dt.timedelta())).timestamp()),
+            good_until + (BACK if approval.kind == "swap" and verb != "swap" else dt.timedelta()),
         )
         for verb in VERBS[approval.kind]
     }
     approval.save(update_fields=["seals"])
+
+
+def made(job: "Job", verb: str, args: dict[str, Any], digest: str, until: dt.datetime) -> dict[str, Any]:
+    """One seal; `digest` names what a person saw who approved it."""
+    return authority.make(job.destination.seal_key(), str(job.uuid), verb, args, digest, int(until.timestamp()))
+
+
+def seal_adoption(row: "Adoption") -> None:
+    """Make the seals by which an adopted migration gives the instance its old disk back; nothing without a key."""
+    job = row.job
+    if job is None or not data.may_read("seal_key"):
+        return
+    args, until = {"instance": job.instance_id, "disk": job.disk}, timezone.now() + PHASE
+    row.seals = {verb: made(job, verb, args, row.digest, until) for verb in ADOPTED.get(row.status, ())}
+    row.save(update_fields=["seals"])
 
 
 def unseal(approval: "Approval") -> None:
@@ -71,15 +89,18 @@ def renew(job: "Job") -> None:
         return
     for approval in job.approvals.filter(kind__in=PHASES.get(job.status, ()), consumed_at__isnull=False):
         seal(approval)
+    if job.status in ADOPTED and (adopted := job.adoptions.exclude(adopted_at=None).last()):
+        seal_adoption(adopted)
     for approval in job.approvals.open().filter(seals={}):
         if approval.state == "approved":
             seal(approval)
 
 
 def seal_for(job: "Job", verb: str) -> dict[str, Any]:
-    """The seal that the last approval that was used gives for this verb; empty when none does."""
-    used = (
-        job.approvals.filter(consumed_at__isnull=False).order_by("-consumed_at", "-pk").values_list("seals", flat=True)
-    )
-    found: dict[str, Any] = next((seals[verb] for seals in used if verb in seals), {})
+    """The seal that the last used approval, or the last adoption, gives for this verb; empty when none does."""
+    used = job.approvals.filter(consumed_at__isnull=False).order_by("consumed_at", "pk")
+    adopted = job.adoptions.filter(adopted_at__isnull=False).order_by("adopted_at")
+    given = [*used.values_list("consumed_at", "seals"), *adopted.values_list("adopted_at", "seals")]
+    by_age = sorted(((at, seals) for at, seals in given if at), key=lambda each: each[0])
+    found: dict[str, Any] = next((seals[verb] for _, seals in reversed(by_age) if verb in seals), {})
     return found

@@ -9,6 +9,8 @@ from hosts import tasks
 from hosts.models import NFS_PORTS, Hypervisor
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import Answer, HostctlDiffers, HostKeyChanged, Unreachable
+from volmig import incarnation
+from volmig.models import Session
 
 pytestmark = pytest.mark.django_db
 
@@ -33,7 +35,7 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch, inventory):
-    host = Fake({"hello": {}, "policy": {}, "inventory": inventory, "reach": {"results": []}})
+    host = Fake({"hello": {}, "status": {"owner": {}}, "policy": {}, "inventory": inventory, "reach": {"results": []}})
     monkeypatch.setattr(ssh, "connect", lambda address: host)
     return host
 
@@ -49,9 +51,34 @@ def test_a_refresh_takes_over_the_inventory(hypervisor, fake):
     src = hypervisor(last_error="old")
     tasks.refresh(src.pk)
     src.refresh_from_db()
-    assert [verb for verb, _ in fake.asked] == ["hello", "policy", "inventory"]
+    assert [verb for verb, _ in fake.asked] == ["hello", "status", "policy", "inventory"]
     assert src.volume_groups.count() == 1
     assert (src.hostctl_hash, src.last_error) == (hostctl.source_hash(), "")
+
+
+def owner(name, session, claim):
+    return {"owner": {"incarnation": name, "session": session, "claims": {session: claim}}}
+
+
+def test_a_refresh_finds_out_that_the_database_is_older_than_what_was_done_on_a_host(hypervisor, fake):
+    src = hypervisor("src")
+    assert incarnation.check() is None
+    Session.objects.create(name="a" * 32, claims=4)
+    fake.answers["status"] = owner(incarnation.name(), "a" * 32, 4)
+    tasks.refresh(src.pk)
+    assert incarnation.read_only() is None
+    fake.answers["status"] = owner(incarnation.name(), "a" * 32, 5)
+    tasks.refresh(src.pk)
+    state = incarnation.read_only()
+    assert (state.code, state.reason.startswith("src: session aaaaaaaa had counted to 5")) == ("other-owner", True)
+    assert src.volume_groups.count() == 1, "questions go on"
+
+
+def test_a_host_of_another_volmig_that_is_only_looked_at_stops_nothing(hypervisor, fake):
+    assert incarnation.check() is None
+    fake.answers["status"] = owner("e" * 32, "a" * 32, 5)
+    tasks.refresh(hypervisor("src").pk)
+    assert incarnation.read_only() is None
 
 
 def test_reach_is_tried_to_the_data_addresses_of_the_others(hypervisor, fake, inventory):

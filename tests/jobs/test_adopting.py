@@ -1,5 +1,7 @@
 """Adopting: what is shown, who confirms it, what stays closed until the end."""
 
+import json
+import os
 import secrets
 from contextlib import suppress
 
@@ -10,9 +12,12 @@ from django.urls import reverse
 
 from hosts.models import Hypervisor
 from jobs import adopting, tick
-from jobs.models import Adoption, Job, Refused
+from jobs.models import Adoption, Footprint, Job, Refused
+from jobs.work import reserve
 from tests.factories import admin, approver, operator
+from tests.fakes import LIVE
 from tests.outside import keep, put_back
+from tests.trust.test_restore_matrix import live_to
 from tests.typed import just_typed
 from volmig import incarnation
 from volmig.record.models import Event
@@ -159,6 +164,108 @@ def recall():
     from hosts.remote.host import Request
 
     return Request("recall")
+
+
+# What is entered
+
+
+def adopt(job):
+    row = compared(job)
+    assert row.trouble == ""
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt(Adoption.objects.get(pk=row.pk))
+    job.refresh_from_db()
+    return Adoption.objects.get(pk=row.pk)
+
+
+@pytest.mark.parametrize(("after", "seconds"), [(7, 7.0), (-1000, 0.0)], ids=["later", "by a clock that was set back"])
+def test_a_step_that_is_entered_ended_when_its_result_was_stored_and_never_before_it_began(
+    swapped, machines, after, seconds
+):
+    stored = machines.destination.root / f"var/lib/volmig/{swapped.job.uuid}/stop-do-1.result.json"
+    begun = json.loads(stored.with_name("stop-do-1.request.json").read_text())["at"]
+    os.utime(stored, (begun + after, begun + after))
+    adopt(swapped.job)
+    run = swapped.job.runs.get(step="stop", direction="do")
+    assert round((run.ended_at - run.started_at).total_seconds(), 1) == seconds
+
+
+@pytest.fixture
+def reserving(real_life, machines, monkeypatch):
+    """A migration that has reserved its space, of which no host has heard when volmig becomes read-only."""
+    incarnation.check()
+    life = real_life("done")
+    life.submit()
+    assert live_to(life, ("status", "preparing"), monkeypatch)
+    Job.objects.update(lease_until=None)
+    life.job.refresh_from_db()
+    assert reserve(life.job) == ""
+    incarnation.enter_read_only("an administrator says so")
+    return life.job
+
+
+def test_what_was_not_begun_gives_its_space_back_and_has_to_reserve_again(reserving):
+    adopt(reserving)
+    assert (reserving.status, reserving.footprints.count()) == ("planned", 0)
+    adopting.finish(admin())
+    reserving.start(operator())
+    reserving.refresh_from_db()
+    tick.run(reserving.pk)
+    assert reserving.footprints.filter(kind="space").count() == 2
+
+
+def test_what_was_not_begun_and_is_cancelled_leaves_nothing_reserved(reserving):
+    adopt(reserving)
+    adopting.finish(admin())
+    reserving.cancel(operator())
+    tick.run(reserving.pk)
+    reserving.refresh_from_db()
+    assert (reserving.status, Footprint.objects.left().count()) == ("undone", 0)
+
+
+# Seals
+
+
+@pytest.fixture
+def swapped(real_life, machines, monkeypatch):
+    """A migration whose disks are exchanged, with its instance shut off; its database knows of no approval."""
+    incarnation.check()
+    life = real_life("done")
+    life.submit()
+    life.live("awaiting_approval")
+    kept, point = keep(), transaction.savepoint()
+    assert live_to(life, ("after", "swap", "do"), monkeypatch)
+    transaction.savepoint_rollback(point)
+    put_back(kept)
+    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+    life.job.refresh_from_db()
+    incarnation.enter_read_only("an administrator says so")
+    return life
+
+
+def test_an_instance_that_is_down_gets_its_old_disk_back_although_the_approval_is_lost(swapped, machines):
+    row = adopt(swapped.job)
+    assert (row.status, list(row.seals)) == ("rolling_back", ["swap_back"])
+    adopting.finish(admin())
+    assert swapped.live() == "rolled_back"
+    assert (machines.files[LIVE].content, machines.destination.state) == ("old disk", "running")
+
+
+def test_who_adopts_without_the_keys_leaves_the_seal_to_the_person_who_resumes(swapped, machines, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("volmig.data.may_read", lambda name: name != "seal_key")
+        assert adopt(swapped.job).seals == {}
+        adopting.finish(admin())
+        assert swapped.live() == "halted"
+    assert machines.destination.state == "shut off"
+    swapped.resumes = 2
+    assert swapped.live() == "rolled_back"
+    assert (machines.files[LIVE].content, machines.destination.state) == ("old disk", "running")
+
+
+def test_an_adoption_that_stops_no_instance_and_exchanges_no_disk_gives_no_seal(behind):
+    row = adopt(behind.job)
+    assert (row.status, row.seals) == ("on_trial", {})
 
 
 # Page and command

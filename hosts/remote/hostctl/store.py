@@ -106,7 +106,12 @@ class Store(Memory):
         run.update({name: asked.get(name) or "" for name in ("verb", "session", "boot_id")})
         run.update({name: asked.get(name) or 0 for name in ("fence", "claim", "at")})
         run.update({name: result.get(name) or {} for name in ("evidence", "error")})
+        run.update(ended=self._ended(key) if result else 0)
         return dict(run, state=result.get("state") or "", commands=result.get("commands") or [])
+
+    def _ended(self, key: str) -> float:
+        """When its result was stored, in seconds since the epoch."""
+        return os.stat(os.path.join(self.directory, key + ".result.json")).st_mtime
 
     def progress(self, key: str, figures: Dict[str, Any]) -> None:
         write_json(os.path.join(self.run, key + ".json"), figures, sync=False)
