@@ -55,10 +55,13 @@ def refresh(hypervisor_id: int) -> None:
 
 
 def look(hypervisor: Hypervisor, host: Host) -> None:
-    """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to."""
+    """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to.
+
+    First who owns it: that is to be known of one whose tools fail, too.
+    """
+    compare_owner(hypervisor, asked(host, Request("status", job=NOBODY)).get("owner"))
     versions = asked(host, Request("hello")).get("versions")
     versions = [str(each) for each in versions] if isinstance(versions, list) else []
-    compare_owner(hypervisor, asked(host, Request("status", job=NOBODY)).get("owner"))
     hypervisor.put(hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()])
     policy = asked(host, Request("policy"))
     inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)

@@ -6,9 +6,9 @@ it sends is who owns a host and a job. A person confirms each migration; the las
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -42,6 +42,7 @@ NEVER_SENT = {
     "next": "",
     "evidence": {},
 }
+MOST_UNKNOWN = 100  # migrations of one hypervisor that the database lacks and that are read step by step
 NOT_BEGUN = ("checking", "planned")
 History = list[tuple[int, adoption.Known]]  # attempts in order, each with its lap
 NOT_READ_ONLY = Sentence("not-read-only", "volmig is not read-only; there is nothing to adopt.")
@@ -54,25 +55,47 @@ def compare() -> None:
     """Task: ask every hypervisor who owns it and what it knows, and those of each migration what they keep of it."""
     if (state := incarnation.read_only()) is None:
         return
-    hypervisors = list(Hypervisor.objects.reachable().select_related("bastion"))
-    with ThreadPoolExecutor(max_workers=8) as pool:  # the database is not used in the threads
-        ways = [(each, each.remote()) for each in hypervisors]
-        heard = [(each, pool.submit(recalled, address)) for each, address in ways]
-        reports = [(each, future.result()) for each, future in heard]
-    for hypervisor, seen in reports:
+    for hypervisor, seen in hear_all():
         keep_host(state.episode, hypervisor, seen)
     for job in concerned(state.episode):
         compare_one(job, state.episode)
 
 
-def recalled(address: Any, job: str = "") -> dict[str, Any]:
-    """What a hypervisor recalls, or why it did not say."""
+def hear_all() -> list[tuple[Hypervisor, dict[str, Any]]]:
+    """What every hypervisor recalls; the database is not used in the threads."""
+    known = {str(uuid) for uuid in Job.objects.values_list("uuid", flat=True)}
+    ways = [(each, each.remote()) for each in Hypervisor.objects.reachable().select_related("bastion")]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        heard = [(each, pool.submit(recalled, address, known)) for each, address in ways]
+        return [(each, future.result()) for each, future in heard]
+
+
+def recalled(address: Any, known: Container[str] | None = None) -> dict[str, Any]:
+    """What a hypervisor recalls, or under `silent` why it did not say.
+
+    Under `unknown` stand, step by step, the migrations that are not among those that are `known`: first those that it
+    has working data of, and no more than MOST_UNKNOWN.
+    """
     try:
         with ssh.connect(address) as host:
-            answer = host.call(Request("recall", job=job))
+            seen = evidence_of(Heard(host.call(Request("recall"))))
+            jobs = seen.get("jobs") or {}
+            lacking = [uuid for uuid in jobs if known is not None and uuid not in known]
+            lacking.sort(key=lambda uuid: (jobs[uuid]["known"] != "yes", uuid))
+            told = {uuid: evidence_of(Heard(host.call(Request("recall", job=uuid)))) for uuid in lacking[:MOST_UNKNOWN]}
     except HostError as error:
         return evidence_of(Heard(error=error))
-    return evidence_of(Heard(answer))
+    return seen | {"unknown": {uuid: brief(each) for uuid, each in told.items()}}
+
+
+def brief(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a migration that the database lacks: what is shown of it and what names its volume and its instance."""
+    runs = [
+        {name: run.get(name) for name in ("step", "direction", "attempt", "state", "fence", "claim", "at")}
+        | {"args": {name: run["args"][name] for name in ("instance", "vg", "lv") if name in (run.get("args") or {})}}
+        for run in told.get("runs") or []
+    ]
+    return {name: told[name] for name in ("known", "fence", "silent") if name in told} | {"runs": runs}
 
 
 def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> None:
@@ -211,6 +234,64 @@ def unsent(known: adoption.Known, job: Job) -> bool:
 
 def reported_runs(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [run for each in seen.values() for run in each.get("runs") or []]
+
+
+# Migrations that the database lacks
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A migration that hypervisors know and the database does not: by hypervisor what it reports, and what to do.
+
+    volmig does nothing about it. `moves` names its volume and its instance, as far as its steps do; `last_at` is when
+    the last of them was begun, in seconds since the epoch.
+    """
+
+    uuid: str
+    hosts: Mapping[str, Mapping[str, Any]]
+    moves: str
+    last_at: float
+    advice: str
+
+
+def unknown(episode: str) -> list[Unknown]:
+    """As the last comparison found them, those first of which a hypervisor has working data, then the latest."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    rows = Adoption.objects.filter(episode=episode, job=None).select_related("hypervisor")
+    for row in rows.order_by("hypervisor__name"):
+        for uuid, told in (row.seen.get("unknown") or {}).items():
+            found.setdefault(uuid, {})[str(row.hypervisor)] = told
+    known = {str(uuid) for uuid in Job.objects.filter(uuid__in=found).values_list("uuid", flat=True)}
+    listed = [one_unknown(uuid, hosts) for uuid, hosts in found.items() if uuid not in known]
+    return sorted(listed, key=lambda each: (is_ended(each.hosts), -each.last_at))
+
+
+def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]]) -> Unknown:
+    runs = [run for told in hosts.values() for run in told["runs"] if run["step"] in NAMED]
+    ordered = adoption.laps(adoption.in_order(map(adoption.known_of, runs)))
+    last = max((lap for lap, _ in ordered), default=1)
+    at_destination = [name for name, told in hosts.items() if any("instance" in run["args"] for run in told["runs"])]
+    advice = adoption.by_hand(
+        uuid,
+        [run for lap, run in ordered if lap == last],
+        destination=" or ".join(at_destination) or "its destination",
+        ended=is_ended(hosts),
+    )
+    args = {
+        name: value
+        for run in runs
+        for name, value in run["args"].items()
+        if run["step"] not in ("relay_lv", "relay_fs")
+    }
+    volume = f"volume {args['vg']}/{args['lv']}" if "lv" in args else ""
+    instance = f"instance {args['instance']}" if "instance" in args else ""
+    moves = ", ".join(each for each in (volume, instance) if each)
+    return Unknown(uuid, hosts, moves, max((float(run["at"] or 0) for run in runs), default=0.0), advice)
+
+
+def is_ended(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether every hypervisor has removed its working data."""
+    return all(told.get("known") == "forgotten" for told in hosts.values())
 
 
 # Taking over

@@ -31,7 +31,7 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
         return said
     server = said["server"] or {}
     nova = {name: server.get(name, "") for name in ("vm_state", "host", "locked", "locked_reason")}
-    shown = {"known": "yes", "fence": 0, "nova": nova, "runs": []}
+    shown = {"known": "yes", "fence": 0, "nova": nova, "shown": in_words(job, server), "runs": []}
     if task := server.get("task_state"):
         return shown | {"unsettled": f"Nova is at work on the instance ({task}). Compare again when that has ended."}
     libvirt = evidence_of(hands.ask({"destination": state_request(job, reported)})["destination"])
@@ -41,7 +41,7 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
     since = min((float(run.get("at") or 0) for run in reported), default=job.created_at.timestamp()) - SKEW
     acts = [row for row in said["acts"] if row["at"][:19] >= dt.datetime.fromtimestamp(since, dt.UTC).isoformat()[:19]]
     seen = adoption.Instance(
-        locked=bool(server.get("locked")) and server.get("locked_reason") == f"volmig:{job.uuid}",
+        locked=bool(server.get("locked")) and server.get("locked_reason") == lock_reason(job),
         off=server.get("vm_state") == "stopped" and libvirt["state"] != "running",
         acts=tuple((row["action"], row["request"]) for row in acts),
         ran=adoption.ran_on_new_disk(libvirt, evidence),
@@ -54,6 +54,21 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
     for run in inferred:
         place(run, reported)
     return shown | {"libvirt": libvirt["state"], "runs": inferred}
+
+
+def in_words(job: Job, server: Mapping[str, Any]) -> str:
+    """How Nova shows the instance, for people."""
+    if not server:
+        return "does not know the instance: it was deleted"
+    locked = "not locked"
+    if server.get("locked"):
+        ours = server.get("locked_reason") == lock_reason(job)
+        locked = f"locked by {'this migration' if ours else server.get('locked_reason') or 'somebody'}"
+    return f"{server.get('vm_state')} on {server.get('host') or 'no host'}, {locked}"
+
+
+def lock_reason(job: Job) -> str:
+    return f"volmig:{job.uuid}"
 
 
 def evidence_of(heard: Heard) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The page on which administrators adopt migrations while volmig is read-only."""
 
+import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
+from django.db.models import Max
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -16,18 +19,24 @@ from volmig.accounts.roles import needs
 from volmig.queue import ask
 from volmig.step_up import fresh
 
+MAY_BE_DOWN = ("swapping", "rolling_back")  # what a migration goes on from while its instance may be shut off
+
 
 @require_GET
 @needs("administer")
 def adopt(request: HttpRequest) -> HttpResponse:
-    """Each migration beside what its hosts report, and each hypervisor with its owner."""
+    """Each migration beside what its hosts report, first where a guest may be down; each hypervisor with its owner."""
     state = incarnation.read_only()
     rows = Adoption.objects.filter(episode=state.episode if state else "")
-    migrations = rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination", "by")
+    of_migrations = rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination", "by")
+    migrations = sorted(map(shown, of_migrations.order_by("job")), key=lambda each: not each["is_down"])
     values = {
         "state": state,
         "attempt": adopting.last_attempt(state) if state else None,
-        "migrations": [shown(row) for row in migrations.order_by("job")],
+        "compared_at": rows.aggregate(at=Max("compared_at"))["at"],
+        "migrations": migrations,
+        "left": sum(each["row"].adopted_at is None for each in migrations),
+        "unknown": [shown_unknown(each) for each in adopting.unknown(state.episode)] if state else [],
         "hypervisors": rows.exclude(hypervisor=None).select_related("hypervisor").order_by("hypervisor__name"),
     }
     return render(request, "jobs/adopt.html", values)
@@ -35,15 +44,37 @@ def adopt(request: HttpRequest) -> HttpResponse:
 
 def shown(row: Adoption) -> dict[str, Any]:
     """One migration: what the database says, and the last steps that each host reports."""
-    hosts = []
-    for on, each in row.seen.items():
-        runs = each.get("runs") or []
-        last = [f"{title(run)}: {run['state']}" for run in runs[-3:]]
-        hosts.append({"name": getattr(row.job, on).name, "role": on, "said": each, "steps": len(runs), "last": last})
-    return {"row": row, "job": row.job, "hosts": hosts}
+    job: Any = row.job
+    named = [(adopting.name_of(job, on), "" if on == "instance" else f" ({on})") for on in row.seen]
+    return {
+        "row": row,
+        "job": job,
+        "hosts": [
+            reported(f"{name}{role}", on, row.seen[on]) for (name, role), on in zip(named, row.seen, strict=True)
+        ],
+        "becomes": row.status.replace("_", " ").capitalize(),
+        "is_down": row.adopted_at is None and row.status in MAY_BE_DOWN,
+        "may_be_adopted": not (row.adopted_at or row.trouble or row.wanted_at),
+    }
 
 
-def title(run: dict[str, Any]) -> str:
+def shown_unknown(each: adopting.Unknown) -> dict[str, Any]:
+    """One migration that the database lacks."""
+    last_at = dt.datetime.fromtimestamp(each.last_at, dt.UTC) if each.last_at else None
+    return {"each": each, "last_at": last_at, "hosts": [reported(name, "", told) for name, told in each.hosts.items()]}
+
+
+def reported(name: str, role: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What one host, or Nova, says of a migration."""
+    runs = said.get("runs") or []
+    return {"name": name, "role": role, "said": said, "steps": len(runs), "last": [ended(run) for run in runs[-3:]]}
+
+
+def ended(run: Mapping[str, Any]) -> str:
+    return f"{title(run)}: {run['state']}"
+
+
+def title(run: Mapping[str, Any]) -> str:
     step = NAMED.get(run["step"])
     words = step.title if step else run["step"]
     return f"Undo: {words}" if run["direction"] == "undo" else words

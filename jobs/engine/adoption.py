@@ -185,6 +185,51 @@ def ran_on_new_disk(libvirt: Mapping[str, Any], evidence: Mapping[str, Mapping[s
     return bool(later) or any(live[name] != stage.get(name) for name in ("inode", "file_size", "mtime_ns"))
 
 
+# What the database lacks altogether
+
+
+def by_hand(job: str, runs: Sequence[Known], *, destination: str, ended: bool) -> str:
+    """What a person does about a migration that hypervisors know and the database does not, in sentences.
+
+    `runs` are in order and of its last lap; `ended` when every hypervisor has removed its working data. volmig itself
+    does nothing about it: it knows neither who approved it nor what was wished for since.
+    """
+    returned = _good(runs, "swap", "undo")
+    if _good(runs, "purge"):
+        return "The disk that it kept was purged. Nothing is left to do."
+    if _begun(runs, "swap") and not returned:
+        return _swapped_by_hand(job, runs, destination)
+    if _begun(runs, "stop") or returned:
+        if ended:
+            return "It ended with the instance on its old disk. Nothing has to be done."
+        return (
+            "The instance has its old disk and may be shut off: see whether it runs, and start it on "
+            f"{destination}, or in Nova, and unlock it there, if it does not. {LEFTOVERS}"
+        )
+    if ended:
+        return "It ended, and no disk was exchanged. Nothing has to be done."
+    return (
+        "No disk was exchanged. If Nova has the instance, see there that it runs and is not locked for volmig. "
+        f"What runs on a hypervisor goes on to its end. {LEFTOVERS}"
+    )
+
+
+LEFTOVERS = "What was made for the copy is listed under Leftovers after a scan, with the commands that remove it."
+
+
+def _swapped_by_hand(job: str, runs: Sequence[Known], destination: str) -> str:
+    """The new disk is in its place, or may be."""
+    back = (
+        f"To go back to the old disk, shut the instance off, run volmig-hostctl rollback {job} on {destination}, then "
+        "start it. What was written to the new disk is then not on it."
+    )
+    if _good(runs, "start") and not _begun(runs, "start", "undo"):
+        return f"The instance was started on its new disk. Leave it running unless its data is wrong. {back}"
+    if not _begun(runs, "stop"):  # hypervisors remember neither stop nor start: Nova was asked
+        return f"The disks were exchanged. See in Nova whether the instance runs and is unlocked. {back}"
+    return f"The instance may be down. The exchange of its disks was begun: see first whether it runs. {back}"
+
+
 def laps(runs: Iterable[Known]) -> list[tuple[int, Known]]:
     """Each attempt with its lap: a temporary volume that is made again, after it was made, begins another copy."""
     lap, made, found = 1, False, []

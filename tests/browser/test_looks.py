@@ -103,6 +103,24 @@ def test_axe_finds_no_fault_and_nothing_scrolls_sideways(scheme, width, pages, l
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1440), ("light", 390)])
+def test_the_page_on_which_migrations_are_adopted_has_no_fault_and_puts_the_guest_that_is_down_first(
+    scheme, width, hosts, person, logged_in
+):
+    from axe_playwright_python.sync_playwright import Axe
+
+    scenes.adoptions(User.objects.filter(username="dana").first() or person("dana", "operator"))
+    page = logged_in("ada", "administrator", color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto("/adopt/")
+    faults = Axe().run(page).response["violations"]
+    assert [f"{fault['id']}: {fault['nodes'][0]['html'][:160]}" for fault in faults] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("section.card h2").first.inner_text().endswith("orders-db-2")
+    assert page.get_by_text("The guest may be down: adopt this first").count() == 1
+    assert page.get_by_role("button", name="Adopt migration").count() == 2
+
+
 def test_a_command_in_the_log_is_read_on_a_telephone_without_scrolling_sideways(pages, logged_in):
     page = logged_in("ada", "operator")
     page.set_viewport_size({"width": 390, "height": 800})

@@ -51,7 +51,7 @@ def test_a_refresh_takes_over_the_inventory(hypervisor, fake):
     src = hypervisor(last_error="old")
     tasks.refresh(src.pk)
     src.refresh_from_db()
-    assert [verb for verb, _ in fake.asked] == ["hello", "status", "policy", "inventory"]
+    assert [verb for verb, _ in fake.asked] == ["status", "hello", "policy", "inventory"]
     assert src.volume_groups.count() == 1
     assert (src.hostctl_hash, src.last_error) == (hostctl.source_hash(), "")
 

@@ -10,14 +10,16 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.urls import reverse
 
+from hosts import tasks
 from hosts.models import Hypervisor
+from hosts.remote.hostctl import byhand
 from jobs import adopting, tick
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
-from tests.factories import admin, approver, operator
+from tests.factories import admin, approver, asked, operator
 from tests.fakes import LIVE
 from tests.outside import keep, put_back
-from tests.trust.test_restore_matrix import live_to
+from tests.trust.test_restore_matrix import Wire, live_to
 from tests.typed import just_typed
 from volmig import incarnation
 from volmig.record.models import Event
@@ -266,6 +268,78 @@ def test_who_adopts_without_the_keys_leaves_the_seal_to_the_person_who_resumes(s
 def test_an_adoption_that_stops_no_instance_and_exchanges_no_disk_gives_no_seal(behind):
     row = adopt(behind.job)
     assert (row.status, row.seals) == ("on_trial", {})
+
+
+# Migrations that the database lacks
+
+
+@pytest.fixture
+def lacking(real_life, machines, monkeypatch):
+    """Lives a migration to a moment, then sets the database back to before it was submitted; returns its UUID."""
+
+    def live(moment):
+        incarnation.check()
+        life = real_life("done")
+        asked()  # the hypervisors and what is on them were known before
+        kept, point = keep(), transaction.savepoint()
+        uuid = str(life.submit().uuid)
+        assert live_to(life, moment, monkeypatch)
+        transaction.savepoint_rollback(point)
+        put_back(kept)
+        monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+        for pk in Hypervisor.objects.values_list("pk", flat=True):
+            tasks.refresh(pk)
+        assert incarnation.read_only() is not None
+        return uuid
+
+    return live
+
+
+@pytest.mark.parametrize(
+    ("moment", "words"),
+    [
+        (("after", "source_fence", "do"), "No disk was exchanged"),
+        (("after", "stop", "do"), "start it on dst"),
+        (("after", "swap", "do"), "may be down. The exchange of its disks was begun"),
+        (("after", "start", "do"), "Leave it running unless its data is wrong"),
+        (("status", "done"), "Leave it running unless its data is wrong"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_a_migration_that_the_database_lacks_is_listed_with_what_to_do_and_nothing_is_done(
+    lacking, machines, moment, words, capsys
+):
+    uuid = lacking(moment)
+    with Wire(machines) as wire:
+        call_command("adopt")
+        (found,) = adopting.unknown(incarnation.read_only().episode)
+        adopting.finish(admin())
+    printed = capsys.readouterr().out
+    assert (found.uuid, Job.objects.count()) == (uuid, 0)
+    assert words in found.advice
+    assert uuid in printed
+    assert found.advice in printed
+    assert {request.split()[0] for request in wire.sent} == {"own"}, "the hosts get a new owner and nothing else"
+
+
+def test_the_page_lists_what_the_database_lacks_and_offers_no_button_for_it(lacking, client):
+    uuid = lacking(("after", "swap", "do"))
+    adopting.compare()
+    client.force_login(admin())
+    page = client.get(reverse("adopt")).content.decode()
+    assert f"volmig-hostctl rollback {uuid} on dst" in page
+    assert "No migration to adopt" in page
+    assert "Adopt migration" not in page
+
+
+def test_an_instance_that_is_down_is_brought_back_by_hand_as_the_page_says(lacking, machines):
+    uuid = lacking(("after", "swap", "do"))
+    adopting.compare()
+    assert f"volmig-hostctl rollback {uuid} on dst" in adopting.unknown(incarnation.read_only().episode)[0].advice
+    with machines.destination.at_work():
+        said = byhand.rollback(uuid)
+    assert said["state"] == "done", said
+    assert machines.files[LIVE].content == "old disk"
 
 
 # Page and command

@@ -11,8 +11,9 @@ from jobs.engine import consent
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
 from jobs.engine.steps import NAMED, TABLE
-from jobs.models import Approval, Decision, Footprint, Job, Rehearsal, Removal, StepRun
+from jobs.models import Adoption, Approval, Decision, Footprint, Job, Rehearsal, Removal, StepRun
 from tests.engine import sound
+from volmig import incarnation
 
 GIB = 1 << 30
 SIZE = 600 * GIB
@@ -475,3 +476,72 @@ def kept(made, days=10, found=""):
         told = {"ended_at": timezone.now(), "result": found, "figures": figures, "findings": wrong}
         Rehearsal.objects.create(job=made, number=1, by=made.requester, **told)
     return row
+
+
+def recalled(*steps, at=1_796_000_000.0, **args):
+    """Steps as a hypervisor recalls them: "swap" is done, "undo swap" and "start running" as they say."""
+    found = []
+    for number, words in enumerate(steps):
+        name, direction, result = words.removeprefix("undo ").partition(" ")[0], "do", words.rpartition(" ")[2]
+        direction = "undo" if words.startswith("undo ") else "do"
+        run = {
+            "step": name,
+            "direction": direction,
+            "attempt": 1,
+            "state": "running" if result == "running" else "done",
+        }
+        found.append(run | {"fence": 3, "claim": number, "at": at + 60 * number, "args": args})
+    return found
+
+
+def adoptions(by):
+    """volmig is read-only: a guest may be down, one runs on its new disk, a host is silent, one belongs to another."""
+    state = incarnation.enter_read_only("dst: session 1ed2dc48 acted there, of which this database knows nothing.")
+    copied = recalled("convert", "seal", "compare")
+    down = job(by, "awaiting_approval", instance_name="orders-db-2")
+    swap = recalled("stage_verify", "lock", "stop", "swap")
+    adoption(
+        state,
+        down,
+        "rolling_back",
+        "The swap was under way and the instance never ran on its new disk. It gets its old disk back.",
+        copied,
+        swap,
+    )
+    runs = job(by, "approved", instance_name="invoices-db-1", instance_id=str(uuid.uuid4()))
+    nova_says = {"known": "yes", "fence": 0, "shown": "active on cmp-nfs-03, locked by this migration"}
+    adoption(
+        state,
+        runs,
+        "on_trial",
+        "The instance runs on its new disk. A person confirms, or asks for a rollback.",
+        copied,
+        recalled("stage_verify", "swap"),
+        instance=nova_says | {"runs": recalled("lock", "stop", "start")},
+    )
+    silent = adoption(
+        state, job(by, "preparing", instance_name="mail-1", instance_id=str(uuid.uuid4())), "", "", copied, []
+    )
+    said = "Tried to reach cmp-lvm-07: no answer within 20 s. Retrying automatically."
+    silent.trouble, silent.seen["source"] = f"cmp-lvm-07 has to answer first: {said}", {"silent": said}
+    silent.save()
+    lacking = {str(uuid.uuid4()): {"known": "yes", "fence": 4, "runs": recalled("stop", "swap", instance=OLD)}}
+    ended = {str(uuid.uuid4()): {"known": "forgotten", "fence": 9, "runs": recalled("lv_fence", "purge", instance=NEW)}}
+    for host in Hypervisor.objects.all():
+        row = Adoption.objects.create(episode=state.episode, hypervisor=host, seen={"owner": {"incarnation": "x"}})
+        if host.name == "jump-02":
+            row.status, row.words = "other", "It belongs to another volmig (e3b0c442)."
+        row.seen["unknown"] = lacking | ended if host.name == "cmp-nfs-03" else {}
+        row.save()
+
+
+def adoption(state, made, status, words, relay, destination, **more):
+    seen = {
+        "source": {"known": "no", "fence": 0, "runs": []},
+        "relay": {"known": "forgotten", "fence": 3, "runs": relay},
+        "destination": {"known": "yes", "fence": 3, "runs": destination},
+    }
+    seen |= {"instance": more["instance"]} if "instance" in more else {}
+    return Adoption.objects.create(
+        episode=state.episode, job=made, status=status, words=words, seen=seen, digest="d" * 64
+    )

@@ -1,5 +1,6 @@
 """manage.py adopt: compare migrations with their hosts while volmig is read-only, and take over what is confirmed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -62,15 +63,24 @@ class Command(BaseCommand):
             self.stdout.write(f"{row.hypervisor}: {row.trouble or row.words or 'nothing that is not known here'}")
         for row in rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination"):
             self.show_one(row)
+        self.show_unknown(state)
+
+    def show_unknown(self, state: incarnation.State) -> None:
+        """What hypervisors know and the database does not; volmig leaves it alone."""
+        found = adopting.unknown(state.episode)
+        if found:
+            self.stdout.write("\nMigrations that the database does not have. volmig changes nothing about them.")
+        for each in found:
+            self.stdout.write(f"\n{each.uuid}{f' ({each.moves})' if each.moves else ''}")
+            for name, told in each.hosts.items():
+                self.stdout.write(f"  {name}: {reported(told)}")
+            self.stdout.write(f"  {each.advice}")
 
     def show_one(self, row: Adoption) -> None:
         job: Any = row.job
         self.stdout.write(f"\n{job}: the database says {job.words}.")
         for on, each in row.seen.items():
-            runs = each.get("runs") or []
-            last = f", last {runs[-1]['step']} {runs[-1]['direction']} {runs[-1]['state']}" if runs else ""
-            said = each.get("silent") or f"{each.get('known')}, {len(runs)} steps{last}"
-            self.stdout.write(f"  {getattr(job, on)} ({on}): {said}")
+            self.stdout.write(f"  {adopting.name_of(job, on)} ({on}): {reported(each)}")
         verdict = "adopted" if row.adopted_at else row.trouble or f"after adoption {row.status}: {row.words}"
         self.stdout.write(f"  {verdict}")
 
@@ -103,3 +113,13 @@ class Command(BaseCommand):
         if left := incarnation.check():
             raise CommandError(f"It stays read-only: {left.reason}")
         self.stdout.write("This data directory belongs to this database.")
+
+
+def reported(said: Mapping[str, Any]) -> str:
+    """What one host, or Nova, says of a migration, in a line."""
+    if silent := said.get("silent"):
+        return f"no answer: {silent}"
+    runs = said.get("runs") or []
+    last = f", last {runs[-1]['step']} {runs[-1]['direction']} {runs[-1]['state']}" if runs else ""
+    known = {"no": "knows nothing of it", "forgotten": "has removed its working data"}.get(said.get("known") or "", "")
+    return ", ".join(each for each in (known, said.get("shown", ""), f"{len(runs)} steps{last}") if each)
