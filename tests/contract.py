@@ -112,7 +112,7 @@ def volumes() -> list[Scene]:
 def relaying(address: str) -> list[Scene]:
     """The same, with an NFS server that is installed and does not run; `address` is its own."""
     given = {**ARGS, "client": address, "address": address, "export": SERVED}
-    offer, withdraw = nfs.export_acts(given, JOB)[-1].argv, nfs.unexport_acts(given, JOB)[0].argv
+    offer, withdraw = nfs.export_acts(given, JOB)[-1].argv, nfs.unexport_acts(given, JOB)[1].argv
     attach = nfs.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
     unmount, detach = (filesystem.remove_acts({"mountpoint": path}, JOB)[0].argv for path in (SERVED, THERE))
     dwell = (

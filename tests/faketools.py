@@ -222,6 +222,11 @@ def exportfs(machine, words: Words) -> str:
         return "".join(f"{path}  {client}({options})\n" for path, (client, options) in machine.etab.items())
     if words[0] == "-f":
         return ""
+    if words[0] == "-r":
+        lines = [path.read_text().split() for path in (machine.root / "etc/exports.d").glob("[!.]*.exports")]
+        listed = {path: rest.rstrip(")").partition("(") for path, rest in lines}
+        machine.etab = {path: (client, shown_options(told.split(","))) for path, (client, _, told) in listed.items()}
+        return ""
     client, _, path = words[-1].partition(":")
     if words[0] == "-u":
         if machine.exports.get(path) != client:

@@ -31,6 +31,7 @@ from hosts.remote import hostctl
 from hosts.remote.host import Address, Answer, Request, Unreachable
 from hosts.remote.hostctl import (
     backup,
+    bases,
     detached,
     facts,
     filesystem,
@@ -59,7 +60,7 @@ from tests import faketools, policies
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
-    *(backup, detached, facts, filesystem, images, leftovers, lvm, mounts, nfs),
+    *(backup, bases, detached, facts, filesystem, images, leftovers, lvm, mounts, nfs),
     *(owner, ownership, policy, qcow2, qemu_img, request),
     *(stage, store, swap, tools, untrusted, virsh),
 )
@@ -238,11 +239,12 @@ class Machine:
     @property
     def kept(self) -> dict[str, list[str]]:
         """What is remembered of jobs but their fences, or lies about of them: memory, progress, empty mount points."""
-        places = [self.root / place for place in ("var/lib/volmig", "run/volmig", "srv/volmig", "mnt/volmig")]
+        names = ("var/lib/volmig", "run/volmig", "srv/volmig", "mnt/volmig", "etc/exports.d")
+        places = [self.root / place for place in names]
         found = [
             each for place in places if place.exists() for each in place.iterdir() if each.name not in NOT_OF_A_JOB
         ]
-        return {str(each): os.listdir(each) for each in found}
+        return {str(each): os.listdir(each) if each.is_dir() else [] for each in found}
 
     # The kernel and systemd, as far as tools need them
 
@@ -715,7 +717,8 @@ def fit(site: Site, monkeypatch: Any, hostctl: dict[str, Any]) -> None:
             if hasattr(module, name) or name == "open":
                 monkeypatch.setattr(module, name, ours, raising=False)
     monkeypatch.setattr(hostctl["lvm"], "fcntl", Control(kernel))
-    monkeypatch.setattr(hostctl["facts"], "socket", Network(site))
+    for module in (hostctl["facts"], hostctl["nfs"]):
+        monkeypatch.setattr(module, "socket", Network(site), raising=False)
     apart = lambda questions, seconds: {name: ask() for name, ask in questions.items()}  # noqa: E731
     monkeypatch.setattr(hostctl["mounts"], "apart", apart)
     monkeypatch.setattr(hostctl["tools"], "_secure", lambda path: os.path.basename(path) in site.here.programs)

@@ -212,6 +212,7 @@ def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
         "device": shlex.quote(f"/dev/{thing.path}"),
         "folder": shlex.quote(folder),
         "export": shlex.quote(f"{thing.identity}:{thing.path}"),
+        "exports": f"/etc/exports.d/volmig-{digits}.exports",
         "select": shlex.quote(f'lv_uuid="{thing.identity}"'),
         "tag": shlex.quote(f"volmig.src={thing.job}"),
         "holder": f"volmig-{digits}-holder",
@@ -221,7 +222,13 @@ def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
     return [line.format(**values) for line in looks], [line.format(**values) for line in removes]
 
 
-EMPTIED: Final = ("rm -f -- {folder}/card.json {folder}/README", "rmdir -- {folder}")
+# A second name of a base file goes only where the file has another; else the directory stays, for a person to look at.
+SECOND_NAMES: Final = " -maxdepth 1 -name 'base.[0-9]*' -links +1 -delete"
+EMPTIED: Final = (
+    "rm -f -- {folder}/card.json {folder}/README",
+    "find {folder}" + SECOND_NAMES,
+    "rmdir -- {folder}",
+)
 HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     "lv": (
         ["lvs -o +lv_uuid,lv_tags,lv_device_open,lv_time -- {path}", "lsblk -- {device}"],
@@ -236,11 +243,14 @@ HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
         ["umount -- {path}", "rmdir -- {path}"],
     ),
     "mount": (["findmnt -- {path}"], ["umount -- {path}", "rmdir -- {path}"]),
-    "export": (["exportfs -s"], ["exportfs -u {export}", "exportfs -f"]),
+    "export": (["exportfs -s", "cat -- {exports}"], ["rm -f -- {exports}", "exportfs -u {export}", "exportfs -f"]),
     "stage": (["ls -lin -- {folder}", "cat -- {folder}/card.json"], ["rm -- {path}", *EMPTIED]),
     "backup": (["ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"], ["rm -- {path}", *EMPTIED]),
     "directory": (["ls -la -- {path}"], ["rmdir -- {path}"]),
-    "folder": (["ls -la -- {path}"], ["rm -f -- {path}/card.json {path}/README", "rmdir -- {path}"]),
+    "folder": (
+        ["ls -la -- {path}"],
+        ["rm -f -- {path}/card.json {path}/README", "find {path}" + SECOND_NAMES, "rmdir -- {path}"],
+    ),
     "unit": (["systemctl status -- {unit}"], ["systemctl stop -- {unit}", "systemctl reset-failed -- {unit}"]),
     "memory": (["ls -l -- {path}"], ["rm -r -- {path} {run}"]),
 }

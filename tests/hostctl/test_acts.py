@@ -106,7 +106,7 @@ def test_no_rate_means_no_rate_option():
 
 def test_services_start_in_order_and_stop_in_reverse():
     assert texts("export")[:2] == ["systemctl start -- rpcbind", "systemctl start -- nfs-server"]
-    assert texts("unexport", made={"started": ["rpcbind", "nfs-server"]})[2:] == [
+    assert texts("unexport", made={"started": ["rpcbind", "nfs-server"]})[3:] == [
         "systemctl stop -- nfs-server",
         "systemctl stop -- rpcbind",
     ]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, mounts, nfs, qemu_img, tools, untrusted, virsh
+from hosts.remote.hostctl import filesystem, lvm, mounts, nfs, openers, qemu_img, tools, untrusted, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
@@ -262,6 +262,28 @@ def test_a_mount_that_is_busy_is_tried_until_the_time_is_over(monkeypatch):
     monkeypatch.setattr(filesystem.time, "monotonic", lambda: next(clock))
     acted = fails(scripted("nfs_unmount", {}, mountpoint=THERE), "mount-busy")
     assert acted == ["umount -- " + THERE] * 4
+
+
+def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
+    place = tmp_path / "mounted"
+    place.mkdir()
+    with subprocess.Popen(["sleep", "infinity"], cwd=place) as process:
+        assert openers.under(str(place)) == [f"sleep (process {process.pid})"]
+        assert openers.under(str(tmp_path / "mount")) == []
+        process.kill()
+
+
+def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesystem_busy(monkeypatch, tmp_path):
+    unlock, left = tmp_path / "unlock_filesystem", [MINE]
+    unlock.write_text("")
+    monkeypatch.setattr(filesystem, "UNLOCK", str(unlock))
+    monkeypatch.setattr(mounts, "mounts", lambda: [left.pop()] if left else [])
+    monkeypatch.setattr(filesystem.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
+    work = scripted("nfs_unmount", {}, mountpoint=THERE)
+    filesystem.unmount_patiently(work, nfs.unmount_acts(work.args, JOB)[0], served=True)
+    assert work.acted == ["umount -- " + THERE, f"write {THERE} to {unlock}", "umount -- " + THERE]
+    filesystem._unlock(THERE)
+    assert unlock.read_text() == THERE
 
 
 @pytest.mark.parametrize("spoil", ["a file in it", "a link"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import facts, lvm, mounts, virsh
+from hosts.remote.hostctl import facts, lvm, mounts, nfs, virsh
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
 
@@ -237,12 +237,12 @@ def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch, erro
 
     monkeypatch.setattr(socket.socket, "connect", barred)
     assert facts._knock("10.0.0.2", 2049)["state"] == state
-    assert facts._source_address("10.0.0.2") == ""
+    assert nfs.source_address("10.0.0.2") == ""
 
 
 def test_the_address_that_the_relay_sees_is_that_of_the_way_there():
-    assert facts._source_address("127.0.0.1") == "127.0.0.1"
-    assert facts._source_address("::1") in ("::1", "")
+    assert nfs.source_address("127.0.0.1") == "127.0.0.1"
+    assert nfs.source_address("::1") in ("::1", "")
 
 
 GPT = {
@@ -324,3 +324,50 @@ def test_the_relay_tells_what_already_carries_the_jobs_name(host):
     work = scripted("relay_facts", {**known, "vgs": vgs()}, relay_lv="volmig_other", share_source="filer:/none")
     found = work.run(work)
     assert (found["vg"], found["leftovers"], found["share"]) == (None, [], None)
+
+
+# What this host put on top of a volume
+
+
+class Stack:
+    """The devices that the kernel says lie on others: {device: [(name, UUID of the device mapper, device), …]}."""
+
+    OWN = "LVM-" + "o" * 32 + "v" * 32
+
+    def __init__(self, monkeypatch, **children):
+        self.children = children
+        monkeypatch.setattr(lvm, "first_line", lambda path: self.OWN if path.endswith("dm/uuid") else "")
+        monkeypatch.setattr(lvm, "kernel_children", lambda at: [lvm.Child(*row) for row in children.get(at, ())])
+
+
+INNER = "AbCdEf0123012301230123012345GhIj"
+NAMED = "AbCdEf-0123-0123-0123-0123-0123-45GhIj"
+
+
+def test_a_group_that_this_host_activated_inside_a_volume_is_named_with_the_way_to_deactivate_it(monkeypatch):
+    rows = [(f"vg--guest-{name}", "LVM-" + INNER + "w" * 32, "253:8") for name in ("root", "swap--1")]
+    Stack(monkeypatch, **{"253:3": rows})
+    (said,) = lvm.stacked("253:3")
+    assert "the volume group vg-guest, which lies inside it" in said
+    assert "(vg-guest/root, vg-guest/swap-1)" in said
+    assert said.endswith(f"vgchange -an --config devices/scan_lvs=1 --select vg_uuid={NAMED}")
+
+
+def test_a_group_in_a_partition_of_the_volume_is_found_too(monkeypatch):
+    partition = ("vg_nova0-disk1", "part1-" + Stack.OWN, "253:4")
+    Stack(monkeypatch, **{"253:3": [partition], "253:4": [("vg-root", "LVM-" + INNER + "w" * 32, "253:5")]})
+    first, second = lvm.stacked("253:3")
+    assert "the volume group vg, which lies inside it" in second
+    assert first == "device vg_nova0-disk1 on top of it"
+
+
+def test_what_lvm_itself_stacks_on_a_volume_is_no_group_inside_it(monkeypatch):
+    Stack(monkeypatch, **{"253:3": [("vg_nova0-snap", "LVM-" + "o" * 32 + "s" * 32 + "-cow", "253:4")]})
+    assert lvm.stacked("253:3") == ["device vg_nova0-snap on top of it"]
+
+
+@pytest.mark.parametrize(
+    "names", [("vg", "lv"), ("vg-a", "lv"), ("vg", "lv-b"), ("a-b-c", "d-e-f"), ("vg-", "lv"), ("a--b", "c")]
+)
+def test_names_of_the_device_mapper_are_read_as_lvm_writes_them(names):
+    assert lvm.mapped("-".join(name.replace("-", "--") for name in names)) == names

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hosts.remote.hostctl import leftovers, mounts, stage, store
+from hosts.remote.hostctl import leftovers, mounts, nfs, stage, store
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.request import Desk, check_args
@@ -84,6 +84,14 @@ def test_volumes_are_told_by_their_tags_with_their_uuid(host):
 def test_a_tag_that_only_looks_like_ours_names_no_job(host):
     found = told(lvs=lvs(dict(OURS, lv_tags=f"volmig,volmig.job={JOB}x,volmig.job=../..,xvolmig.src={JOB}")))
     assert [each["job"] for each in found["things"]] == [""]
+
+
+def test_an_export_that_is_in_a_file_only_is_told_too(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(nfs, "EXPORTS", str(tmp_path))
+    (tmp_path / f"volmig-{HEX}.exports").write_text(f"{RELAY} 10.0.0.1(rw,sync)\n")
+    (tmp_path / "site.exports").write_text("/home *(ro)\n")
+    assert seen(told()) == {("export", RELAY, JOB, "10.0.0.1")}
+    assert seen(told(exportfs=Output(0, EXPORT % (RELAY, JOB)))) == {("export", RELAY, JOB, "10.0.0.1")}, "once"
 
 
 def test_mounts_exports_and_units_are_told_and_those_of_others_are_not(host):

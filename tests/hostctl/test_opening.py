@@ -30,12 +30,13 @@ OWN_FILES = {"install", "launcher", "ownership", "pack", "policy", "start", "sto
 ELSEWHERE = {
     KERNEL: """detached.boot_id detached._running facts.hello facts._is_crypt lvm.counters lvm.openers lvm._has_open
         lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero mounts.mounts mounts._answer
+        filesystem.unmount_patiently filesystem._unlock openers.under openers._is_in
         qemu_img.moved openers.of_file openers._has_open openers._runs question._ask question._began""",
     ROOTS: """facts._give facts.image_contents filesystem.check_private leftovers._memories leftovers._listing.listed
-        detached.listed nfs._text question.stuck tools._secure virsh.runs""",
+        detached.listed nfs._text nfs._record nfs.recorded question.stuck tools._secure virsh.runs""",
     TOP: """facts._space.asked facts.share facts._squashes filesystem.create mounts.is_own_filesystem mounts.is_stale
         filesystem.make_mountpoint nfs._own""",
-    NAMES: """filesystem.remove leftovers._of_folder nfs.unmount qemu_img._check_part qemu_img.compare
+    NAMES: """filesystem.remove leftovers._of_folder nfs.unmount nfs.unexport qemu_img._check_part qemu_img.compare
         qemu_img.discard""",
     "the source of a domain's disk, as libvirt has it: only its device number is compared": "facts._is_device",
     "the cage itself: O_PATH, compared with the open file by device and inode": """cage.Cage._build cage.Cage._found

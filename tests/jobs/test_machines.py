@@ -3,6 +3,7 @@
 import pytest
 
 from hosts.remote.hostctl.tools import Output
+from tests import faketools
 from tests.factories import operator
 from tests.jobs.lives import WAYS, begin, check_the_world
 from tests.machines import NoFault, PowerCut
@@ -64,7 +65,7 @@ def test_a_copy_is_stopped_and_taken_back_although_systemd_says_nothing_of_it(re
 
 
 class Withdraws(NoFault):
-    """Somebody runs `exportfs -r` on the relay amid each of so many passes: what is in no file is exported no more."""
+    """Somebody withdraws what the relay exports, amid each of so many passes."""
 
     def __init__(self, relay, verb, times, and_then=lambda: None):
         self.relay, self.verb, self.left, self.and_then = relay, verb, times, and_then
@@ -83,6 +84,30 @@ def test_an_export_that_somebody_took_away_is_made_again_by_the_real_hostctl(rea
     machines.fault = Withdraws(machines.relay, verb, 1)
     assert life.live() == "done", (life.said, life.job.outcome_reason)
     assert [run.result for run in life.job.runs.filter(step=verb)] == ["failed", "done"]
+    check_the_world(machines, life.job, free)
+
+
+class ExportsAnew(NoFault):
+    """Somebody runs `exportfs -r` on the relay amid every pass: what is in no file is exported no more."""
+
+    def __init__(self, relay):
+        self.relay, self.times = relay, 0
+
+    def tool(self, machine, argv, how, run):
+        if argv[1:2] in (("convert",), ("compare",)):
+            self.times += 1
+            faketools.exportfs(self.relay, ["-r"])
+        return run()
+
+
+def test_an_export_outlives_an_exportfs_r_amid_each_pass(real_life, machines):
+    free, life = machines.relay.free, begin(real_life, machines, "done")
+    machines.relay.etab["/srv/of-somebody"] = ("10.0.0.9", "rw")
+    machines.fault = ExportsAnew(machines.relay)
+    assert life.live() == "done", (life.said, life.job.outcome_reason)
+    assert machines.fault.times == 2
+    assert [run.result for run in life.job.runs.filter(step__in=("convert", "compare"), direction="do")] == ["done"] * 2
+    assert machines.relay.etab == {}, "ours is withdrawn, and what was in no file went with the first exportfs -r"
     check_the_world(machines, life.job, free)
 
 

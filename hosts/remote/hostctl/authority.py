@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import re
+import time
 from typing import Any, Dict, Optional, Tuple
 
 from .act import Args
@@ -76,7 +77,9 @@ def objection(
     if differs:
         return Objection("seal-other-arguments", "; ".join(differs)[:500], AGAIN)
     if now > seal["expires"] + SKEW:
-        return Objection("seal-expired", "the seal expired %d s ago" % (now - seal["expires"]), AGAIN)
+        said = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+        found = "the seal expired %d s ago by this host's clock, which says %s UTC" % (now - seal["expires"], said)
+        return Objection("seal-expired", found, "If that clock is wrong, set it. " + AGAIN)
     return None
 
 

@@ -160,7 +160,7 @@ def _demand_one_name(image: Image) -> None:
     # Nothing was read of a file with a second name, so what it stands on is not known.
     if image.seen.st_nlink != 1:
         found = "it has %d names (hard links)" % image.seen.st_nlink
-        raise Refused("unknown-file", "see what %s stands on" % image.path, found, "Look at it by hand.")
+        raise Refused("unknown-file", "read what %s stands on" % image.path, found, "Look at it by hand.")
 
 
 def _put_back(work: Work, place: Place, row: Standing) -> None:

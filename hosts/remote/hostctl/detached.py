@@ -197,7 +197,8 @@ def left(work: Work) -> List[str]:
     )
     found = ["logical volume %s/%s" % (volume.vg, volume.lv) for volume in tagged]
     found += ["mount on %s" % mount.target for mount in mounts.mounts() if short in mount.target]
-    found += ["export %s to %s" % (row.path, row.client) for row in nfs.exports(work) if short in row.path]
+    exported = {(row.path, row.client) for row in nfs.exports(work)} | set(nfs.recorded())
+    found += ["export %s to %s" % (path, client) for path, client in sorted(exported) if short in path]
     return found + (["unit %s" % lvm.holder(work.job)] if Units().alive(lvm.holder(work.job)) else [])
 
 

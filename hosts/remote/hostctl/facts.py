@@ -169,17 +169,6 @@ def _knocks(address: str) -> List[Dict[str, Any]]:
     return [dict({"address": address, "port": port}, **_knock(address, port)) for port in RELAY_PORTS]
 
 
-def _source_address(towards: str) -> str:
-    """The local address that packets to the relay carry: the one address that is exported to."""
-    family = socket.AF_INET6 if ipaddress.ip_address(towards).version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as chosen:
-        try:
-            chosen.connect((towards, 2049))
-        except OSError:
-            return ""
-        return str(chosen.getsockname()[0])
-
-
 # What a disk holds
 
 
@@ -314,7 +303,7 @@ def source_facts(work: Work) -> Dict[str, Any]:
         "volume": _source_volume(found) if found else None,
         "virsh": virsh.installed(),
         "contents": contents(work, lvm.device(args)) if found and found.active else None,
-        "source_address": _source_address(relay),
+        "source_address": nfs.source_address(relay),
         "reach": _knocks(relay),
         "instance_running": _user_of(work, found) if found else None,
         "time": time.time(),
@@ -375,7 +364,13 @@ def relay_facts(work: Work) -> Dict[str, Any]:
     leftovers = ["%s/%s" % (found.vg, found.lv) for found in lvm.volumes(work) if found.lv == args["relay_lv"]]
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
-    leftovers += [row.path for row in nfs.exports(work) if short in row.path]
+    leftovers += sorted(
+        {
+            path
+            for path in [row.path for row in nfs.exports(work)] + [path for path, _ in nfs.recorded()]
+            if short in path
+        }
+    )
     listening = {str(port): _knock("127.0.0.1", port)["state"] == "open" for port in RELAY_PORTS}
     return {
         "vg": groups.named(args["vg"]),

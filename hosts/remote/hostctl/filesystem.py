@@ -5,15 +5,17 @@ import errno
 import os
 import stat
 import time
+from functools import partial
 from typing import Any, Dict, Tuple
 
-from . import lvm, mounts, untrusted
+from . import lvm, mounts, openers, untrusted
 from .act import Act, Args, Failed, Refused, command, reason, syscall
 from .cage import Cage
 from .store import sync_directory
 from .tools import Output, Work
 
 SENTINEL = ".volmig"
+UNLOCK = "/proc/fs/nfsd/unlock_filesystem"  # write_unlock_fs in Linux, fs/nfsd/nfsctl.c
 
 
 def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -212,7 +214,7 @@ def remove(work: Work) -> Dict[str, Any]:
     already = not mounts.at(mountpoint) and not os.path.lexists(mountpoint)
     if mounts.at(mountpoint):
         _check_ours_to_unmount(work)
-        unmount_patiently(work, unmount)
+        unmount_patiently(work, unmount, served=True)
     if os.path.lexists(mountpoint):
         work.must(rmdir, lambda: os.rmdir(mountpoint))
     return {"already": already}
@@ -240,14 +242,32 @@ def _check_ours_to_unmount(work: Work) -> None:
         raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")
 
 
-def unmount_patiently(work: Work, unmount: Act, seconds: float = 60) -> None:
-    """umount until the kernel shows no mount; its exit status is 32 for everything and decides nothing."""
+def unmount_patiently(work: Work, unmount: Act, seconds: float = 60, served: bool = False) -> None:
+    """umount until the kernel shows no mount; its exit status is 32 for everything and decides nothing.
+
+    `served`: this host exported it, and its NFS server may still hold locks of a client there.
+    """
     mountpoint, deadline = work.args["mountpoint"], time.monotonic() + seconds
     output = work.do(unmount, timeout=seconds)
     while mounts.at(mountpoint):
         if time.monotonic() > deadline:
+            users = openers.under(mountpoint)
             raise Failed(
-                "mount-busy", unmount.tried, output.said(), "Find who uses %s (fuser -vm), then resume." % mountpoint
+                "mount-busy",
+                unmount.tried,
+                "%s; %s" % (output.said(), "used by %s" % ", ".join(users) if users else "no process here has it open"),
+                "End what uses %s; where nothing does, the kernel has it (a mount below, a loop device, the NFS "
+                "server: fuser -vm, losetup -a). Then resume." % mountpoint,
             )
-        time.sleep(2)
+        if served and os.path.exists(UNLOCK):
+            work.do(syscall("write %s to %s" % (mountpoint, UNLOCK)), partial(_unlock, mountpoint), recovery=True)
+        else:
+            time.sleep(2)
+        served = False
         output = work.do(unmount, recovery=True, timeout=seconds)
+
+
+def _unlock(mountpoint: str) -> None:
+    """Have lockd drop every lock that clients hold on this filesystem, which nobody is served any more."""
+    with open(UNLOCK, "w") as file:
+        file.write(mountpoint)

@@ -86,8 +86,10 @@ def _of_mount(work: Work, row: mounts.Mount, digits: str) -> Thing:
 
 def _exports(work: Work) -> List[Thing]:
     rows = nfs.exports(work) if find("exportfs") else []
-    owned = [(row, OWN_PATH.match(row.path)) for row in rows]
-    return [_thing("export", row.path, _dashed(own.group(1)), row.client) for row, own in owned if own]
+    # One that is in a file only comes back with the next exportfs -r.
+    found = sorted({(row.path, row.client) for row in rows} | set(nfs.recorded()))
+    owned = [(path, client, OWN_PATH.match(path)) for path, client in found]
+    return [_thing("export", path, _dashed(own.group(1)), client) for path, client, own in owned if own]
 
 
 def _units(work: Work) -> List[Thing]:

@@ -336,10 +336,69 @@ def first_line(path: str) -> str:
         return ""
 
 
-def kernel_children(device: str) -> List[str]:
-    """Devices stacked on this one (partitions, crypt, LVM inside), as the kernel names them."""
+class Child(NamedTuple):
+    """A device that is stacked on another one, as the kernel names it; `uuid` is the device mapper's, or empty."""
+
+    name: str
+    uuid: str
+    device: str
+
+
+def kernel_children(device: str) -> List[Child]:
+    """Devices stacked on this one (partitions, crypt, LVM inside)."""
     directory = "/sys/dev/block/%s/holders" % device
-    return [first_line("%s/%s/dm/name" % (directory, name)) or name for name in os.listdir(directory)]
+    return [
+        Child(
+            first_line("%s/%s/dm/name" % (directory, name)) or name,
+            first_line("%s/%s/dm/uuid" % (directory, name)),
+            first_line("%s/%s/dev" % (directory, name)),
+        )
+        for name in sorted(os.listdir(directory))
+    ]
+
+
+LAYERS = 4  # a partition, a volume group in it, encryption, a mapping of somebody's own
+
+
+def stacked(device: str, own: str = "", layers: int = LAYERS) -> List[str]:
+    """What lies on a device, in words: a volume group that this host activated inside it, by name and how to end that.
+
+    `own` is the UUID of the group that the device itself belongs to: LVM stacks its own volumes, too.
+    """
+    own = own or first_line("/sys/dev/block/%s/dm/uuid" % device)[4:36]
+    inner: Dict[str, List[str]] = {}
+    said: List[str] = []
+    for child in kernel_children(device):
+        group = child.uuid[4:36] if child.uuid.startswith("LVM-") else own
+        if group != own:
+            inner.setdefault(group, []).append(child.name)
+            continue
+        said.append("device %s on top of it" % child.name)
+        said += stacked(child.device, own, layers - 1) if child.device and layers else []
+    return [_inner_group(group, names) for group, names in sorted(inner.items())] + said
+
+
+def _inner_group(uuid: str, names: List[str]) -> str:
+    group, volumes = mapped(names[0])[0], ["/".join(mapped(each)) for each in names]
+    return (
+        "the volume group %s, which lies inside it and which this host activated (%s). Deactivate it: "
+        "vgchange -an --config devices/scan_lvs=1 --select vg_uuid=%s" % (group, ", ".join(volumes), dashed(uuid))
+    )
+
+
+def mapped(name: str) -> Tuple[str, str]:
+    """Group and volume of a name of LVM's in the device mapper, where every dash of theirs is doubled."""
+    group, _, volume = re.sub("(?<!-)((?:--)*)-(?!-)", "\\1/", name, count=1).partition("/")
+    return group.replace("--", "-"), volume.replace("--", "-")
+
+
+def dashed(uuid: str) -> str:
+    """An UUID of LVM's as its tools write it; the kernel keeps it without dashes."""
+    parts, at = [], 0
+    for length in (6, 4, 4, 4, 4, 4, 6):
+        parts.append(uuid[at : at + length])
+        at += length
+    return "-".join(parts)
 
 
 def holders(found: Volume) -> List[str]:
@@ -347,11 +406,7 @@ def holders(found: Volume) -> List[str]:
     if not found.active:
         return []
     programs = ["process %(pid)d (%(name)s) of %(unit)s" % process for process in openers(found.device)]
-    return (
-        ["device %s on top of it" % child for child in kernel_children(found.device)]
-        + ["mounted on %s" % mount.target for mount in mounts.holding(found.device)]
-        + programs
-    )
+    return stacked(found.device) + ["mounted on %s" % mount.target for mount in mounts.holding(found.device)] + programs
 
 
 class Source:
@@ -393,7 +448,7 @@ class Source:
             for process in processes
             if process not in ours and process["pid"] != os.getpid()
         ]
-        others += kernel_children(self.device) + [mount.target for mount in mounts.holding(self.device)]
+        others += stacked(self.device) + [mount.target for mount in mounts.holding(self.device)]
         if others:
             raise Refused(
                 "source-open",

@@ -2,20 +2,25 @@
 
 import contextlib
 import hashlib
+import ipaddress
 import mmap
 import os
 import re
+import socket
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
 from . import filesystem, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
+from .store import sync_directory
 from .tools import NOT_INSTALLED, Work, find
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
+OWN_FILE = re.compile(r"volmig-[0-9a-f]{32}\.exports\Z")
 MOUNT_OPTIONS = "vers=3,proto=tcp,hard,timeo=600,retrans=2,nosuid,nodev,noexec"
 PROBE_BYTES = 8 << 20
 VERSIONS = "/proc/fs/nfsd/versions"
+EXPORTS = "/etc/exports.d"  # exportfs(8): every file there whose name ends in .exports is read, but hidden ones
 
 
 def export_options(args: Args) -> str:
@@ -26,12 +31,17 @@ def export_options(args: Args) -> str:
     )
 
 
+def exports_file(mountpoint: str) -> str:
+    return "%s/volmig-%s.exports" % (EXPORTS, os.path.basename(mountpoint))
+
+
 def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
     mountpoint = args["mountpoint"]
     starts = tuple(command("systemctl", "start", "--", unit) for unit in ordered(args["start"]))
     return (
         *starts,
         syscall("chown %s:%s %s (mode 0700)" % (args["uid"], args["gid"], mountpoint)),
+        syscall("write this export to %s, so that it lasts when others export anew" % exports_file(mountpoint)),
         command("exportfs", "-o", export_options(args), "%s:%s" % (args["client"], mountpoint)),
     )
 
@@ -40,7 +50,8 @@ def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
     where = "%s:%s" % (args["client"], args["mountpoint"])
     started = args.get("made", {}).get("started", ())
     stops = tuple(command("systemctl", "stop", "--", unit) for unit in reversed(ordered(started)))
-    return (command("exportfs", "-u", where), command("exportfs", "-f"), *stops)
+    unlink = syscall("unlink %s" % exports_file(args["mountpoint"]))
+    return (unlink, command("exportfs", "-u", where), command("exportfs", "-f"), *stops)
 
 
 def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -113,16 +124,17 @@ def export(work: Work) -> Dict[str, Any]:
     """Serve the job's filesystem to exactly one client; start what is missing and remember how it was found."""
     args = work.args
     filesystem.check_target(args, work.job)
-    own, offer = export_acts(args, work.job)[-2:]
+    own, record, offer = export_acts(args, work.job)[-3:]
     before = work.memory.recall("nfs").get("before") or server(work)
     work.memory.remember("nfs", before=before)
     # A host that lost its power still lists its exports, although nobody serves them.
     if _exported(work) and not _down(work):
         return dict(_exported_evidence(args, before), already=True)
-    for start in export_acts(args, work.job)[:-2]:
+    for start in export_acts(args, work.job)[:-3]:
         work.must(start, timeout=60)
     _check_serving(work)
     work.must(own, lambda: _own(args))
+    work.do(record, lambda: _record(args))  # where /etc cannot be written, the export lasts until an exportfs -r
     output = work.do(offer)
     if not _exported(work):
         raise Failed("not-exported", offer.tried, output.said(), "Read exportfs's message in the log, then resume.")
@@ -132,6 +144,29 @@ def export(work: Work) -> Dict[str, Any]:
 def _own(args: Args) -> None:
     os.chown(args["mountpoint"], args["uid"], args["gid"])
     os.chmod(args["mountpoint"], 0o700)
+
+
+def _record(args: Args) -> None:
+    """A file of this export's own: exportfs -r and a restart of the server read it, and find it in force."""
+    path = exports_file(args["mountpoint"])
+    part = "%s/.%s.part" % (EXPORTS, os.path.basename(path))
+    os.makedirs(EXPORTS, 0o755, exist_ok=True)
+    with open(part, "w") as file:
+        file.write("%s %s(%s)\n" % (args["mountpoint"], args["client"], export_options(args)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(part, path)
+    sync_directory(EXPORTS)
+
+
+def recorded() -> List[Tuple[str, str]]:
+    """Path and client of every export that has a file of volmig's."""
+    try:
+        names = [name for name in sorted(os.listdir(EXPORTS)) if OWN_FILE.match(name)]
+    except OSError:
+        return []
+    words = [_text(os.path.join(EXPORTS, name)).split() for name in names]
+    return [(row[0], row[1].partition("(")[0]) for row in words if len(row) == 2]
 
 
 def _exported_evidence(args: Args, before: Dict[str, str]) -> Dict[str, Any]:
@@ -201,7 +236,7 @@ def unexport(work: Work) -> Dict[str, Any]:
     args, before, asked = work.args, work.memory.recall("nfs").get("before", {}), work.made.get("started")
     ours = [unit for unit in UNITS if before.get(unit) == "inactive"]
     work.learn(started=[unit for unit in ours if not isinstance(asked, list) or unit in asked])
-    withdraw, flush = unexport_acts(work.args, work.job)[:2]
+    forget, withdraw, flush = unexport_acts(work.args, work.job)[:3]
     rows = [row for row in exports(work) if row.path == args["mountpoint"]]
     if any(row.client != args["client"] for row in rows):
         raise Refused(
@@ -210,6 +245,10 @@ def unexport(work: Work) -> Dict[str, Any]:
             "it is exported to %s" % ", ".join(row.client for row in rows),
             "Somebody else exported it too. Look at it by hand.",
         )
+    path = exports_file(args["mountpoint"])
+    had_file = os.path.lexists(path)
+    if had_file:  # first: from here on nothing brings the export back
+        work.must(forget, lambda: os.unlink(path))
     if rows:
         output = work.do(withdraw)
         work.do(flush)
@@ -217,12 +256,12 @@ def unexport(work: Work) -> Dict[str, Any]:
             raise Failed(
                 "still-exported", withdraw.tried, output.said(), "Read exportfs's message in the log, then resume."
             )
-    return dict(_stop_services(work), already=not rows)
+    return dict(_stop_services(work), already=not rows and not had_file)
 
 
 def _stop_services(work: Work) -> Dict[str, Any]:
     left = exports(work)
-    stops = unexport_acts(work.args, work.job)[2:]
+    stops = unexport_acts(work.args, work.job)[3:]
     if left or not stops:
         return {"stopped": [], "kept": ["%s to %s" % (row.path, row.client) for row in left]}
     for stop in stops:
@@ -251,12 +290,31 @@ def mount(work: Work) -> Dict[str, Any]:
             raise Failed(
                 "not-mounted",
                 attach.tried,
-                output.said(),
-                "Check the relay's export and the firewall (111, 2049, 20048), then resume.",
+                "%s; %s" % (output.said(), _way(args["address"])),
+                "Compare that address with the one that the relay exports to (exportfs -s there), and check the "
+                "firewall (111, 2049, 20048). Where this host's addresses or routes changed, undo and plan again.",
             )
     filesystem.check_target(args, work.job)
     work.must(probe, lambda: _prove(mountpoint))
     return {"options": mounts.at(mountpoint)[0].options, "already": already}
+
+
+def source_address(towards: str) -> str:
+    """The local address that packets to another host carry, as its export has to name it; empty where no way leads."""
+    family = socket.AF_INET6 if ipaddress.ip_address(towards).version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as chosen:
+        try:
+            chosen.connect((towards, 2049))
+        except OSError:
+            return ""
+        return str(chosen.getsockname()[0])
+
+
+def _way(towards: str) -> str:
+    address = source_address(towards)
+    if not address:
+        return "this host has no route to %s" % towards
+    return "this host's packets to %s carry the address %s" % (towards, address)
 
 
 def _is_mounted(work: Work) -> bool:

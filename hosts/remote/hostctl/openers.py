@@ -19,6 +19,25 @@ def of_file(path: str, guest: str = "") -> List[str]:
     return found
 
 
+def under(place: str) -> List[str]:
+    """Processes that have something at or under a directory open, or that are in it, in words."""
+    found = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid() and _is_in(pid, place)]
+    return ["%s (process %s)" % (first_line("/proc/%s/comm" % pid) or "a process", pid) for pid in found]
+
+
+def _is_in(pid: str, place: str) -> bool:
+    directory = "/proc/%s/fd" % pid
+    try:
+        links = [
+            "/proc/%s/cwd" % pid,
+            "/proc/%s/root" % pid,
+            *("%s/%s" % (directory, fd) for fd in os.listdir(directory)),
+        ]
+        return any((os.readlink(link) + "/").startswith(place + "/") for link in links)
+    except OSError:  # it ended meanwhile
+        return False
+
+
 def _has_open(pid: str, path: str, folder: str) -> bool:
     directory = "/proc/%s/fd" % pid
     try:

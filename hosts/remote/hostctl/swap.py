@@ -577,7 +577,8 @@ def purge(work: Work) -> Dict[str, Any]:
                 "unknown-inode",
                 "delete the disk that is not in use",
                 "the live disk has inode %s, recorded %d" % (live and live.st_ino, args["live_inode"]),
-                "The live disk is not the one that was approved. Look at it by hand.",
+                "The live disk is another file than the swap left there, as after a resize or a rebuild. "
+                "If the instance has its data, delete %s by hand." % field.place.path,
             )
         _forget_put_aside(work, field, args["backup_inode"])
         unused = _unused(field, args["backup_inode"])

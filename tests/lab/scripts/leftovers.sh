@@ -5,7 +5,7 @@ dmsetup ls 2>/dev/null | awk '$1 ~ /volmig/ && $1 !~ /^vg_nova0/ {print "device 
 findmnt -rno TARGET | awk '/volmig/ {print "mount " $1}'
 exportfs -v 2>/dev/null | awk '/volmig/ {print "export " $1}'
 systemctl list-units --all --plain --no-legend 'volmig*' | awk '{print "unit " $1 " " $3}'
-for entry in /srv/volmig/* /mnt/volmig/* /var/lib/volmig/* /run/volmig/*; do
+for entry in /srv/volmig/* /mnt/volmig/* /var/lib/volmig/* /run/volmig/* /etc/exports.d/*; do
   case $entry in
     */\* | /var/lib/volmig/bin | /var/lib/volmig/forgotten | /var/lib/volmig/owner.json | /var/lib/volmig/owner.json.lock) ;;
     *) echo "path $entry" ;;

@@ -22,6 +22,7 @@ if [ "$role" = hypervisor ]; then
 fi
 
 if [ "$role" != filer ]; then
+  rm -f /etc/exports.d/volmig-*
   if [ -s /var/lib/nfs/etab ]; then exportfs -ua; exportfs -f; fi
   if systemctl -q is-active nfs-server; then systemctl stop nfs-server; fi
 fi
