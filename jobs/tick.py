@@ -46,20 +46,26 @@ def run(job_id: int) -> None:
         wake(job.pk, timezone.now())  # nobody claims it until it was adopted
     finally:
         hands.close()
-        release(job)
+    # Whatever else is raised, such as a task's limit, keeps the lease: it runs out, and another worker takes over.
+    release(job)
 
 
 def go_on(job: Job, hands: Hands) -> None:
-    """Work on the job; a fault of volmig itself is told and tried again, Moved is raised."""
+    """Work on the job; a fault of volmig itself is told and tried again, Moved is raised.
+
+    So is SystemExit, by which a worker ends a task that takes too long.
+    """
     try:
         Work(job, hands).go_on()
     except (Moved, incarnation.ReadOnly):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.exception("tick of migration %s", job.pk)
         said = f"Internal error: {type(error).__name__}: {error}. Retrying in one minute."
         job.put(waiting_for=said, wait_kind="fault", wait_hosts="", waiting_since=timezone.now())
         wake(job.pk, timezone.now() + AFTER_A_FAULT)
+        if isinstance(error, SystemExit):
+            raise
 
 
 @contextmanager

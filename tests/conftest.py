@@ -81,8 +81,10 @@ def drain(db):
         ran = []
         while len(ran) < limit and (first := QueuedTask.objects.waiting().order_by("pk").first()):
             task = QueuedTask.objects.take(first.queue)
-            QueuedTask.objects.filter(run=task.run).delete()
-            broker.run(task.name, task.number)
+            try:
+                broker.run(task.name, task.number, task.run.hex)
+            finally:
+                QueuedTask.objects.filter(run=task.run).delete()
             ran.append(task.name)
         return ran
 

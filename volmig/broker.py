@@ -6,8 +6,10 @@ hook. So none of its tables is used: rows of QueuedTask say a name and an intege
 settings.TASKS here and once more in the worker, results are not kept, and the minute's work is in the settings.
 """
 
+import logging
 import os
 import time
+import uuid
 
 from django.conf import settings
 from django.db import close_old_connections
@@ -19,6 +21,7 @@ from django_q.signing import SignedPackage
 from volmig.models import QueuedTask
 from volmig.queue import queue_minute
 
+log = logging.getLogger(__name__)
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
 
 
@@ -63,15 +66,19 @@ def package(task: QueuedTask) -> str:
 
     `cached` keeps its monitor from the table of results; the cache (settings.CACHES) keeps nothing.
     """
-    call = {"func": "volmig.broker.run", "args": (task.name, task.number), "kwargs": {}}
-    about = {"id": task.run.hex if task.run else "", "name": str(task), "started": timezone.now()}
+    run = task.run.hex if task.run else ""
+    call = {"func": "volmig.broker.run", "args": (task.name, task.number, run), "kwargs": {}}
+    about = {"id": run, "name": str(task), "started": timezone.now()}
     packed: str = SignedPackage.dumps({**about, **call, "cached": 1, "ack_failure": True})
     return packed
 
 
-def run(name: str, number: int | None) -> None:
+def run(name: str, number: int | None, taken: str) -> None:
     """In the worker: calls the function of settings.TASKS with this name; everything else is refused."""
     if name not in settings.TASKS or not (number is None or type(number) is int):
         raise PermissionError(f"{name!r} is not a task of volmig")
+    if not QueuedTask.objects.begin(uuid.UUID(taken)):
+        log.warning("%s was given to another worker before this one began it", name)
+        return
     function = import_string(name)
     function() if number is None else function(number)

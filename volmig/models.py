@@ -11,6 +11,8 @@ from django.db.models import Q
 from django.utils import timezone
 
 log = logging.getLogger(__name__)
+LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
+CLOCKS_DIFFER = 60  # seconds by which the clocks of several machines of one volmig may differ
 
 
 class Notice(models.Model):
@@ -29,14 +31,22 @@ class Notice(models.Model):
 
 class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
     def waiting(self) -> Self:
-        """Those that no worker has, or whose worker has had them for longer than any task lasts."""
-        lost = timezone.now() - dt.timedelta(seconds=settings.TASK_RETRY)
-        return self.filter(done_at=None).filter(Q(taken_at=None) | Q(taken_at__lt=lost))
+        """Those that no worker has, or whose worker was lost.
+
+        A worker that does not end at a task's limit is killed, and cannot say that it ended: so what began longer ago
+        than that waits again, as does what a cluster has had for longer than it can take until it begins, and what was
+        taken in the future, before a clock was set back. A run that comes too late does not begin: see `begin`.
+        """
+        now = timezone.now()
+        lost = Q(begun_at__lt=now - dt.timedelta(seconds=settings.TASK_SECONDS + LOST_AFTER))
+        lost |= Q(taken_at__lt=now - dt.timedelta(seconds=settings.TASK_RETRY))
+        lost |= Q(taken_at__gt=now + dt.timedelta(seconds=CLOCKS_DIFFER))
+        return self.filter(done_at=None).filter(Q(taken_at=None) | lost)
 
     def running(self) -> Self:
         """Those that a worker has and has not had for too long."""
         since = timezone.now() - dt.timedelta(seconds=settings.TASK_SECONDS)
-        return self.filter(done_at=None, taken_at__gte=since)
+        return self.filter(Q(taken_at__gte=since) | Q(begun_at__gte=since), done_at=None)
 
     def since(self, column: str, seconds: float) -> Self:
         """Those with a time in this column within the last seconds; times in the future, after a clock was set back,
@@ -59,12 +69,16 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
             return None
         first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
         equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
-        return first if equal.update(run=first.run, taken_at=first.taken_at) else None
+        return first if equal.update(run=first.run, taken_at=first.taken_at, begun_at=None) else None
+
+    def begin(self, run: uuid.UUID) -> bool:
+        """In the worker: whether this run may begin. It may not once another worker was given its rows."""
+        return bool(self.filter(run=run, done_at=None).update(begun_at=timezone.now()))
 
     def give_back(self, cluster: str) -> int:
         """Lets what this cluster had and did not end wait again; returns how many rows. It must not run any more."""
         least, most = (uuid.UUID(cluster.ljust(32, digit)) for digit in "0f")
-        return self.filter(done_at=None, run__range=(least, most)).update(taken_at=None, run=None)
+        return self.filter(done_at=None, run__range=(least, most)).update(taken_at=None, run=None, begun_at=None)
 
 
 class QueuedTask(models.Model):
@@ -80,7 +94,8 @@ class QueuedTask(models.Model):
     person = models.BigIntegerField(null=True, blank=True)  # who caused it, for the cap
     token = models.BigIntegerField(null=True, blank=True)
     queued_at = models.DateTimeField(default=timezone.now)
-    taken_at = models.DateTimeField(null=True, blank=True)
+    taken_at = models.DateTimeField(null=True, blank=True)  # by a cluster, for one of its workers
+    begun_at = models.DateTimeField(null=True, blank=True)  # by that worker
     run = models.UUIDField(null=True, blank=True, db_index=True)
     done_at = models.DateTimeField(null=True, blank=True, db_index=True)
 

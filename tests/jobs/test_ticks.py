@@ -9,11 +9,14 @@ from django.db import connection
 from django.utils import timezone
 
 from jobs import tick
+from jobs.engine import checks
 from jobs.models import Footprint, Job, Moved
 from jobs.queue import wake
 from jobs.watch import sweep
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
 from volmig.models import QueuedTask
+
+from .lives import LONG_AGO
 
 
 def test_a_claimed_job_is_left_alone(site):
@@ -100,6 +103,30 @@ def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
     assert "Internal error: ZeroDivisionError" in job.waiting_for
     assert job.wake_at > timezone.now()
     assert job.lease_until is None
+
+
+def test_a_tick_that_its_worker_ends_at_the_limit_of_a_task_is_taken_over_when_its_lease_is_over(site, monkeypatch):
+    """By SystemExit: as if the worker had died. Let go of without an alarm, nobody would ever go on."""
+    look = checks.look
+
+    def hangs(*_):
+        raise SystemExit("Task exceeded maximum timeout value (120 seconds)")
+
+    monkeypatch.setattr("jobs.engine.checks.look", hangs)
+    job = a_job()
+    with pytest.raises(SystemExit):
+        tick.run(job.pk)
+    job.refresh_from_db()
+    assert "Internal error: SystemExit: Task exceeded" in job.waiting_for
+    assert job.lease_until > timezone.now()
+    monkeypatch.setattr("jobs.engine.checks.look", look)
+    Job.objects.filter(pk=job.pk).update(lease_until=LONG_AGO)
+    QueuedTask.objects.all().delete()
+    sweep()
+    assert QueuedTask.objects.get().number == job.pk
+    tick.run(job.pk)
+    job.refresh_from_db()
+    assert (job.status, job.waiting_for) == ("planned", "")
 
 
 def second(**changed):

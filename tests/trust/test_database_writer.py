@@ -203,7 +203,7 @@ def test_the_migration_empties_the_tables_that_are_not_used_any_more(processes, 
 )
 def test_a_worker_refuses_what_is_not_a_task_however_it_came_to_it(name, number):
     with pytest.raises(PermissionError):
-        broker.run(name, number)
+        broker.run(name, number, "0" * 32)
 
 
 @pytest.mark.django_db

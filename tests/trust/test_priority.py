@@ -1,5 +1,6 @@
 """1,000 refreshes by a viewer: a migration's tick still starts at once, because nothing shares its queue or workers."""
 
+import datetime as dt
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from django.utils import timezone
 from tests.factories import a_hypervisor, viewer
 from tests.trust.amounts import FULL, amount, figure
 from tests.trust.processes import Processes
-from volmig import queue
+from volmig import broker, queue
 from volmig.accounts.models import Token
 from volmig.models import QueuedTask
 from volmig.refused import Refused
@@ -150,6 +151,46 @@ def test_a_task_that_its_worker_lost_is_taken_again(db, settings):
     assert QueuedTask.objects.take("migrations") is None
     settings.TASK_RETRY = -1
     assert QueuedTask.objects.take("migrations").number == 1
+
+
+def lost(number, **seconds):
+    """A task that a cluster took, and a worker began, so many seconds ago."""
+    queue.later(REFRESH, number)
+    task = QueuedTask.objects.take("background")
+    times = {name: timezone.now() - dt.timedelta(seconds=ago) for name, ago in seconds.items()}
+    QueuedTask.objects.filter(pk=task.pk).update(**times)
+    return task.run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "again"),
+    [
+        pytest.param({"taken_at": 800, "begun_at": 130}, False, id="its worker may be ending it just now"),
+        pytest.param({"taken_at": 140, "begun_at": 136}, True, id="its worker was killed at the limit"),
+        pytest.param({"taken_at": 800}, False, id="it waits in its cluster"),
+        pytest.param({"taken_at": 901}, True, id="its cluster is gone"),
+        pytest.param({"taken_at": -30}, False, id="clocks of two machines differ a little"),
+        pytest.param({"taken_at": -3600}, True, id="the clock was set back"),
+    ],
+)
+def test_a_task_is_taken_again_as_soon_as_its_worker_can_not_be_at_it_any_more(db, seconds, again):
+    run = lost(1, **seconds)
+    assert bool(QueuedTask.objects.take("background")) is again
+    assert QueuedTask.objects.begin(run) is not again, "and then the first run does not begin"
+
+
+def test_a_run_whose_task_was_given_to_another_does_nothing(db, monkeypatch):
+    began = []
+    monkeypatch.setattr("hosts.tasks.refresh", began.append)
+    first = lost(1, taken_at=901)
+    second = QueuedTask.objects.take("background").run
+    broker.run(REFRESH, 1, first.hex)
+    assert began == []
+    broker.run(REFRESH, 1, second.hex)
+    assert began == [1]
+    QueuedTask.objects.filter(run=second).update(done_at=timezone.now())
+    broker.run(REFRESH, 1, second.hex)
+    assert began == [1], "nor does one that has ended"
 
 
 def test_the_minutes_work_is_queued_once_a_minute_and_not_while_it_waits(db, settings):
