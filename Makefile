@@ -14,7 +14,7 @@ CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,job
 PROCESSES := tests/lab_tests/test_killed_processes.py
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
+.PHONY: help demo test test-unit test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,15 +26,13 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	@echo "Two groups of tests side by side, a quarter of an hour on two processors:"
-	@$(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts
+	@echo "Three groups of tests side by side, half an hour on two processors:"
+	@$(MAKE) --no-print-directory -j3 --keep-going test-unit test-pages test-hosts
 
-test-pages:
+# In each group what comes later runs although something before it failed: whoever mends it wants to know all at once.
+test-unit:
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
-	@$(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD)
-	@$(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD)
-	@VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD)
 	@$(MAKE) --no-print-directory covered $(TOLD)
 
 # By the tests without lab and browser; of the core, what is not covered is listed.
@@ -45,12 +43,20 @@ covered:
 	@echo "Lines and branches covered, of the whole project:"
 	@$(BIN)/coverage report --fail-under=90 | grep -E '^TOTAL|failure'
 
+test-pages:
+	@failed=0; \
+	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD) || failed=1; \
+	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD) || failed=1; \
+	  VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD) || failed=1; \
+	  exit $$failed
+
 # Nova first, so that the other group, which comes to it late, does not wait for it; on the same lab.
 test-hosts: export VOLMIG_LAB_KEEP = 1
 test-hosts:
-	@trap '$(BIN)/python -m tests.lab down' EXIT; \
-	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(TOLD) && \
-	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(TOLD)
+	@trap '$(BIN)/python -m tests.lab down' EXIT; failed=0; \
+	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(TOLD) || failed=1; \
+	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(TOLD) || failed=1; \
+	  exit $$failed
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
 	$(BIN)/pytest -m real
