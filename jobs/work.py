@@ -345,6 +345,8 @@ class Work:
         job = self.job
         rollback = job.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).first()
         if rollback is not None and rollback.state == "approved":
+            if self._lost_its_way_back():
+                return None
             return self._use(
                 rollback,
                 "rollback_approved",
@@ -360,6 +362,20 @@ class Work:
             return None
         said = "Someone has to check the data in the instance and confirm it."
         return job.put(waiting_for=said, wait_kind="person", wait_hosts="")
+
+    def _lost_its_way_back(self) -> bool:
+        """Whether what the old disk stands on is gone: that must not be found out with the guest down."""
+        if not self.job.kept_bases():
+            return False
+        heard = self._ask("destination")["destination"]
+        if said := trouble(heard):
+            why = f"The old disk has to be checked first: {said.sentence}"
+            raise Unheard(why, [heard], self._names(["destination"]))
+        lost: tuple[str, ...] = understood("destination", heard).way_back
+        if lost:
+            why = f"The rollback was not begun, and the instance still runs: {'; '.join(lost)}."
+            self.job.halt(why, {"code": "base-missing", "found": "; ".join(lost)})
+        return bool(lost)
 
     def _disturbed(self) -> bool:
         """Whether somebody did to the instance on trial what stands against the way back; all they did is recorded."""

@@ -189,6 +189,7 @@ class Destination:
     time: float = 0
     stage: Stage | None = None
     readers: tuple[str, ...] = ()  # processes of the destination, other than the guest, that have the disk open
+    way_back: tuple[str, ...] = ()  # why the disk that this job keeps could not be used again
     domain_problem: str = ""  # why libvirt could not be asked for the instance, or empty
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import backup, swap, virsh
+from hosts.remote.hostctl import backup, bases, swap, virsh
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.images import Image
 from hosts.remote.hostctl.tools import Work, find
@@ -225,6 +225,16 @@ def test_a_rollback_refuses_without_the_base_and_names_it(disks, make):
     with pytest.raises(Refused, match="0123 is gone") as refused:
         disks.run("swap_back", made=made)
     assert (refused.value.code, disks.live.stat().st_ino) == ("base-missing", new)
+
+
+def test_that_a_base_is_gone_is_among_the_facts_before_a_guest_is_stopped_for_a_rollback(disks):
+    full_base(disks)
+    assert bases.troubles(disks.args, disks.job) == []
+    disks.swapped()
+    disks.base.unlink()
+    assert bases.troubles(disks.args, disks.job) == [], "it would be put back"
+    (disks.place / "base.0").unlink()
+    assert "0123 is gone" in bases.troubles(disks.args, disks.job)[0]
 
 
 def test_a_rollback_refuses_where_another_file_is_in_the_place_of_the_base(disks):

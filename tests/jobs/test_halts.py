@@ -168,3 +168,21 @@ def test_work_that_runs_on_a_hypervisor_is_not_tried_again(drive, site):
     job = drive.submit()
     assert "is running on src" in job.waiting_for
     assert "try-again" not in {each.verb for each in job.actions(operator())}
+
+
+def test_a_rollback_to_a_disk_whose_base_is_gone_halts_before_the_instance_is_stopped(drive, site):
+    job = drive.on_trial()
+    swapped = job.runs.get(step="swap", direction="do")
+    swapped.evidence["bases"] = [{"path": f"{INSTANCES}/_base/0123", "kept": "base.0", "why": ""}]
+    swapped.save()
+    site.destination.facts = {"way_back": ["its backing file 0123 is gone"]}
+    stops = len(site.destination.asked("instance_stop"))
+    job.ask("rollback", operator())
+    drive.approve(job, "rollback")
+    assert (job.status, job.halt_data["code"], site.destination.state) == ("on_trial", "base-missing", "running")
+    assert "0123 is gone" in job.halt_reason
+    assert len(site.destination.asked("instance_stop")) == stops
+    site.destination.facts = {}
+    job.resume(operator())
+    drive.go(job)
+    assert (job.status, site.files[LIVE].content) == ("rolled_back", "old disk")

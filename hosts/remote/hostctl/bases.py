@@ -132,6 +132,18 @@ def _owner_of(place: Place, found: os.stat_result) -> Any:
     return as_user(owner.st_uid, owner.st_gid) if found.st_uid == owner.st_uid else as_root()
 
 
+def troubles(args: Args, job: str) -> List[str]:
+    """Why the former disk that this job keeps could not be used again; empty where it could, or where none is kept."""
+    try:
+        with Place(args, job) as place:
+            if place.look("disk.old") is None:
+                return []
+            with _chain(place, place.relative("disk.old"), args["instance"]) as image:
+                return [row.trouble for row in standing(place, image) if row.trouble]
+    except FileNotFoundError:
+        return []
+
+
 def demand(work: Work, place: Place, relative: str) -> None:
     """Before a disk is used again: everything that it stands on is there, and is what it was. A base that is gone gets
     its name back from the second one that was kept; refused where it was not kept, or where another file has its name.

@@ -11,7 +11,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import detached, lvm, mounts, nfs, openers, stage, untrusted, version, virsh
+from . import bases, detached, lvm, mounts, nfs, openers, stage, untrusted, version, virsh
 from .act import Args, Stop
 from .cage import NOBODY, Cage
 from .filesystem import export_format, signature
@@ -422,7 +422,10 @@ def destination_facts(work: Work) -> Dict[str, Any]:
     )
 
 
-NOTHING_THERE: Dict[str, Any] = {"disk": None, "disk_info": None, "contents": None, "leftovers": [], "stage": None}
+NOTHING_THERE: Dict[str, Any] = {
+    **{"disk": None, "disk_info": None, "contents": None, "leftovers": [], "stage": None},
+    "way_back": [],  # why the disk that this job keeps could not be used again
+}
 
 
 def _relative(args: Args) -> str:
@@ -436,6 +439,7 @@ def _on_share(work: Work, instances: str) -> Dict[str, Any]:
         info = untrusted.parsed(share.read("%(instance)s/disk.info" % args)) or None
         leftovers, staged_copy = _leftovers(share), staged(args, work.job) if work.job else None
         there = dict(NOTHING_THERE, disk_info=_formats(info), leftovers=leftovers, stage=staged_copy)
+        there["way_back"] = bases.troubles(args, work.job) if work.job else []
         try:
             fd = share.file(_relative(args))
         except FileNotFoundError:
