@@ -306,7 +306,8 @@ def want(row: Adoption, by: Any, shown: str) -> None:
         raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now. Compare again."))
     sealing.seal_adoption(row)
     Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by, wanted_at=timezone.now())
-    Event.append("adoption.confirm", actor=by, job=row.job.pk, object=str(row.job), data={"digest": shown})
+    data = {"digest": shown, "seals": sorted(row.seals)}
+    Event.append("adoption.confirm", actor=by, job=row.job.pk, object=str(row.job), data=data)
     later("jobs.adopting.adopt_wanted", row.pk)
 
 

@@ -230,6 +230,10 @@ class Machine:
     def state(self) -> str:
         return next(iter(self.domains.values())).state
 
+    @state.setter
+    def state(self, state: str) -> None:
+        self.turn(state == "running")
+
     def turn(self, on: bool) -> None:
         """What Nova has libvirt do with the instance."""
         domain = next(iter(self.domains.values()))

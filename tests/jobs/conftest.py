@@ -102,6 +102,18 @@ def real_life(machines, monkeypatch):
 
 
 @pytest.fixture
+def nova_of_machines(machines, monkeypatch):
+    """A Nova that locks, stops and starts the instance of the machines."""
+    fake = Cloud(machines)
+    machines.locked_in_nova = lambda: fake.server.locked
+    monkeypatch.setattr("hosts.remote.nova.PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.01)
+    yield fake
+    fake.close()
+    nova.forget()
+
+
+@pytest.fixture
 def cloud(site):
     """A cloud whose Nova controls the instance of the fake site; registered, with both hypervisors in it."""
     fake = Cloud(site)

@@ -16,7 +16,7 @@ from hosts.remote.hostctl import byhand
 from jobs import adopting, tick
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
-from tests.factories import admin, approver, asked, operator
+from tests.factories import admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import keep, put_back
 from tests.trust.test_restore_matrix import Wire, live_to
@@ -268,6 +268,98 @@ def test_who_adopts_without_the_keys_leaves_the_seal_to_the_person_who_resumes(s
 def test_an_adoption_that_stops_no_instance_and_exchanges_no_disk_gives_no_seal(behind):
     row = adopt(behind.job)
     assert (row.status, row.seals) == ("on_trial", {})
+
+
+# What was done through Nova
+
+
+@pytest.fixture
+def in_nova(real_life, machines, nova_of_machines, monkeypatch):
+    """Lives a migration of an instance in Nova to one moment, and sets its database back to an earlier one."""
+
+    def live(now, was=("status", "awaiting_approval")):
+        incarnation.check()
+        in_cloud(nova_of_machines)
+        life = real_life("done")
+        life.submit()
+        assert live_to(life, was, monkeypatch)
+        kept, point = keep(), transaction.savepoint()
+        assert live_to(life, now, monkeypatch)
+        transaction.savepoint_rollback(point)
+        put_back(kept)
+        monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+        life.job.refresh_from_db()
+        incarnation.enter_read_only("an administrator says so")
+        return life.job
+
+    return live
+
+
+AFTER_START = ("after", "start", "do")
+
+
+def test_what_nova_shows_stands_beside_what_hosts_report(in_nova, client):
+    row = compared(in_nova(AFTER_START))
+    assert (row.status, row.trouble) == ("on_trial", "")
+    client.force_login(admin())
+    page = client.get(reverse("adopt")).content.decode()
+    assert "Nova: active on dst, locked by this migration. 3 steps that the database lacks" in page
+
+
+def test_while_nova_is_at_work_on_the_instance_nothing_is_decided(in_nova, nova_of_machines):
+    job = in_nova(AFTER_START)
+    nova_of_machines.server.task_state = "powering-off"
+    row = compared(job)
+    assert "Nova is at work on the instance (powering-off)" in row.trouble
+    with pytest.raises(Refused, match="at work"):
+        adopting.want(row, admin(), row.digest)
+    nova_of_machines.server.task_state = None
+    assert compared(job).trouble == ""
+
+
+def test_what_nova_did_after_the_comparison_has_to_be_seen_first(in_nova, nova_of_machines):
+    row = compared(in_nova(AFTER_START))
+    nova_of_machines.somebody("stop", vm_state="stopped")
+    adopting.want(row, admin(), row.digest)
+    with pytest.raises(Refused, match="something else by now"):
+        adopting.adopt(Adoption.objects.get(pk=row.pk))
+
+
+def test_a_nova_that_does_not_answer_has_to_answer_first(in_nova, nova_of_machines):
+    job = in_nova(AFTER_START)
+    nova_of_machines.down = True
+    assert "Nova has to answer first" in compared(job).trouble
+
+
+def test_a_guest_that_its_user_shut_down_on_the_new_disk_does_not_lose_what_it_wrote(in_nova, nova_of_machines):
+    job = in_nova(AFTER_START)
+    nova_of_machines.somebody("stop", vm_state="stopped")
+    row = compared(job)
+    assert (row.status, [run["step"] for run in row.seen["instance"]["runs"]]) == (
+        "on_trial",
+        ["lock", "stop", "start"],
+    )
+
+
+def test_a_shutdown_by_its_user_is_not_taken_for_a_rollback(in_nova, nova_of_machines):
+    job = in_nova(("status", "done"), was=("status", "on_trial"))
+    nova_of_machines.somebody("stop", vm_state="stopped")
+    row = compared(job)
+    assert (row.status, row.seen["instance"]["runs"]) == ("on_trial", [])
+    adopt(job)
+    assert not job.approvals.open().exists(), "no rollback is asked for"
+
+
+def test_an_instance_that_was_only_locked_is_unlocked_and_not_started(in_nova, nova_of_machines, machines):
+    job = in_nova(("after", "lock", "do"))
+    row = compared(job)
+    assert [run["step"] for run in row.seen["instance"]["runs"]] == ["lock"]
+    adopt(job)
+    adopting.finish(admin())
+    for _ in range(4):
+        tick.run(job.pk)
+    job.refresh_from_db()
+    assert (job.status, nova_of_machines.server.locked, nova_of_machines.asked("os-start")) == ("rolled_back", False, 0)
 
 
 # Migrations that the database lacks

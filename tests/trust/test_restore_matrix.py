@@ -18,15 +18,13 @@ from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor
-from hosts.remote import nova
 from jobs import adopting, tick
 from jobs.hands import changes
 from jobs.journal import Journal
 from jobs.models import Adoption, Job
 from jobs.work import Work
 from tests.factories import admin, in_cloud, operator
-from tests.fakenova import Cloud
-from tests.jobs.conftest import machines, real_life  # noqa: F401 - fixtures
+from tests.jobs.conftest import machines, nova_of_machines, real_life  # noqa: F401 - fixtures
 from tests.jobs.lives import LONG_AGO, MOST_TICKS, WAYS, Killed, check_the_world
 from tests.outside import keep, put_back
 from tests.trust.amounts import amount, figure
@@ -263,26 +261,15 @@ def test_a_database_that_was_set_back_changes_nothing_until_it_is_adopted_and_th
     assert set(ends) <= {"done", "purged", "rolled_back", "undone"}
 
 
-@pytest.fixture
-def cloud(machines, monkeypatch):  # noqa: F811
-    """A Nova that locks, stops and starts the instance of the machines."""
-    fake = Cloud(machines)
-    machines.locked_in_nova = lambda: fake.server.locked
-    monkeypatch.setattr("hosts.remote.nova.PAUSES", (0.01, 0.01))
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.01)
-    yield fake
-    fake.close()
-    nova.forget()
-
-
 @pytest.mark.parametrize("way", ["done", "rolled back"])
 def test_what_was_done_through_nova_is_adopted_although_only_nova_and_libvirt_know_of_it(
-    way, real_life, machines, cloud, monkeypatch, tmp_path, settings, unmeasured  # noqa: F811
+    way, real_life, machines, nova_of_machines, monkeypatch, tmp_path, settings, unmeasured  # noqa: F811
 ):  # fmt: skip
     cases = [pair for pair in sampled(6, ("done", "rolled back")) if pair[0] == way]
     if not cases:
         pytest.skip("none of this way is in the sample")
     free = machines.relay.free
+    cloud = nova_of_machines
     life = begin_there(real_life, machines, way, cloud)
     life.free = free
     ends, same = Counter(), 0
