@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pytest
 
 from hosts.remote.hostctl.pack import bundle
+from tests import policies
+from tests.lab.lab import SHARE
 
 pytestmark = pytest.mark.lab
 
@@ -29,6 +31,7 @@ def hostctl(lab):
     program = bundle()
     for guest in (lab.src, lab.jump, lab.dst):
         guest.write("/root/hostctl", program, "0700")
+        guest.install_policy(policies.content(guest.name, **policies.LAB))
 
     def ask(guest, verb, **args):
         answer = json.loads(
@@ -60,7 +63,6 @@ def volume(lab, hostctl):
 
 
 def source(hostctl, lab):
-    """Facts of the volume, for a relay that the hypervisor's policy allows, if another test gave it one."""
     return hostctl(lab.src, "source_facts", vg="vg_nova0", lv=VOLUME, relay_address=lab.jump.address("data"))
 
 
@@ -82,7 +84,7 @@ def test_a_volume_that_is_not_active_is_not_open(lab, hostctl, volume):
 
 
 def test_a_relay_that_serves_version_4_only_is_known_as_such(lab, hostctl):
-    share = {"vg": "vg_nova0", "relay_lv": "volmig_0f8fad5b", "share_source": "10.0.0.9:/none"}
+    share = {"vg": "vg_nova0", "relay_lv": "volmig_0f8fad5b", "share_source": SHARE}
     assert hostctl(lab.jump, "relay_facts", **share)["no_version_3"] == ""
     lab.jump.run("systemctl mask --now rpcbind.service rpcbind.socket rpc-statd.service")
     lab.jump.write("/etc/nfs.conf.d/lab.conf", "[nfsd]\nvers3=n\n")
