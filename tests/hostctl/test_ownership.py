@@ -69,6 +69,35 @@ def test_a_lower_claim_of_the_same_session_is_another_worker_and_the_highest_is_
     assert owner(desk)["claims"] == {FIRST: 4}
 
 
+@pytest.mark.parametrize("verb", ["lv_create", "fence", "forget"])
+def test_a_lower_claim_of_the_same_session_for_the_same_migration_is_refused(desk, job, counted, verb):
+    """The database was set back while its workers ran on: by counting, the fence alone would be caught up with."""
+    ask(desk, "lv_create", FIRST, 4, job=job)
+    ask(desk, "lv_create", FIRST, 9, job=job, step="b")
+    before = everything(desk)
+    answer = ask(desk, verb, FIRST, 8, job=job, step="c", fence=5)
+    assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == ("refused", "other-owner", False)
+    assert answer["error"]["evidence"] == {"owner": owner(desk)}
+    assert (everything(desk), len(counted)) == (before, 2)
+    assert ask(desk, "lv_create", FIRST, 9, job=job, step="b")["state"] == "done", "a request that is repeated is none"
+    assert ask(desk, verb, FIRST, 10, job=job, step="c", fence=5)["state"] == "done"
+
+
+def test_a_lower_claim_is_refused_for_a_migration_that_was_forgotten_too(desk, job, counted, nothing_left):
+    ask(desk, "lv_create", FIRST, 9, job=job)
+    assert ask(desk, "forget", FIRST, 10, job=job)["state"] == "done"
+    assert ask(desk, "lv_create", FIRST, 9, job=job, step="b", fence=2)["error"]["code"] == "other-owner"
+    assert ask(desk, "lv_create", FIRST, 11, job=job, step="b", fence=2)["state"] == "done"
+
+
+def test_after_an_adoption_a_session_may_count_on_from_what_its_database_knows(desk, job, counted):
+    ask(desk, "lv_create", FIRST, 9, job=job)
+    assert ask(desk, "own", FIRST, 3, job="", step="")["state"] == "done"
+    assert ask(desk, "fence", FIRST, 3, job=job, fence=2)["state"] == "done"
+    assert ask(desk, "lv_create", FIRST, 4, job=job, step="b", fence=2)["state"] == "done"
+    assert ask(desk, "lv_create", FIRST, 3, job=job, step="c", fence=3)["error"]["code"] == "other-owner"
+
+
 def test_only_the_latest_sessions_are_kept(desk, job, counted, monkeypatch):
     monkeypatch.setattr(ownership, "SESSIONS", 2)
     for number, (session, before) in enumerate([(FIRST, ""), (SECOND, FIRST), (THIRD, SECOND)], 1):

@@ -57,6 +57,22 @@ class Ownership:
                 owner=owner,
             )
 
+    def check_claim(self, session: str, claim: int, seen: int) -> None:
+        """Refuse a session that counts from further back than when it last acted for the same job, at `seen`.
+
+        Its database was set back while the same workers ran on. Workers of one session overtake each other, but never
+        on one job. Claims that a person had this host forget (`take` afresh) do not count.
+        """
+        owner = self.read()
+        if claim < seen <= int((owner.get("claims") or {}).get(session, 0)):
+            raise Refused(
+                "other-owner",
+                "act for session %s at count %d" % (session[:8], claim),
+                "it had counted to %d when it last acted for this migration" % seen,
+                "Nothing to do: volmig compares that with its database.",
+                owner=owner,
+            )
+
     def take(self, incarnation: str, session: str, claim: int, afresh: bool = False) -> None:
         """Remember who acts; `afresh` forgets the claims of all others, whom a person has judged."""
         if not session:

@@ -403,12 +403,12 @@ class Desk:
         if not self._admit(kept, request):
             return answer("busy")
         if not kept.exists():
-            kept.bury(request.fence, request.session)
+            kept.bury(request.fence, request.session, request.claim)
             return answer("done", {"fence": request.fence, "running": []})
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence, request.session)
+            kept.raise_fence(request.fence, request.session, request.claim)
             running = self._running(kept)
         return answer("busy" if running else "done", {"fence": request.fence, "running": running})
 
@@ -422,6 +422,7 @@ class Desk:
             if free:
                 ownership.check(request.incarnation, request.session, request.after)
                 kept.check_fence(request.fence, request.session)
+                ownership.check_claim(request.session, request.claim, kept.claimed(request.session))
                 ownership.take(request.incarnation, request.session, request.claim)
         return free
 
@@ -506,7 +507,7 @@ class Desk:
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence, request.session)
+            kept.raise_fence(request.fence, request.session, request.claim)
             return guarded(lambda work: detached.forget(work, kept, self.units), work)
 
     def _submit(self, request: Request) -> Dict[str, Any]:
@@ -517,7 +518,7 @@ class Desk:
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
-            kept.raise_fence(request.fence, request.session)
+            kept.raise_fence(request.fence, request.session, request.claim)
             earlier = self._earlier(kept, request)
             if earlier is not None:
                 return earlier
@@ -631,7 +632,7 @@ class Desk:
         except Refused as stop:
             return refusal(stop, work, unit)
         try:
-            kept.raise_fence(request.fence, request.session)
+            kept.raise_fence(request.fence, request.session, request.claim)
         except Refused as stop:
             # A code of its own: a request that comes from an owner that lost the job is answered stale-fence.
             return refusal(Refused("started-late", stop.tried, stop.found, stop.next_step), work, unit)

@@ -53,7 +53,7 @@ class Store(Memory):
         return int(self.fenced().get("fence", 0))
 
     def fenced(self) -> Dict[str, Any]:
-        """That fence, with the session that set it."""
+        """That fence, with the session that set it and its claim at the last request."""
         return self.read("fence") or self.buried()
 
     def check_fence(self, fence: int, session: str = "") -> None:
@@ -72,11 +72,16 @@ class Store(Memory):
                 "Nothing to do: volmig compares that with its database.",
             )
 
-    def raise_fence(self, fence: int, session: str = "") -> None:
-        """Remember the highest fence, and refuse what `check_fence` refuses."""
+    def raise_fence(self, fence: int, session: str = "", claim: int = 0) -> None:
+        """Remember the highest fence, and how far its session had counted; refuse what `check_fence` refuses."""
         self.check_fence(fence, session)
-        if fence > self.fence():
-            self.write("fence", {"fence": fence, "session": session})
+        if fence > self.fence() or claim > self.claimed(session):
+            self.write("fence", {"fence": fence, "session": session, "claim": claim})
+
+    def claimed(self, session: str) -> int:
+        """How far the session had counted when it last acted for this job, if it was the last one that did."""
+        seen = self.fenced()
+        return int(seen.get("claim", 0)) if session and seen.get("session") == session else 0
 
     def started(self) -> List[str]:
         """step-direction-attempt of everything ever started here."""
@@ -134,16 +139,17 @@ class Store(Memory):
         """Forget the job, but not its fence: an owner that stalled for long may yet ask for something."""
         import shutil  # slow to load, and only the last call for a job needs it
 
-        self.bury(self.fence(), str(self.fenced().get("session") or ""))
+        session = str(self.fenced().get("session") or "")
+        self.bury(self.fence(), session, self.claimed(session))
         for directory in (self.run, self.directory):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(directory)
 
-    def bury(self, fence: int, session: str) -> None:
+    def bury(self, fence: int, session: str, claim: int) -> None:
         """Keep, of a job that has no memory here any more or never had, its fence and what was done."""
         os.makedirs(self.forgotten, 0o700, exist_ok=True)
         runs = [dict(run, commands=[]) for run in self.runs()][-RUNS:]
-        write_json(self._tombstone(), {"fence": fence, "session": session, "runs": runs}, sync=True)
+        write_json(self._tombstone(), {"fence": fence, "session": session, "claim": claim, "runs": runs}, sync=True)
         stones = [os.path.join(self.forgotten, name) for name in os.listdir(self.forgotten)]
         with contextlib.suppress(FileNotFoundError):  # another job ends just now and has the same in mind
             for stone in sorted(stones, key=os.path.getmtime)[:-TOMBSTONES]:
