@@ -52,6 +52,7 @@ def sweep() -> None:
     """
     if incarnation.check():
         return
+    Job.objects.follow_the_clock()
     for pk in Job.objects.due().values_list("pk", flat=True):
         later("jobs.tick.run", pk)
 

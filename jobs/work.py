@@ -21,6 +21,7 @@ from jobs.engine.steps import HYPERVISORS, TABLE
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
+from jobs.models.job import LONGEST_SLEEP
 from jobs.queue import wake
 from jobs.removing import take_away
 from volmig.notify import announce
@@ -527,7 +528,7 @@ class Work:
         job, what = self.job, (kind, hosts[:200])
         since = job.waiting_since if job.waiting_for and (job.wait_kind, job.wait_hosts) == what else None
         job.put(waiting_for=sentence, wait_kind=kind, wait_hosts=what[1], waiting_since=since or timezone.now())
-        wake(job.pk, until)
+        wake(job.pk, until if kind == "window" else min(until, timezone.now() + LONGEST_SLEEP))
 
     def _names(self, roles: Iterable[str]) -> str:
         """What people call those who are asked in these roles."""

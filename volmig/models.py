@@ -12,7 +12,7 @@ from django.utils import timezone
 
 log = logging.getLogger(__name__)
 LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
-CLOCKS_DIFFER = 60  # seconds by which the clocks of several machines of one volmig may differ
+CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machines of one volmig may differ
 
 
 class Notice(models.Model):
@@ -40,7 +40,7 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         now = timezone.now()
         lost = Q(begun_at__lt=now - dt.timedelta(seconds=settings.TASK_SECONDS + LOST_AFTER))
         lost |= Q(taken_at__lt=now - dt.timedelta(seconds=settings.TASK_RETRY))
-        lost |= Q(taken_at__gt=now + dt.timedelta(seconds=CLOCKS_DIFFER))
+        lost |= Q(taken_at__gt=now + CLOCKS_DIFFER)
         return self.filter(done_at=None).filter(Q(taken_at=None) | lost)
 
     def running(self) -> Self:

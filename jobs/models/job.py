@@ -1,6 +1,7 @@
 """Migrations and their verbs: each checks who asks, changes one row, leaves one event and wakes the job."""
 
 import datetime as dt
+import logging
 import uuid as uuids
 from collections import Counter
 from contextlib import contextmanager
@@ -28,12 +29,14 @@ from jobs.queue import wake
 from volmig import incarnation
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
+from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
 from volmig.refused import Sentence
 from volmig.templatetags.units import spoken
 
+log = logging.getLogger(__name__)
 User = settings.AUTH_USER_MODEL
 ROLES = ("source", "relay", "destination")
 # The columns that say what becomes what, and those that say how.
@@ -42,9 +45,16 @@ MOVED = (
     "disk",
 )  # fmt: skip
 TERMS = ("rate", "ticket", "rollback_minutes")
+LONGEST_SLEEP = dt.timedelta(minutes=10)  # of a migration that is at work: it looks then whatever it waits for
 NO_LIMIT = Sentence("no-limit", "The bandwidth limit has to be more than nothing.")
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
+
+
+def abandoned() -> Q:
+    """Leases of owners that went away: they ran out, or reach further than any, as the clock was set back since."""
+    longest = dt.timedelta(seconds=settings.LEASE_SECONDS) + CLOCKS_DIFFER
+    return Q(lease_until__lt=Now()) | Q(lease_until__gt=Now() + longest)
 
 
 class JobQuerySet(OwnedQuerySet["Job"]):
@@ -78,9 +88,30 @@ class JobQuerySet(OwnedQuerySet["Job"]):
 
     def due(self) -> Self:
         """What has an alarm that went off, or an owner that went away, and nobody who works on it."""
-        return self.filter(Q(lease_until=None) | Q(lease_until__lt=Now())).filter(
+        return self.filter(Q(lease_until=None) | abandoned()).filter(
             Q(wake_at__lte=Now()) | Q(lease_until__isnull=False)
         )
+
+    def follow_the_clock(self) -> None:
+        """Have times that lie in the future count from now: they were noted before this machine's clock was set back.
+
+        Until the clock came there again nobody would go on, and nothing would be found to stall. Of what is under way
+        alone; an alarm that a person's decision or a window sets may lie far ahead.
+        """
+        now = timezone.now()
+        ahead, asleep = now + CLOCKS_DIFFER, Q(wake_at__gt=now + LONGEST_SLEEP, status__in=states.WORKING)
+        active = self.filter(status__in=[*states.ACTIVE, "purging"])
+        stopped = Q(waiting_since__gt=ahead) | Q(resumed_at__gt=ahead) | (asleep & ~Q(wait_kind="window"))
+        for pk in list(active.filter(stopped).values_list("pk", flat=True)):
+            log.warning("migration %s: times lie in the future; was the clock set back? They count from now.", pk)
+            mine = active.filter(pk=pk)
+            mine.filter(waiting_since__gt=ahead).update(waiting_since=now)
+            # Later than the ends of attempts below: those before the resume still do not count against it.
+            mine.filter(resumed_at__gt=ahead).update(resumed_at=now + dt.timedelta(seconds=1))
+            mine.filter(wake_at__gt=now).update(wake_at=now)
+        runs = StepRun.objects.filter(job__in=active.values("pk"))
+        for column in ("started_at", "progress_at", "silent_since", "ended_at"):
+            runs.filter(**{f"{column}__gt": ahead}).update(**{column: now})
 
     def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
         """Become the only one that works on a job, for so many seconds of database time; raises its fence by one.
@@ -92,10 +123,10 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             return None
         until = Now() + dt.timedelta(seconds=seconds)
         mine = {"lease_owner": owner, "lease_until": until, "fence": F("fence") + 1, "wake_at": None}
-        free, abandoned = self.filter(lease_until=None), self.filter(lease_until__lt=Now())
+        free, lost = self.filter(lease_until=None), self.filter(abandoned())
         try:
             with transaction.atomic():
-                if not free.filter(pk=job_id).update(**mine) and not abandoned.filter(pk=job_id).update(
+                if not free.filter(pk=job_id).update(**mine) and not lost.filter(pk=job_id).update(
                     **mine, taken_over=True
                 ):
                     return None

@@ -7,12 +7,16 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from volmig.models import CLOCKS_DIFFER
+
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
     def take(self, name: str, owner: str, seconds: float) -> bool:
         """Take or renew the lease for so many seconds of database time; False while another owner has it."""
         until = Now() + dt.timedelta(seconds=seconds)
-        if self.filter(name=name).filter(Q(owner=owner) | Q(until__lt=Now())).update(owner=owner, until=until):
+        # One that reaches further than any was taken before the clock was set back.
+        over = Q(until__lt=Now()) | Q(until__gt=Now() + (dt.timedelta(seconds=seconds) + CLOCKS_DIFFER))
+        if self.filter(name=name).filter(Q(owner=owner) | over).update(owner=owner, until=until):
             return True
         try:
             with transaction.atomic():

@@ -10,9 +10,11 @@ from django.utils import timezone
 
 from jobs import tick
 from jobs.engine import checks
-from jobs.models import Footprint, Job, Moved
+from jobs.models import Footprint, Job, Lease, Moved
+from jobs.models.job import LONGEST_SLEEP
 from jobs.queue import wake
 from jobs.watch import sweep
+from jobs.work import Work
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
 from volmig.models import QueuedTask
 
@@ -127,6 +129,85 @@ def test_a_tick_that_its_worker_ends_at_the_limit_of_a_task_is_taken_over_when_i
     tick.run(job.pk)
     job.refresh_from_db()
     assert (job.status, job.waiting_for) == ("planned", "")
+
+
+HOURS = dt.timedelta(hours=5)
+
+
+def is_now(moment):
+    return abs(moment - timezone.now()) < dt.timedelta(minutes=1)
+
+
+def changed(job, **values):
+    """The migration with these columns, and nothing queued."""
+    QueuedTask.objects.all().delete()
+    Job.objects.filter(pk=job.pk).update(**values)
+    return job
+
+
+def swept(job):
+    """The migration after a sweep, and whether that queued its tick."""
+    sweep()
+    job.refresh_from_db()
+    return job, QueuedTask.objects.filter(number=job.pk).exists()
+
+
+@pytest.mark.parametrize("status", ["checking", "preparing", "swapping", "rolling_back", "undoing", "purging"])
+@pytest.mark.parametrize("waited", [HOURS, -HOURS], ids=["before its wait began", "while it waited"])
+def test_a_migration_does_not_sleep_until_a_clock_that_was_set_back_comes_there_again(site, status, waited):
+    """Set back by five hours: what was noted as now lies that far ahead."""
+    ahead = timezone.now() + HOURS
+    waits = {"waiting_for": "dst did not answer.", "wait_kind": "host", "waiting_since": timezone.now() + waited}
+    job, is_due = swept(changed(a_job(), status=status, wake_at=ahead + dt.timedelta(seconds=10), **waits))
+    assert is_due
+    assert is_now(job.wake_at)
+    assert is_now(job.waiting_since) is (waited > dt.timedelta()), "what stalls is found out from now on"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [("awaiting_approval", ""), ("approved", "window"), ("on_trial", "person"), ("done", "")]
+)
+def test_an_alarm_that_lies_far_ahead_for_a_reason_stays(site, status, kind):
+    ahead = timezone.now() + HOURS
+    job, is_due = swept(changed(a_job(), status=status, wait_kind=kind, wake_at=ahead))
+    assert (job.wake_at, is_due) == (ahead, False)
+
+
+def test_what_has_to_settle_and_attempts_since_a_resume_count_from_when_the_clock_was_set_back(site):
+    job = a_job()
+    ahead = timezone.now() + HOURS
+    run = job.runs.create(step="swap", started_at=ahead, ended_at=ahead, progress_at=ahead, result="done")
+    earlier = job.runs.create(step="stop", started_at=LONG_AGO, ended_at=LONG_AGO, result="done")
+    job, _ = swept(changed(job, status="swapping", resumed_at=ahead))
+    run.refresh_from_db()
+    earlier.refresh_from_db()
+    assert all(is_now(each) for each in (run.started_at, run.ended_at, run.progress_at))
+    assert run.ended_at < job.resumed_at < timezone.now() + dt.timedelta(seconds=5)
+    assert earlier.ended_at.year == 2000
+
+
+def test_a_lease_that_reaches_further_than_any_is_that_of_an_owner_who_went_away(site, settings):
+    job = a_job()
+    assert Job.objects.claim(job.pk, "worker", settings.LEASE_SECONDS)
+    assert swept(changed(job))[1] is False
+    assert Job.objects.claim(job.pk, "another", 30) is None
+    Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() + HOURS)
+    assert swept(changed(job))[1] is True
+    assert Job.objects.claim(job.pk, "another", 30).lease_owner == "another"
+
+
+def test_a_watcher_takes_over_a_lease_from_before_the_clock_was_set_back(db):
+    assert Lease.objects.take("watcher", "first", HOURS.total_seconds())
+    assert Lease.objects.take("watcher", "second", 10)
+    assert not Lease.objects.take("watcher", "first", 10)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("retry", LONGEST_SLEEP), ("window", HOURS)])
+def test_what_is_at_work_looks_again_after_ten_minutes_whatever_it_waits_for(site, kind, most):
+    job = changed(a_job(), wake_at=None)
+    Work(Job.objects.claim(job.pk, "worker", 30), None)._wait("It waits.", timezone.now() + HOURS, kind)
+    job.refresh_from_db()
+    assert is_now(job.wake_at - most)
 
 
 def second(**changed):
