@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from django.conf import settings
@@ -34,6 +35,8 @@ from volmig.data import published_ssh_key
 from volmig.queue import ask
 from volmig.refused import Refused
 
+HostView = Callable[[HttpRequest, Hypervisor], HttpResponse]
+PkView = Callable[[HttpRequest, int], HttpResponse]
 PARTS = {"state": "hosts/_state.html", "policy": "hosts/_policy.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
 
@@ -98,21 +101,34 @@ def installation(user: str) -> dict[str, str]:
     return {"login": user, "public_key": public or "PUBLIC-KEY-OF-VOLMIG", "hash": hostctl.source_hash()}
 
 
+def administered(rows: Callable[[], Any] = Hypervisor.objects.active) -> Callable[[HostView], PkView]:
+    """Makes a view of a hypervisor that its administrator alone gets, with a password typed within the last minutes.
+
+    Whoever may not administer it is refused before anything else is said.
+    """
+
+    def decorate(view: HostView) -> PkView:
+        @wraps(view)
+        def guarded(request: HttpRequest, pk: int) -> HttpResponse:
+            host = rows().find(request.user, "administer", pk=pk)
+            return view(request, host) if step_up.is_fresh(request) else step_up.confirm(request)
+
+        return guarded
+
+    return decorate
+
+
 @require_POST
-def policy(request: HttpRequest, pk: int) -> HttpResponse:
+@administered()
+def policy(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     """The policy to install, with the seal key in it; the audit log has who was shown it."""
-    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
-    if not step_up.is_fresh(request):
-        return step_up.confirm(request)
     document = json.dumps(host.show_policy(request.user), indent=2)
     return render(request, "hosts/policy.html", {"host": host, "document": document})
 
 
 @require_POST
-def seal_key(request: HttpRequest, pk: int) -> HttpResponse:
-    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
-    if not step_up.is_fresh(request):
-        return step_up.confirm(request)
+@administered()
+def seal_key(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     host.replace_seal_key(request.user)
     messages.success(request, f"{host.name} has a new seal key. Show the policy and install it now.")
     return redirect("hosts:hypervisor", host.pk)
@@ -130,13 +146,11 @@ def register(request: HttpRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-def edit(request: HttpRequest, pk: int) -> HttpResponse:
-    host = Hypervisor.objects.active().find(request.user, "administer", pk=pk)
-    if not step_up.is_fresh(request):
-        return step_up.confirm(request)
+@administered()
+def edit(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     form = EditForm(request.POST or None, instance=host)
     if request.method == "POST" and form.is_valid():
-        again = Hypervisor.objects.find(request.user, "administer", pk=pk)
+        again = Hypervisor.objects.find(request.user, "administer", pk=host.pk)
         return edited(request, again, form)  # the form wrote what was typed into its own instance
     return render(request, "hosts/edit.html", {"host": host, "form": form})
 
@@ -260,10 +274,8 @@ def instance(request: HttpRequest, uuid: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-def pin(request: HttpRequest, pk: int) -> HttpResponse:
-    host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    if not step_up.is_fresh(request):
-        return step_up.confirm(request)
+@administered(Hypervisor.objects.all)
+def pin(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     offered = fingerprint(host.offered_key) if host.offered_key else ""
     form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
     if request.method == "POST" and offered and form.is_valid():

@@ -15,6 +15,7 @@ from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Approval, Footprint, Job
 from volmig import step_up
+from volmig.accounts import factors
 from volmig.accounts.roles import why_not
 from volmig.paging import whole
 
@@ -380,23 +381,34 @@ class ConsentForm(forms.Form):
 
 
 class DecisionForm(ConsentForm):
-    """The same on a page, with a sign that they are who is logged in."""
+    """The same on a page, with proof that they are who is logged in: the password, and the code of a second factor."""
 
     password = forms.CharField(
         label="Your password",
         required=False,
         widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}),
     )
+    code = forms.CharField(
+        label="The six digits that your app shows, or a recovery code",
+        required=False,
+        max_length=20,
+        widget=forms.TextInput(attrs={"class": "form-control", "autocomplete": "one-time-code"}),
+    )
 
     def __init__(self, request: HttpRequest, asked: Approval) -> None:
         super().__init__(request.POST or None, asked, request.POST.get("verdict", ""))
         self.request = request
-        if step_up.is_fresh(request):
+        fresh = step_up.is_fresh(request)
+        if fresh:
             del self.fields["password"]
+        if fresh or not factors.has(request.user):
+            del self.fields["code"]
 
-    def clean_password(self) -> str:
-        """Whoever sits at a screen that was left open is not asked for consent."""
-        typed = str(self.cleaned_data["password"])
-        if trouble := step_up.trouble(self.request, self.asked, typed):
-            raise forms.ValidationError(trouble)
-        return typed
+    def clean(self) -> dict[str, Any]:
+        """Nobody decides at a screen that was left open. Proof is taken last: a code can be used only once."""
+        told = dict(super().clean() or {})
+        if self.errors or "password" not in self.fields:
+            return told
+        if why := step_up.proved(self.request, told["password"], told.get("code", ""), self.asked):
+            self.add_error("password", why)
+        return told

@@ -1,7 +1,6 @@
 """Pages of migrations and approvals: find and authorise first, call the model's verb, show the answer."""
 
 import datetime as dt
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -401,8 +400,6 @@ def withdraw(request: HttpRequest, asked: Approval) -> HttpResponse:
 
 def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionForm) -> bool:
     """Say yes or no; refusals come back as errors of the form."""
-    if "password" in form.fields:
-        request.session["password_at"] = time.time()
     try:
         if verdict == "approve":
             asked.approve(request.user, form.cleaned_data["digest"], form.cleaned_data["reason"])

@@ -52,12 +52,22 @@ def confirm(request: HttpRequest) -> HttpResponse:
     return redirect(f"{reverse('confirm')}?{urlencode({'next': back})}")
 
 
-def proved(request: HttpRequest, password: str, code: str) -> str:
-    """Takes a password, and the code of who has a second factor, as proof; why it is none, as a sentence."""
-    if why := why_wrong(request, password):
+def proved(request: HttpRequest, password: str, code: str, asked: Any = None) -> str:
+    """Takes a password, and the code of who has a second factor, as proof; why it is none, as a sentence.
+
+    `asked` is the approval that it is typed for, if it is; events then name it.
+    """
+    action, closed = COUNTED[1], "nothing is changed"
+    told: dict[str, Any] = {"object": request.user.get_username(), "data": {}}
+    if asked is not None:
+        action, closed = REFUSED, "you cannot decide anything"
+        told = {"job": asked.job_id, "object": str(asked), "data": {"approval": asked.pk}}
+    if not password:
+        return "Type your password."
+    if why := why_wrong(request, password, closed, action, **told):
         return why
     if factors.has(request.user) and not factors.is_right(request.user, code):
-        Event.append(COUNTED[1], actor=request.user, object=request.user.get_username(), data={"code": True})
+        Event.append(action, actor=request.user, **told | {"data": told["data"] | {"code": True}})
         return "This is not the code that your app shows now, nor an unused recovery code. After a wrong one, wait."
     request.session["password_at"] = time.time()
     return ""
@@ -71,14 +81,6 @@ def typed_at(request: HttpRequest) -> float:
 def is_fresh(request: HttpRequest) -> bool:
     """Whether it was typed so lately that it need not be typed again."""
     return time.time() - typed_at(request) < FRESH
-
-
-def trouble(request: HttpRequest, asked: Any, password: str) -> str:
-    """Why this password does not count, as a sentence; empty when it does. A wrong one becomes an event."""
-    if not password:
-        return "Type your password."
-    told = {"job": asked.job_id, "object": str(asked), "data": {"approval": asked.pk}}
-    return why_wrong(request, password, "you cannot decide anything", REFUSED, **told)
 
 
 def why_wrong(
