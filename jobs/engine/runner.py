@@ -545,6 +545,11 @@ def _pause(waited: timedelta) -> timedelta:
     return min(max(waited, timedelta(seconds=2)), timedelta(seconds=60))
 
 
+MTU: Final = (
+    "check the link, and its MTU on both hosts and on switches: large packets may be lost where small ones pass"
+)
+
+
 def _still(planned: Planned, run: Run, now: datetime) -> str:
     """What is said of work that moves no byte although its hypervisor answers: a link that it needs may be dead.
 
@@ -554,7 +559,8 @@ def _still(planned: Planned, run: Run, now: datetime) -> str:
     pause = now - moved
     if pause <= FLAGGED_AFTER:
         return ""
-    return f" It has moved nothing for {int(pause.total_seconds())} s; somebody should look at the link and the disks."
+    advice = "check the link and the disks" if run.progress_at else MTU
+    return f" It has moved nothing for {int(pause.total_seconds())} s; {advice}."
 
 
 def _still_there(errors: Iterable[Failed]) -> Halt:

@@ -192,7 +192,7 @@ def test_a_mount_that_never_carries_a_first_byte_is_told(stage):
     stage.now += dt.timedelta(seconds=90)
     assert "moved nothing" not in stage.advance().sentence
     stage.now += dt.timedelta(seconds=1)
-    assert "moved nothing for 91 s; somebody should look at the link" in stage.advance().sentence
+    assert "moved nothing for 91 s; check the link, and its MTU on both hosts" in stage.advance().sentence
 
 
 def test_work_that_needs_no_link_and_counts_no_bytes_may_take_its_time(stage):
