@@ -44,6 +44,12 @@ class Heard:
     error: HostError | None = None
     skew: float = 0.0
 
+    def said(self) -> Answer:
+        """The answer; raises why there is none."""
+        if self.answer is None:
+            raise self.error or NoFacts("ask a hypervisor", "it said nothing")
+        return self.answer
+
 
 @dataclass(frozen=True)
 class Door:
@@ -100,14 +106,15 @@ class Hands:
     def send(self, on: str, hypervisor: Hypervisor, request: Request, call: Callable[[Request], Answer]) -> Answer:
         """Send what changes something; raises ReadOnly, or Moved when another worker has the job by now."""
         self.may_act(on)
-        answer = call(self.signed(hypervisor, request))
+        return self.admitted(hypervisor, request, call(self.signed(hypervisor, request)), call)
+
+    def admitted(
+        self, hypervisor: Hypervisor, request: Request, answer: Answer, call: Callable[[Request], Answer]
+    ) -> Answer:
+        """The answer, unless it says that the job or the host is not ours; sent once more to a host whose owner is."""
         if refused_as(answer) == "other-owner":
             self.judge(hypervisor, owner_in(answer))
             answer = call(self.signed(hypervisor, request))
-        return self.settled(hypervisor, answer)
-
-    def settled(self, hypervisor: Hypervisor, answer: Answer) -> Answer:
-        """The answer, unless it says that the job or the host is not ours."""
         code = refused_as(answer)
         if code == "stale-fence":
             self.judge_fence(hypervisor, answer.found)
@@ -268,7 +275,7 @@ class Hands:
             answers = {on: future.result() for on, future in heard.items()}
         for on, each in answers.items():
             if each.answer is not None and sent[on] is not requests[on]:
-                answers[on] = self._admitted(on, requests[on], each.answer, ways[on])
+                answers[on] = self._heard(on, requests[on], each.answer, ways[on])
         for on, each in answers.items():
             if each.error is not None and on != "instance":
                 note(host_of(self.job, on), each.error)
@@ -281,15 +288,11 @@ class Hands:
         self.may_act(on)
         return self.signed(host_of(self.job, on), request)
 
-    def _admitted(self, on: str, request: Request, answer: Answer, way: Callable[[Request], Heard]) -> Heard:
-        hypervisor = host_of(self.job, on)
-        if refused_as(answer) == "other-owner":
-            self.judge(hypervisor, owner_in(answer))
-            again = way(self.signed(hypervisor, request))
-            if again.answer is None:
-                return again
-            answer = again.answer
-        return Heard(self.settled(hypervisor, answer))
+    def _heard(self, on: str, request: Request, answer: Answer, way: Callable[[Request], Heard]) -> Heard:
+        try:
+            return Heard(self.admitted(host_of(self.job, on), request, answer, lambda again: way(again).said()))
+        except HostError as error:
+            return Heard(error=error)
 
     def _way(self, on: str) -> Callable[[Request], Heard]:
         try:

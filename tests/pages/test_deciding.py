@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from jobs.models import Decision, Policy
-from jobs.review import Review
+from jobs.review import Proof, Review
 from tests.pages import scenes
 from volmig.record.models import Event
 
@@ -225,3 +225,29 @@ def test_how_many_have_to_agree_is_said_as_it_is(asked, dana, hosts):
     assert "no second person" in Review(asked).needed
     asked.granted_by = scenes.approval(scenes.job(dana, "on_trial"))
     assert Review(asked).needed == "Approved in advance, together with the swap."
+
+
+def counted(job, step, **evidence):
+    """The evidence of a step that was done."""
+    job.runs.filter(step=step, direction="do").update(evidence=evidence)
+
+
+def test_an_approval_says_when_the_source_was_written_to_during_the_copy(asked):
+    counted(asked.job, "source_fence", writes=7)
+    counted(asked.job, "compare", writes=7)
+    assert Review(asked).quiet().holds
+    counted(asked.job, "compare", writes=8)
+    assert Review(asked).quiet() == Proof(False, "The source volume was written to during the copy.")
+    for lacks in ("compare", "source_fence"):
+        counted(asked.job, lacks)
+        assert Review(asked).quiet() == Proof(False, "No count of writes to the source volume is on record.")
+
+
+def test_an_approval_says_when_the_copy_was_not_compared_or_its_hashes_differ(asked):
+    for step in ("seal", "stage", "stage_verify"):
+        counted(asked.job, step, sha256="a" * 64)
+    assert Review(asked).hashed().holds
+    counted(asked.job, "stage_verify", sha256="b" * 64)
+    assert not Review(asked).hashed().holds
+    counted(asked.job, "compare")
+    assert Review(asked).compared() == Proof(False, "No comparison with the source volume is on record.")
