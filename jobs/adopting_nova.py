@@ -16,7 +16,6 @@ from jobs.models import Job
 
 SKEW = 60.0  # seconds by which the clocks of Nova and of hypervisors may differ
 Recalled = Mapping[str, Any]
-Measured = Mapping[str, Mapping[str, Any]]
 
 
 def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalled]) -> dict[str, Any]:
@@ -26,34 +25,35 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
     has to be asked again later.
     """
     job = hands.job
-    said = evidence_of(hands.ask({"instance": Request("recall", {"instance": job.instance_id})})["instance"])
-    if "silent" in said:
-        return said
-    server = said["server"] or {}
-    nova = {name: server.get(name, "") for name in ("vm_state", "host", "locked", "locked_reason")}
-    shown = {"known": "yes", "fence": 0, "nova": nova, "shown": in_words(job, server), "runs": []}
+    nova = evidence_of(hands.ask({"instance": Request("recall", {"instance": job.instance_id})})["instance"])
+    if "silent" in nova:
+        return nova
+    server = nova["server"] or {}
+    kept = {name: server.get(name, "") for name in ("vm_state", "host", "locked", "locked_reason")}
+    shown = {"known": "yes", "fence": 0, "nova": kept, "shown": in_words(job, server), "runs": []}
     if task := server.get("task_state"):
         return shown | {"unsettled": f"Nova is at work on the instance ({task}). Compare again when that has ended."}
     libvirt = evidence_of(hands.ask({"destination": state_request(job, reported)})["destination"])
     if "silent" in libvirt:
         return {"silent": f"libvirt on {job.destination} has to say how the instance is: {libvirt['silent']}"}
-    evidence = measured(job, reported)
-    since = min((float(run.get("at") or 0) for run in reported), default=job.created_at.timestamp()) - SKEW
-    acts = [row for row in said["acts"] if row["at"][:19] >= dt.datetime.fromtimestamp(since, dt.UTC).isoformat()[:19]]
-    seen = adoption.Instance(
+    seen = instance(job, nova, libvirt, reported)
+    steps = adoption.done_through_nova(runs, seen)
+    return shown | {"runs": [recalled(job, step, direction, seen, reported) for step, direction in steps]}
+
+
+def instance(
+    job: Job, nova: Mapping[str, Any], libvirt: Mapping[str, Any], reported: Sequence[Recalled]
+) -> adoption.Instance:
+    """How Nova and libvirt show it, with what volmig had done to it since the first step of this migration."""
+    server = nova["server"] or {}
+    began = min((float(run.get("at") or 0) for run in reported), default=job.created_at.timestamp())
+    since = dt.datetime.fromtimestamp(began - SKEW, dt.UTC).isoformat()[:19]
+    return adoption.Instance(
         locked=bool(server.get("locked")) and server.get("locked_reason") == lock_reason(job),
         off=server.get("vm_state") == "stopped" and libvirt["state"] != "running",
-        acts=tuple((row["action"], row["request"]) for row in acts),
-        ran=adoption.ran_on_new_disk(libvirt, evidence),
+        acts=tuple((row["action"], row["request"]) for row in nova["acts"] if row["at"][:19] >= since),
+        ran=adoption.ran_on_new_disk(libvirt, measured(job, reported)),
     )
-    inferred = [
-        recalled(job, step, direction, found)
-        for step, direction in adoption.done_through_nova(runs, seen)
-        for found in [evidence_for(step, direction, seen, evidence, swap_of(job, reported))]
-    ]
-    for run in inferred:
-        place(run, reported)
-    return shown | {"libvirt": libvirt["state"], "runs": inferred}
 
 
 def in_words(job: Job, server: Mapping[str, Any]) -> str:
@@ -104,9 +104,21 @@ def state_request(job: Job, reported: Sequence[Recalled]) -> Request:
     return Request("instance_state", {"instance": job.instance_id, **file}, job=str(job.uuid), number=job.pk)
 
 
-def evidence_for(
-    step: str, direction: str, seen: adoption.Instance, evidence: Measured, swap: Mapping[str, Any]
+def recalled(
+    job: Job, step: str, direction: str, seen: adoption.Instance, reported: Sequence[Recalled]
 ) -> dict[str, Any]:
+    """One step as a hypervisor would recall it; an attempt that was begun and has no end is this one."""
+    rows = [row for row in job.runs.all() if (row.step, row.direction) == (step, direction)]
+    unended = [row for row in rows if row.ended_at is None]
+    attempt = unended[-1].attempt if unended else max((row.attempt for row in rows), default=0) + 1
+    evidence = evidence_for(step, direction, seen, swap_of(job, reported))
+    if unended and "was" in unended[-1].evidence:  # it was written down before Nova was asked
+        evidence["was"] = unended[-1].evidence["was"]
+    run = {"step": step, "direction": direction, "attempt": attempt, "state": "done", "args": {}, "evidence": evidence}
+    return run | place(step, direction, reported)
+
+
+def evidence_for(step: str, direction: str, seen: adoption.Instance, swap: Mapping[str, Any]) -> dict[str, Any]:
     """What the steps that follow, and a rollback, need to know of one that was done through Nova."""
     request = seen.request(step, direction)
     known: dict[str, Any] = {"adopted": True, "already": not request, **({"request": request} if request else {})}
@@ -119,32 +131,24 @@ def evidence_for(
     return known
 
 
-def recalled(job: Job, step: str, direction: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """One step as a hypervisor would recall it; an attempt that was begun and has no end is this one."""
-    rows = [row for row in job.runs.all() if (row.step, row.direction) == (step, direction)]
-    unended = [row for row in rows if row.ended_at is None]
-    attempt = unended[-1].attempt if unended else max((row.attempt for row in rows), default=0) + 1
-    before = unended[-1].evidence if unended else {}
-    run = {"step": step, "direction": direction, "attempt": attempt, "state": "done", "args": {}}
-    return run | {"evidence": {**evidence, **{name: before[name] for name in ("was",) if name in before}}}
-
-
+# In thousandths of a second from it.
 BESIDE_SWAP = {("lock", "do"): -2, ("stop", "do"): -1, ("start", "do"): 1}
 BESIDE_RETURN = {("start", "undo"): -1, ("stop", "undo"): 1, ("lock", "undo"): 2}
 
 
-def place(run: dict[str, Any], reported: Sequence[Recalled]) -> None:
-    """Give a step its place among those that hypervisors recall: beside the exchange of the disks, or at the end."""
-    key = (run["step"], run["direction"])
-    direction, offset = ("do", BESIDE_SWAP[key]) if key in BESIDE_SWAP else ("undo", BESIDE_RETURN[key])
-    swaps = [each for each in reported if (each["step"], each["direction"]) == ("swap", direction)]
-    beside = swaps[-1] if swaps else None
-    if beside is None:
-        beside = max(reported, key=lambda each: (each["fence"], each["claim"], each["at"]), default=None)
-        offset += 3
-    for name in ("fence", "claim", "at"):
-        run[name] = (beside or {}).get(name) or 0
-    run["at"] += offset / 1000
+def place(step: str, direction: str, reported: Sequence[Recalled]) -> dict[str, Any]:
+    """Its place (fence, claim, at) among what hypervisors recall: beside the exchange of the disks, or at the end."""
+    exchange, offset = (
+        ("do", BESIDE_SWAP[key]) if (key := (step, direction)) in BESIDE_SWAP else ("undo", BESIDE_RETURN[key])
+    )
+    swaps = [run for run in reported if (run["step"], run["direction"]) == ("swap", exchange)]
+    if swaps:
+        beside = swaps[-1]
+    else:
+        beside = max(reported, key=lambda run: (run["fence"], run["claim"], run["at"]), default={})
+        offset += 3  # after it
+    at = float(beside.get("at") or 0) + offset / 1000
+    return {"fence": beside.get("fence") or 0, "claim": beside.get("claim") or 0, "at": at}
 
 
 def arguments(journal: Journal, run: Recalled) -> dict[str, Any]:
