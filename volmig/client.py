@@ -41,7 +41,7 @@ STATUSES = (
 )  # fmt: skip
 KEEPING = ("done", "rolled_back")  # ends, unless the purge is what one waits for
 HOME = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "volmig"
-MEANS = {401: TOKEN, 404: NOT_FOUND}
+MEANS = {401: TOKEN, 404: NOT_FOUND, 503: REFUSED}  # 503, said by volmig itself: it is read-only
 Row = Dict[str, Any]
 
 
@@ -156,12 +156,13 @@ class Server:
         """What is no success: not modified is an answer, a problem is raised."""
         if answer.status == 304:
             return answer
-        if answer.status in (502, 503, 504):
+        is_problem = "problem+json" in answer.headers.get("Content-Type", "")
+        if answer.status in (502, 503, 504) and not is_problem:
             raise Away(f"{self.url} answers {answer.status}.")
-        if "problem+json" not in answer.headers.get("Content-Type", ""):
+        if not is_problem:
             raise Stop(FAULT, f"{self.url} answers {answer.status}, and not as volmig does.")
         told = answer.json()
-        code = FAULT if answer.status >= 500 else MEANS.get(answer.status, REFUSED)
+        code = MEANS.get(answer.status, FAULT if answer.status >= 500 else REFUSED)
         raise Stop(code, told["detail"], told)
 
     def get(self, path: str, **asked: Any) -> Any:

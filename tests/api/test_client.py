@@ -316,6 +316,13 @@ def test_watching_outlasts_a_restart_of_the_server(alone):
     assert (code, said.count("Trying again")) == (0, 2)
 
 
+def test_what_is_refused_because_volmig_is_read_only_says_so_and_is_not_tried_again(alone):
+    said_so = json.dumps({"detail": "Nothing was changed: volmig is read-only.", "errors": []}).encode()
+    with Fake((503, {"Content-Type": "application/problem+json"}, said_so)) as server:
+        code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
+    assert (code, "volmig is read-only" in said) == (client.REFUSED, True)
+
+
 def test_an_answer_that_breaks_off_is_asked_for_again(alone):
     with Fake((200, {"Content-Length": "999"}, b'{"number": 1'), told()) as server:
         code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
