@@ -29,6 +29,7 @@ from hosts.remote.hostctl.policy import fingerprint
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
+from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.outbound import is_metadata
 from volmig.queue import ask
@@ -96,6 +97,11 @@ class HostctlVersion(models.Model):
         return f"hostctl {self.hash}"
 
 
+def ahead() -> dt.datetime:
+    """What is later was noted before a clock was set back."""
+    return timezone.now() + CLOCKS_DIFFER
+
+
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
     def active(self) -> Self:
         return self.filter(retired_at=None)
@@ -112,11 +118,11 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return rows.filter(bastion__in=Hypervisor.objects.at(address.bastion))
 
     def stale(self, before: dt.datetime) -> Self:
-        return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before))
+        return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before) | Q(tried_at__gt=ahead()))
 
     def unscanned(self, before: dt.datetime) -> Self:
         """Those that were not asked for leftovers since; longest ago first."""
-        rows = self.reachable().filter(Q(scan=None) | Q(scan__tried_at__lt=before))
+        rows = self.reachable().filter(Q(scan=None) | Q(scan__tried_at__lt=before) | Q(scan__tried_at__gt=ahead()))
         return rows.order_by(F("scan__tried_at").asc(nulls_first=True))
 
 

@@ -148,7 +148,7 @@ class Work:
         job = self.job
         if job.cancel_requested_at:
             self._cancel()
-        elif job.start_requested_at and job.facts_at and timezone.now() - job.facts_at > STALE:
+        elif job.start_requested_at and job.facts_at and abs(timezone.now() - job.facts_at) > STALE:
             job.go("stale", start_requested_at=None, start_when_checked=True)
         elif job.start_requested_at:
             job.go("started")

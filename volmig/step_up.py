@@ -17,6 +17,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from volmig.accounts import factors
+from volmig.models import CLOCKS_DIFFER
 from volmig.record.models import Event
 
 FRESH = 300  # seconds for which a password that was typed counts for a decision
@@ -79,8 +80,9 @@ def typed_at(request: HttpRequest) -> float:
 
 
 def is_fresh(request: HttpRequest) -> bool:
-    """Whether it was typed so lately that it need not be typed again."""
-    return time.time() - typed_at(request) < FRESH
+    """Whether it was typed so lately that it need not be typed again. A time in the future does not count: the clock
+    was set back."""
+    return -CLOCKS_DIFFER.total_seconds() <= time.time() - typed_at(request) < FRESH
 
 
 def why_wrong(
@@ -107,5 +109,5 @@ def closed_until(person: Any) -> dt.datetime | None:
     times = list(Event.objects.filter(actor=person, action__in=COUNTED).values_list("at", flat=True)[:TRIES])
     if len(times) < TRIES or times[0] - times[-1] > WHILE:
         return None
-    until = times[0] + WHILE
-    return until if until > timezone.now() else None
+    until, now = times[0] + WHILE, timezone.now()
+    return until if now < until <= now + WHILE + CLOCKS_DIFFER else None  # later: a clock was set back

@@ -171,6 +171,13 @@ def test_only_stale_hypervisors_are_queued(hypervisor, drain, fake, settings):
     assert Hypervisor.objects.filter(seen_at__gte=now).count() == 2
 
 
+def test_hypervisors_that_were_refreshed_before_the_clock_was_set_back_are_refreshed_again(hypervisor):
+    now = timezone.now()
+    hypervisor("ahead", tried_at=now + dt.timedelta(hours=5))
+    hypervisor("a little ahead", tried_at=now + dt.timedelta(seconds=20))
+    assert [host.name for host in Hypervisor.objects.stale(now - dt.timedelta(hours=1))] == ["ahead"]
+
+
 def test_many_hypervisors_are_looked_at_in_turn_the_longest_unseen_first(hypervisor, drain, fake, settings):
     settings.REFRESH_SECONDS = 300
     now = timezone.now()

@@ -54,6 +54,19 @@ def test_half_an_hour_without_a_page_ends_it_and_the_login_page_says_so(browser,
     assert not Session.objects.filter(session_data__isnull=False, pk=browser.cookies["sessionid"].value).exists()
 
 
+def test_a_clock_that_is_set_back_makes_no_session_last_for_longer(browser, ann):
+    ago("seen_at", hours=-5)
+    answer = browser.get("/hosts/", follow=True)
+    assert answer.redirect_chain == [("/login/?next=/hosts/", 302)]
+    assert "the clock of this server was set back" in answer.content.decode()
+    browser.post("/login/", {"username": "ann", "password": PASSWORD})
+    ago("seen_at", seconds=-20)
+    assert browser.get("/hosts/").status_code == 200, "clocks of two machines differ a little"
+    ago("seen_at", hours=-5)
+    sweep()
+    assert not Login.objects.exists()
+
+
 def test_a_working_day_ends_it_however_busy_it_was(browser):
     ago("since", hours=8, seconds=1)
     assert "longer than 8 hours" in browser.get("/", follow=True).content.decode()

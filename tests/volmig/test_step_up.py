@@ -1,5 +1,6 @@
 """Sensitive changes need a password typed within the last five minutes, on every page and in every operation."""
 
+import datetime as dt
 import time
 
 import pytest
@@ -152,3 +153,25 @@ def test_a_token_changes_what_volmig_trusts_for_fifteen_minutes_only(person, thi
     Token.objects.update(created_at=timezone.now() - timezone.timedelta(minutes=16))
     response = program.ask(method, address, sent)
     assert (response.status_code, code(response)) == (403, "token-old")
+
+
+def test_a_password_typed_in_the_future_before_a_clock_was_set_back_does_not_count(person):
+    client = Client()
+    client.force_login(person("ada", "administrator"))
+    for ahead, counts in ((5, True), (3600, False)):
+        session = client.session
+        session["password_at"] = time.time() + ahead
+        session.save()
+        assert (client.get("/teams/add/").status_code == 200) is counts, ahead
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_from_confirming_for_hours(person, monkeypatch):
+    ada = person("ada", "administrator")
+    client = Client()
+    client.force_login(ada)
+    for _ in range(step_up.TRIES):
+        client.post("/account/confirm/", {"password": "wrong"})
+    assert step_up.closed_until(ada) is not None
+    now = timezone.now()
+    monkeypatch.setattr(step_up.timezone, "now", lambda: now - dt.timedelta(hours=5))
+    assert step_up.closed_until(ada) is None

@@ -13,6 +13,7 @@ from django.utils import timezone
 from volmig.accounts.factors import App  # noqa: F401 - a model of this app, too
 from volmig.accounts.throttle import Tries as Tries
 from volmig.accounts.tokens import Token as Token
+from volmig.models import CLOCKS_DIFFER
 
 STANDARD = "everybody"  # the team that everything belongs to until somebody says otherwise
 SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the database
@@ -56,8 +57,9 @@ class LoginQuerySet(models.QuerySet["Login"]):
         return self.filter(session_key__in=sessions.values("pk"), seen_at__gt=idle_since(), since__gt=old_since())
 
     def over(self) -> Self:
-        """Those that were idle or lasted for too long."""
-        return self.filter(Q(seen_at__lte=idle_since()) | Q(since__lte=old_since()))
+        """Those that were idle or lasted for too long, or that were used before the clock was set back."""
+        back = Q(seen_at__gt=timezone.now() + CLOCKS_DIFFER)
+        return self.filter(Q(seen_at__lte=idle_since()) | Q(since__lte=old_since()) | back)
 
     def end(self) -> int:
         """Ends these sessions everywhere, open sockets included; returns how many there were."""
@@ -94,6 +96,8 @@ class Login(models.Model):
         """Why this session counts no more, as a sentence; empty while it does."""
         if self.since <= old_since():
             return f"You were logged out, for nobody stays longer than {settings.SESSION_HOURS} hours."
+        if self.seen_at > timezone.now() + CLOCKS_DIFFER:  # nobody knows how long ago that was
+            return "You were logged out, for the clock of this server was set back."
         if self.seen_at <= idle_since():
             return f"You were logged out after {settings.IDLE_MINUTES} minutes without a page asked for."
         return ""
