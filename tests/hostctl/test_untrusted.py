@@ -4,13 +4,17 @@ import errno
 import os
 import socket
 import stat
+import struct
 
 import pytest
 
-from hosts.remote.hostctl import untrusted
+from hosts.remote.hostctl import images, untrusted
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.images import Image
 from hosts.remote.hostctl.owner import as_user
 from hosts.remote.hostctl.untrusted import Base, Share
+
+from .conftest import qcow2
 
 NOVA = 64055
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes the share's owner")
@@ -161,3 +165,62 @@ def test_a_base_that_may_lie_elsewhere_is_refused(name, trouble):
 def test_a_base_on_the_share_is_found_from_where_the_image_is_used(name, relative):
     base = Base(name, "instance", "/share")
     assert (base.trouble, base.relative) == ("", relative)
+
+
+# Images and the files that they stand on
+
+
+def an_image(share, relative="disk"):
+    return Image(share, relative, share.file(relative), "")
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@as_root
+def test_a_chain_without_end_is_objected_to_and_every_file_of_it_is_closed(tmp_path):
+    (tmp_path / "disk").write_bytes(qcow2(1 << 20, base=b"disk"))
+    before = open_files()
+    with Share(str(tmp_path)) as share, an_image(share) as image:
+        assert image.objections == ["it stands on more than 16 files"]
+    assert open_files() == before
+
+
+@as_root
+@pytest.mark.parametrize("make", [a_link, a_pipe, a_directory])
+def test_a_base_that_is_no_regular_file_is_objected_to_and_not_opened(tmp_path, make):
+    make(tmp_path / "base")
+    (tmp_path / "disk").write_bytes(qcow2(1 << 20, base=b"base"))
+    with Share(str(tmp_path)) as share, an_image(share) as image:
+        assert image.objections[0].startswith("its backing file base: it is ")
+        assert len(image.opened) == 1
+
+
+@as_root
+def test_what_goes_wrong_while_a_chain_is_followed_leaves_no_file_open(tmp_path, monkeypatch):
+    (tmp_path / "base").write_bytes(qcow2(1 << 20))
+    (tmp_path / "disk").write_bytes(qcow2(1 << 20, base=b"base"))
+    real, read = images.header_of, []
+
+    def fails(fd):
+        read.append(fd)
+        if len(read) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd)
+
+    monkeypatch.setattr(images, "header_of", fails)
+    before = open_files()
+    with Share(str(tmp_path)) as share, pytest.raises(OSError, match="Input/output"):
+        an_image(share)
+    assert open_files() == before
+
+
+@as_root
+def test_a_raw_base_is_not_probed_for_it_holds_a_guests_bytes(tmp_path):
+    (tmp_path / "base").write_bytes(qcow2(1 << 20, base=b"/etc/shadow"))
+    image = bytearray(qcow2(1 << 20, base=b"base", extensions=struct.pack(">II8s", 0xE2792ACA, 3, b"raw")))
+    (tmp_path / "disk").write_bytes(image)
+    with Share(str(tmp_path)) as share, an_image(share) as found:
+        assert found.objections == []
+        assert [base.text for base in found.bases] == ["base"]

@@ -227,6 +227,15 @@ def test_how_many_have_to_agree_is_said_as_it_is(asked, dana, hosts):
     assert Review(asked).needed == "Approved in advance, together with the swap."
 
 
+def test_an_approval_says_what_a_rollback_approved_in_advance_gives_up(asked):
+    assert "without asking again" not in Review(asked).if_wrong
+    asked.job.rollback_minutes = 30
+    asked.bound = {**asked.bound, "rollback": 30}
+    said = Review(asked).if_wrong
+    assert f"for 30 minutes after the swap {asked.requester} may put the old disk back without asking again" in said
+    assert "what was written since is then given up" in said
+
+
 def counted(job, step, **evidence):
     """The evidence of a step that was done."""
     job.runs.filter(step=step, direction="do").update(evidence=evidence)

@@ -191,6 +191,19 @@ def test_everybody_may_have_the_hypervisors_scanned_and_requesting_it_twice_scan
     )
 
 
+def test_who_has_caused_too_many_tasks_is_refused_a_scan_with_the_reason(over, person, browser_of, settings):
+    settings.TASKS_CAP = {**settings.TASKS_CAP, "background": (0, 0)}
+    QueuedTask.objects.all().delete()
+    shown = browser_of(person("vera", "viewer")).post(reverse("jobs:scan"), follow=True).content.decode()
+    assert "Your account has made 0 requests for background work" in shown
+    assert not QueuedTask.objects.exists()
+
+
+def test_nothing_else_can_be_asked_for_than_what_is_offered(over, dana, browser_of):
+    address = reverse("jobs:leftover", args=[over.relay_id, "remove"]).replace("remove", "erase")
+    assert browser_of(dana).post(address).status_code == 404
+
+
 def test_a_ledger_that_agrees_says_so(hosts, dana, browser_of):
     assert "No hypervisor was asked yet" in page(browser_of(dana))
     now = scenes.timezone.now()
