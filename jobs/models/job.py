@@ -5,6 +5,8 @@ import logging
 import uuid as uuids
 from collections import Counter
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from typing import Any, Self
 
 from django.conf import settings
@@ -109,9 +111,14 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             # Later than the ends of attempts below: those before the resume still do not count against it.
             mine.filter(resumed_at__gt=ahead).update(resumed_at=now + dt.timedelta(seconds=1))
             mine.filter(wake_at__gt=now).update(wake_at=now)
+        columns = ("started_at", "progress_at", "silent_since", "ended_at")
+        beyond = {column: Q(**{f"{column}__gt": ahead}) for column in columns}
         runs = StepRun.objects.filter(job__in=active.values("pk"))
-        for column in ("started_at", "progress_at", "silent_since", "ended_at"):
-            runs.filter(**{f"{column}__gt": ahead}).update(**{column: now})
+        if runs.filter(
+            reduce(or_, beyond.values())
+        ).exists():  # with SQLite an update takes the lock, whatever it finds
+            for column, is_beyond in beyond.items():
+                runs.filter(is_beyond).update(**{column: now})
 
     def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
         """Become the only one that works on a job, for so many seconds of database time; raises its fence by one.
