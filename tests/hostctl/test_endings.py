@@ -283,7 +283,7 @@ def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesyst
     filesystem.unmount_patiently(work, nfs.unmount_acts(work.args, JOB)[0], served=True)
     assert work.acted == ["umount -- " + THERE, f"write {THERE} to {unlock}", "umount -- " + THERE]
     filesystem._unlock(THERE)
-    assert unlock.read_text() == THERE
+    assert unlock.read_text() == THERE + "\n"
 
 
 @pytest.mark.parametrize("spoil", ["a file in it", "a link"])

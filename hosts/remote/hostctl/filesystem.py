@@ -185,6 +185,16 @@ def sentinel(mountpoint: str) -> str:
         return ""
 
 
+def _why_unread(mountpoint: str) -> str:
+    try:
+        with untrusted.opened(os.path.join(mountpoint, SENTINEL)):
+            return ""
+    except OSError as error:
+        return " (%s)" % reason(error)
+    except Refused as stop:
+        return " (%s)" % stop.found
+
+
 def check_target(args: Args, job: str) -> None:
     """Refuse unless the job's filesystem is mounted and answers: else a copy would fill the hypervisor's own disk."""
     mountpoint, found = args["mountpoint"], mounts.at(args["mountpoint"])
@@ -201,9 +211,9 @@ def check_target(args: Args, job: str) -> None:
         raise Refused(
             "not-mounted",
             "write under %s" % mountpoint,
-            "the job's filesystem is not (only) mounted there: %d mounts, sentinel %r"
-            % (len(found), sentinel(mountpoint)),
-            "Mount it again (the step before), then resume.",
+            "the job's filesystem is not (only) mounted there: %d mounts, sentinel %r%s"
+            % (len(found), sentinel(mountpoint), _why_unread(mountpoint)),
+            "See on the relay whether it is still exported (exportfs -s). Mount it again, then resume.",
         )
 
 
@@ -270,4 +280,4 @@ def unmount_patiently(work: Work, unmount: Act, seconds: float = 60, served: boo
 def _unlock(mountpoint: str) -> None:
     """Have lockd drop every lock that clients hold on this filesystem, which nobody is served any more."""
     with open(UNLOCK, "w") as file:
-        file.write(mountpoint)
+        file.write(mountpoint + "\n")  # without it the kernel answers EINVAL
