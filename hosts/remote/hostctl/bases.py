@@ -5,12 +5,11 @@ Nova removes a base that no instance's disk names any more (nova/virt/libvirt/im
 no instance's. A second name costs no space and changes no byte.
 """
 
-import contextlib
 import errno
 import os
 import re
 from functools import partial
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from . import untrusted
 from .act import UUID, Act, Args, Refused, reason, syscall
@@ -39,11 +38,9 @@ def kept_names(place: Place) -> List[str]:
         return [name for name in untrusted.names(place.fd) if SECOND_NAME.match(name)]
 
 
-@contextlib.contextmanager
-def _chain(place: Place, relative: str, instance: str) -> Iterator[Image]:
+def _chain(place: Place, relative: str, instance: str) -> Image:
     """A disk below the share and what it stands on, as it is found from the instance's directory."""
-    with Image(place.share, relative, place.share.file(relative), instance) as image:
-        yield image
+    return Image(place.share, relative, place.share.file(relative), instance)
 
 
 class Standing(NamedTuple):
@@ -98,13 +95,15 @@ def keep(work: Work, place: Place) -> List[Dict[str, str]]:
         if not rows:
             return []
         files = [os.fstat(fd) for _relative, fd in image.opened[1:]]
-        said = work.must(keep_act(work.args, work.job), lambda: list(map(_link, [place] * len(rows), rows, files)))
+        said = work.must(
+            keep_act(work.args, work.job), lambda: [_link(place, row, file) for row, file in zip(rows, files)]
+        )
     listed: List[Dict[str, str]] = said.value
     return listed
 
 
 def _link(place: Place, row: Standing, file: os.stat_result) -> Dict[str, str]:
-    """One base; a filer that gives no second name (another qtree, a file of somebody else) is no reason to stop."""
+    """One base; a filer that gives no second name (another qtree, a file of another owner) is no reason to stop."""
     found = {"path": plain(row.base.text), "kept": row.name, "why": ""}
     if OF_AN_INSTANCE.match(row.base.relative):  # its own migration would refuse a disk with two names
         return dict(found, kept="", why="it lies in the directory of an instance")

@@ -197,8 +197,7 @@ def left(work: Work) -> List[str]:
     )
     found = ["logical volume %s/%s" % (volume.vg, volume.lv) for volume in tagged]
     found += ["mount on %s" % mount.target for mount in mounts.mounts() if short in mount.target]
-    exported = {(row.path, row.client) for row in nfs.exports(work)} | set(nfs.recorded())
-    found += ["export %s to %s" % (path, client) for path, client in sorted(exported) if short in path]
+    found += ["export %s to %s" % (path, client) for path, client in nfs.all_exports(work) if short in path]
     return found + (["unit %s" % lvm.holder(work.job)] if Units().alive(lvm.holder(work.job)) else [])
 
 

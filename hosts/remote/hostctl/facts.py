@@ -364,13 +364,7 @@ def relay_facts(work: Work) -> Dict[str, Any]:
     leftovers = ["%s/%s" % (found.vg, found.lv) for found in lvm.volumes(work) if found.lv == args["relay_lv"]]
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
-    leftovers += sorted(
-        {
-            path
-            for path in [row.path for row in nfs.exports(work)] + [path for path, _ in nfs.recorded()]
-            if short in path
-        }
-    )
+    leftovers += sorted({path for path, _client in nfs.all_exports(work) if short in path})
     listening = {str(port): _knock("127.0.0.1", port)["state"] == "open" for port in RELAY_PORTS}
     return {
         "vg": groups.named(args["vg"]),
@@ -423,7 +417,11 @@ def destination_facts(work: Work) -> Dict[str, Any]:
 
 
 NOTHING_THERE: Dict[str, Any] = {
-    **{"disk": None, "disk_info": None, "contents": None, "leftovers": [], "stage": None},
+    "disk": None,
+    "disk_info": None,
+    "contents": None,
+    "leftovers": [],
+    "stage": None,
     "way_back": [],  # why the disk that this job keeps could not be used again
 }
 
@@ -437,9 +435,9 @@ def _on_share(work: Work, instances: str) -> Dict[str, Any]:
     args = dict(work.args, instances=instances)
     with Share(instances) as share:
         info = untrusted.parsed(share.read("%(instance)s/disk.info" % args)) or None
-        leftovers, staged_copy = _leftovers(share), staged(args, work.job) if work.job else None
-        there = dict(NOTHING_THERE, disk_info=_formats(info), leftovers=leftovers, stage=staged_copy)
-        there["way_back"] = bases.troubles(args, work.job) if work.job else []
+        there = dict(NOTHING_THERE, disk_info=_formats(info), leftovers=_leftovers(share))
+        if work.job:
+            there.update(stage=staged(args, work.job), way_back=bases.troubles(args, work.job))
         try:
             fd = share.file(_relative(args))
         except FileNotFoundError:

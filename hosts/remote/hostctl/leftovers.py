@@ -85,9 +85,7 @@ def _of_mount(work: Work, row: mounts.Mount, digits: str) -> Thing:
 
 
 def _exports(work: Work) -> List[Thing]:
-    rows = nfs.exports(work) if find("exportfs") else []
-    # One that is in a file only comes back with the next exportfs -r.
-    found = sorted({(row.path, row.client) for row in rows} | set(nfs.recorded()))
+    found = nfs.all_exports(work) if find("exportfs") else nfs.recorded()
     owned = [(path, client, OWN_PATH.match(path)) for path, client in found]
     return [_thing("export", path, _dashed(own.group(1)), client) for path, client, own in owned if own]
 

@@ -169,6 +169,11 @@ def recorded() -> List[Tuple[str, str]]:
     return [(row[0], row[1].partition("(")[0]) for row in words if len(row) == 2]
 
 
+def all_exports(work: Work) -> List[Tuple[str, str]]:
+    """Path and client of what is exported, and of what is in a file only: the next exportfs -r brings that back."""
+    return sorted({(row.path, row.client) for row in exports(work)} | set(recorded()))
+
+
 def _exported_evidence(args: Args, before: Dict[str, str]) -> Dict[str, Any]:
     started = [unit for unit in ordered(args["start"]) if before.get(unit) == "inactive"]
     return {"client": args["client"], "options": export_options(args), "started": started}
