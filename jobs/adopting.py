@@ -22,7 +22,7 @@ from hosts.remote.host import Answer, HostError, Request
 from jobs import adopting_nova
 from jobs.adopting_nova import arguments, evidence_of
 from jobs.engine import adoption, plan, states
-from jobs.engine.steps import HYPERVISORS, NAMED
+from jobs.engine.steps import HYPERVISORS, NAMED, RELAY
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of, share
 from jobs.models import Adoption, Job, Refused, StepRun, sealing
@@ -82,24 +82,27 @@ def recalled(address: Any, known: Container[str] | None = None) -> dict[str, Any
             jobs = seen.get("jobs") or {}
             lacking = [uuid for uuid in jobs if known is not None and uuid not in known]
             lacking.sort(key=lambda uuid: (jobs[uuid]["known"] != "yes", uuid))
-            told = {uuid: evidence_of(Heard(host.call(Request("recall", job=uuid)))) for uuid in lacking[:MOST_UNKNOWN]}
+            unknown = {
+                uuid: brief(evidence_of(Heard(host.call(Request("recall", job=uuid)))))
+                for uuid in lacking[:MOST_UNKNOWN]
+            }
     except HostError as error:
         return evidence_of(Heard(error=error))
-    return seen | {"unknown": {uuid: brief(each) for uuid, each in told.items()}}
+    return seen | {"unknown": unknown}
 
 
-def brief(told: Mapping[str, Any]) -> dict[str, Any]:
+def brief(seen: Mapping[str, Any]) -> dict[str, Any]:
     """Of a migration that the database lacks: what is shown of it and what names its volume and its instance."""
     runs = [
         {name: run.get(name) for name in ("step", "direction", "attempt", "state", "fence", "claim", "at")}
         | {"args": {name: run["args"][name] for name in ("instance", "vg", "lv") if name in (run.get("args") or {})}}
-        for run in told.get("runs") or []
+        for run in seen.get("runs") or []
     ]
-    return {name: told[name] for name in ("known", "fence", "silent") if name in told} | {"runs": runs}
+    return {name: seen[name] for name in ("known", "fence", "silent") if name in seen} | {"runs": runs}
 
 
-def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> None:
-    """What a hypervisor's owner means: nothing, when this database knows all that was done there."""
+def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> Adoption:
+    """What a hypervisor's owner means: `words` are empty when this database knows all that was done there."""
     fault = incarnation.stale(seen.get("owner") or {})
     words = f"{fault.found[:1].upper()}{fault.found[1:]}." if fault else ""
     status = "other" if fault and fault.is_other else ""
@@ -107,13 +110,14 @@ def keep_host(episode: str, hypervisor: Hypervisor, seen: Mapping[str, Any]) -> 
     row.seen, row.compared_at, row.words, row.status = dict(seen), timezone.now(), words, status
     row.trouble = str(seen.get("silent", ""))
     row.save(update_fields=["seen", "compared_at", "words", "status", "trouble"])
+    return row
 
 
 def concerned(episode: str) -> list[Job]:
     """The migrations that may act, with or without a decision, and those of which a host knows more."""
     wishes = Q(approvals__voided_at=None, approvals__consumed_at=None, approvals__isnull=False)
     removals = Q(removals__ended_at=None, removals__isnull=False)
-    may_act = Q(status__in=[*states.ACTIVE, "purging"]) | wishes | removals
+    may_act = Q(status__in=states.MAY_ACT) | wishes | removals
     known: dict[str, int] = {}
     for row in Adoption.objects.filter(episode=episode, job=None):
         for uuid, each in (row.seen.get("jobs") or {}).items():
@@ -172,7 +176,6 @@ def digest(seen: Mapping[str, Any]) -> str:
     shown = [
         [on, *map(each.get, ("known", "fence", "silent", "nova")), *map(_short, each.get("runs") or [])]
         for on, each in sorted(seen.items())
-        if isinstance(each, Mapping)
     ]
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
@@ -198,6 +201,11 @@ def why_not_adopted(job: Job, seen: Mapping[str, Any]) -> str:
 def name_of(job: Job, on: str) -> str:
     """Who reported what stands under this key."""
     return "Nova" if on == "instance" else str(host_of(job, on).name)
+
+
+def label(job: Job, on: str) -> str:
+    """That name, with the role of a hypervisor."""
+    return name_of(job, on) if on == "instance" else f"{name_of(job, on)} ({on})"
 
 
 def verdict(job: Job, runs: History) -> adoption.Verdict:
@@ -259,39 +267,38 @@ def unknown(episode: str) -> list[Unknown]:
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     rows = Adoption.objects.filter(episode=episode, job=None).select_related("hypervisor")
     for row in rows.order_by("hypervisor__name"):
-        for uuid, told in (row.seen.get("unknown") or {}).items():
-            found.setdefault(uuid, {})[str(row.hypervisor)] = told
+        for uuid, seen in (row.seen.get("unknown") or {}).items():
+            found.setdefault(uuid, {})[str(row.hypervisor)] = seen
     known = {str(uuid) for uuid in Job.objects.filter(uuid__in=found).values_list("uuid", flat=True)}
     listed = [one_unknown(uuid, hosts) for uuid, hosts in found.items() if uuid not in known]
     return sorted(listed, key=lambda each: (is_ended(each.hosts), -each.last_at))
 
 
 def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]]) -> Unknown:
-    runs = [run for told in hosts.values() for run in told["runs"] if run["step"] in NAMED]
+    runs = [run for seen in hosts.values() for run in seen["runs"] if run["step"] in NAMED]
     ordered = adoption.laps(adoption.in_order(map(adoption.known_of, runs)))
     last = max((lap for lap, _ in ordered), default=1)
-    at_destination = [name for name, told in hosts.items() if any("instance" in run["args"] for run in told["runs"])]
+    at_destination = [name for name, seen in hosts.items() if any("instance" in run["args"] for run in seen["runs"])]
     advice = adoption.by_hand(
         uuid,
         [run for lap, run in ordered if lap == last],
         destination=" or ".join(at_destination) or "its destination",
         ended=is_ended(hosts),
     )
-    args = {
-        name: value
-        for run in runs
-        for name, value in run["args"].items()
-        if run["step"] not in ("relay_lv", "relay_fs")
-    }
+    return Unknown(uuid, hosts, what_moves(runs), max((float(run["at"] or 0) for run in runs), default=0.0), advice)
+
+
+def what_moves(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The volume and the instance of these steps; volumes of the relay are temporary."""
+    args = {name: value for run in runs if NAMED[run["step"]].on != RELAY for name, value in run["args"].items()}
     volume = f"volume {args['vg']}/{args['lv']}" if "lv" in args else ""
     instance = f"instance {args['instance']}" if "instance" in args else ""
-    moves = ", ".join(each for each in (volume, instance) if each)
-    return Unknown(uuid, hosts, moves, max((float(run["at"] or 0) for run in runs), default=0.0), advice)
+    return ", ".join(each for each in (volume, instance) if each)
 
 
 def is_ended(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether every hypervisor has removed its working data."""
-    return all(told.get("known") == "forgotten" for told in hosts.values())
+    return all(seen.get("known") == "forgotten" for seen in hosts.values())
 
 
 # Taking over
@@ -576,24 +583,20 @@ def finish(by: Any) -> None:
 
     Raises Refused, with everything as it was, when something is still to be done.
     """
-    state = may_adopt(by)
-    hypervisors = list(Hypervisor.objects.reachable().select_related("bastion"))
-    for hypervisor in hypervisors:
-        seen = recalled(hypervisor.remote())
-        keep_host(state.episode, hypervisor, seen)
-        if "silent" in seen:
-            said = f"{hypervisor.name} has to answer, or be retired, first: {seen['silent']}"
+    state, behind = may_adopt(by), []
+    for hypervisor in Hypervisor.objects.reachable().select_related("bastion"):
+        row = keep_host(state.episode, hypervisor, recalled(hypervisor.remote()))
+        if row.trouble:
+            said = f"{hypervisor.name} has to answer, or be retired, first: {row.trouble}"
             raise Refused(Sentence("cannot-finish", said))
-        fault = incarnation.stale(seen.get("owner") or {})
-        if fault and fault.is_other:
-            raise Refused(
-                Sentence("cannot-finish", f"{hypervisor.name}: {fault.found}. Take it over by its name first.")
-            )
+        if row.status == "other":
+            said = f"Take {hypervisor.name} over by its name first. {row.words}"
+            raise Refused(Sentence("cannot-finish", said))
+        if row.words:
+            behind.append(hypervisor)
     still_to_adopt(state.episode)
-    for hypervisor in hypervisors:
-        row = Adoption.objects.get(episode=state.episode, hypervisor=hypervisor)
-        if incarnation.stale(row.seen.get("owner") or {}):
-            own(hypervisor)
+    for hypervisor in behind:
+        own(hypervisor)
     incarnation.leave_read_only(by)
 
 

@@ -21,8 +21,8 @@ Recalled = Mapping[str, Any]
 def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalled]) -> dict[str, Any]:
     """What Nova and libvirt show, with the steps that follow from it and are not among `runs`, those of the last lap.
 
-    `reported` is what hypervisors recall. Under `silent` stands why somebody did not say, under `unsettled` why that
-    has to be asked again later.
+    `reported` is what hypervisors recall. Under `silent` stands why Nova or libvirt did not say, under `unsettled` why
+    that has to be asked again later.
     """
     job = hands.job
     nova = evidence_of(hands.ask({"instance": Request("recall", {"instance": job.instance_id})})["instance"])
@@ -63,7 +63,7 @@ def in_words(job: Job, server: Mapping[str, Any]) -> str:
     locked = "not locked"
     if server.get("locked"):
         ours = server.get("locked_reason") == lock_reason(job)
-        locked = f"locked by {'this migration' if ours else server.get('locked_reason') or 'somebody'}"
+        locked = f"locked by {'this migration' if ours else server.get('locked_reason') or 'someone'}"
     return f"{server.get('vm_state')} on {server.get('host') or 'no host'}, {locked}"
 
 

@@ -45,13 +45,10 @@ def adopt(request: HttpRequest) -> HttpResponse:
 def shown(row: Adoption) -> dict[str, Any]:
     """One migration: what the database says, and the last steps that each host reports."""
     job: Any = row.job
-    named = [(adopting.name_of(job, on), "" if on == "instance" else f" ({on})") for on in row.seen]
     return {
         "row": row,
         "job": job,
-        "hosts": [
-            reported(f"{name}{role}", on, row.seen[on]) for (name, role), on in zip(named, row.seen, strict=True)
-        ],
+        "hosts": [reported(adopting.label(job, on), on, said) for on, said in row.seen.items()],
         "becomes": row.status.replace("_", " ").capitalize(),
         "is_down": row.adopted_at is None and row.status in MAY_BE_DOWN,
         "may_be_adopted": not (row.adopted_at or row.trouble or row.wanted_at),
@@ -61,7 +58,7 @@ def shown(row: Adoption) -> dict[str, Any]:
 def shown_unknown(each: adopting.Unknown) -> dict[str, Any]:
     """One migration that the database lacks."""
     last_at = dt.datetime.fromtimestamp(each.last_at, dt.UTC) if each.last_at else None
-    return {"each": each, "last_at": last_at, "hosts": [reported(name, "", told) for name, told in each.hosts.items()]}
+    return {"each": each, "last_at": last_at, "hosts": [reported(name, "", said) for name, said in each.hosts.items()]}
 
 
 def reported(name: str, role: str, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from hosts.models import Hypervisor, Share
 from hosts.remote.host import HostctlDiffers, HostError, Request, Unreachable
 from hosts.remote.instances import HARMLESS, foreign, told
-from jobs.engine import adoption, checks, consent, plan, runner
+from jobs.engine import checks, consent, plan, runner, states
 from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
 from jobs.engine.steps import HYPERVISORS, TABLE
@@ -65,7 +65,7 @@ class Work:
 
         A database that was set back is found out at once, also where nothing is to be changed yet.
         """
-        if adoption.acts(self.job.status):
+        if self.job.status in states.MAY_ACT:
             self.hands.judge_all()
         if self.job.taken_over and not self._shut_out():
             return

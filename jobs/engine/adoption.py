@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.engine import states
 from jobs.engine.steps import NAMED
 
 
@@ -258,11 +257,6 @@ def known_of(run: Mapping[str, Any]) -> Known:
         float(run.get("at") or 0),
         bool((run.get("evidence") or {}).get("left")),
     )
-
-
-def acts(was: str) -> bool:
-    """Whether a migration in this status may still act without a decision, so that it has to be adopted."""
-    return was in states.ACTIVE or was == "purging"
 
 
 def _begun(runs: Iterable[Known], step: str, direction: str = "do") -> bool:

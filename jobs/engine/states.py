@@ -35,6 +35,7 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
 STATUSES: Final = tuple(TABLE)
 ENDED: Final = frozenset({"done", "undone", "rolled_back", "purging", "purged"})
 ACTIVE: Final = frozenset(TABLE) - ENDED
+MAY_ACT: Final = ACTIVE | {"purging"}  # may change something on a host without a decision that is still to come
 CANCELLABLE: Final = frozenset(status for status, ways in TABLE.items() if "cancelled" in ways)
 WORKING: Final = frozenset({"checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging"})
 AT_WORK: Final = WORKING | {"awaiting_approval", "done", "rolled_back"}  # with what waits by itself: facts, a rehearsal

@@ -102,7 +102,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         """
         now = timezone.now()
         ahead, asleep = now + CLOCKS_DIFFER, Q(wake_at__gt=now + LONGEST_SLEEP, status__in=states.WORKING)
-        active = self.filter(status__in=[*states.ACTIVE, "purging"])
+        active = self.filter(status__in=states.MAY_ACT)
         stopped = Q(waiting_since__gt=ahead) | Q(resumed_at__gt=ahead) | (asleep & ~Q(wait_kind="window"))
         for pk in list(active.filter(stopped).values_list("pk", flat=True)):
             log.warning("migration %s: times lie in the future; was the clock set back? They count from now.", pk)

@@ -414,6 +414,12 @@ def test_a_migration_that_the_database_lacks_is_listed_with_what_to_do_and_nothi
     assert {request.split()[0] for request in wire.sent} == {"own"}, "the hosts get a new owner and nothing else"
 
 
+def test_a_volume_of_the_relay_is_not_taken_for_what_moves():
+    fence = {"step": "source_fence", "args": {"vg": "vg_nova0", "lv": "disk"}}
+    erase = {"step": "relay_erase", "args": {"vg": "vg_relay", "lv": "volmig_0f8fad5bd9cb"}}
+    assert adopting.what_moves([fence, erase]) == "volume vg_nova0/disk"
+
+
 def test_the_page_lists_what_the_database_lacks_and_offers_no_button_for_it(lacking, client):
     uuid = lacking(("after", "swap", "do"))
     adopting.compare()
@@ -471,7 +477,7 @@ def test_the_page_says_why_read_only_mode_could_not_be_ended(behind, client, dra
     assert "The end was requested at" in page()
     drain()
     assert "Read-only mode could not be ended" in page()
-    assert "jump: it belongs to another volmig (eeeeeeee). Take it over by its name first." in page()
+    assert "Take jump over by its name first. It belongs to another volmig (eeeeeeee)." in page()
     incarnation.leave_read_only(admin())
     incarnation.enter_read_only("dst: another session acted there")
     assert 'id="attempt"' not in page(), "that was another episode"

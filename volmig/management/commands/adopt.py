@@ -72,15 +72,15 @@ class Command(BaseCommand):
             self.stdout.write("\nMigrations that the database does not have. volmig changes nothing about them.")
         for each in found:
             self.stdout.write(f"\n{each.uuid}{f' ({each.moves})' if each.moves else ''}")
-            for name, told in each.hosts.items():
-                self.stdout.write(f"  {name}: {reported(told)}")
+            for name, said in each.hosts.items():
+                self.stdout.write(f"  {name}: {reported(said)}")
             self.stdout.write(f"  {each.advice}")
 
     def show_one(self, row: Adoption) -> None:
         job: Any = row.job
         self.stdout.write(f"\n{job}: the database says {job.words}.")
         for on, each in row.seen.items():
-            self.stdout.write(f"  {adopting.name_of(job, on)} ({on}): {reported(each)}")
+            self.stdout.write(f"  {adopting.label(job, on)}: {reported(each)}")
         verdict = "adopted" if row.adopted_at else row.trouble or f"after adoption {row.status}: {row.words}"
         self.stdout.write(f"  {verdict}")
 
