@@ -461,13 +461,14 @@ def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
     for wish in job.removals.open():
         wish.end("refused", BEFORE)
     ended = found.status in states.ENDED
+    kept = job.outcome if ended or found.status == job.status else ""  # what the database knows of it still holds
     if found.status != "preparing":  # nothing is going to be made any more that would need it
         job.footprints.filter(kind="space", state="reserved").mark("space", "gone")
     job.put(
         status=found.status,
         lap=lap,
-        outcome=found.outcome or (job.outcome if ended else ""),
-        outcome_reason=f"Adopted: {found.words}" if found.outcome else (job.outcome_reason if ended else ""),
+        outcome=kept or found.outcome,
+        outcome_reason=job.outcome_reason if kept else f"Adopted: {found.words}" if found.outcome else "",
         ended_at=(job.ended_at or timezone.now()) if ended else None,
         halt_reason=found.halts,
         halt_data={"code": "adopted", "found": found.halts} if found.halts else {},

@@ -40,7 +40,8 @@ class Known:
 class Verdict:
     """What an adopted migration goes on from, in words for the person who adopts it.
 
-    `asks` is the approval that is asked for again; `halts` says why a person has to decide.
+    `outcome` is for a migration that has none yet; `asks` is the approval that is asked for again; `halts` says why a
+    person has to decide.
     """
 
     status: str
@@ -56,16 +57,15 @@ def verdict(was: str, runs: Sequence[Known]) -> Verdict:
     No decision from before counts: an approval is asked for again, a start, a confirmation or a cancellation is for a
     person to repeat. What needs no decision is finished: an undo, a rollback before the instance ran on the new disk.
     """
+    ended, outcome = ("rolled_back", "rolled back") if _good(runs, "swap", "undo") else ("done", "done")
+    if _good(runs, "purge"):
+        return Verdict("purging", "The kept disk was purged; the rest of that is finished.", outcome)
     if _begun(runs, "purge"):
-        if _good(runs, "purge"):
-            return Verdict("purging", "The kept disk was purged; the rest of that is finished.")
-        ended = "rolled_back" if _good(runs, "swap", "undo") else "done"
-        return Verdict(ended, "A purge was begun and did not end well. It needs a new approval.")
+        return Verdict(ended, "A purge was begun and did not end well. It needs a new approval.", outcome)
     if was in ("done", "rolled_back", "purged"):
         return Verdict(was, "It has ended, and its hosts say nothing else.")
     if was == "purging":
-        ended = "rolled_back" if _good(runs, "swap", "undo") else "done"
-        return Verdict(ended, "The purge never reached a host. It needs a new approval.")
+        return Verdict(ended, "The purge never reached a host. It needs a new approval.", outcome)
     return _swapped(was, runs)
 
 

@@ -44,13 +44,14 @@ SWAP = (*COPY, "lock", "stop", "swap")
         ("on_trial", (*SWAP, "start", "-start"), "on_trial", {"asks": "rollback"}),
         ("on_trial", (*SWAP, "start", "-start", "-swap"), "rolling_back", {"outcome": "rolled back"}),
         # After the end
+        ("on_trial", (*SWAP, "start", "purge"), "purging", {"outcome": "done"}),
         ("done", (*SWAP, "start"), "done", {}),
         ("rolled_back", (), "rolled_back", {}),
-        ("done", (*SWAP, "start", "purge"), "purging", {}),
-        ("done", (*SWAP, "start", "purge:failed"), "done", {}),
-        ("rolled_back", (*SWAP, "-swap", "purge:lost"), "rolled_back", {}),
-        ("purging", (*SWAP, "start"), "done", {}),
-        ("purging", (*SWAP, "-swap"), "rolled_back", {}),
+        ("done", (*SWAP, "start", "purge"), "purging", {"outcome": "done"}),
+        ("done", (*SWAP, "start", "purge:failed"), "done", {"outcome": "done"}),
+        ("rolled_back", (*SWAP, "-swap", "purge:lost"), "rolled_back", {"outcome": "rolled back"}),
+        ("purging", (*SWAP, "start"), "done", {"outcome": "done"}),
+        ("purging", (*SWAP, "-swap"), "rolled_back", {"outcome": "rolled back"}),
     ],
 )
 def test_the_hosts_decide_from_where_it_goes_on(was, runs, status, more):

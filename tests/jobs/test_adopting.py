@@ -225,6 +225,15 @@ def test_what_was_not_begun_and_is_cancelled_leaves_nothing_reserved(reserving):
     assert (reserving.status, Footprint.objects.left().count()) == ("undone", 0)
 
 
+WHY = {"outcome": "failed", "outcome_reason": "The copy differs from its source."}
+
+
+def test_an_undo_of_which_no_host_has_heard_keeps_its_reason(reserving):
+    Job.objects.filter(pk=reserving.pk).update(status="undoing", **WHY)
+    adopt(reserving)
+    assert (reserving.status, reserving.outcome, reserving.outcome_reason) == ("undoing", *WHY.values())
+
+
 # Seals
 
 
@@ -251,6 +260,13 @@ def test_an_instance_that_is_down_gets_its_old_disk_back_although_the_approval_i
     adopting.finish(admin())
     assert swapped.live() == "rolled_back"
     assert (machines.files[LIVE].content, machines.destination.state) == ("old disk", "running")
+
+
+def test_a_rollback_that_the_database_knows_of_keeps_its_reason(swapped):
+    Job.objects.filter(pk=swapped.job.pk).update(status="rolling_back", **WHY)
+    adopt(swapped.job)
+    job = swapped.job
+    assert (job.status, job.outcome, job.outcome_reason) == ("rolling_back", *WHY.values())
 
 
 def test_who_adopts_without_the_keys_leaves_the_seal_to_the_person_who_resumes(swapped, machines, monkeypatch):
