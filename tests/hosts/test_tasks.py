@@ -74,7 +74,7 @@ def test_a_refresh_finds_out_that_the_database_is_older_than_what_was_done_on_a_
     assert src.volume_groups.count() == 1, "questions go on"
 
 
-def test_a_host_of_another_volmig_that_is_only_looked_at_stops_nothing(hypervisor, fake):
+def test_a_refresh_of_a_host_of_another_volmig_stops_nothing(hypervisor, fake):
     assert incarnation.check() is None
     fake.answers["status"] = owner("e" * 32, "a" * 32, 5)
     tasks.refresh(hypervisor("src").pk)

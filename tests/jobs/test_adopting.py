@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -18,13 +18,23 @@ from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
 from tests.factories import admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
-from tests.outside import keep, put_back
+from tests.outside import outside_the_database
 from tests.trust.test_restore_matrix import Wire, live_to
 from tests.typed import just_typed
 from volmig import incarnation
 from volmig.record.models import Event
 
 from .lives import LONG_AGO
+
+
+@contextmanager
+def known_to_hosts_alone(monkeypatch):
+    """Database and data directory are then as before, and volmig as if it had been started anew."""
+    point = transaction.savepoint()
+    with outside_the_database():
+        yield
+    transaction.savepoint_rollback(point)
+    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
 
 
 @pytest.fixture
@@ -34,11 +44,8 @@ def behind(real_life, machines, monkeypatch):
     life = real_life("done")
     life.submit()
     life.live("awaiting_approval")
-    kept, point = keep(), transaction.savepoint()
-    life.live("on_trial")
-    transaction.savepoint_rollback(point)
-    put_back(kept)
-    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+    with known_to_hosts_alone(monkeypatch):
+        life.live("on_trial")
     life.job.refresh_from_db()
     life.job.approvals.open().get().approve(approver(), life.job.approvals.open().get().digest, "as agreed")
     Job.objects.filter(pk=life.job.pk).exclude(lease_until=None).update(lease_until=LONG_AGO)
@@ -244,11 +251,8 @@ def swapped(real_life, machines, monkeypatch):
     life = real_life("done")
     life.submit()
     life.live("awaiting_approval")
-    kept, point = keep(), transaction.savepoint()
-    assert live_to(life, ("after", "swap", "do"), monkeypatch)
-    transaction.savepoint_rollback(point)
-    put_back(kept)
-    monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+    with known_to_hosts_alone(monkeypatch):
+        assert live_to(life, ("after", "swap", "do"), monkeypatch)
     life.job.refresh_from_db()
     incarnation.enter_read_only("an administrator says so")
     return life
@@ -299,11 +303,8 @@ def in_nova(real_life, machines, nova_of_machines, monkeypatch):
         life = real_life("done")
         life.submit()
         assert live_to(life, was, monkeypatch)
-        kept, point = keep(), transaction.savepoint()
-        assert live_to(life, now, monkeypatch)
-        transaction.savepoint_rollback(point)
-        put_back(kept)
-        monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+        with known_to_hosts_alone(monkeypatch):
+            assert live_to(life, now, monkeypatch)
         life.job.refresh_from_db()
         incarnation.enter_read_only("an administrator says so")
         return life.job
@@ -389,12 +390,9 @@ def lacking(real_life, machines, monkeypatch):
         incarnation.check()
         life = real_life("done")
         asked()  # the hypervisors and what is on them were known before
-        kept, point = keep(), transaction.savepoint()
-        uuid = str(life.submit().uuid)
-        assert live_to(life, moment, monkeypatch)
-        transaction.savepoint_rollback(point)
-        put_back(kept)
-        monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
+        with known_to_hosts_alone(monkeypatch):
+            uuid = str(life.submit().uuid)
+            assert live_to(life, moment, monkeypatch)
         for pk in Hypervisor.objects.values_list("pk", flat=True):
             tasks.refresh(pk)
         assert incarnation.read_only() is not None
@@ -477,7 +475,7 @@ def test_the_page_shows_it_and_takes_the_confirmations(behind, client, drain):
     assert "Nothing to adopt" in client.get(reverse("adopt")).content.decode()
 
 
-def test_the_page_says_why_read_only_mode_could_not_be_ended(behind, client, drain, machines, monkeypatch):
+def test_the_page_says_why_read_only_mode_could_not_be_ended(behind, client, drain, machines):
     row = compared(behind.job)
     adopting.want(row, admin(), row.digest)
     drain()
