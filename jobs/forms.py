@@ -406,9 +406,9 @@ class DecisionForm(ConsentForm):
 
     def clean(self) -> dict[str, Any]:
         """Nobody decides at a screen that was left open. Proof is taken last: a code can be used only once."""
-        told = dict(super().clean() or {})
+        typed = dict(super().clean() or {})
         if self.errors or "password" not in self.fields:
-            return told
-        if why := step_up.proved(self.request, told["password"], told.get("code", ""), self.asked):
+            return typed
+        if why := step_up.proved(self.request, typed["password"], typed.get("code", ""), self.asked):
             self.add_error("password", why)
-        return told
+        return typed

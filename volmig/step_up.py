@@ -23,8 +23,8 @@ from volmig.record.models import Event
 FRESH = 300  # seconds for which a password that was typed counts for a decision
 TRIES = 5
 WHILE = dt.timedelta(minutes=10)  # so many wrong ones in this time close it for as long
-REFUSED = "approval.password_refused"
-COUNTED = (REFUSED, "person.password_refused")  # the account page asks too: together they have five tries
+REFUSED, CHANGE_REFUSED = "approval.password_refused", "person.password_refused"
+COUNTED = (REFUSED, CHANGE_REFUSED)  # the account page asks too: together they have five tries
 
 
 Answer = TypeVar("Answer", bound=HttpResponseBase)
@@ -58,17 +58,12 @@ def proved(request: HttpRequest, password: str, code: str, asked: Any = None) ->
 
     `asked` is the approval that it is typed for, if it is; events then name it.
     """
-    action, closed = COUNTED[1], "nothing is changed"
-    told: dict[str, Any] = {"object": request.user.get_username(), "data": {}}
-    if asked is not None:
-        action, closed = REFUSED, "you cannot decide anything"
-        told = {"job": asked.job_id, "object": str(asked), "data": {"approval": asked.pk}}
     if not password:
         return "Type your password."
-    if why := why_wrong(request, password, closed, action, **told):
+    if why := why_wrong(request, password, asked):
         return why
     if factors.has(request.user) and not factors.is_right(request.user, code):
-        Event.append(action, actor=request.user, **told | {"data": told["data"] | {"code": True}})
+        note_wrong(request.user, asked, code=True)
         return "This is not the code that your app shows now, nor an unused recovery code. After a wrong one, wait."
     request.session["password_at"] = time.time()
     return ""
@@ -85,18 +80,26 @@ def is_fresh(request: HttpRequest) -> bool:
     return -CLOCKS_DIFFER.total_seconds() <= time.time() - typed_at(request) < FRESH
 
 
-def why_wrong(
-    request: HttpRequest, password: str, closed: str = "nothing is changed", action: str = COUNTED[1], **told: Any
-) -> str:
+def why_wrong(request: HttpRequest, password: str, asked: Any = None) -> str:
     """Why a password does not count, as a sentence; empty when it does. A wrong one becomes an event."""
     with transaction.atomic():
         person = alone(request)
         if until := closed_until(person):
+            closed = "you cannot decide anything" if asked else "nothing is changed"
             return f"Too many wrong passwords: {closed} before {timezone.localtime(until):%H:%M %Z}."
         if not person.check_password(password):
-            Event.append(action, actor=person, **{"object": person.get_username(), **told})
+            note_wrong(person, asked)
             return "This is not your password."
     return ""
+
+
+def note_wrong(person: Any, asked: Any, **data: Any) -> None:
+    """A wrong password, or code, as an event of the approval that it was typed for, if it was."""
+    if asked:
+        about = {"job": asked.job_id, "object": str(asked), "data": {"approval": asked.pk, **data}}
+        Event.append(REFUSED, actor=person, **about)
+    else:
+        Event.append(CHANGE_REFUSED, actor=person, object=person.get_username(), data=data)
 
 
 def alone(request: HttpRequest) -> Any:
