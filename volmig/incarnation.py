@@ -157,7 +157,7 @@ def _directory_fault(row: Incarnation | None, kept: Mapping[str, Any] | None) ->
 def _behind(row: Incarnation | None) -> Fault | None:
     """Whether the data directory has seen more than the database knows."""
     seen = _read(SEEN) or {}
-    if _is_judged(seen, (row and row.ended) or []):
+    if row and _is_judged(seen, row.ended or []):
         _forget_what_was_seen()
         seen = {}
     if session := seen.get("session"):
@@ -341,8 +341,8 @@ def remember(claim: int) -> None:
             claim = max(claim, int(seen.get("claim", 0)))
         if int(seen.get("seq", 0)) > seq:
             seq, digest = int(seen["seq"]), str(seen["hash"])
-        kept = {"session": SESSION, "claim": claim, "seq": seq, "hash": digest}
-        _write(SEEN, kept | {"judged": ended[-1] if ended else ""})
+        judged = ended[-1] if ended else ""
+        _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest, "judged": judged})
 
 
 def name() -> str:

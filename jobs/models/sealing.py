@@ -6,6 +6,7 @@ Whoever acts on the migration on a page or through the API has them made anew wh
 """
 
 import datetime as dt
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from django.utils import timezone
@@ -98,9 +99,8 @@ def renew(job: "Job") -> None:
 
 def seal_for(job: "Job", verb: str) -> dict[str, Any]:
     """The seal that the last used approval, or the last adoption, gives for this verb; empty when none does."""
-    used = job.approvals.filter(consumed_at__isnull=False).order_by("consumed_at", "pk")
-    adopted = job.adoptions.filter(adopted_at__isnull=False).order_by("adopted_at")
-    given = [*used.values_list("consumed_at", "seals"), *adopted.values_list("adopted_at", "seals")]
-    by_age = sorted(((at, seals) for at, seals in given if at), key=lambda each: each[0])
-    found: dict[str, Any] = next((seals[verb] for _, seals in reversed(by_age) if verb in seals), {})
+    used = job.approvals.filter(consumed_at__isnull=False).order_by("-pk").values_list("consumed_at", "seals")
+    adopted = job.adoptions.filter(adopted_at__isnull=False).values_list("adopted_at", "seals")
+    given = [(at, seals[verb]) for at, seals in (*adopted, *used) if at and verb in seals]
+    found: dict[str, Any] = max(given, key=itemgetter(0), default=(None, {}))[1]
     return found
