@@ -267,10 +267,21 @@ def test_a_mount_that_is_busy_is_tried_until_the_time_is_over(monkeypatch):
 def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
     place = tmp_path / "mounted"
     place.mkdir()
+    monkeypatch.setattr(mounts, "at", lambda path: [MINE])
+
+    def found():
+        work = scripted("nfs_unmount", {}, mountpoint=str(place))
+        with pytest.raises(Failed) as failed:
+            filesystem.unmount_patiently(work, nfs.unmount_acts(work.args, JOB)[0], seconds=-1)
+        return failed.value.found
+
     with subprocess.Popen(["sleep", "infinity"], cwd=place) as process:
-        assert openers.under(str(place)) == [f"sleep (process {process.pid})"]
-        assert openers.under(str(tmp_path / "mount")) == []
-        process.kill()
+        try:
+            assert found().endswith(f"used by sleep (process {process.pid})")
+            assert openers.under(str(tmp_path / "mount")) == [], "the beginning of a name is another directory"
+        finally:
+            process.kill()
+    assert found().endswith("no process here has it open")
 
 
 def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesystem_busy(monkeypatch, tmp_path):
