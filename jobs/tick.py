@@ -51,7 +51,7 @@ def run(job_id: int) -> None:
 
 
 def go_on(job: Job, hands: Hands) -> None:
-    """Work on the job; a fault of volmig itself is told and tried again, Moved is raised.
+    """Work on the job; a fault of volmig itself is shown and retried, Moved is raised.
 
     So is SystemExit, by which a worker ends a task that takes too long.
     """

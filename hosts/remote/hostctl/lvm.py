@@ -357,7 +357,7 @@ def kernel_children(device: str) -> List[Child]:
     ]
 
 
-LAYERS = 4  # a partition, a volume group in it, encryption, a mapping of somebody's own
+LAYERS = 4  # a partition, a volume group in it, encryption, a mapping that someone made
 
 
 def stacked(device: str, own: str = "", layers: int = LAYERS) -> List[str]:
@@ -394,11 +394,7 @@ def mapped(name: str) -> Tuple[str, str]:
 
 def dashed(uuid: str) -> str:
     """An UUID of LVM's as its tools write it; the kernel keeps it without dashes."""
-    parts, at = [], 0
-    for length in (6, 4, 4, 4, 4, 4, 6):
-        parts.append(uuid[at : at + length])
-        at += length
-    return "-".join(parts)
+    return "-".join([uuid[:6], *(uuid[at : at + 4] for at in range(6, 26, 4)), uuid[26:]])
 
 
 def holders(found: Volume) -> List[str]:
