@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hosts.remote.hostctl import ownership
+from hosts.remote.hostctl.store import Store
 
 from .test_request import counted, nothing_left, send
 
@@ -88,6 +89,23 @@ def test_a_lower_claim_is_refused_for_a_migration_that_was_forgotten_too(desk, j
     assert ask(desk, "forget", FIRST, 10, job=job)["state"] == "done"
     assert ask(desk, "lv_create", FIRST, 9, job=job, step="b", fence=2)["error"]["code"] == "other-owner"
     assert ask(desk, "lv_create", FIRST, 11, job=job, step="b", fence=2)["state"] == "done"
+
+
+def test_a_unit_that_begins_while_another_session_takes_over_does_not_lower_the_fence(desk, job, counted, monkeypatch):
+    desk.units.run_now = False
+    ask(desk, "lv_create", FIRST, 4, job=job)
+    check = Store.check_fence
+
+    def taken_over_just_then(store, fence, session=""):
+        check(store, fence, session)
+        with monkeypatch.context() as once:
+            once.setattr(Store, "check_fence", check)
+            ask(desk, "fence", SECOND, 9, job=job, fence=2, after=FIRST)
+
+    with monkeypatch.context() as racing:
+        racing.setattr(Store, "check_fence", taken_over_just_then)
+        desk.run_unit(job, "a-do-1")
+    assert desk.store(job).fenced() == {"fence": 2, "session": SECOND, "claim": 9}
 
 
 def test_after_an_adoption_a_session_may_count_on_from_what_its_database_knows(desk, job, counted):

@@ -632,7 +632,7 @@ class Desk:
         except Refused as stop:
             return refusal(stop, work, unit)
         try:
-            kept.raise_fence(request.fence, request.session, request.claim)
+            kept.check_fence(request.fence, request.session)  # only who holds the door writes it
         except Refused as stop:
             # A code of its own: a request that comes from an owner that lost the job is answered stale-fence.
             return refusal(Refused("started-late", stop.tried, stop.found, stop.next_step), work, unit)
