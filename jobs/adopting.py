@@ -22,7 +22,7 @@ from hosts.remote.host import Answer, HostError, Request
 from jobs import adopting_nova
 from jobs.adopting_nova import arguments, evidence_of
 from jobs.engine import adoption, plan, states
-from jobs.engine.steps import HYPERVISORS, NAMED, RELAY
+from jobs.engine.steps import DESTINATION, HYPERVISORS, INSTANCE, NAMED, RELAY
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of, share
 from jobs.models import Adoption, Job, Refused, StepRun, sealing
@@ -252,7 +252,7 @@ class Unknown:
     """A migration that hypervisors know and the database does not: by hypervisor what it reports, and what to do.
 
     volmig does nothing about it. `moves` names its volume and its instance, as far as its steps do; `last_at` is when
-    the last of them was begun, in seconds since the epoch.
+    the last of them was begun, in seconds since the epoch; `is_over` when surely nothing of it is left to do.
     """
 
     uuid: str
@@ -260,32 +260,45 @@ class Unknown:
     moves: str
     last_at: float
     advice: str
+    is_over: bool
 
 
 def unknown(episode: str) -> list[Unknown]:
     """As the last comparison found them, those first of which a hypervisor has working data, then the latest."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    rows = Adoption.objects.filter(episode=episode, job=None).select_related("hypervisor")
-    for row in rows.order_by("hypervisor__name"):
+    rows = Adoption.objects.filter(episode=episode, job=None).select_related("hypervisor").order_by("hypervisor__name")
+    for row in rows:
         for uuid, seen in (row.seen.get("unknown") or {}).items():
             found.setdefault(uuid, {})[str(row.hypervisor)] = seen
     known = {str(uuid) for uuid in Job.objects.filter(uuid__in=found).values_list("uuid", flat=True)}
-    listed = [one_unknown(uuid, hosts) for uuid, hosts in found.items() if uuid not in known]
-    return sorted(listed, key=lambda each: (is_ended(each.hosts), -each.last_at))
+    away = list(Hypervisor.objects.active().exclude(pk__in=rows.values("hypervisor")).values_list("name", flat=True))
+    listed = [
+        one_unknown(uuid, hosts, [*(str(row.hypervisor) for row in rows if is_silent(row, uuid)), *away])
+        for uuid, hosts in found.items()
+        if uuid not in known
+    ]
+    return sorted(listed, key=lambda each: (each.is_over, -each.last_at))
 
 
-def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]]) -> Unknown:
-    runs = [run for seen in hosts.values() for run in seen["runs"] if run["step"] in NAMED]
+def is_silent(row: Adoption, uuid: str) -> bool:
+    """Whether a hypervisor has not said what it did for this migration; one that does not know it has done nothing."""
+    seen = (row.seen.get("unknown") or {}).get(uuid)
+    lists = uuid in (row.seen.get("jobs") or {})
+    return "silent" in row.seen or (lists and (seen is None or "silent" in seen))
+
+
+def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]], silent: Sequence[str]) -> Unknown:
+    runs = [run for seen in hosts.values() for run in steps(seen)]
     ordered = adoption.laps(adoption.in_order(map(adoption.known_of, runs)))
     last = max((lap for lap, _ in ordered), default=1)
-    at_destination = [name for name, seen in hosts.items() if any("instance" in run["args"] for run in seen["runs"])]
-    advice = adoption.by_hand(
-        uuid,
-        [run for lap, run in ordered if lap == last],
-        destination=" or ".join(at_destination) or "its destination",
-        ended=is_ended(hosts),
-    )
-    return Unknown(uuid, hosts, what_moves(runs), max((float(run["at"] or 0) for run in runs), default=0.0), advice)
+    here = (DESTINATION, INSTANCE)
+    destination = [name for name, seen in hosts.items() if any(NAMED[run["step"]].on in here for run in steps(seen))]
+    of_lap = [run for lap, run in ordered if lap == last]
+    doubt = "" if destination else adoption.in_doubt(of_lap, silent)
+    names = " or ".join(destination) or "its destination"
+    advice = doubt or adoption.by_hand(uuid, of_lap, destination=names, ended=is_ended(hosts))
+    last_at = max((float(run["at"] or 0) for run in runs), default=0.0)
+    return Unknown(uuid, hosts, what_moves(runs), last_at, advice, is_ended(hosts) and not doubt)
 
 
 def what_moves(runs: Iterable[Mapping[str, Any]]) -> str:
@@ -294,6 +307,11 @@ def what_moves(runs: Iterable[Mapping[str, Any]]) -> str:
     volume = f"volume {args['vg']}/{args['lv']}" if "lv" in args else ""
     instance = f"instance {args['instance']}" if "instance" in args else ""
     return ", ".join(each for each in (volume, instance) if each)
+
+
+def steps(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a hypervisor reports of a migration, as far as this version knows the steps."""
+    return [run for run in seen["runs"] if run["step"] in NAMED]
 
 
 def is_ended(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -326,7 +344,18 @@ def adopt_wanted(pk: int) -> None:
     try:
         adopt(row)
     except (Refused, HostError, Unheard) as refused:
-        Adoption.objects.filter(pk=pk, adopted_at=None).update(wanted_at=None, trouble=str(refused))
+        not_adopted(pk, str(refused))
+    except Exception as error:
+        not_adopted(pk, internal(error, "Compare again, then try again."))
+        raise
+
+
+def not_adopted(pk: int, why: str) -> None:
+    Adoption.objects.filter(pk=pk, adopted_at=None).update(wanted_at=None, trouble=why)
+
+
+def internal(error: Exception, advice: str) -> str:
+    return f"Internal error ({type(error).__name__}: {error}); the log of the workers has more. {advice}"
 
 
 def adopt(row: Adoption) -> None:
@@ -513,6 +542,9 @@ def own_wanted(pk: int) -> None:
     except (Refused, HostError) as refused:
         Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
         return
+    except Exception as error:
+        Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=internal(error, "Try again."))
+        raise
     Adoption.objects.filter(pk=pk).update(adopted_at=timezone.now(), words="", trouble="")
 
 
@@ -550,15 +582,21 @@ def want_end(by: Any) -> None:
 
 
 def finish_wanted(person: int) -> None:
-    """Task: end read-only mode, or say why not."""
+    """Task: end read-only mode, or say why not.
+
+    Only the episode whose end was requested, and not answered yet: the task may run twice, or late, and what another
+    episode found has not been shown to that person.
+    """
     state = incarnation.read_only()
+    attempt = last_attempt(state) if state else None
+    if attempt is None or attempt.action != "adoption.finish":
+        return
     try:
         finish(get_user_model().objects.get(pk=person))
     except (Refused, HostError) as refused:
         unfinished(state, str(refused))
     except Exception as error:
-        said = f"Internal error ({type(error).__name__}: {error}); the log of the workers has more. Try again."
-        unfinished(state, said)
+        unfinished(state, internal(error, "Try again."))
         raise
 
 

@@ -213,6 +213,24 @@ def by_hand(job: str, runs: Sequence[Known], *, destination: str, ended: bool) -
     )
 
 
+def in_doubt(runs: Sequence[Known], silent: Sequence[str]) -> str:
+    """Why nobody can say yet what became of the disk, when no hypervisor that answered is the destination; or empty.
+
+    `silent` are those that have not said what they did. Only a copy that was finished is exchanged for a disk.
+    """
+    careful = "The disk may have been exchanged, and the instance may be down. Remove nothing that belongs to it."
+    if silent:
+        has, it = ("has", "it") if len(silent) == 1 else ("have", "they")
+        return (
+            f"Not known yet: {', '.join(silent)} {has} not said what {it} did. {careful} "
+            f"Compare again when {it} can be reached."
+        )
+    if _good(runs, "relay_erase"):
+        said = "Not known: the copy was finished, and its destination is none of the hypervisors that were asked."
+        return f"{said} {careful} Find out where the instance is, and register that hypervisor."
+    return ""
+
+
 LEFTOVERS = "What was made for the copy is listed under Leftovers after a scan, with the commands that remove it."
 
 

@@ -9,9 +9,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.urls import reverse
+from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor
+from hosts.remote.host import Unreachable
 from hosts.remote.hostctl import byhand
 from jobs import adopting, tick
 from jobs.models import Adoption, Footprint, Job, Refused
@@ -434,6 +436,44 @@ def test_a_volume_of_the_relay_is_not_taken_for_what_moves():
     assert adopting.what_moves([fence, erase]) == "volume vg_nova0/disk"
 
 
+def test_a_destination_that_said_nothing_does_not_count_as_one_that_exchanged_no_disk(lacking, machines, monkeypatch):
+    lacking(("after", "swap", "do"))
+    carry = machines.carry
+
+    def without_destination(machine, request):
+        if machine is machines.destination:
+            raise Unreachable("reach dst", "connection refused")
+        return carry(machine, request)
+
+    monkeypatch.setattr(machines, "carry", without_destination)
+    adopting.compare()
+    (found,) = adopting.unknown(incarnation.read_only().episode)
+    assert "No disk was exchanged" not in found.advice
+    assert found.advice.startswith("Not known yet: dst has not said what it did")
+    assert not found.is_over
+
+
+@pytest.mark.parametrize("moment", [("after", "swap", "do"), ("status", "done")], ids=["swap", "done"])
+def test_a_destination_that_the_database_lacks_may_have_exchanged_the_disk(lacking, moment):
+    lacking(moment)
+    Hypervisor.objects.filter(name="dst").update(retired_at=timezone.now())
+    adopting.compare()
+    (found,) = adopting.unknown(incarnation.read_only().episode)
+    assert found.advice.startswith("Not known: the copy was finished")
+    assert not found.is_over
+
+
+def test_a_destination_whose_record_cannot_be_read_is_no_reason_to_call_the_disk_unexchanged(lacking, machines):
+    uuid = lacking(("after", "swap", "do"))
+    adopting.compare()
+    row = Adoption.objects.get(hypervisor__name="dst")
+    for told in ({"silent": "it is no JSON object", "runs": []}, None):  # damaged there; beyond the most that are read
+        row.seen["unknown"] = {uuid: told} if told else {}
+        row.save()
+        (found,) = adopting.unknown(incarnation.read_only().episode)
+        assert found.advice.startswith("Not known yet: dst has not said what it did")
+
+
 def test_the_page_lists_what_the_database_lacks_and_offers_no_button_for_it(lacking, client):
     uuid = lacking(("after", "swap", "do"))
     adopting.compare()
@@ -503,9 +543,49 @@ def test_the_page_says_that_ending_it_failed_by_an_internal_error(behind, client
 
     monkeypatch.setattr(adopting, "finish", fails)
     with pytest.raises(RuntimeError):
-        adopting.finish_wanted(admin().pk)
+        want_end_and_run()
     client.force_login(admin())
     assert "Internal error (RuntimeError: no such table)" in client.get(reverse("adopt")).content.decode()
+
+
+def want_end_and_run():
+    state = incarnation.read_only()
+    Event.append("adoption.finish", actor=admin(), data={"episode": state.episode})
+    adopting.finish_wanted(admin().pk)
+
+
+def test_an_end_that_was_requested_before_does_not_end_another_episode(behind):
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt_wanted(row.pk)
+    Job.objects.filter(pk=behind.job.pk).update(status="undone")  # nothing is left to be adopted
+    adopting.want_end(admin())
+    adopting.finish_wanted(admin().pk)
+    assert incarnation.read_only() is None
+    incarnation.enter_read_only("dst: another session acted there")
+    adopting.finish_wanted(admin().pk)  # the same task once more, as after its worker was killed
+    assert incarnation.read_only() is not None
+
+
+def test_an_adoption_that_failed_by_an_internal_error_can_be_tried_again(behind, monkeypatch, client):
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+
+    def fails(*given):
+        raise RuntimeError("database is locked")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(adopting, "claim_above", fails)
+        with pytest.raises(RuntimeError):
+            adopting.adopt_wanted(row.pk)
+    client.force_login(admin())
+    page = client.get(reverse("adopt")).content.decode()
+    assert "Internal error (RuntimeError: database is locked)" in page
+    assert "Being adopted" not in page
+    row = compared(behind.job)
+    adopting.want(row, admin(), row.digest)
+    adopting.adopt_wanted(row.pk)
+    assert Adoption.objects.get(pk=row.pk).adopted_at is not None
 
 
 def test_the_page_adopts_when_the_password_was_typed_long_ago(behind, client, drain):
