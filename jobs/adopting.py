@@ -70,7 +70,7 @@ def hear_all() -> list[tuple[Hypervisor, dict[str, Any]]]:
         return [(each, future.result()) for each, future in heard]
 
 
-def recalled(address: Any, known: Container[str] | None = None) -> dict[str, Any]:
+def recalled(address: Any, known: Container[str]) -> dict[str, Any]:
     """What a hypervisor recalls, or under `silent` why it did not say.
 
     Under `unknown` stand, step by step, the migrations that are not among those that are `known`: first those that it
@@ -80,7 +80,7 @@ def recalled(address: Any, known: Container[str] | None = None) -> dict[str, Any
         with ssh.connect(address) as host:
             seen = evidence_of(Heard(host.call(Request("recall"))))
             jobs = seen.get("jobs") or {}
-            lacking = [uuid for uuid in jobs if known is not None and uuid not in known]
+            lacking = [uuid for uuid in jobs if uuid not in known]
             lacking.sort(key=lambda uuid: (jobs[uuid]["known"] != "yes", uuid))
             unknown = {
                 uuid: brief(evidence_of(Heard(host.call(Request("recall", job=uuid)))))
@@ -345,7 +345,7 @@ def adopt_wanted(pk: int) -> None:
         adopt(row)
     except (Refused, HostError, Unheard) as refused:
         not_adopted(pk, str(refused))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a task's limit
         not_adopted(pk, internal(error, "Compare again, then try again."))
         raise
 
@@ -354,7 +354,7 @@ def not_adopted(pk: int, why: str) -> None:
     Adoption.objects.filter(pk=pk, adopted_at=None).update(wanted_at=None, trouble=why)
 
 
-def internal(error: Exception, advice: str) -> str:
+def internal(error: BaseException, advice: str) -> str:
     return f"Internal error ({type(error).__name__}: {error}); the log of the workers has more. {advice}"
 
 
@@ -542,7 +542,7 @@ def own_wanted(pk: int) -> None:
     except (Refused, HostError) as refused:
         Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
         return
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a task's limit
         Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=internal(error, "Try again."))
         raise
     Adoption.objects.filter(pk=pk).update(adopted_at=timezone.now(), words="", trouble="")
@@ -595,7 +595,7 @@ def finish_wanted(person: int) -> None:
         finish(get_user_model().objects.get(pk=person))
     except (Refused, HostError) as refused:
         unfinished(state, str(refused))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a task's limit
         unfinished(state, internal(error, "Try again."))
         raise
 
@@ -623,8 +623,8 @@ def finish(by: Any) -> None:
     Raises Refused, with everything as it was, when something is still to be done.
     """
     state, behind = may_adopt(by), []
-    for hypervisor in Hypervisor.objects.reachable().select_related("bastion"):
-        row = keep_host(state.episode, hypervisor, recalled(hypervisor.remote()))
+    heard = hear_all()  # several at a time: asked in turn, those of a large site take longer than a task may last
+    for hypervisor, row in [(each, keep_host(state.episode, each, seen)) for each, seen in heard]:
         if row.trouble:
             said = f"{hypervisor.name} has to answer, or be retired, first: {row.trouble}"
             raise Refused(Sentence("cannot-finish", said))

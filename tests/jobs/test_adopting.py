@@ -484,6 +484,25 @@ def test_the_page_lists_what_the_database_lacks_and_offers_no_button_for_it(lack
     assert "Adopt migration" not in page
 
 
+def test_an_end_that_is_refused_leaves_the_list_of_what_the_database_lacks(lacking, machines, monkeypatch):
+    lacking(("after", "swap", "do"))
+    adopting.compare()
+    before = adopting.unknown(incarnation.read_only().episode)
+    carry = machines.carry
+
+    def without_relay(machine, request):
+        if machine is machines.relay:
+            raise Unreachable("reach jump", "connection refused")
+        return carry(machine, request)
+
+    monkeypatch.setattr(machines, "carry", without_relay)
+    with pytest.raises(Refused, match="jump has to answer"):
+        adopting.finish(admin())
+    (now,) = adopting.unknown(incarnation.read_only().episode)
+    assert now.advice == before[0].advice
+    assert "dst" in now.hosts
+
+
 def test_an_instance_that_is_down_is_brought_back_by_hand_as_the_page_says(lacking, machines):
     uuid = lacking(("after", "swap", "do"))
     adopting.compare()
@@ -537,15 +556,16 @@ def test_the_page_says_why_read_only_mode_could_not_be_ended(behind, client, dra
     assert 'id="attempt"' not in page(), "that was another episode"
 
 
-def test_the_page_says_that_ending_it_failed_by_an_internal_error(behind, client, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("no such table"), SystemExit("took too long")], ids=repr)
+def test_the_page_says_that_ending_it_failed_by_an_internal_error(behind, client, monkeypatch, error):
     def fails(by):
-        raise RuntimeError("no such table")
+        raise error
 
     monkeypatch.setattr(adopting, "finish", fails)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(type(error)):
         want_end_and_run()
     client.force_login(admin())
-    assert "Internal error (RuntimeError: no such table)" in client.get(reverse("adopt")).content.decode()
+    assert f"Internal error ({type(error).__name__}: {error})" in client.get(reverse("adopt")).content.decode()
 
 
 def want_end_and_run():
