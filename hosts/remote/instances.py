@@ -12,6 +12,7 @@ from hosts.remote.hostctl.act import Act, Args
 
 AGAIN: Final = 2.0  # seconds: no watcher follows Nova
 START_DEADLINE: Final = 180  # seconds; a compute that takes longer to start an instance is looked at by a person
+SKEW: Final = 60.0  # seconds by which Nova's clock, or that of another worker, may differ from this one
 RECALLED: Final = 200  # actions of an instance that are read when a migration of it is adopted
 HARMLESS: Final = frozenset({"lock", "unlock", "stop"})  # of other people: the disk stays as it was approved
 Document = dict[str, Any]
@@ -163,8 +164,10 @@ class Said:
 
     @property
     def waited(self) -> float:
-        began = self.this.get("asked_at") or self.request.known.get("began") or time.time()
-        return time.time() - float(began)
+        """Seconds since Nova was asked. What was noted before a clock was set back counts from when that was noticed:
+        the beginning of the attempt is then brought to that moment."""
+        now, times = time.time(), (self.this.get("asked_at"), self.request.known.get("began"))
+        return now - next((float(at) for at in times if at and float(at) <= now + SKEW), now)
 
     def note(self, act: Act, began: float, status: int, out: str, err: str = "") -> None:
         self.commands.append(
@@ -533,7 +536,7 @@ class Control:
         asking, ours = said.this.get("asking"), said.request.known.get("ours") or ()
         if not asking:
             return []
-        me, began = self.nova.who()["user_id"], datetime.fromtimestamp(asking - 5, UTC).isoformat()[:19]
+        me, began = self.nova.who()["user_id"], datetime.fromtimestamp(asking - SKEW, UTC).isoformat()[:19]
         return [
             row["request"]
             for row in rows

@@ -138,6 +138,25 @@ def test_an_instance_that_only_nova_calls_stopped_is_waited_for_and_then_told(ri
     assert (answer.state, answer.error["code"]) == ("refused", "unknown-state")
 
 
+def test_nova_is_not_waited_for_until_a_clock_that_was_set_back_comes_there_again(rig):
+    turn(rig, "active")
+    rig.site.destination.state = "crashed"
+    noticed = time.time() - START_DEADLINE - 1
+    answer = rig.ask("instance_start", known={**JUST_NOW, "began": noticed})
+    assert (answer.state, answer.error["code"]) == ("failed", "not-running")
+
+
+@pytest.mark.parametrize("ahead", [0, 50])
+def test_a_start_whose_answer_was_lost_is_known_again_although_nova_has_another_clock(rig, ahead):
+    turn(rig, "stopped")
+    rig.cloud.loses = {"os-start"}
+    with pytest.raises(Unreachable):
+        rig.ask("instance_start")
+    turn(rig, "active")
+    answer = rig.ask("instance_start", known={"this": {"asking": time.time() + ahead}})
+    assert (answer.state, answer.evidence["already"]) == ("done", False)
+
+
 @pytest.mark.parametrize("verb", ["instance_stop", "instance_start"])
 def test_without_a_word_of_its_libvirt_nothing_is_asked_of_nova(rig, monkeypatch, verb):
     def refuse(args):
