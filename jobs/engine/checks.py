@@ -33,10 +33,6 @@ INFORMS: Final = "informs"
 SKEW: Final = 2.0
 NOT_MAPPED: Final = (65534, 4294967294)  # the kernel's overflow uid, as 32 and as 16 bits of it (user_namespaces(7))
 SERVES_VERSION_3: Final = ("rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")  # rpc.nfsd(8), rpc.statd(8): needs all
-KEEP_LVM_OUT: Final = (
-    " To keep LVM from activating it again, set devices/scan_lvs to 0, or reject the volume by devices/global_filter, "
-    "in /etc/lvm/lvm.conf."
-)
 AIR: Final = 16 << 20  # what the share needs besides the stage: directories, card, the filer's own metadata
 
 
@@ -244,10 +240,7 @@ def _volume_is_the_same(case: Case, volume: Volume) -> Finding:
 @rule("volume is free", BLOCKS, "Nothing has the source volume open.", "volume")
 def _volume_is_free(case: Case, volume: Volume) -> Finding:
     if volume.holders:
-        inner = any("lies inside it" in each for each in volume.holders)
-        return (f"{case.source_path} is in use by {', '.join(volume.holders)}.{KEEP_LVM_OUT if inner else ''}"), list(
-            volume.holders
-        )
+        return f"{case.source_path} is in use by {', '.join(volume.holders)}.", list(volume.holders)
     if volume.open:
         return f"{case.source_path} is open; LVM does not say who has it.", "open"
     return None

@@ -30,7 +30,6 @@ def test_a_sound_case_passes_every_check():
         ("volume is the same", "another volume", {"volume__uuid": "cccccc"}),
         ("volume is the same", "another size", {"volume__size": 513 * MIB}),
         ("volume is free", "in use by qemu (pid 12)", {"volume__holders": ("qemu (pid 12)",), "volume__open": True}),
-        ("volume is free", "devices/global_filter", {"volume__holders": ("the group vg, which lies inside it",)}),
         ("volume is free", "does not say who", {"volume__open": True}),
         ("source instance is off", "is running", {"source__instance_running": Guest("u", "old", "running")}),
         ("volume is readable", "is not active", {"volume__attributes": "-wi-------", "volume__active": False}),

@@ -350,7 +350,8 @@ def test_a_group_that_this_host_activated_inside_a_volume_is_named_with_the_way_
     (said,) = lvm.stacked("253:3")
     assert "the volume group vg-guest, which lies inside it" in said
     assert "(vg-guest/root, vg-guest/swap-1)" in said
-    assert said.endswith(f"vgchange -an --config devices/scan_lvs=1 --select vg_uuid={NAMED}")
+    assert f"vgchange -an --config devices/scan_lvs=1 --select vg_uuid={NAMED}." in said
+    assert "devices/global_filter" in said
 
 
 def test_a_group_in_a_partition_of_the_volume_is_found_too(monkeypatch):

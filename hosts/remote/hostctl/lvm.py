@@ -382,7 +382,9 @@ def _inner_group(uuid: str, names: List[str]) -> str:
     group, volumes = mapped(names[0])[0], ["/".join(mapped(each)) for each in names]
     return (
         "the volume group %s, which lies inside it and which this host activated (%s). Deactivate it: "
-        "vgchange -an --config devices/scan_lvs=1 --select vg_uuid=%s" % (group, ", ".join(volumes), dashed(uuid))
+        "vgchange -an --config devices/scan_lvs=1 --select vg_uuid=%s. So that LVM does not activate it again, set "
+        "devices/scan_lvs to 0, or reject the volume by devices/global_filter, in /etc/lvm/lvm.conf"
+        % (group, ", ".join(volumes), dashed(uuid))
     )
 
 
