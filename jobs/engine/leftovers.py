@@ -224,11 +224,13 @@ def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
 
 # A second name of a base file goes only where the file has another; else the directory stays, for a person to look at.
 SECOND_NAMES: Final = " -maxdepth 1 -name 'base.[0-9]*' -links +1 -delete"
-EMPTIED: Final = (
-    "rm -f -- {folder}/card.json {folder}/README",
-    "find {folder}" + SECOND_NAMES,
-    "rmdir -- {folder}",
-)
+
+
+def emptied(place: str) -> tuple[str, ...]:
+    """Commands that remove a migration's directory on a share once no disk is in it."""
+    return (f"rm -f -- {place}/card.json {place}/README", f"find {place}{SECOND_NAMES}", f"rmdir -- {place}")
+
+
 HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     "lv": (
         ["lvs -o +lv_uuid,lv_tags,lv_device_open,lv_time -- {path}", "lsblk -- {device}"],
@@ -244,13 +246,13 @@ HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     ),
     "mount": (["findmnt -- {path}"], ["umount -- {path}", "rmdir -- {path}"]),
     "export": (["exportfs -s", "cat -- {exports}"], ["rm -f -- {exports}", "exportfs -u {export}", "exportfs -f"]),
-    "stage": (["ls -lin -- {folder}", "cat -- {folder}/card.json"], ["rm -- {path}", *EMPTIED]),
-    "backup": (["ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"], ["rm -- {path}", *EMPTIED]),
-    "directory": (["ls -la -- {path}"], ["rmdir -- {path}"]),
-    "folder": (
-        ["ls -la -- {path}"],
-        ["rm -f -- {path}/card.json {path}/README", "find {path}" + SECOND_NAMES, "rmdir -- {path}"],
+    "stage": (["ls -lin -- {folder}", "cat -- {folder}/card.json"], ["rm -- {path}", *emptied("{folder}")]),
+    "backup": (
+        ["ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"],
+        ["rm -- {path}", *emptied("{folder}")],
     ),
+    "directory": (["ls -la -- {path}"], ["rmdir -- {path}"]),
+    "folder": (["ls -la -- {path}"], emptied("{path}")),
     "unit": (["systemctl status -- {unit}"], ["systemctl stop -- {unit}", "systemctl reset-failed -- {unit}"]),
     "memory": (["ls -l -- {path}"], ["rm -r -- {path} {run}"]),
 }
