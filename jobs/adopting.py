@@ -643,6 +643,11 @@ def is_adopted(job: Job, episode: str) -> bool:
     return Adoption.objects.filter(episode=episode, job=job).exclude(adopted_at=None).exists()
 
 
+def nothing_to_ask(episode: str) -> bool:
+    """Whether there is no hypervisor that could be compared with, and no migration that waits for one."""
+    return not Hypervisor.objects.reachable().exists() and not concerned(episode)
+
+
 def numbers(keys: Iterable[int]) -> str:
     shown: Sequence[str] = [str(each) for each in keys]
     return f"migration {shown[0]}" if len(shown) == 1 else f"migrations {', '.join(shown)}"

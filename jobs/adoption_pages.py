@@ -30,10 +30,12 @@ def adopt(request: HttpRequest) -> HttpResponse:
     rows = Adoption.objects.filter(episode=state.episode if state else "")
     of_migrations = rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination", "by")
     migrations = sorted(map(shown, of_migrations.order_by("job")), key=lambda each: not each["is_down"])
+    compared_at = rows.aggregate(at=Max("compared_at"))["at"]
     values = {
         "state": state,
         "attempt": adopting.last_attempt(state) if state else None,
-        "compared_at": rows.aggregate(at=Max("compared_at"))["at"],
+        "compared_at": compared_at,
+        "nothing_to_ask": adopting.nothing_to_ask(state.episode) if state else False,
         "migrations": migrations,
         "left": sum(each["row"].adopted_at is None for each in migrations),
         "unknown": [shown_unknown(each) for each in adopting.unknown(state.episode)] if state else [],

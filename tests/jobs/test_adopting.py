@@ -622,6 +622,22 @@ def test_the_page_adopts_when_the_password_was_typed_long_ago(behind, client, dr
     assert "jobs.adopting.compare" in drain()
 
 
+def test_without_hypervisors_there_is_nothing_to_compare_and_it_can_be_ended(client, drain, capsys):
+    """Otherwise the page says "Not compared yet" for ever, and has no button that ends read-only mode."""
+    incarnation.check()
+    incarnation.enter_read_only("It was restored from a backup")
+    call_command("adopt")
+    assert "manage.py adopt --finish --as NAME" in capsys.readouterr().out
+    client.force_login(admin())
+    just_typed(client)
+    page = client.get(reverse("adopt")).content.decode()
+    assert "Not compared yet" not in page
+    assert "End read-only mode</button>" in page
+    client.post(reverse("adopt_verb", args=["finish"]))
+    assert "jobs.adopting.finish_wanted" in drain()
+    assert incarnation.read_only() is None
+
+
 def test_the_page_is_for_administrators(behind, client):
     client.force_login(operator())
     assert client.get(reverse("adopt")).status_code == 403
@@ -631,7 +647,9 @@ def test_the_page_is_for_administrators(behind, client):
 def test_the_command_shows_adopts_and_ends_it(behind, monkeypatch, capsys):
     admin()
     call_command("adopt")
-    assert "after adoption on_trial" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "after adoption on_trial" in said
+    assert f"1 left to adopt, one at a time: manage.py adopt --migration {behind.job.pk} --as NAME" in said
     monkeypatch.setattr("builtins.input", lambda question: "no")
     with pytest.raises(CommandError, match="Not confirmed"):
         call_command("adopt", "--migration", "1", "--as", "ada")

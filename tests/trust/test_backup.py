@@ -240,6 +240,8 @@ def test_encrypted_backups_hold_nothing_readable_and_need_the_key(processes, tmp
     assert not (tmp_path / "new").exists()
     status, said = command(processes, "backup", "--output", tmp_path / "b", "--recipient", "age1nonsense")
     assert (status, "is no recipient" in said, (tmp_path / "b").exists()) == (1, True, False)
+    status, said = command(processes, "backup", "--output", tmp_path / "nowhere" / "b")
+    assert (status, f"There is no directory {tmp_path / 'nowhere'}" in said) == (1, True)
 
 
 def test_secrets_of_the_environment_and_other_backups_stay_out_of_it(processes, tmp_path):

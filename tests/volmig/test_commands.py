@@ -58,6 +58,17 @@ def test_admin_makes_people_with_roles(monkeypatch, capsys):
     assert not may(get_user_model().objects.get(), "submit")
 
 
+def test_admin_without_a_terminal_says_how_to_give_the_password(monkeypatch):
+    def ends(prompt):
+        raise EOFError
+
+    monkeypatch.delenv("VOLMIG_ADMIN_PASSWORD", raising=False)
+    monkeypatch.setattr("getpass.getpass", ends)
+    with pytest.raises(CommandError, match="or set VOLMIG_ADMIN_PASSWORD"):
+        call_command("admin", "ann")
+    assert not get_user_model().objects.exists()
+
+
 def test_a_new_password_from_the_command_line_ends_the_sessions(monkeypatch, client, person):
     client.force_login(person("ann", "viewer"))
     client.get("/account/")

@@ -234,7 +234,8 @@ def _recipient(text: str) -> Any:
     try:
         return (pyrage.ssh if text.startswith("ssh-") else pyrage.x25519).Recipient.from_str(text)
     except pyrage.RecipientError as error:
-        raise ValueError(f"{text[:60]!r} is no recipient: it begins with age1 or ssh-ed25519 ({error})") from error
+        said = "is no recipient. Give a public key, of age (age1…) or of SSH (ssh-ed25519 …)"
+        raise ValueError(f"{text[:60]!r} {said}: {error}") from error
 
 
 def identities_of(path: Path) -> list[Any]:

@@ -21,6 +21,9 @@ class Command(BaseCommand):
         name = options["name"]
         try:
             make_person(name, os.environ.get("VOLMIG_ADMIN_PASSWORD") or ask_password(name), options["role"])
+        except EOFError as error:
+            said = "No password was typed. Run it on a terminal, or set VOLMIG_ADMIN_PASSWORD for this one command."
+            raise CommandError(said) from error
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error
         self.stdout.write(f"{name} can log in: {', '.join(options['role']) or 'every role'}.")

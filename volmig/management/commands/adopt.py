@@ -64,6 +64,7 @@ class Command(BaseCommand):
         for row in rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination"):
             self.show_one(row)
         self.show_unknown(state)
+        self.show_next(state)
 
     def show_unknown(self, state: incarnation.State) -> None:
         """What hypervisors know and the database does not; volmig leaves it alone."""
@@ -75,6 +76,17 @@ class Command(BaseCommand):
             for name, said in each.hosts.items():
                 self.stdout.write(f"  {name}: {reported(said)}")
             self.stdout.write(f"  {each.advice}")
+
+    def show_next(self, state: incarnation.State) -> None:
+        """The command that leads on from here, for whoever sees only what is printed."""
+        left = [job.pk for job in adopting.concerned(state.episode) if not adopting.is_adopted(job, state.episode)]
+        if state.is_local:
+            said = "To let this data directory act, if it was moved or added: manage.py adopt --join --as NAME"
+        elif left:
+            said = f"{len(left)} left to adopt, one at a time: manage.py adopt --migration {left[0]} --as NAME"
+        else:
+            said = "No migration is left to adopt. To let volmig act again: manage.py adopt --finish --as NAME"
+        self.stdout.write(f"\n{said}")
 
     def show_one(self, row: Adoption) -> None:
         job: Any = row.job

@@ -29,6 +29,9 @@ class Command(BaseCommand):
             recipients = archive.recipients_of(options["recipient"] or settings.BACKUP_RECIPIENTS)
             ending = ".tar.gz.age" if recipients else ".tar.gz"
             target = options["output"] or Path(f"volmig-backup-{timezone.now():%Y%m%d-%H%M%S}{ending}")
+            folder = target.absolute().parent
+            if not folder.is_dir():
+                raise ValueError(f"There is no directory {folder}. Make it first, with mode 0700.")
             made = make(target.absolute(), recipients, {"hostctl": hostctl.source_hash()})
         except FileExistsError as error:
             raise CommandError(f"{target} exists already. Nothing was written.") from error
