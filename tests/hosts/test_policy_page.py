@@ -43,6 +43,15 @@ def test_the_printed_policy_is_valid_and_allows_what_was_seen_and_no_more(client
         assert network.endswith(("/24", "/64")), network
 
 
+def test_a_policy_that_allows_nothing_because_nothing_was_seen_says_so(client, hypervisor, seen):
+    client.force_login(admin())
+    just_typed(client)
+    assert (
+        b"Do not install this one" in client.post(f"/hosts/{hypervisor('dst', address='192.0.2.2').pk}/policy/").content
+    )
+    assert b"Do not install this one" not in client.post(f"/hosts/{seen.pk}/policy/").content
+
+
 def test_who_was_shown_the_key_is_kept_and_the_key_is_not(client, seen):
     client.force_login(admin())
     just_typed(client)
