@@ -41,7 +41,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
         labels = {"shipped": "hostctl is shipped (root logins only)", "user": "SSH user", "cloud": "Cloud"}
         help_texts = {
             "name": "As people call it; shown everywhere.",
-            "address": "Where SSH listens. NFS traffic uses other addresses, which volmig finds by itself.",
+            "address": "Where SSH listens. NFS traffic uses other addresses, which volmig discovers.",
             "user": "volmig, with the forced command; or root, when hostctl is shipped.",
             "team": "Its members see it, and the migrations over it.",
             "bastion": "A registered hypervisor through which this one is reached.",
