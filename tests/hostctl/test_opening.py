@@ -30,8 +30,8 @@ OWN_FILES = {"install", "launcher", "ownership", "pack", "policy", "start", "sto
 ELSEWHERE = {
     KERNEL: """detached.boot_id detached._running facts.hello facts._is_crypt lvm.counters lvm.openers lvm._has_open
         lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero mounts.mounts mounts._answer
-        filesystem.unmount_patiently filesystem._unlock openers.under openers._is_in
-        qemu_img.moved openers.of_file openers._has_open openers._runs question._ask question._began""",
+        filesystem.unmount_patiently filesystem._unlock openers.under openers._opened
+        qemu_img.moved openers.of_file openers._read openers._runs question._ask question._began""",
     ROOTS: """facts._give facts.image_contents filesystem.check_private leftovers._memories leftovers._listing.listed
         detached.listed nfs._text nfs._record nfs.recorded question.stuck tools._secure virsh.runs""",
     TOP: """facts._space.asked facts.share facts._squashes filesystem.create mounts.is_own_filesystem mounts.is_stale

@@ -120,6 +120,15 @@ def test_a_process_that_ended_since_it_was_listed_has_nothing_open():
     assert not openers._runs(nobody, UUID)
 
 
+def test_a_descriptor_that_is_closed_since_it_was_listed_hides_no_other(monkeypatch, tmp_path):
+    (tmp_path / "disk").touch()
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["999999", *listed(path)])
+    with (tmp_path / "disk").open():
+        assert openers._has_open("self", f"{tmp_path}/disk", f"{tmp_path}/")
+        assert openers._is_in("self", str(tmp_path))
+
+
 def test_a_host_on_which_nothing_was_ever_done_remembers_no_migrations(monkeypatch, tmp_path):
     monkeypatch.setattr(store, "STATE", str(tmp_path / "state"))
     assert (store.forgotten(store.STATE), leftovers._memories(scripted("leftovers", {}))) == ([], [])

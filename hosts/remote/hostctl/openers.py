@@ -26,25 +26,29 @@ def under(place: str) -> List[str]:
 
 
 def _is_in(pid: str, place: str) -> bool:
-    directory = "/proc/%s/fd" % pid
-    try:
-        links = [
-            "/proc/%s/cwd" % pid,
-            "/proc/%s/root" % pid,
-            *("%s/%s" % (directory, fd) for fd in os.listdir(directory)),
-        ]
-        return any((os.readlink(link) + "/").startswith(place + "/") for link in links)
-    except OSError:  # it ended meanwhile
-        return False
+    found = [*_opened(pid), *_read("/proc/%s/cwd" % pid), *_read("/proc/%s/root" % pid)]
+    return any((name + "/").startswith(place + "/") for name in found)
 
 
 def _has_open(pid: str, path: str, folder: str) -> bool:
+    return any(name == path or name.startswith(folder + ".nfs") for name in _opened(pid))
+
+
+def _opened(pid: str) -> List[str]:
+    """What the descriptors of a process lead to; one that it closes meanwhile must not hide the others."""
     directory = "/proc/%s/fd" % pid
     try:
-        names = [os.readlink("%s/%s" % (directory, fd)) for fd in os.listdir(directory)]
+        descriptors = os.listdir(directory)
     except OSError:  # it ended meanwhile
-        return False
-    return any(name == path or name.startswith(folder + ".nfs") for name in names)
+        return []
+    return [name for fd in descriptors for name in _read("%s/%s" % (directory, fd))]
+
+
+def _read(link: str) -> List[str]:
+    try:
+        return [os.readlink(link)]
+    except OSError:
+        return []
 
 
 def _runs(pid: str, guest: str) -> bool:
