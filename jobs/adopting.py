@@ -52,13 +52,20 @@ NOT_READ_ONLY = Sentence("not-read-only", "volmig is not read-only; there is not
 
 
 def compare() -> None:
-    """Task: ask every hypervisor who owns it and what it knows, and those of each migration what they keep of it."""
+    """Task: ask every hypervisor who owns it and what it knows, and those of each migration what they keep of it.
+
+    First those that were never compared, then those that were compared longest ago: where hosts are away, a task's
+    limit may end it before the last one, and the next comparison goes on from there.
+    """
     if (state := incarnation.read_only()) is None:
         return
     for hypervisor, seen in hear_all():
         keep_host(state.episode, hypervisor, seen)
-    for job in concerned(state.episode):
-        compare_one(job, state.episode)
+    rows = Adoption.objects.filter(episode=state.episode).exclude(job=None).order_by("compared_at")
+    order = {pk: number for number, pk in enumerate(rows.values_list("job", flat=True), 1)}
+    for job in sorted(concerned(state.episode), key=lambda each: order.get(each.pk, 0)):
+        if not is_adopted(job, state.episode):
+            compare_one(job, state.episode)
 
 
 def hear_all() -> list[tuple[Hypervisor, dict[str, Any]]]:

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from contextlib import contextmanager, suppress
+from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -18,7 +19,7 @@ from hosts.remote.hostctl import byhand
 from jobs import adopting, tick
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
-from tests.factories import admin, approver, asked, in_cloud, operator
+from tests.factories import a_job, admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import outside_the_database
 from tests.trust.test_restore_matrix import Wire, live_to
@@ -100,6 +101,30 @@ def test_what_is_not_as_it_was_shown_is_not_adopted(behind):
     with pytest.raises(Refused, match="something else by now"):
         adopting.adopt(Adoption.objects.get(pk=row.pk))
     assert Job.objects.get(pk=behind.job.pk).status != "on_trial"
+
+
+def test_a_comparison_that_a_limit_ended_goes_on_from_there(db, monkeypatch):
+    jobs = [a_job("preparing", instance_id=str(uuid4()), lv_uuid=str(number)) for number in range(3)]
+    state, done = incarnation.enter_read_only("dst: another session acted there"), []
+
+    def limited(job, episode):
+        if done == [jobs[0].pk]:
+            done.append("ended")
+            raise SystemExit("took too long")
+        done.append(job.pk)
+        adopting.keep(episode, job, {})
+
+    monkeypatch.setattr(adopting, "compare_one", limited)
+    monkeypatch.setattr(adopting, "hear_all", list)
+    with pytest.raises(SystemExit):
+        adopting.compare()
+    adopting.compare()
+    first, second, third = (job.pk for job in jobs)
+    assert done == [first, "ended", second, third, first]
+    Adoption.objects.filter(episode=state.episode, job=first).update(adopted_at=timezone.now())
+    done.clear()
+    adopting.compare()
+    assert done == [second, third]
 
 
 def test_only_administrators_adopt(behind):
