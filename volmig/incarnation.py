@@ -298,9 +298,16 @@ def _kept_in_directory() -> State | None:
         kept = _read(READ_ONLY) or {}  # what cannot be read is no reason to act
     except PermissionError:
         kept = {}
-    since = dt.datetime.fromisoformat(kept["since"]) if kept.get("since") else timezone.now()
     reason = str(kept.get("reason") or f"{settings.DATA / READ_ONLY} cannot be read.")
-    return State(str(kept.get("code") or "unreadable"), reason, since, str(kept.get("episode") or ""))
+    return State(str(kept.get("code") or "unreadable"), reason, _since(kept), str(kept.get("episode") or ""))
+
+
+def _since(kept: Mapping[str, Any]) -> dt.datetime:
+    try:
+        since = dt.datetime.fromisoformat(str(kept.get("since")))
+    except ValueError:
+        return timezone.now()
+    return since if since.tzinfo else since.replace(tzinfo=dt.UTC)
 
 
 def _document(state: State) -> dict[str, str]:

@@ -108,6 +108,22 @@ def test_a_unit_that_begins_while_another_session_takes_over_does_not_lower_the_
     assert desk.store(job).fenced() == {"fence": 2, "session": SECOND, "claim": 9}
 
 
+def test_of_two_sessions_that_fence_an_unknown_migration_at_once_the_higher_fence_stays(desk, job, monkeypatch):
+    exists = Store.exists
+
+    def fenced_just_then(store):
+        found = exists(store)
+        with monkeypatch.context() as once:
+            once.setattr(Store, "exists", exists)
+            assert ask(desk, "fence", SECOND, 9, job=job, fence=3, after=FIRST)["state"] == "done"
+        return found
+
+    with monkeypatch.context() as racing:
+        racing.setattr(Store, "exists", fenced_just_then)
+        assert ask(desk, "fence", FIRST, 4, job=job, fence=2)["error"]["code"] == "stale-fence"
+    assert desk.store(job).fence() == 3
+
+
 def test_after_an_adoption_a_session_may_count_on_from_what_its_database_knows(desk, job, counted):
     ask(desk, "lv_create", FIRST, 9, job=job)
     assert ask(desk, "own", FIRST, 3, job="", step="")["state"] == "done"

@@ -121,6 +121,13 @@ def test_an_unreadable_file_is_no_reason_to_act(began):
     assert code() == "unreadable"
 
 
+@pytest.mark.parametrize("since", ["yesterday", "2026-11-30T08:00:00", None, 5])
+def test_a_file_with_a_damaged_time_still_says_why(began, since):
+    (began / "read_only").write_text(json.dumps({"code": "restored", "reason": "It was restored.", "since": since}))
+    found = incarnation.read_only()
+    assert (found.code, found.reason, found.since.tzinfo is None) == ("restored", "It was restored.", False)
+
+
 # Read-only mode
 
 

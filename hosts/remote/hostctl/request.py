@@ -403,14 +403,22 @@ class Desk:
         if not self._admit(kept, request):
             return answer("busy")
         if not kept.exists():
-            kept.bury(request.fence, request.session, request.claim)
-            return answer("done", {"fence": request.fence, "running": []})
+            return self._bury(kept, request)
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
             kept.raise_fence(request.fence, request.session, request.claim)
             running = self._running(kept)
         return answer("busy" if running else "done", {"fence": request.fence, "running": running})
+
+    def _bury(self, kept: Store, request: Request) -> Dict[str, Any]:
+        """Note the fence of a job without a directory here, unless another owner noted a higher one just now."""
+        with self.ownership().locked(LOCK_WITHIN) as free:
+            if not free:
+                return answer("busy")
+            kept.check_fence(request.fence, request.session)
+            kept.bury(request.fence, request.session, request.claim)
+        return answer("done", {"fence": request.fence, "running": []})
 
     def _admit(self, kept: Store, request: Request) -> bool:
         """Refuse, with nothing changed, whoever owns neither this host nor the job; False when others are busy here.
