@@ -11,13 +11,17 @@ DOCUMENT = ROOT / "docs/failure-modes.md"
 # The numbers that the catalogue has; it leaves gaps between its parts.
 NUMBERS = [*range(1, 15), *range(20, 32), *range(40, 48), *range(50, 62), *range(70, 86), *range(90, 103)]
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-NO_TEST = ("Cannot apply: ", "Left for later: ")
+NO_TEST = "Cannot apply: "
 
 
 def rows():
     """Number and last cell of each row, in order."""
     found = re.findall(r"^\| F(\d+) \| [^|]+ \| ([^|]+) \|$", DOCUMENT.read_text(), re.M)
     return [(int(number), cell) for number, cell in found]
+
+
+def test_nothing_is_put_off():
+    assert not re.search("left for later|to be done|not yet tested", DOCUMENT.read_text(), re.I)
 
 
 def test_every_number_of_the_catalogue_is_there_once():

@@ -192,7 +192,7 @@ def _why_unread(mountpoint: str) -> str:
     except OSError as error:
         return " (%s)" % reason(error)
     except Refused as stop:
-        return " (%s)" % stop.found
+        return " (%s)" % stop.code
 
 
 def check_target(args: Args, job: str) -> None:
