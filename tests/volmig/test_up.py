@@ -42,7 +42,7 @@ def family(pid):
     return found
 
 
-def until(condition, seconds=40):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():
@@ -246,7 +246,7 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen, so that nobody waits for its answer
         running = up("web", port=taken.getsockname()[1])
-        assert running.process.wait(40) == 1
+        assert running.process.wait(120) == 1
     told = running.log.read_text()
     assert "ended at once" in told
     assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on

@@ -37,6 +37,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
 LOOK_SECONDS = 5
+START_SECONDS = 20  # a part that ends within them was never able to start; a busy machine needs several to import all
 # Seconds without a task taken or ended while one waits. Ticks are short, and a due migration queues one every few
 # seconds; in the background all workers may be busy with slow hosts for as long as a task may last.
 STUCK_SECONDS = {"workers": 30, "background": settings.TASK_SECONDS + 30}
@@ -134,8 +135,8 @@ class Child:
         self.kill()
         if self.cluster:
             give_back(self.cluster)
-        killed = status < 0  # by somebody else's hand, so it was able to start
-        if lasted < 5 and self.pause == 1 and not killed:
+        killed = status < 0  # from outside, so it was able to start
+        if lasted < START_SECONDS and self.pause == 1 and not killed:
             raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
         self.pause = 1.5 if lasted > 60 else min(30, self.pause * 2)
         self.due = time.monotonic() + self.pause
