@@ -50,7 +50,7 @@ def shown(row: Adoption) -> dict[str, Any]:
     return {
         "row": row,
         "job": job,
-        "hosts": [reported(adopting.label(job, on), on, said) for on, said in row.seen.items()],
+        "hosts": [reported(adopting.name_of(job, on), on, said) for on, said in row.seen.items()],
         "becomes": row.status.replace("_", " ").capitalize(),
         "is_down": row.adopted_at is None and row.status in MAY_BE_DOWN,
         "may_be_adopted": not (row.adopted_at or row.trouble or row.wanted_at),

@@ -347,7 +347,7 @@ def test_what_nova_shows_stands_beside_what_hosts_report(in_nova, client):
     assert (row.status, row.trouble) == ("on_trial", "")
     client.force_login(admin())
     page = client.get(reverse("adopt")).content.decode()
-    assert "Nova: active on dst, locked by this migration. 3 steps that the database lacks" in page
+    assert "Active on dst, locked by this migration. 3 steps that the database lacks" in page
 
 
 def test_while_nova_is_at_work_on_the_instance_nothing_is_decided(in_nova, nova_of_machines):
