@@ -14,7 +14,7 @@ CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,job
 PROCESSES := tests/lab_tests/test_killed_processes.py
 TOLD = 2>&1 | sed -u 's/^/$@ | /'
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
+.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,13 +26,18 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	@echo "Three groups of tests side by side, half an hour on two processors:"
-	@$(MAKE) --no-print-directory -j3 --keep-going test-unit test-pages test-hosts
+	@echo "Two groups of tests side by side, half an hour on two processors:"
+	@$(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts
 
 # In each group what comes later runs although something before it failed: whoever mends it wants to know all at once.
-test-unit:
+# This group leaves the processors to the other one's guests, which are slow while they wait for one.
+test-pages:
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD)
+	@failed=0; \
+	  nice $(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD) || failed=1; \
+	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD) || failed=1; \
+	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD) || failed=1; \
+	  exit $$failed
 	@$(MAKE) --no-print-directory covered $(TOLD)
 
 # By the tests without lab and browser; of the core, what is not covered is listed.
@@ -43,18 +48,13 @@ covered:
 	@echo "Lines and branches covered, of the whole project:"
 	@$(BIN)/coverage report --fail-under=90 | grep -E '^TOTAL|failure'
 
-test-pages:
-	@failed=0; \
-	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD) || failed=1; \
-	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD) || failed=1; \
-	  VOLMIG_LAB_NAME=lab-of-pages $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD) || failed=1; \
-	  exit $$failed
-
-# Nova first, so that the other group, which comes to it late, does not wait for it; on the same lab.
+# Nova first, so that the other group, which comes to it late, does not wait for it. One lab for all: two at once take
+# twice as long.
 test-hosts: export VOLMIG_LAB_KEEP = 1
 test-hosts:
 	@trap '$(BIN)/python -m tests.lab down' EXIT; failed=0; \
 	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(TOLD) || failed=1; \
+	  $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD) || failed=1; \
 	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(TOLD) || failed=1; \
 	  exit $$failed
 
