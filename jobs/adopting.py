@@ -331,16 +331,22 @@ def is_ended(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def want(row: Adoption, by: Any, shown: str) -> None:
     """A person confirms one migration as it was shown; a worker takes it over. Raises Refused."""
+    confirm(row, by, shown)
+    Adoption.objects.filter(pk=row.pk, adopted_at=None).update(wanted_at=timezone.now())
+    later("jobs.adopting.adopt_wanted", row.pk)
+
+
+def confirm(row: Adoption, by: Any, shown: str) -> None:
+    """A person decides to take one migration over as it was shown; who does it comes next. Raises Refused."""
     may_adopt(by)
     if row.trouble or row.job is None:
         raise Refused(Sentence("cannot-adopt", row.trouble or "This is no migration."))
     if shown != row.digest:
         raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now. Compare again."))
     sealing.seal_adoption(row)
-    Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by, wanted_at=timezone.now())
+    Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by)
     data = {"digest": shown, "seals": sorted(row.seals)}
     Event.append("adoption.confirm", actor=by, job=row.job.pk, object=str(row.job), data=data)
-    later("jobs.adopting.adopt_wanted", row.pk)
 
 
 def adopt_wanted(pk: int) -> None:
@@ -527,6 +533,13 @@ def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
 
 def want_host(hypervisor: Hypervisor, by: Any, typed: str) -> None:
     """A person takes over a hypervisor of another volmig, by typing its name; a worker does it. Raises Refused."""
+    row = confirm_host(hypervisor, by, typed)
+    Adoption.objects.filter(pk=row.pk).update(wanted_at=timezone.now())
+    later("jobs.adopting.own_wanted", row.pk)
+
+
+def confirm_host(hypervisor: Hypervisor, by: Any, typed: str) -> Adoption:
+    """The row of a hypervisor that a person decides to take over by typing its name. Raises Refused."""
     state = may_adopt(by)
     if typed.strip() != hypervisor.name:
         raise Refused(Sentence("name-differs", f"Type the name of the hypervisor, {hypervisor.name}, to take it over."))
@@ -534,8 +547,8 @@ def want_host(hypervisor: Hypervisor, by: Any, typed: str) -> None:
     if row is None:
         raise Refused(Sentence("not-compared", "Compare with the hosts first."))
     Event.append("adoption.host", actor=by, object=hypervisor.name)
-    Adoption.objects.filter(pk=row.pk).update(by=by, wanted_at=timezone.now())
-    later("jobs.adopting.own_wanted", row.pk)
+    Adoption.objects.filter(pk=row.pk).update(by=by)
+    return row
 
 
 def own_wanted(pk: int) -> None:
@@ -545,14 +558,19 @@ def own_wanted(pk: int) -> None:
     if row is None or row.hypervisor is None or state is None or state.episode != row.episode:
         return  # what another episode showed this person is no reason to take it over now
     try:
-        own(row.hypervisor, instead=True)
+        take_host(row, row.hypervisor)
     except (Refused, HostError) as refused:
         Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=str(refused))
         return
     except (Exception, SystemExit) as error:  # SystemExit: a task's limit
         Adoption.objects.filter(pk=pk).update(wanted_at=None, trouble=internal(error, "Try again."))
         raise
-    Adoption.objects.filter(pk=pk).update(adopted_at=timezone.now(), words="", trouble="")
+
+
+def take_host(row: Adoption, hypervisor: Hypervisor) -> None:
+    """Own the hypervisor of this row in place of another volmig. Raises Refused and HostError."""
+    own(hypervisor, instead=True)
+    Adoption.objects.filter(pk=row.pk).update(adopted_at=timezone.now(), words="", trouble="")
 
 
 def may_adopt(by: Any) -> incarnation.State:

@@ -64,6 +64,18 @@ def test_whether_nfs_version_3_is_served_is_asked_of_the_kernel_first(monkeypatc
     assert found == why.replace("/proc/fs/nfsd/versions", str(tmp_path / "versions"))
 
 
+def test_of_a_server_that_was_stopped_its_configuration_decides(tmp_path, monkeypatch):
+    (tmp_path / "versions").write_text("+3 +4 +4.1 +4.2\n")
+    (tmp_path / "threads").write_text("0\n")
+    monkeypatch.setattr(nfs, "VERSIONS", str(tmp_path / "versions"))
+    monkeypatch.setattr(nfs, "THREADS", str(tmp_path / "threads"))
+    monkeypatch.setattr(nfs, "find", lambda program: f"/usr/sbin/{program}")
+    configured = {"nfsconf": Output(0, "n\n")}
+    assert nfs.version_3(scripted("relay_facts", configured)) == "vers3=n in nfs.conf"
+    (tmp_path / "threads").write_text("8\n")
+    assert nfs.version_3(scripted("relay_facts", configured)) == "", "it runs, and serves version 3"
+
+
 def test_a_server_that_does_not_run_has_no_versions_to_say(monkeypatch):
     monkeypatch.setattr(nfs, "VERSIONS", "/nowhere")
     monkeypatch.setattr(nfs, "find", lambda program: "")

@@ -25,6 +25,7 @@ from tests.outside import outside_the_database
 from tests.trust.test_restore_matrix import Wire, live_to
 from tests.typed import just_typed
 from volmig import incarnation
+from volmig.models import QueuedTask
 from volmig.record.models import Event
 
 from .lives import LONG_AGO
@@ -680,6 +681,7 @@ def test_the_command_shows_adopts_and_ends_it(behind, monkeypatch, capsys):
         call_command("adopt", "--migration", "1", "--as", "ada")
     monkeypatch.setattr("builtins.input", lambda question: str(behind.job.pk))
     call_command("adopt", "--migration", str(behind.job.pk), "--as", "ada")
+    assert not QueuedTask.objects.filter(name="jobs.adopting.adopt_wanted").exists(), "a worker would do it beside it"
     call_command("adopt", "--finish", "--as", "ada")
     assert incarnation.read_only() is None
 

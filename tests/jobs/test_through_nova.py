@@ -329,6 +329,7 @@ def test_a_worker_that_dies_after_asking_leaves_nothing_that_the_next_does_not_u
     approval.approve(approver(), approval.digest, "as agreed")
     with pytest.raises(SystemExit):
         nova_drive.go(job)
+    Job.objects.filter(pk=job.pk).update(lease_until="2000-01-01T00:00Z")  # the lease of a dead worker runs out
     nova_drive.go(job)
     assert died
     assert (job.status, world(cloud, site)) == ("on_trial", NEW), job.halt_reason

@@ -89,7 +89,7 @@ def test_the_jobs_page_says_until_when_the_disk_is_kept_and_what_rehearsals_foun
     other = scenes.job(dana, "done")
     scenes.kept(other, -2, "differs")
     page = text(browser_of(dana).get(f"/migrations/{other.pk}/"))
-    assert "Nothing is deleted by itself" in page
+    assert "Nothing is deleted automatically" in page
     assert "its mtime ns is 5, recorded 4" in page
     assert scenes.HOSTILE not in page
     Rehearsal.objects.create(job=done, number=1, by=dana)

@@ -20,6 +20,7 @@ OWN_FILE = re.compile(r"volmig-[0-9a-f]{32}\.exports\Z")
 MOUNT_OPTIONS = "vers=3,proto=tcp,hard,timeo=600,retrans=2,nosuid,nodev,noexec"
 PROBE_BYTES = 8 << 20
 VERSIONS = "/proc/fs/nfsd/versions"
+THREADS = "/proc/fs/nfsd/threads"
 EXPORTS = "/etc/exports.d"  # exportfs(8): every file there whose name ends in .exports is read, but hidden ones
 
 
@@ -204,8 +205,11 @@ def _down(work: Work) -> List[str]:
 
 
 def version_3(work: Work) -> str:
-    """Why this host's NFS server does not serve version 3, or empty: nfs.conf(5) vers3, /proc/fs/nfsd/versions."""
-    running = _text(VERSIONS)
+    """Why this host's NFS server does not serve version 3, or empty: nfs.conf(5) vers3, /proc/fs/nfsd/versions.
+
+    Of a server that was stopped the kernel still says what it served; how it starts, its configuration says.
+    """
+    running = "" if _text(THREADS).strip() == "0" else _text(VERSIONS)
     if "-3" in running.split():
         return "%s says %s" % (VERSIONS, running.strip())
     if "+3" in running.split() or not find("nfsconf"):

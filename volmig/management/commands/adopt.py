@@ -102,7 +102,7 @@ class Command(BaseCommand):
             raise CommandError("Compare first: manage.py adopt.")
         self.show_one(row)
         self.typed(str(number), "Take this migration over?")
-        adopting.want(row, by, row.digest)
+        adopting.confirm(row, by, row.digest)  # and no worker: two that adopt at once shut each other out
         row.refresh_from_db()
         adopting.adopt(row)
         self.stdout.write(f"Migration {number} is adopted: {row.words}")
@@ -112,8 +112,7 @@ class Command(BaseCommand):
         if hypervisor is None:
             raise CommandError(f"There is no hypervisor {name} that volmig may call.")
         self.typed(name, f"Take {name} over from whoever owns it?")
-        adopting.want_host(hypervisor, by, name)
-        adopting.own(hypervisor, instead=True)
+        adopting.take_host(adopting.confirm_host(hypervisor, by, name), hypervisor)
         self.stdout.write(f"{name} belongs to this volmig.")
 
     def join(self, state: incarnation.State, options: dict[str, Any]) -> None:
