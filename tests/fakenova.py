@@ -160,7 +160,7 @@ class Cloud:
                 row = next(row for row in server.actions if row["action"] in ("stop", "start"))
                 self.carry_out(server, row["action"], row)
 
-    def somebody(self, what: str, user: str = SOMEBODY, **changes: Any) -> None:
+    def user_does(self, what: str, user: str = SOMEBODY, **changes: Any) -> None:
         """Somebody else has Nova do this to the instance, at once."""
         self.record(self.server, what, user)
         for name, value in changes.items():

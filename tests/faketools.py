@@ -225,7 +225,9 @@ def exportfs(machine, words: Words) -> str:
     if words[0] == "-r":
         lines = [path.read_text().split() for path in (machine.root / "etc/exports.d").glob("[!.]*.exports")]
         listed = {path: rest.rstrip(")").partition("(") for path, rest in lines}
-        machine.etab = {path: (client, shown_options(told.split(","))) for path, (client, _, told) in listed.items()}
+        machine.etab = {
+            path: (client, shown_options(options.split(","))) for path, (client, _, options) in listed.items()
+        }
         return ""
     client, _, path = words[-1].partition(":")
     if words[0] == "-u":

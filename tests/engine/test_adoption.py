@@ -42,7 +42,7 @@ CASES = {
         Instance(acts=(LOCK, STOP, START, ("unlock", "req-5"))),
         ["lock do", "stop do", "stop undo", "lock undo"],
     ),
-    "released by somebody else, with the old disk back": (
+    "released by another user, with the old disk back": (
         [SWAP, BACK], Instance(off=True, acts=(LOCK, STOP)), ["lock do", "stop do"],
     ),
 }  # fmt: skip

@@ -42,7 +42,7 @@ def shares_asked(request, monkeypatch):
         monkeypatch.setattr(mounts, "apart", lambda asked, seconds: {name: ask() for name, ask in asked.items()})
 
 
-def told(**answers):
+def report(**answers):
     work = scripted("leftovers", {"lvs": lvs(), "exportfs": Output(0), "systemctl": Output(0), **answers})
     found = work.run(work)
     assert (work.acted, work.touched) == ([], False), "it only asks"
@@ -66,14 +66,14 @@ def a_share(tmp_path, rows, **disks):
 
 
 def test_a_host_without_anything_of_volmig_tells_of_nothing(host):
-    found = told()
+    found = report()
     assert (found["things"], found["missed"], found["more"], found["shares"]) == ([], [], 0, [])
 
 
 def test_volumes_are_told_by_their_tags_with_their_uuid(host):
     source = dict(OURS, lv_name="disk", lv_uuid="S", lv_tags=f"volmig,volmig.src={JOB}")
     untagged = dict(OURS, lv_name="volmig_0f8fad5bd9cb", lv_uuid="U", lv_tags="")
-    found = told(lvs=lvs(OURS, source, untagged))
+    found = report(lvs=lvs(OURS, source, untagged))
     assert seen(found) == {
         ("lv", "vg/lv", JOB, OURS["lv_uuid"]),
         ("fence", "vg/disk", JOB, "S"),
@@ -82,7 +82,7 @@ def test_volumes_are_told_by_their_tags_with_their_uuid(host):
 
 
 def test_a_tag_that_only_looks_like_ours_names_no_job(host):
-    found = told(lvs=lvs(dict(OURS, lv_tags=f"volmig,volmig.job={JOB}x,volmig.job=../..,xvolmig.src={JOB}")))
+    found = report(lvs=lvs(dict(OURS, lv_tags=f"volmig,volmig.job={JOB}x,volmig.job=../..,xvolmig.src={JOB}")))
     assert [each["job"] for each in found["things"]] == [""]
 
 
@@ -90,15 +90,15 @@ def test_an_export_that_is_in_a_file_only_is_told_too(host, tmp_path, monkeypatc
     monkeypatch.setattr(nfs, "EXPORTS", str(tmp_path))
     (tmp_path / f"volmig-{HEX}.exports").write_text(f"{RELAY} 10.0.0.1(rw,sync)\n")
     (tmp_path / "site.exports").write_text("/home *(ro)\n")
-    assert seen(told()) == {("export", RELAY, JOB, "10.0.0.1")}
-    assert seen(told(exportfs=Output(0, EXPORT % (RELAY, JOB)))) == {("export", RELAY, JOB, "10.0.0.1")}, "once"
+    assert seen(report()) == {("export", RELAY, JOB, "10.0.0.1")}
+    assert seen(report(exportfs=Output(0, EXPORT % (RELAY, JOB)))) == {("export", RELAY, JOB, "10.0.0.1")}, "once"
 
 
 def test_mounts_exports_and_units_are_told_and_those_of_others_are_not(host):
     host.append(Mount("254:0", "/", RELAY, "ext4", "/dev/mapper/vg-lv", "rw"))
     host.append(Mount("0:44", "/", THERE, "nfs", "10.0.0.2:" + RELAY, "rw,hard"))
     host.append(Mount("0:45", "/", "/srv/other", "ext4", "/dev/sdb", "rw"))
-    found = told(
+    found = report(
         blkid=Output(0, f"UUID={JOB}\nTYPE=ext4\n"),
         exportfs=Output(0, EXPORT % (RELAY, JOB) + EXPORT % ("/srv/other", JOB)),
         systemctl=Output(0, UNITS),
@@ -115,7 +115,7 @@ def test_mounts_exports_and_units_are_told_and_those_of_others_are_not(host):
 def test_what_a_host_remembers_is_told_by_the_names_of_jobs_alone(host, tmp_path):
     for name in (JOB, "bin", f"{JOB}x"):
         (tmp_path / "state" / name).mkdir(parents=True)
-    found = told()
+    found = report()
     assert [(each["kind"], each["job"]) for each in found["things"]] == [("memory", JOB)]
 
 
@@ -123,7 +123,7 @@ def test_what_a_host_remembers_is_told_by_the_names_of_jobs_alone(host, tmp_path
 def test_disks_on_a_share_are_told_by_inode_with_the_space_that_they_hold(host, tmp_path):
     place = a_share(tmp_path, host, disk_new="a" * 5000, disk_old="b")
     (place / "card.json").write_text("{}")
-    found = told()
+    found = report()
     new, old = os.stat(place / "disk.new"), os.stat(place / "disk.old")
     assert seen(found) == {
         ("stage", f".volmig/{JOB}/disk.new", JOB, str(new.st_ino)),
@@ -141,16 +141,16 @@ def test_disks_on_a_share_are_told_by_inode_with_the_space_that_they_hold(host, 
 @pytest.mark.usefixtures("shares_asked")
 def test_a_directory_without_a_disk_is_told_as_one(host, tmp_path):
     place = a_share(tmp_path, host)
-    assert seen(told()) == {("directory", f".volmig/{JOB}", JOB, str(os.stat(place).st_ino))}
+    assert seen(report()) == {("directory", f".volmig/{JOB}", JOB, str(os.stat(place).st_ino))}
 
 
 @pytest.mark.usefixtures("shares_asked")
 def test_a_link_that_is_called_like_a_disk_is_not_followed_and_has_no_identity(host, tmp_path):
     place, outside = a_share(tmp_path, host), tmp_path / "outside"
-    outside.write_text("somebody's")
+    outside.write_text("not ours")
     (place / "disk.old").symlink_to(outside)
     (place.parent / OTHER).symlink_to(tmp_path)
-    assert seen(told()) == {
+    assert seen(report()) == {
         ("backup", f".volmig/{JOB}/disk.old", JOB, ""),
         ("directory", f".volmig/{OTHER}", OTHER, ""),
     }
@@ -163,7 +163,7 @@ def test_names_that_somebody_chose_to_confuse_come_as_printable_ascii(host, tmp_
         (place / name).write_text("")
         (place.parent / name).mkdir()
     host.append(Mount("0:44", "/", THERE, "nfs", "10.0.0.2:/srv/\x1b[2J\udc80", "rw,hard"))
-    found = told()
+    found = report()
     assert {each["kind"] for each in found["things"]} == {"directory", "mount"}
     assert all(each[name].isprintable() for each in found["things"] for name in ("name", "identity", "path"))
 
@@ -180,7 +180,7 @@ def test_a_dead_share_is_left_behind_in_time_and_the_others_are_told(host, tmp_p
         "_listing_of_share",
         lambda target: (lambda: time.sleep(60)) if target == str(dead) else listing(target),
     )
-    found = told()
+    found = report()
     assert {each["source"]: each["answered"] for each in found["shares"]} == {"filer:/vol": True, "gone:/vol": False}
     assert [each["path"] for each in found["things"]] == [str(place / "disk.new")]
 
@@ -193,7 +193,7 @@ def test_no_path_below_a_mount_of_ours_is_touched(host, monkeypatch, tmp_path):
 
     monkeypatch.setattr(leftovers, "open_directory", touched)
     monkeypatch.setattr(leftovers.os, "stat", touched)
-    assert [each["kind"] for each in told()["things"]] == ["mount"]
+    assert [each["kind"] for each in report()["things"]] == ["mount"]
 
 
 def test_mount_points_are_told_unless_something_is_mounted_on_them(monkeypatch, tmp_path):
@@ -209,7 +209,7 @@ def test_mount_points_are_told_unless_something_is_mounted_on_them(monkeypatch, 
 
 
 def test_what_cannot_be_listed_is_named_and_the_rest_is_told(host):
-    found = told(
+    found = report(
         lvs=Output(5, "", "lvs: no such device"), systemctl=Output(1), exportfs=Output(0, EXPORT % (RELAY, JOB))
     )
     assert found["missed"] == ["lv", "fence", "unit"]
@@ -219,7 +219,7 @@ def test_what_cannot_be_listed_is_named_and_the_rest_is_told(host):
 def test_an_answer_is_capped_and_says_how_much_more_there_is(host, monkeypatch):
     monkeypatch.setattr(leftovers, "CAP", 3)
     rows = [dict(OURS, lv_name=f"lv{number}", lv_uuid=str(number)) for number in range(5)]
-    found = told(lvs=lvs(*rows))
+    found = report(lvs=lvs(*rows))
     assert (len(found["things"]), found["more"]) == (3, 2)
 
 
@@ -245,7 +245,7 @@ def test_unstage_refuses_another_inode_than_the_one_it_is_told(tmp_path, monkeyp
     target = tmp_path / "instances"
     place = target / ".volmig" / JOB
     place.mkdir(parents=True)
-    (place / "disk.new").write_text("somebody's")
+    (place / "disk.new").write_text("not ours")
     inode = os.stat(place / "disk.new").st_ino
     args = check_args("unstage", {"instances": str(target), "expect_inode": inode + 1}, JOB)
     work = Work(args, JOB, VERBS["unstage"].acts)

@@ -42,7 +42,7 @@ def a_device(path):
 
 
 def a_second_name(path):
-    path.with_name("other").write_text("somebody's")
+    path.with_name("other").write_text("not ours")
     path.hardlink_to(path.with_name("other"))
 
 

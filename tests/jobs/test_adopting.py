@@ -41,13 +41,19 @@ def known_to_hosts_alone(monkeypatch):
     monkeypatch.setattr(incarnation, "SESSION", secrets.token_hex(16))
 
 
-@pytest.fixture
-def behind(real_life, machines, monkeypatch):
-    """A migration on trial, whose database and data directory are those from before its approval."""
+def awaiting_approval(real_life):
+    """A migration that began under this volmig and whose copy is staged."""
     incarnation.check()
     life = real_life("done")
     life.submit()
     life.live("awaiting_approval")
+    return life
+
+
+@pytest.fixture
+def behind(real_life, machines, monkeypatch):
+    """A migration on trial, whose database and data directory are those from before its approval."""
+    life = awaiting_approval(real_life)
     with known_to_hosts_alone(monkeypatch):
         life.live("on_trial")
     life.job.refresh_from_db()
@@ -275,10 +281,7 @@ def test_an_undo_of_which_no_host_has_heard_keeps_its_reason(reserving):
 @pytest.fixture
 def swapped(real_life, machines, monkeypatch):
     """A migration whose disks are exchanged, with its instance shut off; its database knows of no approval."""
-    incarnation.check()
-    life = real_life("done")
-    life.submit()
-    life.live("awaiting_approval")
+    life = awaiting_approval(real_life)
     with known_to_hosts_alone(monkeypatch):
         assert live_to(life, ("after", "swap", "do"), monkeypatch)
     life.job.refresh_from_db()
@@ -364,7 +367,7 @@ def test_while_nova_is_at_work_on_the_instance_nothing_is_decided(in_nova, nova_
 
 def test_what_nova_did_after_the_comparison_has_to_be_seen_first(in_nova, nova_of_machines):
     row = compared(in_nova(AFTER_START))
-    nova_of_machines.somebody("stop", vm_state="stopped")
+    nova_of_machines.user_does("stop", vm_state="stopped")
     adopting.want(row, admin(), row.digest)
     with pytest.raises(Refused, match="something else by now"):
         adopting.adopt(Adoption.objects.get(pk=row.pk))
@@ -378,7 +381,7 @@ def test_a_nova_that_does_not_answer_has_to_answer_first(in_nova, nova_of_machin
 
 def test_a_guest_that_its_user_shut_down_on_the_new_disk_does_not_lose_what_it_wrote(in_nova, nova_of_machines):
     job = in_nova(AFTER_START)
-    nova_of_machines.somebody("stop", vm_state="stopped")
+    nova_of_machines.user_does("stop", vm_state="stopped")
     row = compared(job)
     assert (row.status, [run["step"] for run in row.seen["instance"]["runs"]]) == (
         "on_trial",
@@ -388,7 +391,7 @@ def test_a_guest_that_its_user_shut_down_on_the_new_disk_does_not_lose_what_it_w
 
 def test_a_shutdown_by_its_user_is_not_taken_for_a_rollback(in_nova, nova_of_machines):
     job = in_nova(("status", "done"), was=("status", "on_trial"))
-    nova_of_machines.somebody("stop", vm_state="stopped")
+    nova_of_machines.user_does("stop", vm_state="stopped")
     row = compared(job)
     assert (row.status, row.seen["instance"]["runs"]) == ("on_trial", [])
     adopt(job)
@@ -493,8 +496,11 @@ def test_a_destination_whose_record_cannot_be_read_is_no_reason_to_call_the_disk
     uuid = lacking(("after", "swap", "do"))
     adopting.compare()
     row = Adoption.objects.get(hypervisor__name="dst")
-    for told in ({"silent": "it is no JSON object", "runs": []}, None):  # damaged there; beyond the most that are read
-        row.seen["unknown"] = {uuid: told} if told else {}
+    for reported in (
+        {"silent": "it is no JSON object", "runs": []},
+        None,
+    ):  # damaged there; beyond the most that are read
+        row.seen["unknown"] = {uuid: reported} if reported else {}
         row.save()
         (found,) = adopting.unknown(incarnation.read_only().episode)
         assert found.advice.startswith("Not known yet: dst has not said what it did")

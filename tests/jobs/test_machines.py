@@ -65,7 +65,7 @@ def test_a_copy_is_stopped_and_taken_back_although_systemd_says_nothing_of_it(re
 
 
 class Withdraws(NoFault):
-    """Somebody withdraws what the relay exports, amid each of so many passes."""
+    """An administrator withdraws what the relay exports during each of so many passes."""
 
     def __init__(self, relay, verb, times, and_then=lambda: None):
         self.relay, self.verb, self.left, self.and_then = relay, verb, times, and_then
@@ -79,7 +79,7 @@ class Withdraws(NoFault):
 
 
 @pytest.mark.parametrize("verb", ["convert", "compare"])
-def test_an_export_that_somebody_took_away_is_made_again_by_the_real_hostctl(real_life, machines, verb):
+def test_an_export_that_was_withdrawn_is_made_again_by_the_real_hostctl(real_life, machines, verb):
     free, life = machines.relay.free, begin(real_life, machines, "done")
     machines.fault = Withdraws(machines.relay, verb, 1)
     assert life.live() == "done", (life.said, life.job.outcome_reason)
@@ -88,7 +88,7 @@ def test_an_export_that_somebody_took_away_is_made_again_by_the_real_hostctl(rea
 
 
 class ExportsAnew(NoFault):
-    """Somebody runs `exportfs -r` on the relay amid every pass: what is in no file is exported no more."""
+    """An administrator runs `exportfs -r` on the relay during every pass: what no file lists is no longer exported."""
 
     def __init__(self, relay):
         self.relay, self.times = relay, 0
@@ -102,7 +102,7 @@ class ExportsAnew(NoFault):
 
 def test_an_export_outlives_an_exportfs_r_amid_each_pass(real_life, machines):
     free, life = machines.relay.free, begin(real_life, machines, "done")
-    machines.relay.etab["/srv/of-somebody"] = ("10.0.0.9", "rw")
+    machines.relay.etab["/srv/unrelated"] = ("10.0.0.9", "rw")
     machines.fault = ExportsAnew(machines.relay)
     assert life.live() == "done", (life.said, life.job.outcome_reason)
     assert machines.fault.times == 2

@@ -197,7 +197,7 @@ def test_a_hypervisor_that_is_silent_for_long_is_asked_until_it_answers(drive, s
 
 
 @pytest.mark.parametrize("verb", ["convert", "compare"])
-def test_a_pass_whose_export_somebody_took_away_is_repeated_once_it_is_exported_again(drive, site, verb):
+def test_a_pass_whose_export_was_withdrawn_is_repeated_once_it_is_exported_again(drive, site, verb):
     site.source.slow = {verb}
     job = drive.submit()
     site.relay.exports.clear()

@@ -93,7 +93,7 @@ def test_a_rollback_on_trial_stops_and_starts_through_nova(nova_drive, cloud, si
 
 
 def test_an_instance_that_was_off_is_left_off_when_the_swap_is_called_off(nova_drive, cloud, site):
-    cloud.somebody("stop", vm_state="stopped")
+    cloud.user_does("stop", vm_state="stopped")
     site.destination.faults["swap"] = Refusal("attributes-differ", "owner cannot be made equal")
     job = nova_drive.on_trial()
     assert job.status == "rolled_back"
@@ -103,7 +103,7 @@ def test_an_instance_that_was_off_is_left_off_when_the_swap_is_called_off(nova_d
 
 def test_a_user_who_shuts_the_instance_down_before_the_swap_is_not_in_the_way(nova_drive, cloud, site):
     job = nova_drive.submit()
-    cloud.somebody("stop", vm_state="stopped")
+    cloud.user_does("stop", vm_state="stopped")
     nova_drive.approve(job)
     assert (job.status, world(cloud, site)) == ("on_trial", NEW)
     assert cloud.asked("os-stop") == 0
@@ -124,7 +124,7 @@ def test_a_stop_that_is_refused_because_it_is_stopped_already_is_fine(nova_drive
 
     def stopped_meanwhile(server, body):
         if "os-stop" in body and server.vm_state == "active":
-            cloud.somebody("stop", vm_state="stopped")
+            cloud.user_does("stop", vm_state="stopped")
         return post(server, body)
 
     monkeypatch.setattr(cloud, "act", stopped_meanwhile)
@@ -402,7 +402,7 @@ def test_an_instance_that_is_deleted_in_mid_swap_halts_before_the_disk_is_touche
 def test_what_others_do_before_the_swap_voids_the_request(nova_drive, cloud, site, what, during, done, approved):
     job = nova_drive.submit()
     first = job.approvals.get()
-    cloud.somebody(what, **during)
+    cloud.user_does(what, **during)
     if approved:
         nova_drive.approve(job)
     else:
@@ -435,7 +435,7 @@ def test_an_instance_that_moved_to_another_host_since_the_approval_is_left_alone
 def test_an_instance_started_by_an_administrator_before_the_rename_halts_untouched(
     nova_drive, cloud, site, monkeypatch
 ):
-    before(monkeypatch, site.destination, "swap", lambda: cloud.somebody("start", vm_state="active"))
+    before(monkeypatch, site.destination, "swap", lambda: cloud.user_does("start", vm_state="active"))
     job = nova_drive.on_trial()
     assert (job.status, job.halt_data["code"]) == ("swapping", "foreign-action")
     assert "start at " in job.halt_reason
@@ -450,7 +450,7 @@ def test_an_instance_started_by_an_administrator_before_the_rename_halts_untouch
 def test_an_instance_started_by_an_administrator_after_the_rename_halts_and_can_go_on(
     nova_drive, cloud, site, monkeypatch, user
 ):
-    after(monkeypatch, site.destination, "swap", lambda: cloud.somebody("start", user, vm_state="active"))
+    after(monkeypatch, site.destination, "swap", lambda: cloud.user_does("start", user, vm_state="active"))
     job = nova_drive.on_trial()
     assert (job.status, job.halt_data["code"]) == ("swapping", "foreign-action")
     job.resume(operator())
@@ -462,7 +462,7 @@ def test_what_an_administrator_does_during_the_stop_halts_before_the_rename(nova
     cloud.slow = {"os-stop"}
     job = nova_drive.on_trial()
     cloud.finish()
-    cloud.somebody("reboot")
+    cloud.user_does("reboot")
     nova_drive.go(job)
     assert (job.status, job.halt_data["code"]) == ("swapping", "foreign-action")
     assert site.files[LIVE].content == "old disk"
@@ -502,7 +502,7 @@ def test_what_ends_the_way_back_on_trial_stops_the_job(nova_drive, cloud, site, 
     if what == "delete":
         cloud.delete()
     else:
-        cloud.somebody(what)
+        cloud.user_does(what)
     nova_drive.go(job)
     assert "The instance was changed while on trial." in job.halt_reason
     assert ("it was deleted" if what == "delete" else f"{what} at ") in job.halt_reason
@@ -510,7 +510,7 @@ def test_what_ends_the_way_back_on_trial_stops_the_job(nova_drive, cloud, site, 
 
 def test_what_users_do_with_their_instance_on_trial_is_recorded_and_does_not_stop_the_job(nova_drive, cloud, site):
     job = nova_drive.on_trial()
-    cloud.somebody("reboot")
+    cloud.user_does("reboot")
     nova_drive.go(job)
     nova_drive.go(job)
     assert (job.status, job.halt_reason) == ("on_trial", "")

@@ -99,7 +99,7 @@ def test_a_group_that_the_source_activated_inside_the_volume_is_named_and_its_co
 
 
 class Served:
-    """What the steps before a conversion make, for a job of its own."""
+    """What the steps before a conversion make, for a separate job."""
 
     def __init__(self, lab):
         self.lab, self.job = lab, str(uuid.uuid4())
@@ -203,7 +203,7 @@ def test_a_source_that_sends_from_another_address_than_was_exported_to_is_told_w
     assert f"this host's packets to {rows.jump.address('data')} carry the address {SECOND}" in said["found"]
 
 
-# F29: somebody takes all exports anew from the files, or this one away
+# F29: an administrator exports everything again from the files, or withdraws this one
 
 
 def test_an_export_outlives_exportfs_r_and_the_mount_works_again_after_one_was_withdrawn(rows, served):

@@ -125,7 +125,7 @@ def test_an_older_database_touches_no_host_while_the_guest_runs_on_and_is_adopte
     volmig.stop()
     guest, hosts = Guest(lab), kept_by_hosts(lab)
 
-    # Set back in place, with its data directory: only the hosts know better, and somebody approves the swap again.
+    # Set back in place, with its data directory: only the hosts know better, and an approver approves the swap again.
     put_back(tmp_path / "kept", volmig.data)
     volmig.start()
     assert pavel.run(*approve)[0] == 0

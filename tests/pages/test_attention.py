@@ -52,7 +52,7 @@ def listed(user):
     return attention.items(user, incarnation.read_only())
 
 
-def told(user):
+def kinds_of(user):
     return [(item.job or item.subject, item.kind) for item in listed(user)]
 
 
@@ -62,14 +62,14 @@ def test_what_runs_as_forecast_needs_none(dana, usable):
     scenes.job(dana, "on_trial")
     scenes.approval(scenes.job(dana, "awaiting_approval"))
     scenes.job(dana, "done")
-    assert told(dana) == []
+    assert kinds_of(dana) == []
 
 
 def test_halted_stalled_late_and_expiring_are_listed_the_worst_first(dana, usable):
     slow, late, halted = still(dana), down(dana, 200), scenes.halted(dana)
     asked = scenes.approval(scenes.job(dana, "awaiting_approval"))
     Approval.objects.filter(pk=asked.pk).update(expires_at=timezone.now() + dt.timedelta(minutes=30))
-    found = told(dana)
+    found = kinds_of(dana)
     assert {found[0], found[1]} == {(late.pk, "down-late"), (halted.pk, "halted")}
     assert found[2:] == [(slow.pk, "still"), (f"Migration {asked.job_id}: {asked.job.instance_name}", "expiring")]
 
@@ -94,7 +94,7 @@ def test_read_only_mode_is_listed_for_everybody_whose_migrations_wait_for_its_en
     assert item.detail == "src: another session acted there"
     assert attention.marks() != before, "pages that are open hear of it"
     incarnation.leave_read_only()
-    assert told(dana) == []
+    assert kinds_of(dana) == []
 
 
 def test_the_menu_and_the_title_of_every_page_have_the_count(dana, browser_of, usable):

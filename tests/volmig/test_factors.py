@@ -287,10 +287,10 @@ def test_a_decision_on_an_approval_needs_the_code_of_whoever_has_a_factor(kim, w
     client = Client()
     client.force_login(kim)
     address = f"/approvals/{asked.pk}/"
-    told = {"verdict": "approve", "reason": "As agreed.", "tail": asked.job.instance_id[-6:], "digest": asked.digest}
+    form = {"verdict": "approve", "reason": "As agreed.", "tail": asked.job.instance_id[-6:], "digest": asked.digest}
     assert 'name="code"' in client.get(address).content.decode()
     for code in ("", "000000"):
-        refused = client.post(address, told | {"password": PASSWORD, "code": code})
+        refused = client.post(address, form | {"password": PASSWORD, "code": code})
         assert refused.status_code == 422
         assert "This is not the code that your app shows now" in refused.content.decode()
         assert "password_at" not in client.session
@@ -299,6 +299,6 @@ def test_a_decision_on_an_approval_needs_the_code_of_whoever_has_a_factor(kim, w
     assert (event.job, event.data) == (asked.job_id, {"approval": asked.pk, "code": True})
     factors.app_of(kim).throttle_reset()  # after wrong ones the next has to wait
     code = shown(kim, clock)
-    assert client.post(address, told | {"password": PASSWORD, "code": code, "tail": "xxxxxx"}).status_code == 422
-    assert client.post(address, told | {"password": PASSWORD, "code": code}).status_code == 302, "it was not used up"
+    assert client.post(address, form | {"password": PASSWORD, "code": code, "tail": "xxxxxx"}).status_code == 422
+    assert client.post(address, form | {"password": PASSWORD, "code": code}).status_code == 302, "it was not used up"
     assert Decision.objects.get().person == kim

@@ -116,7 +116,7 @@ def _structure(work: Work, place: Place, name: str, user: Tuple[int, int]) -> Tu
     # It would be used where the instance is, so a base that it names by a relative path is looked for from there.
     with Image(place.share, place.relative(name), fd, _instance(place)) as image:
         if not image.header.is_qcow2:
-            return ["it is no qcow2 image that stands by itself"], [], 0
+            return ["it is not a qcow2 image"], [], 0
         rows = bases.standing(place, image)
         away = [AWAY % (plain(row.base.text), place.path, row.name) for row in rows if row.gone]
         replaced = [row.trouble for row in rows if row.trouble and row.there is not None]
