@@ -12,7 +12,7 @@ TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,jobs/views.py
 PROCESSES := tests/lab_tests/test_killed_processes.py
-TOLD = 2>&1 | sed -u 's/^/$@ | /'
+LOGGED = 2>&1 | sed -u 's/^/$@ | /' | tee -a .cache/$@.log
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
 
@@ -27,18 +27,22 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
 	@echo "Two groups of tests side by side, half an hour on two processors:"
-	@$(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts
+	@mkdir -p .cache && rm -f .cache/test-*.log
+	@failed=0; \
+	  $(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts || failed=1; \
+	  $(MAKE) --no-print-directory covered || failed=1; \
+	  grep -hE '^test-[a-z]+ \| (FAILED|ERROR) ' .cache/test-*.log; exit $$failed
 
 # In each group what comes later runs although something before it failed: whoever mends it wants to know all at once.
+# Tests that failed are named again at the end.
 # This group leaves the processors to the other one's guests, which are slow while they wait for one.
 test-pages:
 	@$(BIN)/coverage erase
 	@failed=0; \
-	  nice $(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(TOLD) || failed=1; \
-	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(TOLD) || failed=1; \
-	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(TOLD) || failed=1; \
+	  nice $(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(LOGGED) || failed=1; \
+	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(LOGGED) || failed=1; \
+	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(LOGGED) || failed=1; \
 	  exit $$failed
-	@$(MAKE) --no-print-directory covered $(TOLD)
 
 # By the tests without lab and browser; of the core, what is not covered is listed.
 covered:
@@ -53,9 +57,9 @@ covered:
 test-hosts: export VOLMIG_LAB_KEEP = 1
 test-hosts:
 	@trap '$(BIN)/python -m tests.lab down' EXIT; failed=0; \
-	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(TOLD) || failed=1; \
-	  $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(TOLD) || failed=1; \
-	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(TOLD) || failed=1; \
+	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(LOGGED) || failed=1; \
+	  $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(LOGGED) || failed=1; \
+	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(LOGGED) || failed=1; \
 	  exit $$failed
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
@@ -68,13 +72,13 @@ torture: .venv/ready packages ## every fault at every instant, and hosts that lo
 	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
 
 torture-fakes:
-	@$(TESTS) -s -m "torture and not lab" $(TOLD)
+	@$(TESTS) -s -m "torture and not lab" $(LOGGED)
 
 torture-processes:
-	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(TOLD)
+	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(LOGGED)
 
 torture-hosts:
-	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(TOLD)
+	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(LOGGED)
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .
