@@ -12,14 +12,13 @@ from django.views.decorators.http import require_GET, require_POST
 
 from hosts.models import Hypervisor
 from jobs import adopting
+from jobs.engine import states
 from jobs.engine.steps import NAMED
 from jobs.models import Adoption, Refused
 from volmig import incarnation
 from volmig.accounts.roles import needs
 from volmig.queue import ask
 from volmig.step_up import fresh
-
-MAY_BE_DOWN = ("swapping", "rolling_back")  # what a migration goes on from while its instance may be shut off
 
 
 @require_GET
@@ -52,7 +51,7 @@ def shown(row: Adoption) -> dict[str, Any]:
         "job": job,
         "hosts": [reported(adopting.name_of(job, on), on, said) for on, said in row.seen.items()],
         "becomes": row.status.replace("_", " ").capitalize(),
-        "is_down": row.adopted_at is None and row.status in MAY_BE_DOWN,
+        "is_down": row.adopted_at is None and row.status in states.MAY_BE_DOWN,
         "may_be_adopted": not (row.adopted_at or row.trouble or row.wanted_at),
     }
 

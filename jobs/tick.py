@@ -20,11 +20,11 @@ from jobs.hands import Hands
 from jobs.models import Job, Moved
 from jobs.queue import wake
 from jobs.work import Work
-from volmig import incarnation
-from volmig.queue import later
+from volmig import beats, incarnation
 
 log = logging.getLogger(__name__)
 AFTER_A_FAULT = dt.timedelta(seconds=60)
+BEAT_EVERY = 8.0  # seconds, at most: its supervisor takes workers that are silent for half a minute for stuck
 LONGEST = 90.0  # seconds; a tick that takes longer hangs, and its job is given to another worker
 
 
@@ -85,7 +85,8 @@ def beat(job: Job, over: threading.Event) -> None:
     """Renew until it is over, or the job is somebody else's, or this takes too long to be alive."""
     began, seconds = time.monotonic(), settings.LEASE_SECONDS
     try:
-        while not over.wait(seconds / 4) and time.monotonic() - began < LONGEST:
+        while not over.wait(min(seconds / 4, BEAT_EVERY)) and time.monotonic() - began < LONGEST:
+            beats.beat()
             if not renew(job, seconds):
                 return
     finally:
@@ -105,5 +106,5 @@ def renew(job: Job, seconds: float) -> bool:
 def release(job: Job) -> None:
     """Let go of the job; what woke it meanwhile is not lost."""
     Job.objects.filter(pk=job.pk, fence=job.fence).update(lease_until=None, lease_owner="")
-    if Job.objects.filter(pk=job.pk, wake_at__lte=timezone.now()).exists():
-        later("jobs.tick.run", job.pk)
+    if Job.objects.filter(pk=job.pk, wake_at__lte=Now()).exists():
+        wake(job.pk)

@@ -19,10 +19,12 @@ from hosts.models import Hypervisor
 from hosts.remote import ssh
 from hosts.remote.host import Address, Host, HostError
 from hosts.tasks import note
+from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
 from volmig import incarnation
-from volmig.queue import later
+from volmig.models import QueuedTask
+from volmig.queue import call
 
 log = logging.getLogger(__name__)
 WRITE_EVERY = 0.25
@@ -33,6 +35,7 @@ LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
 LONGEST_PAUSE = 15.0
+TICK = "jobs.tick.run"
 Key = tuple[str, str, str, int]
 COLUMNS = ["bytes_done", "bytes_total", "bytes_read", "bytes_written", "rate", "progress_at"]
 
@@ -46,15 +49,25 @@ def main() -> None:
 
 
 def sweep() -> None:
-    """Task and the watcher's own: queue a tick for every job that is due or whose owner went away.
+    """Task and the watcher's own: has a tick queued for every job that is due or whose owner went away.
 
     While volmig is read-only nobody would get the job.
     """
     if incarnation.check():
         return
     Job.objects.follow_the_clock()
-    for pk in Job.objects.due().values_list("pk", flat=True):
-        later("jobs.tick.run", pk)
+    queue_due()
+
+
+def queue_due() -> None:
+    """Queues a tick for every job that is due and has none at hand: alarms that went off, and what went wrong before.
+
+    A tick that a cluster took a while ago and did not begin may be lost with its machine, and does not count.
+    """
+    due = dict(Job.objects.due().values_list("pk", "status"))
+    at_hand = QueuedTask.objects.filter(name=TICK, number__in=due).at_hand().values_list("number", flat=True)
+    if lacking := due.keys() - set(at_hand):
+        QueuedTask.objects.queue([call(TICK, pk, urgent=due[pk] in states.MAY_BE_DOWN) for pk in lacking])
 
 
 class Follower(threading.Thread):
@@ -110,7 +123,6 @@ class Watcher:
         self.needed_at: dict[int, float] = {}
         self.speeds: dict[int, Speed] = {}
         self.due: dict[str, float] = {}
-        self.rung: set[tuple[int, Any]] = set()
         self.mine = False
 
     def run(self, stop: threading.Event) -> None:
@@ -138,17 +150,8 @@ class Watcher:
             self.follow()
         if self._is_due("sweep", SWEEP_EVERY):
             sweep()
-        elif self._is_due("alarms", ALARMS_EVERY):
-            self.ring()
-
-    def ring(self) -> None:
-        """Queue a tick for every alarm that has gone off since the last look, once for each alarm."""
-        if incarnation.read_only():
-            return
-        due = set(Job.objects.due().exclude(wake_at=None).values_list("pk", "wake_at"))
-        for pk, _ in due - self.rung:
-            later("jobs.tick.run", pk)
-        self.rung = due
+        elif self._is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
+            queue_due()
 
     def follow(self) -> None:
         """Have a follower on each hypervisor with work under way, and none where there has been none for a while."""
@@ -207,9 +210,11 @@ class Watcher:
         return run
 
     def _wake(self, runs: Iterable[StepRun]) -> None:
+        runs = list(runs)
         for run in runs:
             self.speeds.pop(run.pk, None)
-            wake(run.job_id)
+        for job in sorted({run.job_id for run in runs}):  # in the order of QueuedTaskQuerySet.queue
+            wake(job)
 
     def _lost(self, pk: int, error: HostError) -> None:
         log.info("watching %s: %s", pk, error)

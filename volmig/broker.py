@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 from django_q.brokers import Broker
 from django_q.signing import SignedPackage
 
+from volmig import beats
 from volmig.models import QueuedTask
 from volmig.queue import queue_minute
 
@@ -32,6 +33,7 @@ class TableBroker(Broker):  # type: ignore[misc]
 
     def dequeue(self) -> list[tuple[str, str]] | None:
         """One task for the workers, as (run, package); None after a short pause when nothing waits."""
+        beats.beat()
         close_old_connections()
         if time.monotonic() >= self.minute_at:
             self.minute_at = time.monotonic() + MINUTE_EVERY
@@ -81,4 +83,8 @@ def run(name: str, number: int | None, taken: str) -> None:
         log.warning("%s was given to another worker before this one began it", name)
         return
     function = import_string(name)
-    function() if number is None else function(number)
+    beats.beat()
+    try:
+        function() if number is None else function(number)
+    finally:
+        beats.beat()

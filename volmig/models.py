@@ -6,12 +6,13 @@ import uuid
 from typing import Any, Self
 
 from django.conf import settings
-from django.db import models
+from django.db import connection, models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
 log = logging.getLogger(__name__)
 LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
+TAKEN_A_MOMENT_AGO = dt.timedelta(seconds=15)  # a cluster takes one task more than its workers run
 CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machines of one volmig may differ
 
 
@@ -27,6 +28,12 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.subject}"
+
+
+def lately(seconds: float) -> tuple[dt.datetime, dt.datetime]:
+    """From so many seconds ago until now, for __range; not times in the future, after a clock was set back."""
+    now = timezone.now()
+    return now - dt.timedelta(seconds=seconds), now + dt.timedelta(seconds=5)
 
 
 class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
@@ -48,28 +55,43 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         since = timezone.now() - dt.timedelta(seconds=settings.TASK_SECONDS)
         return self.filter(Q(taken_at__gte=since) | Q(begun_at__gte=since), done_at=None)
 
-    def since(self, column: str, seconds: float) -> Self:
-        """Those with a time in this column within the last seconds; times in the future, after a clock was set back,
-        are not."""
-        now = timezone.now()
-        return self.filter(**{f"{column}__range": (now - dt.timedelta(seconds=seconds), now + dt.timedelta(seconds=5))})
+    def at_hand(self) -> Self:
+        """Those that wait or that a cluster has just taken, so that an equal one need not be queued beside them."""
+        return self.filter(done_at=None).filter(Q(taken_at=None) | Q(taken_at__gt=timezone.now() - TAKEN_A_MOMENT_AGO))
+
+    def queue(self, tasks: "list[QueuedTask]") -> None:
+        """Adds these calls, each unless an equal one waits.
+
+        One that waits is locked until the caller's transaction ends, so that no worker takes it before what this
+        transaction writes can be seen. Two transactions that each queue several calls could wait for each other:
+        calls are queued in one order, and last in a transaction.
+        """
+        tasks = sorted(tasks, key=lambda each: (each.name, each.number or 0))
+        columns = ["queue", "name", "number", "urgent"]
+        self.bulk_create(tasks, update_conflicts=True, unique_fields=["waits"], update_fields=columns)
 
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
-        """The first waiting task of the queue, with every equal one that waits: they become one run.
+        """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.
 
         The run's UUID begins with `cluster`, the hex digits by which its supervisor finds what it had: see give_back.
-        None when nothing waits, or another worker took it first. Rows that no worker may run are removed.
+        None when nothing waits. Rows that no worker may run are removed; those that a transaction still holds, which
+        queued them once more, are left to the next call.
         """
         # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
-        waiting = self.filter(queue=queue).waiting().order_by("pk").only("queue", "name", "number")
-        while (first := waiting.first()) and (fault := first.fault()):
-            log.error("queued task %s (%s) was removed and not run: %s", first.pk, first, fault)
-            self.filter(pk=first.pk).delete()
-        if first is None:
-            return None
-        first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
-        equal = self.filter(queue=queue, name=first.name, number=first.number).waiting()
-        return first if equal.update(run=first.run, taken_at=first.taken_at, begun_at=None) else None
+        waiting = self.filter(queue=queue).waiting().only("queue", "name", "number")
+        if not waiting.exists():
+            return None  # and nothing was locked: with SQLite nobody else could write meanwhile
+        with transaction.atomic():
+            free = waiting.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
+            while (first := free.order_by("-urgent", "pk").first()) and (fault := first.fault()):
+                log.error("queued task %s (%s) was removed and not run: %s", first.pk, first, fault)
+                self.filter(pk=first.pk).delete()
+            if first is None:
+                return None
+            equal = [each.pk for each in free.filter(name=first.name, number=first.number)]
+            first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
+            self.filter(pk__in=equal).update(run=first.run, taken_at=first.taken_at, begun_at=None, waits=None)
+        return first
 
     def begin(self, run: uuid.UUID) -> bool:
         """In the worker: whether this run may begin. It may not once another worker was given its rows."""
@@ -86,13 +108,15 @@ class QueuedTask(models.Model):
 
     Whoever can write to the database can write rows here: a row therefore says nothing but a name, which is looked up
     in settings.TASKS, and one integer. There is no function, no pickle and no option in it.
+
+    `waits` names the call while it waits, so that equal ones do not multiply; it is empty once a cluster took the call.
     """
 
     queue = models.CharField(max_length=20)
     name = models.CharField(max_length=100)
     number = models.BigIntegerField(null=True, blank=True)
-    person = models.BigIntegerField(null=True, blank=True)  # who caused it, for the cap
-    token = models.BigIntegerField(null=True, blank=True)
+    waits = models.CharField(max_length=120, null=True, blank=True, unique=True)
+    urgent = models.BooleanField(default=False)  # a guest may be down: before all others of its queue
     queued_at = models.DateTimeField(default=timezone.now)
     taken_at = models.DateTimeField(null=True, blank=True)  # by a cluster, for one of its workers
     begun_at = models.DateTimeField(null=True, blank=True)  # by that worker
@@ -103,9 +127,8 @@ class QueuedTask(models.Model):
 
     class Meta:
         indexes = [
-            models.Index(fields=["queue", "id"], condition=Q(done_at=None), name="queuedtask_open"),
+            models.Index(fields=["queue", "-urgent", "id"], condition=Q(done_at=None), name="queuedtask_first"),
             models.Index(fields=["name", "number"], name="queuedtask_call"),
-            models.Index(fields=["person", "queued_at"], name="queuedtask_person"),
         ]
 
     def __str__(self) -> str:
@@ -121,6 +144,21 @@ class QueuedTask(models.Model):
         if self.number is not None and type(self.number) is not int:  # SQLite keeps text in a column of integers
             return "its argument is not an integer"
         return ""
+
+
+class CausedCall(models.Model):
+    """One call that a person, or one of their tokens, caused in the last minutes, for the cap."""
+
+    queue = models.CharField(max_length=20)
+    person = models.BigIntegerField()
+    token = models.BigIntegerField(null=True, blank=True)
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["person", "at"], name="causedcall_person")]
+
+    def __str__(self) -> str:
+        return f"account {self.person}: a call in the queue {self.queue}"
 
 
 class Incarnation(models.Model):

@@ -138,7 +138,7 @@ TASKS_CAP = {
     "migrations": (number("ACTIONS_PER_PERSON", 600), number("ACTIONS_PER_TOKEN", 600)),
     "background": (number("REQUESTS_PER_PERSON", 60), number("REQUESTS_PER_TOKEN", 60)),
 }
-TASK_SECONDS, TASK_RETRY = 120, 900  # the longest a task may last; when one that was lost is delivered again
+TASK_SECONDS, TASK_RETRY = 120, 400  # the longest a task may last; when one that was lost is delivered again
 TASK_POLL = 0.3  # seconds between looks at an empty queue
 # One cluster for each queue: this one, and with Q_CLUSTER_NAME=background the other.
 # retry must exceed (queue_limit / workers + 2) * timeout, or prefetched tasks run twice; volmig.apps checks it.
@@ -149,17 +149,14 @@ Q_CLUSTER = {
     "scheduler": False,  # its schedules are rows that name any function; volmig's are EVERY_MINUTE
     "cache": "queue",
     "workers": number("WORKERS", 3),
-    "queue_limit": number("WORKERS", 3),
+    "queue_limit": 1,  # what a cluster holds before a worker is free: what is urgent comes after no more than that
     "timeout": TASK_SECONDS,
     "retry": TASK_RETRY,
     "recycle": 200,
     "poll": TASK_POLL,
     "guard_cycle": 1,
     "ALT_CLUSTERS": {
-        "background": {
-            "workers": number("BACKGROUND_WORKERS", 2),
-            "queue_limit": number("BACKGROUND_WORKERS", 2),
-        },
+        "background": {"workers": number("BACKGROUND_WORKERS", 2)},
     },
 }
 CACHES = {

@@ -142,7 +142,7 @@ def condition(seen: Situation) -> Condition:
 def _halted(seen: Situation) -> Condition | None:
     if not seen.halt_reason:
         return None
-    if seen.is_down or seen.status in ("swapping", "rolling_back"):
+    if seen.is_down or seen.status in states.MAY_BE_DOWN:
         stopped, advice = "volmig has stopped and will not continue on its own.", "Act now."
         said = f"The instance {seen.down_words}. {stopped}"
     else:
@@ -159,7 +159,7 @@ def _stalled(seen: Situation) -> Condition | None:
     since, kind, sentence, advice = stall
     if seen.is_down:
         kind, sentence = f"down-{kind}", f"The instance {seen.down_words}. {sentence}"
-    tone: Tone = "bad" if seen.status in ("swapping", "rolling_back") else "warn"
+    tone: Tone = "bad" if seen.status in states.MAY_BE_DOWN else "warn"
     return Condition(kind, sentence, tone, since, seen.next_try, advice, seen.waiting_for, attention=True)
 
 

@@ -36,6 +36,7 @@ STATUSES: Final = tuple(TABLE)
 ENDED: Final = frozenset({"done", "undone", "rolled_back", "purging", "purged"})
 ACTIVE: Final = frozenset(TABLE) - ENDED
 MAY_ACT: Final = ACTIVE | {"purging"}  # may change something on a host without a decision that is still to come
+MAY_BE_DOWN: Final = frozenset({"swapping", "rolling_back"})  # while the guest may be shut off for it
 CANCELLABLE: Final = frozenset(status for status, ways in TABLE.items() if "cancelled" in ways)
 WORKING: Final = frozenset({"checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging"})
 AT_WORK: Final = WORKING | {"awaiting_approval", "done", "rolled_back"}  # with what waits by itself: facts, a rehearsal

@@ -121,7 +121,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
                 runs.filter(is_beyond).update(**{column: now})
 
     def claim(self, job_id: int, owner: str, seconds: float) -> "Job | None":
-        """Become the only one that works on a job, for so many seconds of database time; raises its fence by one.
+        """Become the only one that works on a job that is due, for so many seconds; raises its fence by one.
 
         The row remembers when that took the job from an owner who never let go and may still be acting. Nobody gets a
         job while volmig is read-only, or when it is found to be a copy or an older state of itself.
@@ -130,7 +130,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
             return None
         until = Now() + dt.timedelta(seconds=seconds)
         mine = {"lease_owner": owner, "lease_until": until, "fence": F("fence") + 1, "wake_at": None}
-        free, lost = self.filter(lease_until=None), self.filter(abandoned())
+        free, lost = self.filter(lease_until=None, wake_at__lte=Now()), self.filter(abandoned())
         try:
             with transaction.atomic():
                 if not free.filter(pk=job_id).update(**mine) and not lost.filter(pk=job_id).update(
@@ -632,7 +632,7 @@ class Job(models.Model):
 
     def _look_again(self) -> None:
         """What was last seen of its hypervisors was seen while it held volumes and space there."""
-        for hypervisor in (self.source_id, self.relay_id, self.destination_id):
+        for hypervisor in sorted({self.source_id, self.relay_id, self.destination_id}):
             later("hosts.tasks.refresh", hypervisor)
 
     def halt(self, reason: str, data: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def recount(team: Team) -> None:
     mine = models.Q()
     for role in ("source", "relay", "destination"):
         mine |= models.Q(**{f"job__{role}__team": team})
-    for approval in approvals.filter(mine).select_related("job"):
+    for approval in approvals.filter(mine).select_related("job").order_by("job"):
         approvals.filter(pk=approval.pk).update(approvers=Policy.objects.terms(approval.job).approvers)
         sealing.renew(approval.job)  # fewer may be enough now
         wake(approval.job_id)

@@ -6,7 +6,6 @@ import pytest
 from django.utils import timezone
 
 from hosts.remote import nova
-from jobs import tick
 from jobs.models import Job
 from tests.factories import approver, asked, in_cloud, operator
 from tests.fakenova import Cloud
@@ -14,6 +13,7 @@ from tests.fakes import Site
 from tests.jobs.lives import Clock, Life
 from tests.machines import Site as Machines
 from tests.machines import install
+from tests.ticks import tick_now
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class Drive:
         """Tick until a tick changes nothing any more."""
         for _ in range(50):
             before = self.where(job)
-            tick.run(job.pk)
+            tick_now(job.pk)
             if before == self.where(job):
                 return job
         raise AssertionError(f"{job} never rests: {job.status} {job.waiting_for}")
@@ -53,7 +53,7 @@ class Drive:
         """Tick as often as the job's alarm goes off within the next seconds, as the watcher would."""
         job.refresh_from_db()
         while job.wake_at and job.wake_at < timezone.now() + dt.timedelta(seconds=5):
-            tick.run(job.pk)
+            tick_now(job.pk)
             job.refresh_from_db()
         return job
 

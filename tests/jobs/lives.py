@@ -17,10 +17,10 @@ from jobs.models import Footprint, Job
 from tests.factories import approver, asked, operator
 from tests.fakes import INSTANCES, LIVE, SOURCE_LV
 from tests.outside import outside_the_database
+from tests.ticks import LONG_AGO, tick_now
 
 LONGEST = dt.timedelta(hours=12)  # a life that takes longer never ends
 MOST_TICKS = 120
-LONG_AGO = "2000-01-01T00:00Z"  # on the database's own clock, too, which is not moved on
 STATIONS = ("awaiting_approval", "on_trial", "done")
 # How a migration may go: what people wish for, the step amid which they cancel, and where its own way begins.
 WAYS = {
@@ -103,7 +103,7 @@ class Life:
 
     def _tick(self) -> None:
         with suppress(Killed):
-            tick.run(self.job.pk)
+            tick_now(self.job.pk)
 
     def _act(self) -> bool:
         """What people do by themselves; false when there is nothing for them to do."""

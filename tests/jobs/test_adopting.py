@@ -16,19 +16,18 @@ from hosts import tasks
 from hosts.models import Hypervisor
 from hosts.remote.host import Unreachable
 from hosts.remote.hostctl import byhand
-from jobs import adopting, tick
+from jobs import adopting
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
 from tests.factories import a_job, admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import outside_the_database
+from tests.ticks import LONG_AGO, tick_now
 from tests.trust.test_restore_matrix import Wire, live_to
 from tests.typed import just_typed
 from volmig import incarnation
 from volmig.models import QueuedTask
 from volmig.record.models import Event
-
-from .lives import LONG_AGO
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def behind(real_life, machines, monkeypatch):
     life.job.refresh_from_db()
     life.job.approvals.open().get().approve(approver(), life.job.approvals.open().get().digest, "as agreed")
     Job.objects.filter(pk=life.job.pk).exclude(lease_until=None).update(lease_until=LONG_AGO)
-    tick.run(life.job.pk)
+    tick_now(life.job.pk)
     assert incarnation.read_only() is not None
     return life
 
@@ -253,7 +252,7 @@ def test_what_was_not_begun_gives_its_space_back_and_has_to_reserve_again(reserv
     adopting.finish(admin())
     reserving.start(operator())
     reserving.refresh_from_db()
-    tick.run(reserving.pk)
+    tick_now(reserving.pk)
     assert reserving.footprints.filter(kind="space").count() == 2
 
 
@@ -261,7 +260,7 @@ def test_what_was_not_begun_and_is_cancelled_leaves_nothing_reserved(reserving):
     adopt(reserving)
     adopting.finish(admin())
     reserving.cancel(operator())
-    tick.run(reserving.pk)
+    tick_now(reserving.pk)
     reserving.refresh_from_db()
     assert (reserving.status, Footprint.objects.left().count()) == ("undone", 0)
 
@@ -405,7 +404,7 @@ def test_an_instance_that_was_only_locked_is_unlocked_and_not_started(in_nova, n
     adopt(job)
     adopting.finish(admin())
     for _ in range(4):
-        tick.run(job.pk)
+        tick_now(job.pk)
     job.refresh_from_db()
     assert (job.status, nova_of_machines.server.locked, nova_of_machines.asked("os-start")) == ("rolled_back", False, 0)
 
@@ -725,7 +724,7 @@ def test_an_adoption_that_is_late_changes_nothing_after_read_only_mode_has_ended
         adopting.finish(admin())
         Job.objects.get(pk=behind.job.pk).confirm(operator())
         for _ in range(6):
-            tick.run(behind.job.pk)
+            tick_now(behind.job.pk)
 
     before_its_first(monkeypatch, "claim_above", others)
     adopting.want(row, admin(), row.digest)

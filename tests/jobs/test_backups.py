@@ -8,11 +8,11 @@ from django.apps import apps
 from django.utils import timezone
 
 from hosts.remote.host import HostError
-from jobs import tick
 from jobs.models import Footprint, Job, Refused
 from jobs.models import backup as backups
 from tests.factories import approver, operator, viewer
 from tests.fakes import LIVE, File, Refusal
+from tests.ticks import tick_now
 from volmig.models import Notice
 from volmig.record.models import Event
 
@@ -77,7 +77,7 @@ def test_a_due_backup_is_told_once_and_stays_where_it_is(drive, site):
     assert disk(site, job).content == "old disk"
     assert Footprint.objects.due().get().job == job
     for _ in range(3):
-        tick.run(job.pk)
+        tick_now(job.pk)
     told = Notice.objects.get(kind="backup_due")
     assert "olga" in told.text
     assert "Nothing is deleted by itself" in told.text

@@ -6,14 +6,12 @@ import pytest
 from django.db import transaction
 
 from hosts.remote.host import Answer, Request
-from jobs import tick
 from jobs.hands import Hands, changes
 from jobs.models import Job, Moved
 from tests.factories import approver, operator
+from tests.ticks import LONG_AGO, tick_now
 from volmig import incarnation
 from volmig.models import Session
-
-from .lives import LONG_AGO
 
 OTHER = "f" * 32
 
@@ -53,7 +51,7 @@ def test_a_session_that_the_database_does_not_know_makes_volmig_read_only(prepar
     owned_by(getattr(site, role), OTHER, 1)
     sent.clear()
     site.destination.finish()
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     assert incarnation.read_only().code == "other-owner"
     assert getattr(site, role).name in incarnation.read_only().reason
     assert sent == []
@@ -65,7 +63,7 @@ def test_a_claim_that_the_database_does_not_know_makes_volmig_read_only(prepared
     another_start(monkeypatch)
     owned_by(site.source, known, Session.objects.get(name=known).claims + 1)
     sent.clear()
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     assert (incarnation.read_only().code, sent) == ("other-owner", [])
 
 
@@ -73,7 +71,7 @@ def test_a_host_of_another_volmig_makes_volmig_read_only(prepared, site, sent, m
     another_start(monkeypatch)
     owned_by(site.relay, OTHER, 1, incarnation="e" * 32)
     sent.clear()
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     assert (incarnation.read_only().code, sent) == ("other-incarnation", [])
 
 
@@ -81,7 +79,7 @@ def test_another_volmig_that_acts_meanwhile_is_met_at_the_next_request_which_cha
     owned_by(site.destination, OTHER, 1)
     site.destination.finish()
     before = len(site.destination.kept[str(prepared.uuid)])
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     assert incarnation.read_only().code == "other-owner"
     assert len(site.destination.kept[str(prepared.uuid)]) == before
 
@@ -99,7 +97,7 @@ def test_a_host_that_says_nothing_is_waited_for_and_nothing_is_sent_to_the_other
     site.relay.reachable = False
     site.destination.finish()
     sent.clear()
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     prepared.refresh_from_db()
     assert (sent, prepared.halt_reason) == ([], "")
     assert "connection refused" in prepared.waiting_for
@@ -122,7 +120,7 @@ def test_a_worker_that_lost_the_job_lets_go_and_volmig_is_not_taken_for_stale(dr
     job = drive.submit()
     late = Job.objects.claim(job.pk, "late", -1)
     Job.objects.filter(pk=job.pk).update(lease_until="2000-01-01T00:00Z")
-    tick.run(job.pk)
+    tick_now(job.pk)
     hands = Hands(late, site.connect, None)
     with pytest.raises(Moved):
         hands.host("source").call(Request("lv_unfence", {}, str(job.uuid), job.pk, "x", fence=late.fence))
@@ -144,7 +142,7 @@ def test_a_session_asks_the_hosts_once_for_each_job(prepared, site):
     """The relay and the source are asked for their boots with the same verb, the destination is not."""
     assert len(site.destination.asked("status")) == 1
     site.destination.finish()
-    tick.run(prepared.pk)
+    tick_now(prepared.pk)
     assert len(site.destination.asked("status")) == 1
 
 
@@ -227,7 +225,7 @@ def set_back_to_its_last_claim(drive, site, sent, monkeypatch):
         return got
 
     monkeypatch.setattr(type(Job.objects.all()), "claim", claimed)
-    tick.run(job.pk)
+    tick_now(job.pk)
     job.refresh_from_db()
     assert job.status == "on_trial"
     monkeypatch.setattr(type(Job.objects.all()), "claim", claim)
@@ -245,7 +243,7 @@ def test_a_database_that_lost_what_came_after_the_last_claim_never_acts(set_back
     if cancelled:
         job.cancel(operator())
     for _ in range(3):
-        tick.run(job.pk)
+        tick_now(job.pk)
     assert (incarnation.read_only().code, sent) == ("database-older", [])
 
 
@@ -269,8 +267,8 @@ def test_a_database_that_is_set_back_within_a_tick_sends_nothing_more(drive, sit
         return got
 
     monkeypatch.setattr(type(Job.objects.all()), "claim", claimed)
-    tick.run(job.pk)
+    tick_now(job.pk)
     monkeypatch.setattr(type(Job.objects.all()), "claim", claim)
     Session.objects.filter(name=incarnation.SESSION).update(claims=3)  # the transaction took it along
-    tick.run(job.pk)
+    tick_now(job.pk)
     assert (incarnation.read_only().code, sent) == ("database-older", [])

@@ -6,11 +6,11 @@ import pytest
 from django.utils import timezone
 
 from hosts.models import Hypervisor
-from jobs import tick
 from jobs.models import Approval, Job, Policy, Refused
 from jobs.work import Work
 from tests.factories import admin, approver, asked, operator, person
 from tests.fakes import LIVE
+from tests.ticks import tick_now
 from volmig.accounts.models import Team
 from volmig.record.models import Event
 
@@ -361,6 +361,6 @@ def test_a_row_that_claims_to_be_granted_by_an_approval_that_was_not_used_is_no_
     job = drive.on_trial()
     other = job.make_approval("purge", {"x": 1}, operator())
     job.make_approval("rollback", job.bound("rollback"), operator(), granted_by=other)
-    assert tick.run(job.pk) is None
+    assert tick_now(job.pk) is None
     job.refresh_from_db()
     assert (job.status, Approval.objects.get(kind="rollback").state) == ("on_trial", "open")

@@ -15,6 +15,7 @@ from jobs.watch import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
 from tests.jobs.lives import begin
+from tests.ticks import tick_now
 from volmig.models import QueuedTask
 from volmig.record.models import Event
 
@@ -310,7 +311,7 @@ def test_a_tick_that_waits_longer_than_its_lease_keeps_its_job(drive, site, sett
     monkeypatch.setattr(site.source, "call", patient)
 
     def worker():
-        tick.run(job.pk)
+        tick_now(job.pk)
         connection.close()
 
     thread = threading.Thread(target=worker)
@@ -320,7 +321,7 @@ def test_a_tick_that_waits_longer_than_its_lease_keeps_its_job(drive, site, sett
     late = threading.Event()
     for _ in range(4):
         late.wait(0.2)  # the lease would be over twice
-        tick.run(job.pk)
+        tick_now(job.pk)
     go_on.set()
     thread.join()
     job.refresh_from_db()

@@ -6,13 +6,13 @@ import pytest
 from django.utils import timezone
 
 from hosts import tasks
-from jobs import tick
 from jobs.hands import Hands
 from jobs.journal import Journal
 from jobs.models import Footprint, Job, StepRun
 from tests.factories import admin, approver, asked, operator
 from tests.fakenova import SOMEBODY, VOLMIG
 from tests.fakes import LIVE, Refusal
+from tests.ticks import tick_now
 from volmig.models import Notice
 from volmig.record.models import Event
 
@@ -348,7 +348,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing_in_the_cloud(nova_drive, c
 
     monkeypatch.setattr(Hands, "_intend", taken_over)
     approval.approve(approver(), approval.digest, "as agreed")
-    tick.run(job.pk)
+    tick_now(job.pk)
     job.refresh_from_db()
     assert (job.fence, cloud.asked("lock"), cloud.server.locked) == (99, 0, False)
 

@@ -16,15 +16,14 @@ from jobs.queue import wake
 from jobs.watch import sweep
 from jobs.work import Work
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
+from tests.ticks import LONG_AGO, tick_now
 from volmig.models import QueuedTask
-
-from .lives import LONG_AGO
 
 
 def test_a_claimed_job_is_left_alone(site):
     job = a_job()
     assert Job.objects.claim(job.pk, "somebody", 30)
-    tick.run(job.pk)
+    tick_now(job.pk)
     job.refresh_from_db()
     assert (job.status, job.lease_owner, job.fence) == ("checking", "somebody", 1)
 
@@ -32,7 +31,7 @@ def test_a_claimed_job_is_left_alone(site):
 def test_an_owner_that_went_away_is_replaced_and_can_write_nothing_more(site):
     job = a_job()
     late = Job.objects.claim(job.pk, "late", -1)
-    tick.run(job.pk)
+    tick_now(job.pk)
     with pytest.raises(Moved):
         late.go("passed")
     job.refresh_from_db()
@@ -100,7 +99,7 @@ def test_a_fault_of_volmig_itself_is_said_and_tried_again(site, monkeypatch):
 
     monkeypatch.setattr("jobs.engine.checks.look", broken)
     job = a_job()
-    tick.run(job.pk)
+    tick_now(job.pk)
     job.refresh_from_db()
     assert "Internal error: ZeroDivisionError" in job.waiting_for
     assert job.wake_at > timezone.now()
@@ -117,7 +116,7 @@ def test_a_tick_that_its_worker_ends_at_the_limit_of_a_task_is_taken_over_when_i
     monkeypatch.setattr("jobs.engine.checks.look", hangs)
     job = a_job()
     with pytest.raises(SystemExit):
-        tick.run(job.pk)
+        tick_now(job.pk)
     job.refresh_from_db()
     assert "Internal error: SystemExit: Task exceeded" in job.waiting_for
     assert job.lease_until > timezone.now()
@@ -126,7 +125,7 @@ def test_a_tick_that_its_worker_ends_at_the_limit_of_a_task_is_taken_over_when_i
     QueuedTask.objects.all().delete()
     sweep()
     assert QueuedTask.objects.get().number == job.pk
-    tick.run(job.pk)
+    tick_now(job.pk)
     job.refresh_from_db()
     assert (job.status, job.waiting_for) == ("planned", "")
 

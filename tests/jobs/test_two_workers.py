@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from jobs import tick
 from jobs.engine import failpoints, states
 from jobs.models import Job, Refused, StepRun
 from tests.factories import approver, operator
 from tests.fakes import LIVE, READS, SOURCE_LV
-from tests.jobs.lives import LONG_AGO, Killed, check_the_world, in_the_ledger, in_the_world, kept_disk
+from tests.jobs.lives import Killed, check_the_world, in_the_ledger, in_the_world, kept_disk
+from tests.ticks import LONG_AGO, tick_now
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -96,7 +96,7 @@ class TwoWorkers(RuleBasedStateMachine):
         if late:
             Job.objects.filter(pk=self.job.pk).update(lease_until=LONG_AGO)
         with suppress(Killed):
-            tick.run(self.job.pk)
+            tick_now(self.job.pk)
 
     @contextmanager
     def amid(self, nth, act):

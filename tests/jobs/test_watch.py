@@ -6,8 +6,11 @@ import pytest
 from django.utils import timezone
 
 from hosts.remote.host import HostKeyChanged, Unreachable
+from jobs import tick
 from jobs.models import Job, Lease, StepRun
-from jobs.watch import Follower, Speed, Watcher, way_to
+from jobs.queue import wake
+from jobs.watch import Follower, Speed, Watcher, queue_due, sweep, way_to
+from tests.ticks import LONG_AGO
 from volmig.models import QueuedTask
 
 
@@ -137,16 +140,50 @@ def test_a_second_watcher_stands_by(running, site):
     assert second.mine
 
 
-def test_an_alarm_between_two_sweeps_is_rung_once(running, site):
-    watcher = Watcher(site.connect)
-    began = timezone.now()  # the database's clock may be a millisecond behind this one
-    Job.objects.filter(pk=running.pk).update(wake_at=began - timedelta(seconds=2))
+def test_of_a_migration_that_is_due_one_tick_waits_however_often_anyone_finds_out(running, site):
+    Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
     for _ in range(3):
-        watcher.ring()
+        queue_due()
+        sweep()
+        wake(running.pk)
     assert QueuedTask.objects.count() == 1
-    Job.objects.filter(pk=running.pk).update(wake_at=began - timedelta(seconds=1))
-    watcher.ring()
-    assert QueuedTask.objects.count() == 2
+
+
+def test_a_tick_that_a_cluster_took_and_never_began_is_queued_once_more(running, site):
+    Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
+    queue_due()
+    QueuedTask.objects.take("migrations")
+    for _ in range(3):
+        queue_due()
+    assert QueuedTask.objects.count() == 1, "it was taken just now"
+    QueuedTask.objects.update(taken_at=timezone.now() - timedelta(seconds=16))
+    for _ in range(3):
+        queue_due()
+    assert QueuedTask.objects.count() == 2, "a tick at hand and one that waits: never more"
+
+
+def test_a_second_delivery_of_a_tick_reaches_no_host(running, site, monkeypatch):
+    site.source.finish()
+    Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
+    tick.run(running.pk)
+    running.refresh_from_db()
+    Job.objects.filter(pk=running.pk).update(wake_at=timezone.now() + timedelta(minutes=1))
+    monkeypatch.setattr("hosts.remote.ssh.connect", None)
+    fence = running.fence
+    tick.run(running.pk)
+    running.refresh_from_db()
+    assert running.fence == fence
+
+
+def test_a_watcher_finds_alarms_between_two_sweeps(running, site):
+    watcher = Watcher(site.connect)
+    watcher.follow = lambda: None
+    watcher.turn()
+    QueuedTask.objects.all().delete()
+    Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
+    watcher.due.pop("alarms", None)
+    watcher.turn()
+    assert QueuedTask.objects.count() == 1
 
 
 def test_the_rate_is_of_the_last_half_minute():

@@ -18,15 +18,16 @@ from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor
-from jobs import adopting, tick
+from jobs import adopting
 from jobs.hands import changes
 from jobs.journal import Journal
 from jobs.models import Adoption, Job
 from jobs.work import Work
 from tests.factories import admin, in_cloud, operator
 from tests.jobs.conftest import machines, nova_of_machines, real_life  # noqa: F401 - fixtures
-from tests.jobs.lives import LONG_AGO, MOST_TICKS, WAYS, Killed, check_the_world
+from tests.jobs.lives import MOST_TICKS, WAYS, Killed, check_the_world
 from tests.outside import keep, put_back
+from tests.ticks import LONG_AGO, tick_now
 from tests.trust.amounts import amount, figure
 from volmig import incarnation
 
@@ -145,7 +146,7 @@ def try_to_act(job, site):
     """What workers do: several ticks of a job whose lease ran out, a refresh, and time goes by on its hosts."""
     for _ in range(4):
         Job.objects.filter(pk=job.pk).exclude(lease_until=None).update(lease_until=LONG_AGO)
-        tick.run(job.pk)
+        tick_now(job.pk)
         for machine in site.hosts:
             machine.finish()
     for pk in Hypervisor.objects.values_list("pk", flat=True):
@@ -173,7 +174,7 @@ def live_on(life):
     for _ in range(2):
         if ended == "planned":
             job.start(operator())
-            tick.run(job.pk)
+            tick_now(job.pk)
             ended = life.live("planned")
     return ended
 

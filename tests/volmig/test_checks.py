@@ -1,6 +1,5 @@
 """Unsafe settings are refused before anything starts; so are unsafe task arguments."""
 
-import datetime as dt
 import time
 
 import pytest
@@ -12,7 +11,7 @@ from volmig.apps import queue_is_safe, requests_are_not_atomic, sqlite_is_safe
 from volmig.broker import TableBroker
 from volmig.management.commands import up
 from volmig.models import QueuedTask
-from volmig.queue import is_stuck, later
+from volmig.queue import later
 
 
 def test_the_settings_as_shipped_are_safe():
@@ -75,42 +74,6 @@ def test_atomic_requests_are_refused(monkeypatch):
 def test_only_integers_go_into_the_queue(argument):
     with pytest.raises(TypeError, match="integers only"):
         later("volmig.notify.send", argument)
-
-
-def ago(seconds):
-    return timezone.now() - dt.timedelta(seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("waits", "taken", "done", "stuck"),
-    [
-        pytest.param(40, False, 50, True, id="a task waits and none was ended meanwhile"),
-        pytest.param(40, False, None, True, id="none was ever ended"),
-        pytest.param(40, False, 5, False, id="they are busy"),
-        pytest.param(5, False, 50, False, id="it has just come"),
-        pytest.param(40, True, 50, False, id="somebody has taken it"),
-        pytest.param(None, False, 50, False, id="nothing is to be done"),
-    ],
-)
-def test_workers_that_take_no_task_any_more_are_told_from_those_that_are_busy_or_idle(db, waits, taken, done, stuck):
-    if waits is not None:
-        taken = {"taken_at": timezone.now()} if taken else {}
-        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", queued_at=ago(waits), **taken)
-    if done is not None:
-        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", done_at=ago(done))
-    assert (is_stuck("migrations", 30), is_stuck("background", 30)) == (stuck, False)
-
-
-def test_workers_whose_hosts_answer_slowly_are_not_taken_for_stuck(db, monkeypatch):
-    """Both background workers are in a task for almost as long as one may last, and more wait behind them."""
-    lasts, limit = present.TASK_SECONDS - 1, up.STUCK_SECONDS["background"]
-    for number in range(4):  # two run, two were handed to the workers already
-        add(number, queued_at=ago(limit + 1), taken_at=ago(lasts))
-    waiting = add(4, queued_at=ago(limit + 1))
-    monkeypatch.setattr(up.connection, "close", lambda: None)  # the test's own
-    assert not up.take_no_task("background")
-    QueuedTask.objects.exclude(pk=waiting.pk).update(taken_at=ago(limit + 1))
-    assert up.take_no_task("background"), "for longer than a task may last: the lock is gone"
 
 
 def test_what_a_cluster_had_when_it_was_killed_waits_again_at_once_and_nothing_else_does(db, monkeypatch):

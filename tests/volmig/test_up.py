@@ -19,10 +19,13 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError
 
 from tests.rig import free_port
+from volmig import beats, broker
+from volmig.broker import TableBroker
 from volmig.management.commands.up import Child
+from volmig.models import QueuedTask
+from volmig.queue import later
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
@@ -252,36 +255,101 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
     assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on
 
 
-def stuck(*_):
+@pytest.fixture
+def child(monkeypatch):
+    """Makes a part that runs and whose processes do nothing; keeps the clusters whose tasks were given back."""
+    made, given_back = [], []
+    monkeypatch.setattr("volmig.management.commands.up.give_back", given_back.append)
+
+    def make(name):
+        made.append(Child(name, ["sleep", "60"]))
+        made[-1].given_back = given_back
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.kill()
+
+
+def beaten(child, seconds_ago):
+    at = time.monotonic_ns() - int(seconds_ago * 1e9)
+    os.utime(child.beat_file, ns=(at, at))
+
+
+def is_killed(child):
+    """Whether tending it ended it; then what it had need not wait until it counts as lost."""
+    process, cluster = child.process, child.cluster
+    child.tend()
+    if child.process is None or not (why := child.is_stuck()):
+        return False
+    assert process.wait(10) == -signal.SIGKILL, why
+    child.tend()
+    assert (child.process, child.given_back) == (None, [cluster])
     return True
 
 
-def no_database(*_):
-    raise OperationalError("the server is away")
-
-
 @pytest.mark.parametrize(
-    ("name", "answer", "lives"),
+    ("name", "silent", "killed"),
     [
-        pytest.param("workers", stuck, False, id="workers that take no task"),
-        pytest.param("background", stuck, False, id="background workers that take no task"),
-        pytest.param("workers", no_database, True, id="workers whose database is away"),
-        pytest.param("web", stuck, True, id="another part"),
+        pytest.param("workers", 31, True, id="workers in which nothing moves"),
+        pytest.param("workers", 29, False, id="workers in the middle of a tick"),
+        pytest.param("background", 151, True, id="background workers in which nothing moves"),
+        pytest.param("background", 149, False, id="background workers with a task that lasts as long as one may"),
     ],
 )
-def test_only_workers_that_take_no_task_any_more_are_started_anew(monkeypatch, name, answer, lives):
-    given_back = []
-    monkeypatch.setattr("volmig.management.commands.up.is_stuck", answer)
-    monkeypatch.setattr("volmig.management.commands.up.give_back", given_back.append)
-    child = Child(name, ["sleep", "60"])
-    child.start()
-    child.look_at = 0
-    try:
-        child.tend()
-        if not lives:
-            assert child.process.wait(10) == -signal.SIGKILL
-        child.tend()
-        assert (child.process is not None) is lives
-        assert given_back == ([] if lives else [child.cluster]), "what it had need not wait until it counts as lost"
-    finally:
-        child.kill()
+def test_workers_that_show_no_sign_of_life_are_started_anew(child, name, silent, killed):
+    workers = child(name)
+    beaten(workers, silent)
+    assert is_killed(workers) is killed
+
+
+def test_workers_that_start_slowly_are_left_alone_and_given_longer_each_time(child):
+    workers = child("workers")
+    for patience in (120, 240, 480):
+        workers.started = time.monotonic() - patience + 5
+        assert not is_killed(workers)
+        workers.started = time.monotonic() - patience - 5
+        assert is_killed(workers)
+        workers.given_back.clear()
+        workers.start()
+    beaten(workers, 0)
+    workers.tend()
+    assert workers.patience == 120, "they lived: the next start is a new matter"
+
+
+def test_other_parts_have_no_heartbeat_and_are_left_alone(child):
+    web = child("web")
+    web.started -= 3600
+    beaten(web, 3600)
+    web.tend()
+    assert web.process.poll() is None
+
+
+def test_workers_beat_while_they_wait_and_at_both_ends_of_a_task(db, child, monkeypatch):
+    workers, seen = child("workers"), []
+    monkeypatch.setenv("VOLMIG_BEAT", str(workers.beat_file))
+    monkeypatch.setattr("volmig.broker.close_old_connections", lambda: None)  # the test's own
+    assert beats.silent_for(workers.beat_file) is None, "not before the first"
+    idle = TableBroker("migrations")
+    idle.minute_at = time.monotonic() + 60
+    idle.dequeue()
+    assert beats.silent_for(workers.beat_file) < 10
+
+    def slow(_):
+        seen.append(beats.silent_for(workers.beat_file))
+        beaten(workers, 1000)
+
+    monkeypatch.setattr("hosts.tasks.refresh", slow)
+    later("hosts.tasks.refresh", 1)
+    task = QueuedTask.objects.take("background")
+    beaten(workers, 1000)
+    broker.run("hosts.tasks.refresh", 1, task.run.hex)
+    assert seen[0] < 10
+    assert beats.silent_for(workers.beat_file) < 10
+
+
+def test_a_beat_without_its_file_disturbs_nobody(monkeypatch, tmp_path):
+    monkeypatch.setenv("VOLMIG_BEAT", str(tmp_path / "gone"))
+    beats.beat()
+    assert beats.silent_for(tmp_path / "gone") is None

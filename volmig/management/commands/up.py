@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from django.conf import settings
@@ -23,10 +24,10 @@ from django.db import DatabaseError, connection
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import data, incarnation
+from volmig import beats, data, incarnation
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
-from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
+from volmig.queue import BACKGROUND, MIGRATIONS
 
 PARTS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # and their processes
 QUEUES = {"workers": MIGRATIONS, "background": BACKGROUND}  # a cluster for each: refreshes never delay a tick
@@ -36,11 +37,13 @@ PREPARES = 0x766F6C6D6967  # names a lock of the database
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
-LOOK_SECONDS = 5
 START_SECONDS = 20  # a part that ends within them was never able to start; a busy machine needs several to import all
-# Seconds without a task taken or ended while one waits. Ticks are short, and a due migration queues one every few
-# seconds; in the background all workers may be busy with slow hosts for as long as a task may last.
+# Seconds of silence after which workers are stuck. A worker that is killed while it waits for a task takes the lock of
+# the cluster's own queue along, and no other gets anything any more. Ticks beat while they run; all tasks at both ends.
 STUCK_SECONDS = {"workers": 30, "background": settings.TASK_SECONDS + 30}
+# Seconds until the first sign of life; after each start that failed, twice as many. A machine that starts everything at
+# once, after an outage, takes long, and to kill what is starting makes it longer.
+FIRST_BEAT_SECONDS, LONGEST_START_SECONDS = 120.0, 1800.0
 
 
 def commands(bind: str) -> dict[str, list[str]]:
@@ -67,16 +70,6 @@ def as_child() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def take_no_task(name: str) -> bool:
-    """Whether these workers are stuck; a database that is away is no reason to start anything anew, nor to end."""
-    try:
-        return is_stuck(QUEUES[name], STUCK_SECONDS[name])
-    except DatabaseError:
-        return False
-    finally:
-        connection.close()
-
-
 def give_back(cluster: str) -> None:
     """What a cluster that ended had taken is taken again at once; without the database after settings.TASK_RETRY."""
     try:
@@ -97,7 +90,7 @@ class Child:
     started: float = 0
     pause: float = 1
     due: float = field(default_factory=time.monotonic)
-    look_at: float = 0
+    patience: float = FIRST_BEAT_SECONDS
     cluster: str = ""  # of workers: 16 hex digits, new at every start
 
     def start(self) -> None:
@@ -106,8 +99,9 @@ class Child:
         environment.pop("VOLMIG_KEYS_WORKER" if self.name == "web" else "VOLMIG_KEYS_WEB", None)
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
+        environment[beats.VARIABLE] = str(self.beat_file)
+        beats.prepare(self.beat_file)
         self.started = time.monotonic()
-        self.look_at = self.started + STUCK_SECONDS.get(self.name, 0)
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
@@ -123,18 +117,29 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-        elif self.name in QUEUES and time.monotonic() > self.look_at:
-            self.look_at = time.monotonic() + LOOK_SECONDS
-            if take_no_task(self.name):  # what that cuts off is done again
-                said = f"{self.name} took no task for {STUCK_SECONDS[self.name]} s while tasks were waiting; restarting"
-                print(said, file=sys.stderr)
-                self.process.kill()
+        elif self.name in QUEUES and (why := self.is_stuck()):
+            print(f"{self.name} {why}; restarting", file=sys.stderr)
+            self.process.kill()  # what that cuts off is done again
+
+    @property
+    def beat_file(self) -> Path:
+        return Path(settings.DATA / f"up-{self.name}.beat")
+
+    def is_stuck(self) -> str:
+        """What these workers failed to do for too long; empty while they live."""
+        silent = beats.silent_for(self.beat_file)
+        if silent is not None:
+            self.patience = FIRST_BEAT_SECONDS
+            return f"showed no sign of life for {silent:.0f} s" if silent > STUCK_SECONDS[self.name] else ""
+        if time.monotonic() - self.started < self.patience:
+            return ""
+        said = f"did not start within {self.patience:.0f} s"
+        self.patience = min(2 * self.patience, LONGEST_START_SECONDS)
+        return said
 
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
         self.kill()
-        if self.cluster:
-            give_back(self.cluster)
         killed = status < 0  # from outside, so it was able to start
         if lasted < START_SECONDS and self.pause == 1 and not killed:
             raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
@@ -148,12 +153,15 @@ class Child:
             self.process.terminate()
 
     def kill(self) -> None:
-        """Ends whatever is left of its session: workers outlive a qcluster that was killed."""
+        """Ends whatever is left of its session, for workers outlive a qcluster that was killed, and frees its tasks."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+            self.beat_file.unlink(missing_ok=True)
+            if self.cluster:
+                give_back(self.cluster)
 
 
 class Command(BaseCommand):
