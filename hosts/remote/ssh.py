@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import paramiko
 
 from hosts.remote import hostctl
+from hosts.remote.connections import HANDSHAKES, KEPT, Connection
 from hosts.remote.host import (
     STATES,
     Address,
@@ -35,6 +36,7 @@ from hosts.remote.hostctl.act import reason
 from hosts.remote.phrases import phrase
 
 CONNECT_SECONDS = 10
+STALE_SECONDS = 3  # until a kept connection, whose other end may be gone, is given up for a new one
 SILENCE_SECONDS = 10
 ANSWER_CAP = 4 * 1024 * 1024
 LINE_CAP = 64 * 1024
@@ -85,23 +87,32 @@ def dial(host: str, port: int) -> socket.socket:
 
 
 def connect(address: Address) -> "SSHHost":
-    """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried."""
+    """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried.
+
+    A connection that this process kept from its last call there is used again.
+    """
+    kept = KEPT.take(address)
+    return SSHHost(address, kept or log_in(address), is_kept=kept is not None)
+
+
+def log_in(address: Address) -> Connection:
     bastion = connect(address.bastion) if address.bastion else None
-    client = paramiko.SSHClient()
+    connection = Connection(paramiko.SSHClient(), bastion)
     try:
         with told_plainly(f"log in to {address}"):
-            enter(client, address, bastion.tunnel(address.host, address.port) if bastion else None)
+            # Only who answers takes a slot: many machines that are away must not keep others waiting.
+            sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
+            with HANDSHAKES.slot():
+                enter(connection.client, address, sock)
     except BaseException as error:
         if isinstance(error, HostKeyChanged):
             error.address = address
-        client.close()
-        if bastion:
-            bastion.close()
+        connection.close()
         raise
-    return SSHHost(address, client, bastion)
+    return connection
 
 
-def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | None) -> None:
+def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | socket.socket) -> None:
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
     pinned = pinned_key(address)
@@ -140,11 +151,23 @@ def told_plainly(tried: str, touched: bool | None = False) -> Iterator[None]:
         found = f"it offered the host key {offered}, but {pinned} is pinned"
         raise HostKeyChanged(tried, found, "Find out why before anyone pins the new key.") from error
     except paramiko.AuthenticationException as error:
+        if not was_refused(error):
+            found = f"the login was not answered ({plain(error)})"
+            raise Unreachable(tried, found, "It may be overloaded. Retrying automatically.", touched) from error
         found = f"the login was refused ({plain(error)})"
         raise HostError(tried, found, "Check the user, and that volmig's key is in its authorized_keys.") from error
     except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
         found = plain(error)
         raise Unreachable(tried, found, "Retrying automatically.", touched) from error
+
+
+def was_refused(error: paramiko.AuthenticationException) -> bool:
+    """Whether the other end said no, which is for a person; an overloaded one says nothing in time, or hangs up.
+
+    paramiko raises the same class for all three (AuthHandler.wait_for_response).
+    """
+    said = str(error)
+    return not ("timeout" in said or "transport shut down" in said)
 
 
 def plain(error: Exception) -> str:
@@ -162,8 +185,10 @@ def plain(error: Exception) -> str:
 class SSHHost:
     """A hypervisor that was entered; one caller at a time, like the channel that it stands for."""
 
-    def __init__(self, address: Address, client: paramiko.SSHClient, bastion: "SSHHost | None" = None) -> None:
-        self.address, self.client, self.bastion = address, client, bastion
+    def __init__(self, address: Address, connection: Connection | None, is_kept: bool = False) -> None:
+        self.address, self.connection = address, connection
+        self.is_kept = is_kept  # from an earlier call: its other end may have gone since
+        self.is_streaming = False
         self.hash = address.hostctl or hostctl.source_hash()
 
     def __enter__(self) -> "SSHHost":
@@ -173,16 +198,18 @@ class SSHHost:
         self.close()
 
     def close(self) -> None:
-        self.client.close()
-        if self.bastion:
-            self.bastion.close()
+        connection, self.connection = self.connection, None
+        if connection and self.is_streaming:
+            connection.close()
+        elif connection:
+            KEPT.keep(self.address, connection)
 
     def tunnel(self, host: str, port: int) -> paramiko.Channel:
         """Opens a direct-tcpip channel to a machine behind this one."""
         return self.transport().open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=CONNECT_SECONDS)
 
     def transport(self) -> paramiko.Transport:
-        transport = self.client.get_transport()
+        transport = self.connection and self.connection.client.get_transport()
         if transport is None:
             raise EOFError("the connection is closed")
         return transport
@@ -226,9 +253,22 @@ class SSHHost:
             raise self.differs(tried, output.complaint(), "Check that /var/lib/volmig can be written by root.")
 
     def run(self, tried: str, command: str, stdin: bytes, timeout: float) -> "Output":
+        if self.is_kept:
+            self.is_kept = False
+            try:
+                return self.run_once(tried, command, stdin, timeout, STALE_SECONDS)
+            except Unreachable as error:
+                if error.touched is not False:
+                    raise
+            if self.connection:
+                self.connection.close()
+            self.connection = log_in(self.address)
+        return self.run_once(tried, command, stdin, timeout, CONNECT_SECONDS)
+
+    def run_once(self, tried: str, command: str, stdin: bytes, timeout: float, to_open: float) -> "Output":
         output, sent = Output(), False
         with told_plainly(tried), self.deadline(timeout) as expired:
-            channel = self.transport().open_session(timeout=min(timeout, CONNECT_SECONDS))
+            channel = self.transport().open_session(timeout=min(timeout, to_open))
             channel.settimeout(timeout)
             channel.exec_command(command)
             with told_plainly(tried, touched=None):
@@ -245,11 +285,12 @@ class SSHHost:
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Iterator[threading.Event]:
         """Closes the connection when the time is over: some of paramiko's waits know no time-out."""
-        expired = threading.Event()
+        expired, connection = threading.Event(), self.connection
 
         def expire() -> None:
             expired.set()
-            self.client.close()
+            if connection:
+                connection.client.close()
 
         timer = threading.Timer(seconds, expire)
         timer.daemon = True
@@ -317,7 +358,7 @@ class SSHHost:
 
     def watch(self) -> Iterator[dict[str, Any]]:
         """Yields progress, ended and beat lines; raises Unreachable after 10 s of silence."""
-        tried = f"follow the progress on {self.address}"
+        tried, self.is_streaming = f"follow the progress on {self.address}", True
         with told_plainly(tried):
             with self.deadline(CONNECT_SECONDS):
                 channel = self.transport().open_session(timeout=CONNECT_SECONDS)

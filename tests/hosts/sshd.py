@@ -27,7 +27,7 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin yes
-LogLevel ERROR
+LogLevel INFO
 SetEnv HOME={home}
 """
 # Notes each request, then answers what the test left in the file "answer".

@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
 
+import paramiko
 import pytest
 
-from hosts.remote import hostctl, ssh
+from hosts.remote import connections, hostctl, ssh
 from hosts.remote.host import (
     FIELDS_SINCE,
     Garbled,
@@ -71,9 +73,118 @@ def test_a_hostctl_from_before_protocol_2_mentions_none_and_is_understood(sshd, 
         assert host.call(HELLO).evidence == {"hostname": "src"}
 
 
+@pytest.fixture(autouse=True)
+def no_connection_is_left():
+    yield
+    connections.forget_all()
+
+
+def logins(sshd):
+    """How many there were, by sshd's own log."""
+    return (sshd.home / "log").read_text().count("Accepted publickey")
+
+
 def test_two_calls_go_over_one_connection(sshd):
     with ssh.connect(sshd.address) as host:
         assert [host.call(HELLO).state for _ in range(2)] == ["done", "done"]
+    assert logins(sshd) == 1
+
+
+def test_the_next_one_who_enters_uses_the_connection_again(sshd):
+    for _ in range(3):
+        with ssh.connect(sshd.address) as host:
+            assert host.call(HELLO).state == "done"
+    assert (logins(sshd), len(sshd.requests())) == (1, 3)
+
+
+def test_two_who_are_there_at_once_have_a_connection_each(sshd):
+    with ssh.connect(sshd.address) as first, ssh.connect(sshd.address) as second:
+        assert [each.call(HELLO).state for each in (first, second)] == ["done", "done"]
+        assert first.connection is not second.connection
+
+
+def test_a_kept_connection_whose_other_end_is_gone_is_replaced_unnoticed(sshd):
+    with ssh.connect(sshd.address) as host:
+        host.call(HELLO)
+    sshd.freeze()  # it does not even say goodbye
+    with ssh.connect(sshd.address) as host:
+        assert host.is_kept
+        assert host.call(HELLO).state == "done"
+    assert logins(sshd) == 2
+    assert len(sshd.requests()) == 2
+
+
+def test_a_connection_is_not_used_under_another_address(sshd):
+    with ssh.connect(sshd.address) as host:
+        host.call(HELLO)
+    with pytest.raises(HostKeyUnknown):
+        ssh.connect(dataclasses.replace(sshd.address, host_key="ssh-ed25519"))
+
+
+@pytest.mark.parametrize(
+    ("column", "seconds"),
+    [
+        pytest.param("idle_since", connections.IDLE_SECONDS, id="idle for too long"),
+        pytest.param("began", connections.OLDEST_SECONDS, id="too old, as its key may have been revoked"),
+    ],
+)
+def test_a_connection_is_kept_for_a_while_only(sshd, column, seconds):
+    with ssh.connect(sshd.address) as host:
+        host.call(HELLO)
+    [kept] = connections.KEPT.idle[sshd.address]
+    setattr(kept, column, getattr(kept, column) - seconds)
+    assert connections.KEPT.expire() == 0
+    assert kept.client.get_transport() is None
+
+
+def test_of_many_connections_a_few_are_kept(sshd):
+    hosts = [ssh.connect(sshd.address) for _ in range(4)]
+    for host in hosts:
+        host.close()
+    assert len(connections.KEPT.idle[sshd.address]) == connections.MOST_OF_A_HOST
+
+
+def test_one_that_followed_a_hypervisor_is_not_kept(sshd):
+    sshd.behave("print('{\"beat\": 1}', flush=True); import time; time.sleep(30)")
+    with ssh.connect(sshd.address) as host:
+        next(host.watch())
+    assert connections.KEPT.take(sshd.address) is None
+
+
+def test_handshakes_are_paced():
+    slept = []
+    pace = connections.Pace(2, 10, sleep=slept.append)
+    for _ in range(5):
+        with pace.slot():
+            pass
+    assert sum(slept) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4, abs=0.05)
+
+
+def test_an_overloaded_host_is_not_reported_as_one_that_refused_the_login(sshd, monkeypatch):
+    """It takes the connection, agrees on keys, and then has no time for the login."""
+    monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
+    answer, over = threading.Event(), socket.create_server(("127.0.0.1", 0))
+
+    class Busy(paramiko.ServerInterface):
+        def get_allowed_auths(self, username):
+            return "publickey"
+
+        def check_auth_publickey(self, username, key):
+            answer.wait(20)
+            return paramiko.AUTH_FAILED
+
+    def serve():
+        transport = paramiko.Transport(over.accept()[0])
+        transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(str(sshd.home / "host_key")))
+        transport.start_server(server=Busy())
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        with pytest.raises(Unreachable, match="login was not answered .* It may be overloaded"):
+            ssh.connect(dataclasses.replace(sshd.address, port=over.getsockname()[1]))
+    finally:
+        answer.set()
+        over.close()
 
 
 def test_a_changed_host_key_is_refused_and_nothing_is_sent(sshd, tmp_path):
@@ -171,7 +282,7 @@ def test_an_answer_that_does_not_come_in_time_leaves_open_whether_something_was_
 def test_a_connection_cut_in_the_middle_is_unreachable_even_after_a_whole_answer(sshd):
     sshd.behave("sys.stdout.write((home / 'answer').read_text()); sys.stdout.flush(); import time; time.sleep(30)")
     with ssh.connect(sshd.address) as host:
-        cut = threading.Timer(1, host.client.close)
+        cut = threading.Timer(1, host.connection.client.close)
         cut.start()
         with pytest.raises(Unreachable, match="cut"):
             host.call(HELLO, timeout=10)

@@ -144,7 +144,8 @@ def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene,
 
     def cut():
         for host in list(connections):
-            host.client.close()
+            if host.connection:
+                host.connection.client.close()
         connections.clear()
 
     kill = {"worker": die, "watcher": new_watcher, "connection": cut}[who]

@@ -1,0 +1,127 @@
+"""SSH connections that are kept for the next call, and a bound on how fast new ones are made.
+
+A tick is mostly handshakes: the next one often goes to a hypervisor that this process left a moment ago.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import paramiko
+
+from hosts.remote.host import Address
+
+IDLE_SECONDS = 60.0
+OLDEST_SECONDS = 600.0  # then a key that was removed from authorized_keys does not get in any more
+MOST_OF_A_HOST, MOST = 2, 64  # that are kept idle, by each process
+HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND = 10, 20  # of each process
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass
+class Connection:
+    """A login on one hypervisor; `bastion` is the way to it, if it needs one."""
+
+    client: paramiko.SSHClient
+    bastion: Closable | None = None
+    began: float = field(default_factory=time.monotonic)
+    idle_since: float = 0.0
+
+    def close(self) -> None:
+        self.client.close()
+        if self.bastion:
+            self.bastion.close()
+
+    def is_usable(self, now: float) -> bool:
+        transport = self.client.get_transport()
+        is_young = now - self.began < OLDEST_SECONDS and now - self.idle_since < IDLE_SECONDS
+        return is_young and transport is not None and transport.is_active()
+
+
+class Connections:
+    """Idle connections by the whole address, so that whoever pins another key never gets one that the old key opened."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.idle: dict[Address, list[Connection]] = defaultdict(list)
+        self.reaper: threading.Thread | None = None
+
+    def take(self, address: Address) -> Connection | None:
+        """One that seems to live; None when a new one has to be made."""
+        with self.lock:
+            while waiting := self.idle.get(address):
+                connection = waiting.pop()
+                if connection.is_usable(time.monotonic()):
+                    return connection
+                connection.close()
+        return None
+
+    def keep(self, address: Address, connection: Connection) -> None:
+        connection.idle_since = time.monotonic()
+        with self.lock:
+            total = sum(map(len, self.idle.values()))
+            if len(self.idle[address]) < MOST_OF_A_HOST and total < MOST and connection.is_usable(time.monotonic()):
+                self.idle[address].append(connection)
+                self._reap()
+                return
+        connection.close()
+
+    def expire(self) -> int:
+        """Closes those that nobody needed for a while; returns how many are left."""
+        now = time.monotonic()
+        with self.lock:
+            for address, waiting in list(self.idle.items()):
+                for connection in [each for each in waiting if not each.is_usable(now)]:
+                    waiting.remove(connection)
+                    connection.close()
+                if not waiting:
+                    del self.idle[address]
+            return sum(map(len, self.idle.values()))
+
+    def _reap(self) -> None:
+        if self.reaper is None or not self.reaper.is_alive():
+            self.reaper = threading.Thread(target=self._reap_all, name="idle connections", daemon=True)
+            self.reaper.start()
+
+    def _reap_all(self) -> None:
+        while self.expire():
+            time.sleep(IDLE_SECONDS / 4)
+
+
+class Pace:
+    """So many at once, and so many begun in a second: to enter 500 hypervisors must not use up this machine."""
+
+    def __init__(self, at_once: int, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.room, self.lock = threading.BoundedSemaphore(at_once), threading.Lock()
+        self.gap, self.sleep, self.next_at = 1 / per_second, sleep, 0.0
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        with self.room:
+            with self.lock:
+                now = time.monotonic()
+                wait, self.next_at = max(0.0, self.next_at - now), max(now, self.next_at) + self.gap
+            if wait:
+                self.sleep(wait)
+            yield
+
+
+KEPT = Connections()
+HANDSHAKES = Pace(HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND)
+
+
+def forget_all() -> None:
+    """Closes all that are idle, as before a fork or at the end of a test."""
+    with KEPT.lock:
+        for waiting in KEPT.idle.values():
+            for connection in waiting:
+                with suppress(Exception):
+                    connection.close()
+        KEPT.idle.clear()
