@@ -8,11 +8,12 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import DatabaseError, close_old_connections, transaction
+from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -32,6 +33,7 @@ FOLLOW_EVERY = 1.0
 SWEEP_EVERY = 5.0
 ALARMS_EVERY = 0.5  # between sweeps: Nova's work is looked at every two seconds, with the instance down
 LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
+PARTS = 32  # by the rest of a hypervisor's number: watchers share them
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
 LONGEST_PAUSE = 15.0
@@ -41,7 +43,7 @@ COLUMNS = ["bytes_done", "bytes_total", "bytes_read", "bytes_written", "rate", "
 
 
 def main() -> None:
-    """Follow and sweep until SIGTERM or Ctrl-C; of several watchers one works and the others stand by."""
+    """Follow and sweep until SIGTERM or Ctrl-C; several watchers share the hypervisors."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -117,37 +119,53 @@ class Watcher:
 
     def __init__(self, connect: Callable[[Address], Host] | None = None) -> None:
         self.connect = connect or ssh.connect
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        # Containers may have the same name and the same process ID.
+        self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
         self.lines: queue.Queue[tuple[int, Any]] = queue.Queue()
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}
         self.speeds: dict[int, Speed] = {}
         self.due: dict[str, float] = {}
-        self.mine = False
+        self.parts: frozenset[int] = frozenset()
 
     def run(self, stop: threading.Event) -> None:
+        keeper = threading.Thread(target=self.keep_share, args=(stop,), name="leases of the watcher", daemon=True)
+        keeper.start()
         while not stop.wait(WRITE_EVERY):
             try:
                 self.turn()
             except DatabaseError:
                 log.exception("the watcher could not write; it goes on")
                 close_old_connections()
+        keeper.join(LEASE_SECONDS)
         self.let_go()
-        Lease.objects.give_back("watcher", self.owner)
+        Lease.objects.give_back_all(self.owner)
+
+    def keep_share(self, stop: threading.Event) -> None:
+        """In a thread of its own, so that no slow login delays it: renew what this watcher follows.
+
+        While the database is away nobody can take anything over, and this watcher goes on with what it had.
+        """
+        while True:
+            try:
+                self.take_share()
+            except DatabaseError as error:
+                log.warning("the leases of the watcher could not be renewed: %s", error)
+                close_old_connections()
+            if stop.wait(LEASE_EVERY):
+                break
+        connection.close()
+
+    def take_share(self) -> None:
+        self.parts = frozenset(Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS))
 
     def turn(self) -> None:
-        """One quarter of a second's work; nothing when another watcher has the lease."""
-        if self._is_due("lease", LEASE_EVERY):
-            self.mine = Lease.objects.take("watcher", self.owner, LEASE_SECONDS)
-        if self.mine:
-            self._work()
-        else:
-            self.let_go()
-
-    def _work(self) -> None:
+        """One quarter of a second's work on this watcher's share of the hypervisors."""
         self.write()
         if self._is_due("follow", FOLLOW_EVERY):
             self.follow()
+        if 0 not in self.parts:
+            return  # another watcher sweeps
         if self._is_due("sweep", SWEEP_EVERY):
             sweep()
         elif self._is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
@@ -157,8 +175,9 @@ class Watcher:
         """Have a follower on each hypervisor with work under way, and none where there has been none for a while."""
         now = time.monotonic()
         for pk in StepRun.objects.open().filter(job__halt_reason="").values_list("hypervisor", flat=True).distinct():
-            self.needed_at[pk] = now
-        for pk in [pk for pk, at in self.needed_at.items() if now - at > LINGER]:
+            if pk % PARTS in self.parts:
+                self.needed_at[pk] = now
+        for pk in [pk for pk, at in self.needed_at.items() if now - at > LINGER or pk % PARTS not in self.parts]:
             del self.needed_at[pk]
             if follower := self.followers.pop(pk, None):
                 follower.end()

@@ -46,7 +46,7 @@ class Connection:
 
 
 class Connections:
-    """Idle connections by the whole address, so that whoever pins another key never gets one that the old key opened."""
+    """Idle ones by the whole address: who has pinned another key never gets one that the old key opened."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,22 +1,29 @@
 """Leases by name, so that of several processes only one does what only one may do."""
 
 import datetime as dt
+import math
 
 from django.db import IntegrityError, models, transaction
-from django.db.models import Q
+from django.db.models import Max, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from volmig.models import CLOCKS_DIFFER
+
+FORGET_AFTER = dt.timedelta(days=1)
+LONG_AGO = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+
+
+def is_over(seconds: float) -> Q:
+    """Leases that nobody holds: one that reaches further than any was taken before the clock was set back."""
+    return Q(until__lt=Now()) | Q(until__gt=Now() + (dt.timedelta(seconds=seconds) + CLOCKS_DIFFER))
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
     def take(self, name: str, owner: str, seconds: float) -> bool:
         """Take or renew the lease for so many seconds of database time; False while another owner has it."""
         until = Now() + dt.timedelta(seconds=seconds)
-        # One that reaches further than any was taken before the clock was set back.
-        over = Q(until__lt=Now()) | Q(until__gt=Now() + (dt.timedelta(seconds=seconds) + CLOCKS_DIFFER))
-        if self.filter(name=name).filter(Q(owner=owner) | over).update(owner=owner, until=until):
+        if self.filter(name=name).filter(Q(owner=owner) | is_over(seconds)).update(owner=owner, until=until):
             return True
         try:
             with transaction.atomic():
@@ -25,13 +32,38 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
             return False
         return True
 
-    def silent(self, name: str) -> float | None:
-        """Seconds since the lease ran out: 0 while somebody has it, None when nobody has taken it."""
-        until = self.filter(name=name).values_list("until", flat=True).first()
-        return None if until is None else round(max(0.0, (timezone.now() - until).total_seconds()), 1)
+    def share(self, what: str, parts: int, owner: str, seconds: float) -> set[int]:
+        """Take or renew a fair share of the parts, 0 to `parts` - 1, of what several owners do together.
 
-    def give_back(self, name: str, owner: str) -> None:
-        self.filter(name=name, owner=owner).delete()
+        Each owner says that it lives by a lease of its own, gives back what it holds beyond its share, and takes what
+        nobody holds. The last word of `owner`, after a colon, has to be unique.
+        """
+        self.take(f"{what} {owner.rpartition(':')[2]}", owner, seconds)
+        living = self.filter(name__startswith=f"{what} ")
+        living.filter(until__lt=Now() - FORGET_AFTER).delete()
+        most = math.ceil(parts / living.filter(until__gt=Now()).count())
+        numbers = {f"part {number} of {what}": number for number in range(parts)}
+        rows = self.filter(name__in=numbers)
+        if rows.count() < parts:
+            rows.bulk_create([Lease(name=name, owner="", until=LONG_AGO) for name in numbers], ignore_conflicts=True)
+        until = Now() + dt.timedelta(seconds=seconds)
+        mine = rows.filter(owner=owner)
+        mine.update(until=until)
+        held = list(mine.order_by("pk").values_list("name", flat=True))
+        mine.filter(name__in=held[most:]).update(owner="", until=LONG_AGO)
+        free = rows.filter(is_over(seconds))
+        for name in free.values_list("name", flat=True)[: max(0, most - len(held))]:
+            free.filter(name=name).update(owner=owner, until=until)  # unless another one was faster
+        return {numbers[name] for name in mine.values_list("name", flat=True)}
+
+    def give_back_all(self, owner: str) -> None:
+        """Let go of everything that this owner holds, and of the lease by which it lives."""
+        self.filter(owner=owner).delete()
+
+    def silent(self, name: str) -> float | None:
+        """Seconds since the last lease of this name ran out: 0 while one is held, None when there never was one."""
+        until = self.filter(name__startswith=name).aggregate(at=Max("until"))["at"]
+        return None if until is None else round(max(0.0, (timezone.now() - until).total_seconds()), 1)
 
 
 class Lease(models.Model):

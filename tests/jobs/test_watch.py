@@ -1,15 +1,17 @@
 """The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
 
+import threading
 from datetime import timedelta
 
 import pytest
+from django.db import DatabaseError
 from django.utils import timezone
 
 from hosts.remote.host import HostKeyChanged, Unreachable
 from jobs import tick
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
-from jobs.watch import Follower, Speed, Watcher, queue_due, sweep, way_to
+from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sweep, way_to
 from tests.ticks import LONG_AGO
 from volmig.models import QueuedTask
 
@@ -73,6 +75,7 @@ def test_lines_about_unknown_work_change_nothing(running, site):
 
 def test_one_follower_for_each_hypervisor_with_work(running, site):
     watcher = Watcher(site.connect)
+    watcher.take_share()
     watcher.follow()
     watcher.follow()
     follower = watcher.followers[running.source_id]
@@ -90,6 +93,7 @@ def test_one_follower_for_each_hypervisor_with_work(running, site):
 def followed(running, site):
     """A watcher, the hypervisor that it follows, and the follower there."""
     watcher, source = Watcher(site.connect), running.source
+    watcher.take_share()
     watcher.followers[source.pk] = Follower(source.pk, source.remote(), site.connect, watcher.lines)
     return watcher, source, watcher.followers[source.pk]
 
@@ -127,17 +131,69 @@ def test_a_hypervisor_is_followed_by_a_version_of_hostctl_that_runs_work_there(r
     assert way_to(running.source).hostctl == "", "what was refused unread shows that the version is not there"
 
 
-def test_a_second_watcher_stands_by(running, site):
-    first, second = Watcher(site.connect), Watcher(site.connect)
-    first.owner, second.owner = "first", "second"
-    for watcher in (first, second):
+def test_watchers_share_the_hypervisors_and_take_over_from_one_that_is_gone(db):
+    first, second, third = (Watcher() for _ in range(3))
+    first.take_share()
+    assert len(first.parts) == PARTS
+    for _ in range(2):  # who has too much gives it back, and the others take it
+        for watcher in (first, second, third):
+            watcher.take_share()
+    shares = [first.parts, second.parts, third.parts]
+    assert sorted(map(len, shares)) == [10, 11, 11]
+    assert frozenset().union(*shares) == frozenset(range(PARTS))
+    Lease.objects.filter(owner=second.owner).update(until=LONG_AGO)  # it was killed
+    for _ in range(2):
+        for watcher in (first, third):
+            watcher.take_share()
+    assert first.parts | third.parts == frozenset(range(PARTS))
+    assert not first.parts & third.parts
+    Lease.objects.give_back_all(first.owner)
+    third.take_share()
+    assert len(third.parts) == PARTS
+
+
+def test_watchers_in_containers_of_one_name_and_one_process_id_are_two(db, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "volmig-watcher")
+    first, second = Watcher(), Watcher()
+    for _ in range(2):
+        first.take_share()
+        second.take_share()
+    assert not first.parts & second.parts
+
+
+def test_a_hypervisor_of_another_watchers_share_is_not_followed(running, site):
+    watcher = Watcher(site.connect)
+    watcher.take_share()
+    watcher.follow()
+    assert running.source_id in watcher.followers
+    watcher.parts -= {running.source_id % PARTS}
+    watcher.follow()
+    assert running.source_id not in watcher.followers
+    watcher.let_go()
+
+
+def test_one_of_the_watchers_sweeps(running, site):
+    Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
+    for parts, waiting in ((range(1, PARTS), 0), (range(PARTS), 1)):
+        watcher = Watcher(site.connect)
         watcher.follow = lambda: None
+        watcher.parts = frozenset(parts)
         watcher.turn()
-    assert (first.mine, second.mine) == (True, False)
-    Lease.objects.give_back("watcher", "first")
-    second.due.clear()
-    second.turn()
-    assert second.mine
+        assert QueuedTask.objects.count() == waiting
+
+
+def test_a_share_that_cannot_be_renewed_is_kept_while_the_database_is_away(db, monkeypatch):
+    watcher, stop = Watcher(), threading.Event()
+    watcher.take_share()
+
+    def away(*_):
+        stop.set()
+        raise DatabaseError("the server is away")
+
+    monkeypatch.setattr(Lease.objects.__class__, "share", away)
+    monkeypatch.setattr("jobs.watch.connection.close", lambda: None)  # the test's own
+    watcher.keep_share(stop)
+    assert len(watcher.parts) == PARTS
 
 
 def test_of_a_migration_that_is_due_one_tick_waits_however_often_anyone_finds_out(running, site):
@@ -178,6 +234,7 @@ def test_a_second_delivery_of_a_tick_reaches_no_host(running, site, monkeypatch)
 def test_a_watcher_finds_alarms_between_two_sweeps(running, site):
     watcher = Watcher(site.connect)
     watcher.follow = lambda: None
+    watcher.take_share()
     watcher.turn()
     QueuedTask.objects.all().delete()
     Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)

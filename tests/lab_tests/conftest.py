@@ -85,6 +85,7 @@ class Driver:
 
     def step(self):
         """What watcher and workers would do just now; what a test's own moment met is met by its tick, and told."""
+        self.watcher.take_share()
         self.watcher.turn()
         for pk in list(Job.objects.due().values_list("pk", flat=True)):
             tick.run(pk)
