@@ -5,9 +5,8 @@ A tick is mostly handshakes: the next one often goes to a hypervisor that this p
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,44 +45,57 @@ class Connection:
 
 
 class Connections:
-    """Idle ones by the whole address: who has pinned another key never gets one that the old key opened."""
+    """Idle ones by the whole address: who has pinned another key never gets one that the old key opened.
+
+    They are closed without the lock: to close one lets go of its bastion, which comes back here to be kept.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.idle: dict[Address, list[Connection]] = defaultdict(list)
+        self.idle: dict[Address, list[Connection]] = {}
         self.reaper: threading.Thread | None = None
 
     def take(self, address: Address) -> Connection | None:
         """One that seems to live; None when a new one has to be made."""
-        with self.lock:
-            while waiting := self.idle.get(address):
-                connection = waiting.pop()
-                if connection.is_usable(time.monotonic()):
-                    return connection
-                connection.close()
-        return None
+        while True:
+            with self.lock:
+                waiting = self.idle.get(address)
+                connection = waiting.pop() if waiting else None
+            if connection is None or connection.is_usable(time.monotonic()):
+                return connection
+            connection.close()
 
     def keep(self, address: Address, connection: Connection) -> None:
         connection.idle_since = time.monotonic()
         with self.lock:
-            total = sum(map(len, self.idle.values()))
-            if len(self.idle[address]) < MOST_OF_A_HOST and total < MOST and connection.is_usable(time.monotonic()):
-                self.idle[address].append(connection)
+            waiting, total = self.idle.setdefault(address, []), sum(map(len, self.idle.values()))
+            if len(waiting) < MOST_OF_A_HOST and total < MOST and connection.is_usable(time.monotonic()):
+                waiting.append(connection)
                 self._reap()
                 return
         connection.close()
 
     def expire(self) -> int:
         """Closes those that nobody needed for a while; returns how many are left."""
-        now = time.monotonic()
+        now, left = time.monotonic(), 0
         with self.lock:
+            over = [each for waiting in self.idle.values() for each in waiting if not each.is_usable(now)]
             for address, waiting in list(self.idle.items()):
-                for connection in [each for each in waiting if not each.is_usable(now)]:
-                    waiting.remove(connection)
-                    connection.close()
-                if not waiting:
+                self.idle[address] = [each for each in waiting if each not in over]
+                left += len(self.idle[address])
+                if not self.idle[address]:
                     del self.idle[address]
-            return sum(map(len, self.idle.values()))
+        for connection in over:
+            connection.close()
+        return left
+
+    def forget(self) -> None:
+        """Closes all of them."""
+        while self.idle:
+            with self.lock:
+                idle, self.idle = self.idle, {}
+            for connection in (each for waiting in idle.values() for each in waiting):
+                connection.close()
 
     def _reap(self) -> None:
         if self.reaper is None or not self.reaper.is_alive():
@@ -91,8 +103,9 @@ class Connections:
             self.reaper.start()
 
     def _reap_all(self) -> None:
-        while self.expire():
+        while True:
             time.sleep(IDLE_SECONDS / 4)
+            self.expire()
 
 
 class Pace:
@@ -115,13 +128,3 @@ class Pace:
 
 KEPT = Connections()
 HANDSHAKES = Pace(HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND)
-
-
-def forget_all() -> None:
-    """Closes all that are idle, as before a fork or at the end of a test."""
-    with KEPT.lock:
-        for waiting in KEPT.idle.values():
-            for connection in waiting:
-                with suppress(Exception):
-                    connection.close()
-        KEPT.idle.clear()

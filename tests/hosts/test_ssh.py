@@ -76,7 +76,7 @@ def test_a_hostctl_from_before_protocol_2_mentions_none_and_is_understood(sshd, 
 @pytest.fixture(autouse=True)
 def no_connection_is_left():
     yield
-    connections.forget_all()
+    connections.KEPT.forget()
 
 
 def logins(sshd):
@@ -135,6 +135,17 @@ def test_a_connection_is_kept_for_a_while_only(sshd, column, seconds):
     setattr(kept, column, getattr(kept, column) - seconds)
     assert connections.KEPT.expire() == 0
     assert kept.client.get_transport() is None
+
+
+def test_a_connection_behind_a_bastion_is_kept_and_closed_with_it(sshd, tmp_path):
+    with Sshd(tmp_path / "bastion", forced=False, user_key=sshd.user_key) as bastion:
+        behind = dataclasses.replace(sshd.address, bastion=bastion.address)
+        for _ in range(2):
+            with ssh.connect(behind) as host:
+                assert host.call(HELLO).state == "done"
+        assert (logins(bastion), logins(sshd)) == (1, 1)
+        connections.KEPT.forget()
+        assert connections.KEPT.idle == {}
 
 
 def test_of_many_connections_a_few_are_kept(sshd):
