@@ -9,7 +9,7 @@ from hosts.remote.host import Answer, Request
 from jobs.hands import Hands, changes
 from jobs.models import Job, Moved
 from tests.factories import approver, operator
-from tests.ticks import LONG_AGO, tick_now
+from tests.ticks import LONG_AGO, claim_now, tick_now
 from volmig import incarnation
 from volmig.models import Session
 
@@ -118,7 +118,7 @@ def test_with_the_instance_down_a_silent_relay_is_not_waited_for(drive, site, mo
 def test_a_worker_that_lost_the_job_lets_go_and_volmig_is_not_taken_for_stale(drive, site):
     site.source.slow = {"convert"}
     job = drive.submit()
-    late = Job.objects.claim(job.pk, "late", -1)
+    late = claim_now(job.pk, "late", -1)
     Job.objects.filter(pk=job.pk).update(lease_until="2000-01-01T00:00Z")
     tick_now(job.pk)
     hands = Hands(late, site.connect, None)
@@ -147,7 +147,7 @@ def test_a_session_asks_the_hosts_once_for_each_job(prepared, site):
 
 
 def test_nothing_leaves_by_the_door_while_volmig_is_read_only(prepared, site, sent):
-    job = Job.objects.claim(prepared.pk, "worker", 30)
+    job = claim_now(prepared.pk, "worker", 30)
     incarnation.enter_read_only("somebody says so")
     sent.clear()
     with pytest.raises(incarnation.ReadOnly):

@@ -15,7 +15,7 @@ from jobs.watch import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
 from tests.jobs.lives import begin
-from tests.ticks import tick_now
+from tests.ticks import claim_now, tick_now
 from volmig.models import QueuedTask
 from volmig.record.models import Event
 
@@ -238,7 +238,7 @@ def test_an_export_that_is_taken_away_each_time_undoes_the_migration_in_the_end(
 
 def abandoned(job):
     """The job as a worker leaves it that is killed."""
-    late = Job.objects.claim(job.pk, "killed", -1)
+    late = claim_now(job.pk, "killed", -1)
     assert late
     return late
 
@@ -333,7 +333,7 @@ def test_a_killed_worker_is_replaced_by_the_sweep_when_its_lease_is_over(drive, 
     settings.LEASE_SECONDS = 0.2
     site.source.slow = {"convert"}
     job = drive.submit()
-    Job.objects.claim(job.pk, "killed", settings.LEASE_SECONDS)
+    claim_now(job.pk, "killed", settings.LEASE_SECONDS)
     QueuedTask.objects.all().delete()
     sweep()
     assert not QueuedTask.objects.exists()
@@ -348,7 +348,7 @@ def test_a_killed_worker_is_replaced_by_the_sweep_when_its_lease_is_over(drive, 
 def test_a_worker_that_lost_the_job_writes_nothing_on_its_row(drive, site):
     site.source.slow = {"convert"}
     job = drive.submit()
-    late = Job.objects.claim(job.pk, "late", -1)
+    late = claim_now(job.pk, "late", -1)
     Job.objects.claim(job.pk, "new", 30)
     for act in (lambda: tick.go_on(late, None), lambda: late.halt("It says so.", {})):
         with pytest.raises(Moved):

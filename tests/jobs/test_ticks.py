@@ -16,7 +16,7 @@ from jobs.queue import wake
 from jobs.watch import sweep
 from jobs.work import Work
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
-from tests.ticks import LONG_AGO, tick_now
+from tests.ticks import LONG_AGO, claim_now, tick_now
 from volmig.models import QueuedTask
 
 
@@ -88,7 +88,7 @@ def test_the_sweep_finds_what_is_due_and_what_lost_its_owner(site):
     Job.objects.filter(pk=job.pk).update(wake_at=None)
     sweep()
     assert QueuedTask.objects.count() == 0
-    Job.objects.claim(job.pk, "worker", -1)
+    claim_now(job.pk, "worker", -1)
     sweep()
     assert QueuedTask.objects.count() == 1
 
@@ -187,7 +187,7 @@ def test_what_has_to_settle_and_attempts_since_a_resume_count_from_when_the_cloc
 
 def test_a_lease_that_reaches_further_than_any_is_that_of_an_owner_who_went_away(site, settings):
     job = a_job()
-    assert Job.objects.claim(job.pk, "worker", settings.LEASE_SECONDS)
+    assert claim_now(job.pk, "worker", settings.LEASE_SECONDS)
     assert swept(changed(job))[1] is False
     assert Job.objects.claim(job.pk, "another", 30) is None
     Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() + HOURS)
@@ -204,7 +204,7 @@ def test_a_watcher_takes_over_a_lease_from_before_the_clock_was_set_back(db):
 @pytest.mark.parametrize(("kind", "most"), [("retry", LONGEST_SLEEP), ("window", HOURS)])
 def test_what_is_at_work_looks_again_after_ten_minutes_whatever_it_waits_for(site, kind, most):
     job = changed(a_job(), wake_at=None)
-    Work(Job.objects.claim(job.pk, "worker", 30), None)._wait("It waits.", timezone.now() + HOURS, kind)
+    Work(claim_now(job.pk, "worker", 30), None)._wait("It waits.", timezone.now() + HOURS, kind)
     job.refresh_from_db()
     assert is_now(job.wake_at - most)
 
