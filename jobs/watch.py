@@ -21,7 +21,7 @@ from hosts.remote.host import Address, Host, HostError
 from hosts.tasks import note
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
-from volmig import incarnation
+from volmig import database, incarnation, keys
 from volmig.queue import later
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Watcher().run(stop)
+    database.wait("watcher", stop.wait)
+    if not stop.is_set():
+        keys.at_start()
+        Watcher().run(stop)
 
 
 def sweep() -> None:
@@ -114,11 +117,14 @@ class Watcher:
         self.mine = False
 
     def run(self, stop: threading.Event) -> None:
-        while not stop.wait(WRITE_EVERY):
+        outage, pause = database.Outage("watcher"), WRITE_EVERY
+        while not stop.wait(pause):
             try:
                 self.turn()
-            except DatabaseError:
-                log.exception("the watcher could not write; it goes on")
+                outage.over()
+                pause = WRITE_EVERY
+            except DatabaseError as error:
+                pause = outage.failed(error)
                 close_old_connections()
         self.let_go()
         Lease.objects.give_back("watcher", self.owner)
