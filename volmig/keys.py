@@ -132,7 +132,8 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
     wrong: dict[tuple[str, str], dict[str, list[str]]] = {}
     found = []
-    for name, row in rows.items():
+    for name in (each for each in wanted if each in rows):
+        row = rows[name]
         try:
             how = difference(name, row)
         except UNUSABLE as error:

@@ -130,6 +130,7 @@ def test_a_watcher_whose_database_is_away_says_so_once_and_goes_on(monkeypatch, 
             raise OperationalError(REFUSED)
 
     monkeypatch.setattr(watcher, "turn", turn)
+    monkeypatch.setattr(watch, "close_old_connections", lambda: None)  # that of the test
     stop = Stopping(clock, 30)
     watcher.run(stop)
     assert len(turns) == 30

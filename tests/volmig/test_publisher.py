@@ -1,6 +1,7 @@
 """One machine publishes the heads of the audit log, another takes over when it is gone, and both verify cleanly."""
 
 import datetime as dt
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_another_machine_takes_over_and_covers_every_event_and_the_first_stays_b
     machines.later(100)
     machines.turn("b")
     assert machines.published("b") == Event.objects.count()
-    assert next(heads.signed_from(opened(machines.on("b")), 0)).first == 1
+    assert signed(machines.on("b"))[0].first == 1
     machines.restart("a")
     for _ in range(3):
         machines.turn("a")
@@ -116,8 +117,12 @@ def test_another_machine_takes_over_and_covers_every_event_and_the_first_stays_b
     assert f"Heads are published by b to {machines.root / 'b' / 'audit_heads'}" in said
 
 
-def opened(path):
-    return path.open("rb").fileno()
+def signed(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return list(heads.signed_from(descriptor, 0))
+    finally:
+        os.close(descriptor)
 
 
 def test_a_file_that_all_machines_write_to_goes_on_as_one_stream(machines, settings, capsys):
@@ -130,7 +135,7 @@ def test_a_file_that_all_machines_write_to_goes_on_as_one_stream(machines, setti
         machines.processes.setdefault(name, Publishing()).turn()
         call_command("verify_audit")
         machines.later(100)
-    lines = list(heads.signed_from(opened(shared / "heads"), 0))
+    lines = signed(shared / "heads")
     assert [head.first for head in lines] == [1, *(head.seq + 1 for head in lines[:-1])]
     assert "whole" in capsys.readouterr().out
 
