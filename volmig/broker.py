@@ -37,7 +37,7 @@ class TableBroker(Broker):  # type: ignore[misc]
         """One task for the workers, as (run, package); None after a pause when none waits, or without a database."""
         if self.outage is None:
             self.outage = Outage(f"workers ({self.list_key})")
-            if self.list_key == BACKGROUND:
+            if self.list_key == os.environ.get("Q_CLUSTER_NAME") == BACKGROUND:
                 publisher.begin()  # in each machine's one process that feeds them, which lives as long as they do
         try:
             task = self.next()

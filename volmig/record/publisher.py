@@ -38,8 +38,9 @@ class Publishing:
                 outage.over()
             except DatabaseError as error:
                 pause = outage.failed(error)
-            finally:
-                close_old_connections()
+            except Exception:  # whatever it is: if this thread ended, no machine might publish any more
+                log.exception("No head of the audit log is published. Trying again.")
+                pause = REST_SECONDS
 
     def turn(self) -> float:
         """Publishes if this process has the lease; returns for how many seconds to pause."""
