@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from time import monotonic
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -75,7 +75,7 @@ def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
     outage.over()
 
 
-def fault() -> DatabaseError | None:
+def fault() -> OperationalError | InterfaceError | None:
     """Why this process gets no connection now; None when it has one that works."""
     try:
         connection.ensure_connection()

@@ -74,12 +74,8 @@ def fingerprints(name: str, content: bytes) -> list[str]:
 
     Raises ValueError where the file holds no such key.
     """
-    parts: Mapping[str, Callable[[bytes], list[bytes]]] = {
-        data.SEALING_KEYS: bytes.split,
-        data.EVIDENCE_KEY: evidence_keys,
-        "ssh_key": lambda pem: [ssh_key(pem)],
-    }
-    found = parts.get(name, lambda text: [text.strip()])(content)
+    parts = PARTS.get(name)
+    found = parts(content) if parts else [content.strip()]
     if not found or not found[0]:
         raise ValueError(f"{data.key_path(name)} holds no key")
     # An HMAC says nothing of a key as long as those are that volmig makes, or takes (volmig.data.SHORTEST).
@@ -100,6 +96,14 @@ def ssh_key(pem: bytes) -> bytes:
     except (TypeError, ValueError):
         return pem.strip()
     return private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+# How the keys are found in a file; every other file holds one, as text.
+PARTS: Mapping[str, Callable[[bytes], list[bytes]]] = {
+    data.SEALING_KEYS: lambda lines: lines.split(),
+    data.EVIDENCE_KEY: evidence_keys,
+    "ssh_key": lambda pem: [ssh_key(pem)],
+}
 
 
 def held(name: str) -> bytes | None:
@@ -319,9 +323,8 @@ def at_start() -> None:
 
 def note_settings() -> None:
     """Notes what has to be equal on all machines, as it is on this one."""
-    known = {"place": data.place(settings.DATA), "kind": data.kind()}
     values = {"host": here(), "settings": setting_fingerprints(), "seen_at": timezone.now()}
-    Machine.objects.update_or_create(**known, defaults=values)
+    Machine.objects.update_or_create(place=data.place(settings.DATA), kind=data.kind(), defaults=values)
     Machine.objects.filter(seen_at__lt=timezone.now() - dt.timedelta(days=1)).delete()
 
 
@@ -330,7 +333,7 @@ def setting_fingerprints() -> dict[str, str]:
     found = {name: repr(value) for name, value in environment.values.items() if name not in environment.PER_MACHINE}
     if data.kind() != "web":  # which must not read the credentials of clouds
         with suppress(OSError):
-            found["CLOUDS_YAML"] = Path(settings.CLOUDS_YAML).read_text() if settings.CLOUDS_YAML else ""
+            found["CLOUDS_YAML"] = repr(Path(settings.CLOUDS_YAML).read_bytes() if settings.CLOUDS_YAML else b"")
         found["SSH_KEY"] = ssh_key_setting()
     under = settings.AUDIT_KEY.encode()
     return {

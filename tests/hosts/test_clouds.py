@@ -163,7 +163,7 @@ def test_a_lost_key_is_said_and_nothing_is_rotated(ada):
     kept = path.read_bytes()
     path.unlink()
     try:
-        with pytest.raises(HostError, match="put .*sealing_keys back from a backup"):
+        with pytest.raises(HostError, match=r"put .*sealing_keys back from a backup"):
             Cloud.objects.get().access()
         with pytest.raises(CommandError, match="No key was changed"):
             call_command("rotate_secrets")

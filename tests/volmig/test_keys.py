@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 
 from volmig import data, environment, keys, sealed
+from volmig.management.commands import up
 from volmig.models import Machine, RegisteredKey
 from volmig.record import signing
 from volmig.record.chain import verify
@@ -313,6 +316,41 @@ def test_a_running_process_notices_that_a_key_was_replaced(site, typed):
     ]
     site.on("b", "web")
     assert keys.mismatches() == []
+
+
+@pytest.fixture
+def _connection(monkeypatch):
+    """That of the test is not the supervisor's to close."""
+    monkeypatch.setattr(up, "connection", SimpleNamespace(close=lambda: None))
+
+
+@pytest.mark.usefixtures("_connection")
+def test_up_ends_when_a_key_in_memory_was_replaced_and_goes_on_with_those_that_are_read_each_time(site, capsys):
+    first = site.start("a", "web")
+    shutil.copytree(first, site.root / "b")
+    said = set()
+    call_command("rotate_evidence_key")
+    site.on("b", "web")
+    up.compare_keys(said)
+    up.compare_keys(said)
+    assert capsys.readouterr().err.count("Machine b has another evidence_key") == 1
+    site.on("a", "web")
+    (first / "secret_key").write_text("z" * 64)
+    keys.register("secret_key")
+    site.on("b", "web")
+    with pytest.raises(CommandError, match=r"Stopped\. Machine b has another secret_key"):
+        up.compare_keys(said)
+
+
+@pytest.mark.usefixtures("_connection")
+def test_up_goes_on_while_keys_cannot_be_compared(site, monkeypatch):
+    site.start("a", "web")
+    monkeypatch.setattr(keys, "mismatches", no_database)
+    up.compare_keys(set())
+
+
+def no_database(names=None):
+    raise OperationalError("the server is away")
 
 
 # Keys in files that somebody else keeps
