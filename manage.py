@@ -14,5 +14,13 @@ if __name__ == "__main__":
         os.environ.setdefault("VOLMIG_PART", part)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
     # upgrade-check is upgrade_check: a module's name has no dash.
+    if sys.argv[1:2] == ["qcluster"]:  # which may be started without `up`
+        import django
+
+        django.setup()
+        from volmig import database, keys
+
+        database.wait("workers")
+        keys.at_start()
     command = [word if word.startswith("-") else word.replace("-", "_") for word in sys.argv[1:2]]
     execute_from_command_line([*sys.argv[:1], *command, *sys.argv[2:]])

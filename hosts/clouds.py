@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.remote.host import Access, HostError
-from volmig import sealed
+from volmig import keys, sealed
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, sees_all
 from volmig.queue import later
@@ -133,7 +133,7 @@ class Cloud(models.Model):
             raise HostError(
                 f"log in to {self.name}",
                 "its secret cannot be decrypted with this site's key",
-                "Enter the credential again on the cloud's page.",
+                keys.is_current(sealed.KEYS) or "Enter the credential again on the cloud's page.",
             ) from error
         values = {**self.auth, SECRETS.get(self.auth_type, "password"): secret}
         auth = tuple(sorted((name, str(value)) for name, value in values.items()))

@@ -23,6 +23,7 @@ from django.utils.crypto import constant_time_compare
 
 from jobs import attention
 from jobs.models import Approval, Decision, Job, StepRun
+from volmig import database
 from volmig.accounts.roles import may
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class Tailer:
         inbox: tuple[Any, ...] | None = None
         conditions: Conditions | None = None
         told_list = checked = looked = beaten = 0.0
+        outage, pause = database.Outage("live pages"), POLL
         while self.sockets:
             now = asyncio.get_running_loop().time()
             try:
@@ -152,9 +154,13 @@ class Tailer:
                 if now - beaten >= BEAT_EVERY:
                     beaten = now
                     await send(INBOX, json.dumps({"beat": round(time.time(), 3)}))
+                outage.over()
+                pause = POLL
+            except database.AWAY as error:
+                pause = outage.failed(error)
             except Exception:
-                log.exception("live pages: a look failed; the next follows")
-            await asyncio.sleep(POLL)
+                log.exception("live pages: a poll failed; the next follows")
+            await asyncio.sleep(pause)
 
     def watched(self) -> Counter[int]:
         """How many sockets watch each job."""

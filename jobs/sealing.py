@@ -10,6 +10,7 @@ from django.db import DatabaseError, close_old_connections, transaction
 from hosts.models import Hypervisor
 from jobs.models import Approval, sealing
 from jobs.queue import wake
+from volmig import database
 
 EVERY_SECONDS = 2
 log = logging.getLogger(__name__)
@@ -22,7 +23,9 @@ def begin() -> None:
 
 def run() -> None:
     """Once: note by which key each hypervisor's seals are made. For ever, at a site of one person: seal approvals."""
+    outage = database.Outage("sealing of approvals")
     while True:
+        pause = float(EVERY_SECONDS)
         try:
             close_old_connections()
             for hypervisor in Hypervisor.objects.filter(seal_fingerprint=""):
@@ -30,11 +33,12 @@ def run() -> None:
             if settings.APPROVERS:
                 return close_old_connections()
             seal_what_asks_nobody()
+            outage.over()
         except DatabaseError as error:  # it may be away for a while, or not migrated yet
-            log.info("No approval was sealed: %s. Trying again.", error)
+            pause = max(pause, outage.failed(error))
         except Exception:  # whatever it is: if this thread ended, approvals would wait until the next restart
             log.exception("No approval was sealed. Trying again.")
-        time.sleep(EVERY_SECONDS)
+        time.sleep(pause)
 
 
 def seal_what_asks_nobody() -> None:

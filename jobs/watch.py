@@ -23,7 +23,7 @@ from hosts.tasks import note
 from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
-from volmig import incarnation
+from volmig import database, incarnation, keys
 from volmig.models import QueuedTask
 from volmig.queue import call
 
@@ -47,7 +47,10 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Watcher().run(stop)
+    database.wait("watcher", stop.wait)
+    if not stop.is_set():
+        keys.at_start()
+        Watcher().run(stop)
 
 
 def sweep() -> None:
@@ -131,15 +134,19 @@ class Watcher:
     def run(self, stop: threading.Event) -> None:
         keeper = threading.Thread(target=self.keep_share, args=(stop,), name="leases of the watcher", daemon=True)
         keeper.start()
-        while not stop.wait(WRITE_EVERY):
+        outage, pause = database.Outage("watcher"), WRITE_EVERY
+        while not stop.wait(pause):
             try:
                 self.turn()
-            except DatabaseError:
-                log.exception("the watcher could not write; it goes on")
+                outage.over()
+                pause = WRITE_EVERY
+            except DatabaseError as error:
+                pause = outage.failed(error)
                 close_old_connections()
         keeper.join(LEASE_SECONDS)
         self.let_go()
-        Lease.objects.give_back_all(self.owner)
+        with contextlib.suppress(DatabaseError):  # else they run out
+            Lease.objects.give_back_all(self.owner)
 
     def keep_share(self, stop: threading.Event) -> None:
         """In a thread of its own, so that no slow login delays it: renew what this watcher follows.
@@ -149,8 +156,7 @@ class Watcher:
         while True:
             try:
                 self.take_share()
-            except DatabaseError as error:
-                log.warning("the leases of the watcher could not be renewed: %s", error)
+            except DatabaseError:  # the watcher's turn says so
                 close_old_connections()
             if stop.wait(LEASE_EVERY):
                 break

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 from channels.auth import AuthMiddlewareStack
@@ -16,10 +17,13 @@ pages = get_asgi_application()  # loads the apps, so it comes before what import
 
 from jobs import sealing  # noqa: E402
 from jobs.live import routes  # noqa: E402
-from volmig import data  # noqa: E402
+from volmig import data, keys  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
 
 if data.kind() == "web":
+    comparing = ThreadPoolExecutor(1)  # uvicorn's loop runs already, in which no query is allowed
+    comparing.submit(keys.at_start).result()
+    comparing.shutdown()
     sealing.begin()
 live = SameOrigin(AuthMiddlewareStack(URLRouter(routes)))
 application = ProtocolTypeRouter({"http": pages, "websocket": live})

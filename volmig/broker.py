@@ -19,8 +19,10 @@ from django_q.brokers import Broker
 from django_q.signing import SignedPackage
 
 from volmig import beats
+from volmig.database import AWAY, Outage
 from volmig.models import QueuedTask
-from volmig.queue import queue_minute
+from volmig.queue import BACKGROUND, queue_minute
+from volmig.record import publisher
 
 log = logging.getLogger(__name__)
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
@@ -30,19 +32,32 @@ class TableBroker(Broker):  # type: ignore[misc]
     """Feeds one cluster, named after its queue, from the table of queued tasks."""
 
     minute_at = 0.0
+    outage: Outage | None = None
 
     def dequeue(self) -> list[tuple[str, str]] | None:
-        """One task for the workers, as (run, package); None after a short pause when nothing waits."""
+        """One task for the workers, as (run, package); None after a pause when none waits, or without a database."""
         beats.beat()
-        close_old_connections()
-        if time.monotonic() >= self.minute_at:
-            self.minute_at = time.monotonic() + MINUTE_EVERY
-            queue_minute()
-        task = QueuedTask.objects.take(self.list_key, os.environ.get("VOLMIG_CLUSTER", ""))
+        if self.outage is None:
+            self.outage = Outage(f"workers ({self.list_key})")
+            if self.list_key == os.environ.get("Q_CLUSTER_NAME") == BACKGROUND:
+                publisher.begin()  # in each machine's one process that feeds them, which lives as long as they do
+        try:
+            task = self.next()
+        except AWAY as error:
+            time.sleep(self.outage.failed(error))
+            return None
+        self.outage.over()
         if task is None:
             time.sleep(settings.TASK_POLL)
             return None
         return [(str(task.run), package(task))]
+
+    def next(self) -> QueuedTask | None:
+        close_old_connections()
+        if time.monotonic() >= self.minute_at:
+            self.minute_at = time.monotonic() + MINUTE_EVERY
+            queue_minute()
+        return QueuedTask.objects.take(self.list_key, os.environ.get("VOLMIG_CLUSTER", ""))
 
     def acknowledge(self, task_id: str) -> None:
         """The run ended, well or badly; its rows stay for a while for debouncing and caps."""

@@ -1,18 +1,24 @@
-"""The data directory: where it is, and the secrets kept in it that are made on first use."""
+"""The data directory: where it is, and the keys kept in it.
+
+Nothing here makes a key unasked: whether this machine may make one says the database, see volmig.keys.
+"""
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from django.core.exceptions import ImproperlyConfigured
 
-EVIDENCE_KEY = "evidence_key"
+AUDIT_KEY, EVIDENCE_KEY, SEALING_KEYS = "audit_key", "evidence_key", "sealing_keys"
+SHORTEST = 32  # characters of a key that somebody else made: its fingerprint lies in the database
 # Which processes may read a key: those that serve pages, or those that reach out to hypervisors. All others may be read
 # by both. A process that is neither (a command typed by a person) reads them all.
 OWNERS = {
@@ -22,9 +28,10 @@ OWNERS = {
     "worker_key": "worker",  # Django's SECRET_KEY where no session is
     "ssh_key": "worker",
 }
-
-
+KEYS = (*OWNERS, AUDIT_KEY, EVIDENCE_KEY, SEALING_KEYS)
 PUBLIC_SSH_KEY = "ssh_key.pub"
+# Keys that were not there when the settings were read: in memory only, until volmig.keys keeps or replaces them.
+provisional: dict[str, str] = {}
 
 
 class NotForThisProcess(RuntimeError):  # noqa: N818 - the word that callers read
@@ -44,18 +51,37 @@ def may_read(name: str) -> bool:
 def key_path(name: str) -> Path:
     """Returns where a key is kept; raises NotForThisProcess where the processes of another kind have it.
 
-    Keys of one kind can lie in a directory of their own (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns.
+    Keys of one kind can lie in a directory of their own (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns,
+    and each can be a file of its own, which volmig only reads (VOLMIG_AUDIT_KEY_FILE and so on).
     """
     if not may_read(name):
         raise NotForThisProcess(f"{name} is not for the process {os.environ['VOLMIG_PART']}, which must not read it.")
+    if given := os.environ.get(f"VOLMIG_{variable(name)}", ""):
+        return Path(given).absolute()
     own = os.environ.get(f"VOLMIG_KEYS_{OWNERS[name].upper()}", "") if name in OWNERS else ""
     return Path(own).absolute() / name if own else directory() / name
 
 
-def own_keys() -> list[Path]:
-    """Returns the keys that lie in a directory of their own, instead of in the data directory."""
-    named = [key_path(name) for name in OWNERS if may_read(name)]
-    return [path for path in named if path.parent != directory() and path.exists()]
+def variable(name: str) -> str:
+    """Returns the name, without VOLMIG_, of the variable that names the file of a key."""
+    return f"{name.upper()}_FILE"
+
+
+def variables_of(owner: str) -> list[str]:
+    """Returns the variables that say where the keys of one kind of process are."""
+    return [f"VOLMIG_KEYS_{owner.upper()}", *(f"VOLMIG_{variable(name)}" for name, of in OWNERS.items() if of == owner)]
+
+
+def is_given(name: str) -> bool:
+    """Whether a variable names this key's file, which volmig then never writes."""
+    return bool(os.environ.get(f"VOLMIG_{variable(name)}", ""))
+
+
+def own_keys() -> dict[str, Path]:
+    """Returns the keys, by name, that lie elsewhere than in the data directory."""
+    named = {name: key_path(name) for name in KEYS if may_read(name)}
+    # Resolved, for Kubernetes has links in place of the files of secrets.
+    return {name: path.resolve() for name, path in named.items() if path != directory() / name and path.exists()}
 
 
 def directory() -> Path:
@@ -63,6 +89,16 @@ def directory() -> Path:
     path = Path(os.environ.get("VOLMIG_DATA", "var")).absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def place(where: Path) -> str:
+    """Names a directory by where it is: a copy of it, on this machine or another, is in another place."""
+    here = Path(where).resolve()
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    return hashlib.sha256(f"{machine}\n{here}\n{here.stat().st_ino}".encode()).hexdigest()[:32]
 
 
 def provisional_file(path: Path, content: bytes) -> Path:
@@ -138,20 +174,54 @@ def write_once(path: Path, content: bytes) -> bytes:
     return path.read_bytes()
 
 
-def evidence_key(first: Callable[[], bytes]) -> bytes:
-    """Returns what the file of the keys for evidence holds; `first` makes its content on first use.
+def key(name: str) -> bytes | None:
+    """Returns what the file of a key holds; None where there is none. Raises OSError, and ImproperlyConfigured for a
+    file that somebody named and that holds no key."""
+    path = key_path(name)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        if is_given(name):
+            raise ImproperlyConfigured(f"VOLMIG_{variable(name)}: {path} does not exist.") from None
+        return None
+    if is_given(name) and len(content.strip()) < SHORTEST:
+        found = f"{path} holds {len(content.strip())} characters; a key has at least {SHORTEST}"
+        raise ImproperlyConfigured(f"VOLMIG_{variable(name)}: {found}.")
+    return content
 
-    Only the processes that publish read it: workers, which publish heads, and the web process, which makes archives.
-    """
-    path = directory() / EVIDENCE_KEY
-    return path.read_bytes() if path.exists() else write_once(path, first())
+
+def make(name: str, content: bytes = b"") -> bytes:
+    """Makes a key unless its file is there; returns what the file then holds, whoever made it."""
+    return write_once(key_path(name), content or provisional.get(name, "").encode() or new(name))
+
+
+def new(name: str) -> bytes:
+    """A new key; that for evidence is made in volmig.record.signing."""
+    if name == SEALING_KEYS:
+        return Fernet.generate_key() + b"\n"
+    if name == "ssh_key":
+        return Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+    return secrets.token_urlsafe(48).encode()
 
 
 def secret(name: str) -> str:
-    """Returns the secret kept under this name, made on first use."""
-    path = key_path(name)
-    content = path.read_bytes() if path.exists() else write_once(path, secrets.token_urlsafe(48).encode())
+    """Returns the secret kept under this name. Raises FileNotFoundError where there is none."""
+    content = key(name)
+    if content is None:
+        raise FileNotFoundError(
+            errno.ENOENT, "this machine has no such key; manage.py keys says why", str(key_path(name))
+        )
     return content.decode().strip()
+
+
+def secret_or_provisional(name: str) -> str:
+    """For the settings, which are read before the database can be asked: without a file a new secret, in memory."""
+    content = key(name)
+    if content is not None:
+        return content.decode().strip()
+    return provisional.setdefault(name, new(name).decode())
 
 
 def seal_key(hypervisor: str, generation: int) -> str:
@@ -164,16 +234,12 @@ def seal_key(hypervisor: str, generation: int) -> str:
 
 
 def ssh_key() -> Path:
-    """Returns the path of volmig's own private SSH key, made on first use; pages show the public half beside it."""
+    """Returns the path of volmig's own private SSH key; pages show the public half, which is kept beside it.
+
+    Raises FileNotFoundError where there is none.
+    """
     path = key_path("ssh_key")
-    if not path.exists():
-        key = Ed25519PrivateKey.generate()
-        write_once(
-            path,
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-            ),
-        )
+    secret("ssh_key")
     publish_ssh_key(path)
     return path
 

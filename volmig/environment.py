@@ -2,11 +2,14 @@
 
 import difflib
 import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import pq
+
+from volmig import data
 
 YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
 # Read elsewhere: before the settings, by the client, by tests and labs.
@@ -15,11 +18,46 @@ READ = {
     *("CLOUD_SERVICE", "CLOUD_PLANE", "LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
     "CLUSTER",  # set by `manage.py up`, as PART is
 }
+# Whose value can lie in a file that VOLMIG_<NAME>_FILE names: all that are read by `text`.
+FROM_FILES = {"ADMIN_USER", "ADMIN_PASSWORD"}
+values: dict[str, str] = {}  # of all that were read, by name; defaults, too
+# What may differ from machine to machine; everything else should be equal, see volmig.keys.differing_settings.
+PER_MACHINE = {
+    *("DEBUG", "DB", "ALLOWED_HOSTS", "BEHIND_PROXY", "SECURE", "WORKERS", "BACKGROUND_WORKERS", "AUDIT_HEADS", "LAB"),
+    *("FAILPOINT", "SSH_KEY", "CLOUDS_YAML", "LOG_LEVEL", "ADMIN_USER", "ADMIN_PASSWORD"),
+}
+ONLY_WORKERS = {"EMAIL_URL", "EMAIL_FROM", "NOTIFY_EMAILS", "WEBHOOK_URL", "WEBHOOK_SECRET"}  # pages send nothing
+# Not of these: the variable of that name names the file of a key, see volmig.data.
+NOT_FROM_FILES = {"SSH_KEY"}
 
 
 def text(name: str, default: str = "") -> str:
+    """The value of VOLMIG_<NAME>, or what the file that VOLMIG_<NAME>_FILE names holds, without its last line feed.
+
+    Every variable may come from a file, so that a new secret does, too. Raises ImproperlyConfigured when both are
+    set, and when the file cannot be read or is empty: a setting that falls back to its default could be another
+    database.
+    """
     READ.add(name)
-    return os.environ.get(f"VOLMIG_{name}", default)
+    value, file = os.environ.get(f"VOLMIG_{name}"), os.environ.get(f"VOLMIG_{name}_FILE", "")
+    if file and value is not None:
+        raise ImproperlyConfigured(f"VOLMIG_{name} and VOLMIG_{name}_FILE are both set. Remove one of them.")
+    if name not in NOT_FROM_FILES:
+        FROM_FILES.add(name)
+        value = from_file(name, file) if file else value
+    values[name] = default if value is None else value
+    return values[name]
+
+
+def from_file(name: str, file: str) -> str:
+    try:
+        value = Path(file).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ImproperlyConfigured(f"VOLMIG_{name}_FILE: {file} cannot be read: {why}.") from None
+    if not value:
+        raise ImproperlyConfigured(f"VOLMIG_{name}_FILE: {file} is empty.")
+    return value
 
 
 def number(name: str, default: int) -> int:
@@ -55,7 +93,8 @@ def url(name: str, default: str, *schemes: str) -> SplitResult:
 def unknown() -> list[tuple[str, str]]:
     """VOLMIG_ variables that nothing reads, each with the known one that it resembles; empty when none does."""
     found = sorted(name.removeprefix("VOLMIG_") for name in os.environ if name.startswith("VOLMIG_"))
-    return [(name, "".join(difflib.get_close_matches(name, READ, 1))) for name in found if name not in READ]
+    known = READ | {f"{name}_FILE" for name in FROM_FILES} | {data.variable(key) for key in data.KEYS}
+    return [(name, "".join(difflib.get_close_matches(name, known, 1))) for name in found if name not in known]
 
 
 # PostgreSQL's addresses, with every parameter that libpq knows

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
-from django.http import FileResponse, HttpRequest, HttpResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from volmig import verify_evidence
 from volmig.accounts.roles import needs
 from volmig.record import heads, signing
+from volmig.record.models import Publisher
 
 PYTHON = "text/x-python; charset=utf-8"
 
@@ -22,12 +23,13 @@ PYTHON = "text/x-python; charset=utf-8"
 def page(request: HttpRequest) -> HttpResponse:
     """The public keys, the newest head, and how to verify an archive."""
     keys, error, last = [], "", None
+    publisher = Publisher.current()
     try:
         keys = signing.published()["keys"]
         last = heads.newest(Path(settings.AUDIT_HEADS))
     except (OSError, ValueError) as failure:
         error = str(failure)
-    shown = {"keys": keys, "error": error, "last": last}
+    shown = {"keys": keys, "error": error, "last": last, "publisher": publisher, "elsewhere": heads.elsewhere()}
     return render(request, "record/evidence.html", shown)
 
 
@@ -56,7 +58,10 @@ def published_heads(request: HttpRequest) -> FileResponse:
 
 
 def heads_file() -> FileResponse:
-    """The heads as they are on disk; empty as long as none was published."""
+    """The heads as they are on disk; empty as long as none was published. Raises Http404 where another machine has
+    them and this one no copy."""
+    if why := heads.elsewhere():
+        raise Http404(why)
     path, kind = Path(settings.AUDIT_HEADS), "application/x-ndjson"
     file = path.open("rb") if path.exists() else io.BytesIO()  # the response closes it
     return FileResponse(file, as_attachment=True, filename="volmig-audit-heads.jsonl", content_type=kind)

@@ -11,7 +11,6 @@ mode: `enter_read_only(reason, code)`. It is kept in the database and in the dat
 
 import datetime as dt
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -250,7 +249,8 @@ def leave_read_only(by: Any = None) -> None:
 def _forget_what_was_seen() -> None:
     """What this data directory knew beyond the database was judged by a person, and does not count any more."""
     (settings.DATA / SEEN).unlink(missing_ok=True)
-    heads.publish()
+    if not heads.elsewhere():  # a file that is here must not stay ahead of the database
+        heads.publish()
     (settings.DATA / READ_ONLY).unlink(missing_ok=True)
 
 
@@ -384,13 +384,7 @@ def stale(owner: Mapping[str, Any]) -> Fault | None:
 
 
 def _place() -> str:
-    """Where the data directory is: a copy of it, on this machine or another, is in another place."""
-    here = Path(settings.DATA).resolve()
-    try:
-        machine = Path("/etc/machine-id").read_text().strip()
-    except OSError:
-        machine = ""
-    return hashlib.sha256(f"{machine}\n{here}\n{here.stat().st_ino}".encode()).hexdigest()[:32]
+    return data.place(settings.DATA)
 
 
 def _read(file: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Notices, kept until they were sent; calls that wait for a worker; and which volmig this database is."""
+"""Notices, kept until they were sent; calls that wait for a worker; which volmig this database is, and its keys."""
 
 import datetime as dt
 import logging
@@ -185,3 +185,38 @@ class Session(models.Model):
 
     def __str__(self) -> str:
         return f"session {self.name[:8]} on {self.host}"
+
+
+class RegisteredKey(models.Model):
+    """The fingerprint of a key that every machine of this database needs, and which machine registered it.
+
+    Where it lay there is for people: from there it is copied.
+    """
+
+    name = models.CharField(max_length=40, unique=True)
+    fingerprint = models.CharField(max_length=64)
+    host = models.CharField(max_length=100)
+    path = models.CharField(max_length=500)
+    registered_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.host}"
+
+
+class Machine(models.Model):
+    """One data directory with its settings: what has to be equal on all machines, as fingerprints under the audit key.
+
+    `kind` is what its processes are: "web", "worker", or "" for all of it.
+    """
+
+    place = models.CharField(max_length=32)
+    kind = models.CharField(max_length=10, blank=True)
+    host = models.CharField(max_length=100)
+    settings = models.JSONField(default=dict)
+    seen_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["place", "kind"], name="machine_of_a_kind")]
+
+    def __str__(self) -> str:
+        return self.host

@@ -1,7 +1,6 @@
 """Making people, the first one when volmig starts on an empty database, and what is changed of people and teams."""
 
 import getpass
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from django.db import transaction
 from django.shortcuts import get_object_or_404
 
 from hosts.models import Hypervisor, difference
+from volmig import environment
 from volmig.accounts import factors
 from volmig.accounts.models import Login, Team, Token
 from volmig.accounts.roles import ALLOWS
@@ -197,9 +197,9 @@ def say(error: ValidationError) -> None:
 
 def first_administrator() -> str:
     """Makes the first person when there is none; returns a sentence about what is still to do, or nothing."""
+    name, password = environment.text("ADMIN_USER"), environment.text("ADMIN_PASSWORD")
     if get_user_model().objects.filter(is_active=True).exists():
-        return ""
-    name, password = os.environ.get("VOLMIG_ADMIN_USER", ""), os.environ.get("VOLMIG_ADMIN_PASSWORD", "")
+        return f"VOLMIG_ADMIN_USER={name} is ignored: there are accounts already." if name else ""
     if not (name and password):
         if not sys.stdin.isatty():
             return "Nobody can log in yet: run  manage.py admin NAME"

@@ -2,23 +2,25 @@
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from volmig import data
+from volmig import data, keys
 
-KEYS = "sealing_keys"  # a file in the data directory, one key a line; the first seals, all open
+KEYS = data.SEALING_KEYS  # a file in the data directory, one key a line; the first seals, all open
 
 
 class Unopened(Exception):  # noqa: N818 - the word that callers read
     """No key that is there opens it."""
 
 
-def keys() -> list[str]:
-    path = data.directory() / KEYS
-    content = path.read_bytes() if path.exists() else data.write_once(path, Fernet.generate_key() + b"\n")
-    return content.decode().split()
+def sealing_keys() -> list[str]:
+    """The keys, the newest first. Raises Unopened where this machine lacks them."""
+    try:
+        return keys.key(KEYS).decode().split()
+    except keys.KeysDiffer as error:
+        raise Unopened(str(error)) from error
 
 
 def box() -> MultiFernet:
-    return MultiFernet([Fernet(key) for key in keys()])
+    return MultiFernet([Fernet(key) for key in sealing_keys()])
 
 
 def seal(text: str) -> str:
@@ -30,7 +32,7 @@ def unseal(sealed: str) -> str:
     try:
         return box().decrypt(sealed.encode()).decode()
     except InvalidToken:
-        found = f"none of the keys in {data.directory() / KEYS} opens this secret; enter it again"
+        found = keys.is_current(KEYS) or f"none of the keys in {data.key_path(KEYS)} opens this secret; enter it again"
         raise Unopened(found) from None
 
 
@@ -40,5 +42,11 @@ def seal_anew(sealed: str) -> str:
 
 
 def new_key() -> None:
-    """From now on another key seals; the one before still opens what lies in backups, older ones are gone."""
-    data.replace(data.directory() / KEYS, "\n".join([Fernet.generate_key().decode(), *keys()[:1], ""]).encode())
+    """From now on another key seals; the one before still opens what lies in backups, older ones are gone.
+
+    Where an administrator keeps the file (VOLMIG_SEALING_KEYS_FILE) it is the administrator's to begin with a new key.
+    """
+    if not data.is_given(KEYS):
+        content = "\n".join([data.new(KEYS).decode().strip(), *sealing_keys()[:1], ""]).encode()
+        data.replace(data.key_path(KEYS), content)
+    keys.register(KEYS)

@@ -12,11 +12,13 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA = data.directory()
 
 DEBUG = flag("DEBUG", False)
+# A key that is not there yet is new and in memory only: volmig.keys keeps it, or refuses to start.
 # Workers have no sessions: a key of their own, so that none of them can make one. See docs/containment.md.
-SECRET_KEY = data.secret("worker_key" if data.kind() == "worker" else "secret_key")
+SECRET_KEY = data.secret_or_provisional("worker_key" if data.kind() == "worker" else "secret_key")
 # Under which the keys of second factors are kept.
-FACTOR_KEY = data.secret("factor_key") if data.may_read("factor_key") else ""
-AUDIT_KEY = data.secret("audit_key")  # kept outside the database: who can edit rows cannot forge the chain
+FACTOR_KEY = data.secret_or_provisional("factor_key") if data.may_read("factor_key") else ""
+# Kept outside the database: who can edit rows cannot forge the chain.
+AUDIT_KEY = data.secret_or_provisional("audit_key")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]")
 LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}
 public = url("PUBLIC_URL", "http://127.0.0.1:8000", "http", "https")
@@ -120,7 +122,6 @@ TASKS = {
     "volmig.notify.send": "background",
     "volmig.notify.send_again": "background",
     "volmig.queue.sweep": "background",
-    "volmig.record.heads.publish_due": "background",
 }
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
@@ -131,7 +132,6 @@ EVERY_MINUTE = [
     "volmig.accounts.models.sweep",
     "volmig.guessing.record",
     "volmig.queue.sweep",
-    "volmig.record.heads.publish_due",
 ]
 # How many calls one person, and one token, may cause within ten minutes.
 TASKS_CAP = {

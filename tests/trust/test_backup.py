@@ -62,10 +62,11 @@ print(json.dumps({"rows": rows, "last": [last[0], last[1], last[2].isoformat()],
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """A data directory whose database has all tables and nothing in them."""
+    """A data directory with all keys, whose database has all tables and knows nothing but these."""
     one = Processes(tmp_path_factory.mktemp("empty"))
     one.environment.pop("VOLMIG_DB", None)
     one.manage("migrate", "--verbosity", "0")
+    one.run("from volmig import keys\nkeys.ensure(keys.mine())")
     return one.data
 
 

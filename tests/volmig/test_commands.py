@@ -30,6 +30,8 @@ def test_the_first_administrator_comes_from_the_environment_once(monkeypatch):
     monkeypatch.setenv("VOLMIG_ADMIN_PASSWORD", PASSWORD)
     assert first_administrator() == ""
     monkeypatch.setenv("VOLMIG_ADMIN_USER", "bob")
+    assert first_administrator() == "VOLMIG_ADMIN_USER=bob is ignored: there are accounts already."
+    monkeypatch.delenv("VOLMIG_ADMIN_USER")
     assert first_administrator() == ""
     assert [user.username for user in get_user_model().objects.all()] == ["ann"]
     assert may(known("ann"), "administer")

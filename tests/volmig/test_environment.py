@@ -95,3 +95,77 @@ def test_every_variable_that_the_settings_read_is_documented():
     read = set(re.findall(r'\b(?:text|number|flag|words|url)\("([A-Z_]+)"', source))
     assert len(read) > 30
     assert read - documented <= {"DEBUG"}, "a setting that nobody can find is one that nobody sets"
+
+
+# Values in files, for secrets of Docker, Kubernetes and systemd
+
+SECRETS = {
+    "DB": "postgres://volmig:pa%20ss@db.example.org/volmig",
+    "EMAIL_URL": "smtp://u:p@mail.example.org",
+    "WEBHOOK_URL": "https://hooks.example.org/T0123",
+    "WEBHOOK_SECRET": "whsec_" + "QUJD" * 8,
+    "ADMIN_PASSWORD": "correct horse battery",
+}
+
+
+def test_every_variable_can_come_from_a_file(tmp_path, monkeypatch):
+    """All that is read is, so that a new secret can, too; those of today are tried below as volmig reads them."""
+    monkeypatch.setattr(environment, "values", dict(environment.values))
+    assert SECRETS.keys() <= environment.FROM_FILES
+    assert environment.READ & environment.values.keys() - environment.FROM_FILES == {"SSH_KEY"}
+    for name in sorted(environment.FROM_FILES):
+        monkeypatch.delenv(f"VOLMIG_{name}", raising=False)
+        (tmp_path / name).write_text(f"of {name}\n")
+        (tmp_path / name).chmod(0o400)
+        monkeypatch.setenv(f"VOLMIG_{name}_FILE", str(tmp_path / name))
+        assert environment.text(name, "default") == f"of {name}"
+    assert not [name for name, _ in environment.unknown() if name.endswith("_FILE")]
+    monkeypatch.setenv("VOLMIG_DATA_FILE", "/x")
+    assert ("DATA_FILE", "KEYS_WORKER_FILE") not in environment.unknown()
+    assert "DATA_FILE" in dict(environment.unknown()), "nothing reads this one"
+
+
+def test_nothing_reads_a_secret_but_by_the_function_that_reads_files():
+    """A variable that is read from os.environ directly would have no file."""
+    direct = {"PART", "DATA", "CLUSTER"}  # no secrets; KEYS_… and …_FILE are read by volmig.data
+    found = set()
+    for top in ("volmig", "hosts", "jobs"):
+        for path in (settings.BASE_DIR / top).rglob("*.py"):
+            if path.name != "client.py":  # it runs on other machines, without volmig
+                found |= set(re.findall(r'environ[^\n]*["\']VOLMIG_([A-Z_]+)["\']', path.read_text()))
+    assert found <= direct
+
+
+PRINTED = """
+from django.conf import settings as s
+print(s.DATABASES["default"].get("PASSWORD"), s.EMAIL_HOST_PASSWORD, s.WEBHOOK_URL, s.WEBHOOK_SECRETS)
+"""
+
+
+def test_secrets_in_files_reach_the_settings(tmp_path):
+    given = {}
+    for name, value in SECRETS.items():
+        (tmp_path / name).write_text(value + "\n")
+        given[f"VOLMIG_{name}_FILE"] = str(tmp_path / name)
+    found = run(["-c", PRINTED], tmp_path / "data", **given)
+    secret = SECRETS["WEBHOOK_SECRET"]
+    assert found.stdout.strip() == f"pa ss p https://hooks.example.org/T0123 ['{secret}']", found.stderr
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "SSH_KEY"])
+def test_a_value_and_a_file_at_once_are_refused(tmp_path, monkeypatch, name):
+    (tmp_path / "secret").write_text("x")
+    monkeypatch.setenv(f"VOLMIG_{name}", "y")
+    monkeypatch.setenv(f"VOLMIG_{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ImproperlyConfigured, match=f"VOLMIG_{name} and VOLMIG_{name}_FILE are both set"):
+        environment.text(name)
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), (b"", "is empty"), (b"\xff", "is not text")])
+def test_a_file_that_holds_no_value_is_refused_and_not_taken_for_the_default(tmp_path, monkeypatch, content, why):
+    if content is not None:
+        (tmp_path / "db").write_bytes(content)
+    monkeypatch.setenv("VOLMIG_DB_FILE", str(tmp_path / "db"))
+    monkeypatch.delenv("VOLMIG_DB", raising=False)
+    with pytest.raises(ImproperlyConfigured, match=why):
+        environment.text("DB")

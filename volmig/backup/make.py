@@ -84,7 +84,7 @@ def copy_data(target: Path) -> dict[str, str]:
 
 def files() -> Iterator[tuple[Path, str]]:
     """The data directory's files and, as if they lay there, keys that have a directory of their own."""
-    keys = {path.name: path for path in data.own_keys()}
+    keys = data.own_keys()
     yield from ((path, name) for name, path in keys.items())
     heads = Path(settings.AUDIT_HEADS).absolute()
     for folder, folders, names in os.walk(settings.DATA):
@@ -128,7 +128,7 @@ MOVES_ON = {"claims"}
 
 def unchanged(copied: Path) -> bool:
     """Whether the files of the data directory are still those that were copied."""
-    originals = {each.name: each for each in data.own_keys()}
+    originals = data.own_keys()
     for path in (each for each in copied.rglob("*") if each.is_file()):
         original = originals.get(path.relative_to(copied).as_posix(), settings.DATA / path.relative_to(copied))
         if path.name not in MOVES_ON and (not original.exists() or original.read_bytes() != path.read_bytes()):
@@ -142,7 +142,7 @@ def environment() -> dict[str, str]:
 
 
 def spoken(name: str, value: str) -> str:
-    if SECRET.search(name):
+    if SECRET.search(name) and not name.endswith("_FILE"):
         return "(not in the backup)"
     if "://" in value and (password := urlsplit(value).password):
         value = value.replace(f":{password}@", ":(not in the backup)@")

@@ -38,27 +38,29 @@ def why_not_ours(prev_hash: str, found: str, values: list[Any]) -> str:
     return "" if kept == found else f"Event {seq} is not in this record."
 
 
-def verify(published: Heads | None = None) -> list[str]:
+def verify(published: Heads | None = None, end: int | None = None) -> list[str]:
     """Walks the whole chain; returns a sentence for each fault, the first bad event first; none when whole.
 
-    With published heads, events have to be those that they name, and the heads themselves in order.
+    With published heads, events have to be those that they name, and the heads themselves in order, up to the event
+    `end` or, where that is not known, up to the last one published to their file.
     """
     if published is None:
         return list(walk({}))
     first_of: dict[int, tuple[str, str]] = {}
     for head in published.heads:
         first_of.setdefault(head.seq, (head.hash, head.at))
-    return [*walk(first_of), *damage(published)]
+    return [*walk(first_of), *damage(published, end)]
 
 
-def damage(published: Heads) -> list[str]:
+def damage(published: Heads, end: int | None = None) -> list[str]:
     """What is wrong with the file of heads itself, whatever the audit log is like."""
-    return [*published.faults, *cut_heads(published)]
+    return [*published.faults, *cut_heads(published, end)]
 
 
-def cut_heads(published: Heads) -> Iterator[str]:
+def cut_heads(published: Heads, end: int | None = None) -> Iterator[str]:
     """Whether the end of the file of heads is the end that was written."""
-    noted = ChainHead.published_to(published.heads[0].digest if published.heads else "")
+    first = published.heads[0].digest if published.heads else ""
+    noted = ChainHead.published_to(first) if end is None else end
     if noted > (last := max((head.seq for head in published.heads), default=0)):
         ends = f"ends at event {last}" if last else "has no readable head"
         yield f"The heads file {ends}, but a head for event {noted} was published: lines at its end are missing."

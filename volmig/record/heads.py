@@ -14,13 +14,13 @@ from django.utils import timezone
 
 from volmig import data
 from volmig.record import signing
-from volmig.record.models import SIGNED, ChainHead, Event, head_now, signed_text
+from volmig.record.models import SIGNED, ChainHead, Event, Publisher, head_now, signed_text
 from volmig.verify_evidence import Head, Heads, head_line, leaf_of, lines_of, parse_head, path, root
 
 log = logging.getLogger(__name__)
 MOST = 1024  # events that one head covers: that many are read to prove that one of them is among them
 BLOCK = 64 * 1024
-TOLERANCE_SECONDS = 10  # the task that publishes comes once a minute, a little earlier or later
+TOLERANCE_SECONDS = 10  # the publisher comes by every few seconds, see volmig.record.publisher
 
 
 def publish_due() -> None:
@@ -60,6 +60,21 @@ def publish() -> None:
             previous = parse_head(line).digest
         first = file.first()
     ChainHead.note_published(seq, first.digest if first else "")
+    Publisher.note(*this_file(), seq)
+
+
+def this_file() -> tuple[str, str]:
+    """The data directory of this process, and the file to which it would publish."""
+    return data.place(settings.DATA), str(Path(settings.AUDIT_HEADS).absolute())
+
+
+def elsewhere() -> str:
+    """Where heads are published, as a sentence, when another machine does so and there is no copy here; else empty."""
+    publisher = Publisher.current()
+    if publisher is None or publisher.published_by(*this_file()) is not None or Path(settings.AUDIT_HEADS).exists():
+        return ""
+    last = f", last for event {publisher.seq}" if publisher.seq else ""
+    return f"Heads are published by {publisher.host} to {publisher.path}{last}; this machine has no copy of them."
 
 
 def segments(covered: int, last: int, digest: str) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,12 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
+from volmig import keys
+from volmig.models import CLOCKS_DIFFER
 from volmig.record.origin import origin
 
 SIGNED = ("seq", "at", "actor_id", "actor_name", "role", "session", "address", "action", "job", "object", "data")
@@ -56,6 +60,93 @@ class ChainHead(models.Model):
         """The last event published to the file that begins with head `file`; to any file where that one is unknown."""
         head = cls.objects.filter(pk=1).first()
         return int(head.files.get(file, head.published)) if head else 0
+
+
+class Publisher(models.Model):
+    """The one machine that publishes heads now, and those that did so before it. One row.
+
+    `owner` names the process that holds the lease, `place` its data directory. `former` has, for each data directory
+    that published before, its host, the path of its heads and the last event that it published.
+    """
+
+    LEASE = dt.timedelta(seconds=45)
+
+    owner = models.CharField(max_length=32)
+    place = models.CharField(max_length=32)
+    host = models.CharField(max_length=100)
+    path = models.CharField(max_length=500)
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    seq = models.BigIntegerField(default=0)
+    at = models.DateTimeField(null=True, blank=True)
+    former = models.JSONField(default=dict, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.path}"
+
+    @classmethod
+    def take(cls, owner: str, place: str, host: str, path: str) -> bool:
+        """Takes or renews the lease, by the database's clock; False while another process has it.
+
+        A process of the same data directory may take a lease that ran out, one of another only after it has been out
+        for as long again: a machine that restarts goes on, and heads do not move with every restart.
+        """
+        with transaction.atomic():
+            until = Now() + cls.LEASE
+            row = cls.objects.select_for_update().filter(pk=1).first()
+            if row is None:
+                return cls.begin(owner, place, host, path)
+            # One that reaches further than any was taken before the clock was set back.
+            out = Q(until__lt=Now()) | Q(until__gt=Now() + cls.LEASE + CLOCKS_DIFFER)
+            long_out = Q(until__lt=Now() - cls.LEASE) | Q(until__gt=Now() + cls.LEASE + CLOCKS_DIFFER)
+            free = Q(owner=owner) | (out & Q(place=place)) | long_out
+            if not cls.objects.filter(pk=1).filter(free).update(owner=owner, until=until):
+                return False
+            if (row.place, row.path) != (place, path):
+                row.hand_over(place, host, path)
+            return True
+
+    @classmethod
+    def begin(cls, owner: str, place: str, host: str, path: str) -> bool:
+        at = timezone.now()
+        values = {"owner": owner, "place": place, "host": host, "path": path, "since": at, "until": at + cls.LEASE}
+        made = cls.objects.get_or_create(pk=1, defaults=values)[1]
+        if made:
+            Event.append("evidence.publisher", object=host, data={"path": path})
+        return made
+
+    def hand_over(self, place: str, host: str, path: str) -> None:
+        """From now on another data directory publishes, or the same to another file."""
+        former = {**self.former, self.place: {"host": self.host, "path": self.path, "seq": self.seq}}
+        mine = former.pop(place, {})
+        seq = mine.get("seq", 0) if mine.get("path") == path else 0
+        type(self).objects.filter(pk=1).update(
+            place=place, host=host, path=path, since=timezone.now(), seq=seq, at=None, former=former
+        )
+        before = {"host": self.host, "path": self.path, "seq": self.seq}
+        Event.append("evidence.publisher", object=host, data={"path": path, "before": before})
+
+    @classmethod
+    def give_back(cls, owner: str) -> None:
+        """Lets any machine publish at once: this one cannot write."""
+        cls.objects.filter(pk=1, owner=owner).update(until=Now() - 2 * cls.LEASE)
+
+    @classmethod
+    def note(cls, place: str, path: str, seq: int) -> None:
+        """Remembers the last event that this machine published."""
+        cls.objects.filter(pk=1, place=place, path=path).update(seq=seq, at=timezone.now())
+
+    @classmethod
+    def current(cls) -> "Publisher | None":
+        """The machine that publishes, or did so last; None when none has yet."""
+        return cls.objects.filter(pk=1).first()
+
+    def published_by(self, place: str, path: str) -> int | None:
+        """The last event that this data directory published to this file; None when it never did."""
+        if (self.place, self.path) == (place, path):
+            return self.seq
+        before = self.former.get(place, {})
+        return int(before["seq"]) if before.get("path") == path else None
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -136,6 +227,7 @@ class Event(models.Model):
         data: dict[str, Any] | None = None,
     ) -> "Event":
         """Adds an event after the last one, in the caller's transaction when there is one."""
+        keys.confirm("audit_key")  # an event under another key would look like one that somebody changed
         plain = json.loads(json.dumps(data or {}, cls=DjangoJSONEncoder))  # what is signed is what is read back
         event = cls(at=timezone.now(), action=action, actor=actor, job=job, object=object[:255], data=plain)
         event.describe(actor)

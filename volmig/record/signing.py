@@ -5,14 +5,17 @@ One file of the data directory holds both, so that a rotation changes them in on
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.db import transaction
 from django.utils import timezone
 
-from volmig import data
+from volmig import data, keys
 from volmig.record.models import Event
 from volmig.verify_evidence import ROTATION, Keys, canonical, key_id, read_keys
 
@@ -40,34 +43,40 @@ def text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def document(private: Ed25519PrivateKey, keys: list[dict[str, Any]]) -> bytes:
-    return json.dumps({"private": text(private.private_bytes_raw()), "keys": keys}, indent=1).encode() + b"\n"
+def document(private: Ed25519PrivateKey, entries: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"private": text(private.private_bytes_raw()), "keys": entries}, indent=1).encode() + b"\n"
 
 
 def now() -> str:
     return timezone.now().isoformat(timespec="seconds")
 
 
+def first() -> bytes:
+    """What the file of keys holds at first."""
+    private = Ed25519PrivateKey.generate()
+    return document(private, [entry(private, now())])
+
+
 def kept() -> dict[str, Any]:
-    """The file of keys, made on first use. Raises OSError, or ValueError when it is damaged."""
-
-    def first() -> bytes:
-        private = Ed25519PrivateKey.generate()
-        return document(private, [entry(private, now())])
-
+    """The file of keys, made where no machine has one yet. Raises OSError, or ValueError when it is damaged."""
     try:
-        found = json.loads(data.evidence_key(first))
+        found = json.loads(keys.key(data.EVIDENCE_KEY))
         Ed25519PrivateKey.from_private_bytes(base64.b64decode(found["private"], validate=True))
         if not found["keys"]:
             raise ValueError("it names no key")
+    except keys.KeysDiffer as error:
+        raise ValueError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the file evidence_key in the data directory is damaged ({error})") from error
     return found  # type: ignore[no-any-return]
 
 
 def current() -> Signer:
-    """The key that signs now. Raises OSError, ValueError."""
-    return signer(kept())
+    """The key that signs now. Raises OSError, and ValueError also where another machine has replaced it since."""
+    found = kept()
+    if why := keys.is_current(data.EVIDENCE_KEY):
+        raise ValueError(why)
+    return signer(found)
 
 
 def signer(found: dict[str, Any]) -> Signer:
@@ -82,10 +91,10 @@ def published() -> dict[str, Any]:
 
 def known_keys() -> Keys:
     """The keys by which volmig checks its own signatures."""
-    keys = Keys()
-    for fault in read_keys(published(), keys):
+    known = Keys()
+    for fault in read_keys(published(), known):
         raise ValueError(fault)
-    return keys
+    return known
 
 
 def record_key() -> None:
@@ -95,16 +104,41 @@ def record_key() -> None:
         Event.append(MADE, object=newest["id"], data={"public": newest["public"], "from": newest["from"]})
 
 
-def rotate() -> dict[str, Any]:
-    """Replaces the key by a new one that the old one signs; the old private key is gone. Returns the new entry."""
+def rotate(output: Path | None = None) -> dict[str, Any]:
+    """Replaces the key by a new one that the old one signs; the old private key is gone. Returns the new entry.
+
+    With `output` the new file of keys is written there, for machines to which it has to be brought; until it is, they
+    sign nothing. Raises OSError, ValueError.
+    """
+    if data.is_given(data.EVIDENCE_KEY) and output is None:
+        raise ValueError(
+            f"{data.key_path(data.EVIDENCE_KEY)} is not volmig's to write (VOLMIG_EVIDENCE_KEY_FILE): name a new file "
+            "by --output, and put it in that place on each machine afterwards"
+        )
+    signs = current()
     record_key()
     found = kept()
     at = max(now(), found["keys"][-1]["from"])
     private = Ed25519PrivateKey.generate()
-    new = entry(private, at, signer(found))
+    new = entry(private, at, signs)
     before = [*found["keys"][:-1], found["keys"][-1] | {"until": at}]
-    data.replace(data.directory() / data.EVIDENCE_KEY, document(private, [*before, new]))
-    Event.append(
-        ROTATED, object=new["id"], data={name: new[name] for name in ("public", "from", "signed_by", "signature")}
-    )
+    content = document(private, [*before, new])
+    with transaction.atomic():
+        Event.append(
+            ROTATED, object=new["id"], data={name: new[name] for name in ("public", "from", "signed_by", "signature")}
+        )
+        keys.register(data.EVIDENCE_KEY, content)
+        if output is None:
+            data.replace(data.key_path(data.EVIDENCE_KEY), content)
+        else:
+            write_new(output, content)
     return new
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file (0600) that must not exist."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)

@@ -1,11 +1,11 @@
 """manage.py admin: make a person who can log in, or give one a new password and roles."""
 
-import os
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from volmig import environment
 from volmig.accounts.roles import ALLOWS
 from volmig.people import ask_password, make_person
 
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["name"]
         try:
-            make_person(name, os.environ.get("VOLMIG_ADMIN_PASSWORD") or ask_password(name), options["role"])
+            make_person(name, environment.text("ADMIN_PASSWORD") or ask_password(name), options["role"])
         except EOFError as error:
             said = "No password was typed. Run it on a terminal, or set VOLMIG_ADMIN_PASSWORD for this one command."
             raise CommandError(said) from error

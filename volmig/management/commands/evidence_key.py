@@ -1,9 +1,10 @@
 """manage.py evidence_key: the public keys with which anyone can check published heads and archives."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from volmig.record import signing
 
@@ -11,8 +12,15 @@ from volmig.record import signing
 class Command(BaseCommand):
     help = "Prints the public keys that sign evidence, as keys.json: the last is in use, older ones were rotated."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        text = "write a first key to this new file, for VOLMIG_EVIDENCE_KEY_FILE of a volmig that has none yet"
+        parser.add_argument("--new", type=Path, metavar="FILE", help=text)
+
     def handle(self, *args: Any, **options: Any) -> None:
         try:
+            if options["new"]:
+                signing.write_new(options["new"], signing.first())
+                return
             self.stdout.write(json.dumps(signing.published(), indent=1))
         except (OSError, ValueError) as error:
             raise CommandError(f"The keys cannot be read: {error}.") from error

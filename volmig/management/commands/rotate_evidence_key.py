@@ -1,21 +1,29 @@
 """manage.py rotate_evidence_key: replace the key that signs evidence; the old key signs the new one."""
 
+from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from volmig import data
 from volmig.record import signing
 
 
 class Command(BaseCommand):
     help = "Makes a new key for evidence, signed by the old one, whose private half is then gone. Both stay published."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        text = "write the new file of keys here, where VOLMIG_EVIDENCE_KEY_FILE names one that volmig does not write"
+        parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            new = signing.rotate()
+            new = signing.rotate(options["output"])
         except (OSError, ValueError) as error:
             raise CommandError(f"The key was not changed: {error}.") from error
         self.stdout.write(
             f"Key {new['id']} signs from now on; key {new['signed_by']} signed it. Publish keys.json again to whoever "
             "checks evidence (manage.py evidence_key)."
         )
+        where = options["output"] or data.key_path(data.EVIDENCE_KEY)
+        self.stdout.write(f"Copy {where} to every other machine of this volmig: until then they sign nothing.")

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
 from hosts.models import Cloud
-from volmig import sealed
+from volmig import data, sealed
 
 
 class Command(BaseCommand):
@@ -19,7 +19,12 @@ class Command(BaseCommand):
             raise CommandError(f"{error}. No key was changed.") from error
         sealed.new_key()
         count = seal_anew()
-        self.stdout.write(f"{count} secret{'' if count == 1 else 's'} sealed with a new key in {sealed.KEYS}.")
+        if data.is_given(sealed.KEYS):
+            said = f"sealed with the first key in {data.key_path(sealed.KEYS)}. To change it, add a new one before it, "
+            said += "give that file to every machine, and run this again"
+        else:
+            said = f"sealed with a new key in {sealed.KEYS}. Copy that file to every other machine of this volmig"
+        self.stdout.write(f"{count} secret{'' if count == 1 else 's'} {said}.")
 
 
 @transaction.atomic

@@ -24,7 +24,7 @@ from django.db import DatabaseError, connection
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import beats, data, incarnation
+from volmig import beats, data, database, incarnation, keys
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS
@@ -37,6 +37,7 @@ PREPARES = 0x766F6C6D6967  # names a lock of the database
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
+COMPARE_SECONDS = 30  # between comparisons of keys and settings with those of other machines
 START_SECONDS = 20  # a part that ends within them was never able to start; a busy machine needs several to import all
 # Seconds of silence after which workers are stuck. A worker that is killed while it waits for a task takes the lock of
 # the cluster's own queue along, and no other gets anything any more. Ticks beat while they run; all tasks at both ends.
@@ -96,7 +97,8 @@ class Child:
     def start(self) -> None:
         ours = {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1", "VOLMIG_PART": self.name}
         environment = os.environ | ours  # the part decides which keys it may read
-        environment.pop("VOLMIG_KEYS_WORKER" if self.name == "web" else "VOLMIG_KEYS_WEB", None)
+        for each in data.variables_of("worker" if self.name == "web" else "web"):
+            environment.pop(each, None)
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
         environment[beats.VARIABLE] = str(self.beat_file)
@@ -174,8 +176,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         parts = list(PARTS) if options["part"] == "all" else [options["part"]]
         locks = [only_one(part) for part in parts]
-        with alone():
-            prepare()
+        try:
+            prepare_when_possible(f"up {options['part']}")
+        except (database.Unusable, keys.KeysDiffer) as error:
+            raise CommandError(f"Not started. {error}") from error
         chosen = commands(options["bind"])
         try:
             names = [name for part in parts for name in PARTS[part]]
@@ -191,7 +195,8 @@ def only_one(name: str) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise CommandError(f"volmig's {name} runs already on {settings.DATA}.") from error
+        said = f"volmig's {name} runs already on {settings.DATA}. A second machine needs a data directory of its own"
+        raise CommandError(f"{said} ({keys.SEVERAL}).") from error
     return lock
 
 
@@ -209,10 +214,30 @@ def alone() -> Iterator[None]:
             yield
 
 
+def prepare_when_possible(who: str) -> None:
+    """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError."""
+    while True:
+        database.wait(who)
+        try:
+            with alone():
+                prepare()
+            return
+        except database.AWAY:
+            connection.close()
+            if database.fault() is None:
+                raise  # it is there: waiting mends nothing
+
+
 def prepare() -> None:
+    if keys.are_kept() and (differing := keys.mismatches(keys.mine())):  # before anything is made
+        raise keys.KeysDiffer("\n".join(differing))
     if refusal := upgrade.downgrade():
         raise CommandError(refusal)
     call_command("migrate", interactive=False, verbosity=0)
+    keys.ensure()
+    keys.note_settings()
+    for line in keys.differing_settings():
+        print(line, flush=True)
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)
     if data.may_read("ssh_key"):
@@ -221,7 +246,7 @@ def prepare() -> None:
         print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
     try:
         if still_to_do := first_administrator():
-            print(still_to_do)
+            print(still_to_do, flush=True)
     except (EOFError, KeyboardInterrupt) as error:
         raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
     except ValidationError as error:
@@ -232,11 +257,16 @@ def supervise(children: list[Child], bind: str) -> None:
     """Tends the children until SIGINT or SIGTERM; when it returns, none of their processes is left."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     unannounced = any(child.name == "web" for child in children)
+    compare_at = time.monotonic() + COMPARE_SECONDS
+    said: set[str] = set()
     try:
         received = None
         while received is None or received.si_signo == signal.SIGCHLD:
             for child in children:
                 child.tend()
+            if time.monotonic() > compare_at:
+                compare_at = time.monotonic() + COMPARE_SECONDS
+                compare_keys(said)
             if unannounced and answers(bind):
                 print(f"volmig is on http://{bind}", flush=True)
                 unannounced = False
@@ -244,6 +274,23 @@ def supervise(children: list[Child], bind: str) -> None:
     finally:
         stop(children)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def compare_keys(said: set[str]) -> None:
+    """Ends all when another machine has registered a key that these processes hold in memory; of others, which they
+    read each time, and of settings that differ it says so once."""
+    try:
+        if held := keys.mismatches(name for name in keys.mine() if name in keys.SETTINGS):
+            raise CommandError("Stopped. " + "\n".join(held))
+        keys.note_settings()
+        found = {*keys.mismatches(keys.mine()), *keys.differing_settings()}
+    except (DatabaseError, OSError, ValueError):
+        return  # it may be away for a while
+    finally:
+        connection.close()
+    for line in sorted(found - said):
+        print(line, file=sys.stderr, flush=True)
+    said |= found
 
 
 def answers(bind: str) -> bool:

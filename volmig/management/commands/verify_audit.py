@@ -9,8 +9,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from volmig.record import signing
 from volmig.record.chain import damage, verify, verify_lines
-from volmig.record.heads import read_heads
-from volmig.record.models import ChainHead
+from volmig.record.heads import elsewhere, read_heads, this_file
+from volmig.record.models import ChainHead, Publisher
 from volmig.verify_evidence import Checked, Heads
 
 SHOWN = 10
@@ -35,13 +35,14 @@ class Command(BaseCommand):
 
     def check_log(self, given: Path | None) -> None:
         heads = known_heads(given)
-        faults = verify(heads)
+        end, note = expected(given)
+        faults = verify(heads, end)
         whole = self.summary(heads)
-        for note in heads.notes if heads else ():
-            self.stdout.write(note)
+        for each in [*(heads.notes if heads else ()), *note]:
+            self.stdout.write(each)
         if faults:
             more = [f"… and {len(faults) - SHOWN} more."] if len(faults) > SHOWN else []
-            damaged = damage(heads) if heads else []
+            damaged = damage(heads, end) if heads else []
             sound = [whole] if all(fault in damaged for fault in faults) else []
             raise CommandError("\n".join([*faults[:SHOWN], *more, *sound]))
         self.stdout.write(whole)
@@ -86,10 +87,27 @@ def events_of(path: Path) -> list[str]:
         return packed.read(name).decode().splitlines()
 
 
+def expected(given: Path | None) -> tuple[int | None, list[str]]:
+    """The last event of which the file of this machine has to have a head, None where that is not known; and a note
+    on where heads are published, when another machine does so.
+
+    A file on a machine that never published is a copy, and may end earlier.
+    """
+    publisher = Publisher.current()
+    if publisher is None or (given and given.absolute() != Path(settings.AUDIT_HEADS).absolute()):
+        return None, []
+    end, last = publisher.published_by(*this_file()), f"the last for event {publisher.seq}"
+    if (publisher.place, publisher.path) == this_file():
+        return end, []
+    return end or 0, [f"Heads are published by {publisher.host} to {publisher.path} ({last})."]
+
+
 def known_heads(given: Path | None) -> Heads | None:
-    """The heads of the file that was named, which has to exist, or of the usual one; None before any was published."""
+    """The heads of the file that was named, which has to exist, or of the usual one; None before any was published,
+    and on a machine that never did so."""
     path = given or Path(settings.AUDIT_HEADS)
-    if not given and not path.exists() and not ChainHead.objects.filter(published__gt=0).exists():
+    published = ChainHead.objects.filter(published__gt=0).exists() and not elsewhere()
+    if not given and not path.exists() and not published:
         return None
     try:
         return read_heads(path)

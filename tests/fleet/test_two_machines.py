@@ -1,0 +1,241 @@
+"""Two machines, each with a data directory of its own, over one PostgreSQL: real processes, as operators start them."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests import postgresql
+from tests.rig import free_port
+from tests.trust.amounts import amount, figure
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "correct horse battery"
+SHARED = ("audit_key", "evidence_key", "sealing_keys")
+
+pytestmark = pytest.mark.skipif(postgresql.programs() is None, reason="needs PostgreSQL's package")
+
+
+def can_have_names():
+    """Whether a process can be given a host name of its own, as root can."""
+    return subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode == 0
+
+
+class Machine:
+    """A host name and a data directory; what runs there has the database in common with others."""
+
+    def __init__(self, root, name, database, **more):
+        self.name, self.data = name, root / name
+        self.data.mkdir()
+        hidden = ("VOLMIG_",)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+        self.environment = {**kept, "VOLMIG_DATA": str(self.data), "VOLMIG_DB": database, **more}
+        self.started = []
+
+    def command(self, *words):
+        command = [sys.executable, "manage.py", *words]
+        if can_have_names():
+            command = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name, *command]
+        return command
+
+    def manage(self, *words, typed="", status=0):
+        """What a command prints."""
+        done = subprocess.run(
+            self.command(*words), cwd=ROOT, env=self.environment, input=typed, text=True, capture_output=True
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def up(self, part, *words):
+        log = (self.data / f"{part}.log").open("wb")
+        process = subprocess.Popen(
+            self.command("up", part, *words),
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def log(self, part):
+        return (self.data / f"{part}.log").read_text()
+
+    def refused(self, part):
+        """What `up` says of a machine that must not start; it makes nothing but its lock and its directory."""
+        before = keys_in(self.data)
+        assert self.up(part).wait(120) == 1, self.log(part)
+        assert keys_in(self.data) == before
+        assert "Traceback" not in self.log(part)
+        return self.log(part)
+
+    def stop(self):
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in self.started:
+            process.wait(60)
+        self.started.clear()
+
+
+def keys_in(place):
+    names = {"secret_key", "factor_key", "seal_key", "worker_key", "ssh_key", *SHARED}
+    return {path.name: path.read_bytes() for path in place.iterdir() if path.name in names}
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, psycopg.Error):
+            if result := condition():
+                return result
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def database():
+    with postgresql.cluster() as address:
+        yield address
+
+
+@pytest.fixture
+def machines(tmp_path, database):
+    made = []
+
+    def make(name, address=database, **more):
+        made.append(Machine(tmp_path, name, address, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def rows(address, query):
+    with psycopg.connect(address) as connection:
+        return connection.execute(query).fetchall()
+
+
+def fetched(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return answer.status
+
+
+def test_a_second_machine_is_refused_with_what_to_copy_and_works_as_documented(machines, database):
+    port = free_port()
+    web = machines("web1", VOLMIG_ADMIN_USER="ada", VOLMIG_ADMIN_PASSWORD=PASSWORD)
+    web.up("web", "--bind", f"127.0.0.1:{port}")
+    until(lambda: fetched(port, "/healthz") == 200)
+    assert set(keys_in(web.data)) == {"secret_key", "factor_key", "seal_key", *SHARED}
+
+    workers = machines("wrk1")
+    said = workers.refused("workers")
+    for name in SHARED:
+        assert f"{web.data / name}" in said
+        assert f"{workers.data / name}" in said
+    sentence = said.strip().splitlines()[-1]
+    if can_have_names():
+        assert "Machine wrk1 has no audit_key, evidence_key, sealing_keys" in sentence
+        assert "machine web1 registered" in sentence
+    (workers.data / "audit_key").write_text("x" * 64)
+    assert "has another audit_key" in workers.refused("workers")
+
+    for name in SHARED:
+        shutil.copy(web.data / name, workers.data / name)
+    workers.up("workers")
+    until(lambda: "volmig is read-only" in workers.log("workers"))
+    assert set(keys_in(workers.data)) == {"worker_key", "ssh_key", *SHARED}
+    workers.manage("adopt", "--join", "--as", "ada", typed="join\n")
+    until(lambda: rows(database, "SELECT 1 FROM record_publisher WHERE seq > 0"))
+    ((path,),) = rows(database, "SELECT path FROM record_publisher")
+    assert path == str(workers.data / "audit_heads")
+    for machine in (web, workers):
+        said = machine.manage("verify_audit")
+        assert "The audit log is whole" in said
+        assert (path in said) is (machine is web)
+        machine.manage("keys")
+    if amount(1, 0):
+        third_machine(machines, database, web, workers)
+    shown = sentence.removeprefix("CommandError: ")[:100]
+    third = amount(1, 0) and "; a third took over publishing, ten of ten pages on two web machines kept the session"
+    figure(
+        f"two machines with keys of their own: refused ({shown}…); with the keys copied both work and verify_audit "
+        f"is clean on each{third or ''}"
+    )
+
+
+def third_machine(machines, database, web, workers):
+    """One more takes over what the second published; and a second web machine knows the sessions of the first."""
+    again = machines("wrk2")
+    for name in keys_in(workers.data):
+        shutil.copy(workers.data / name, again.data / name)
+    again.up("workers")
+    until(lambda: "volmig is read-only" in again.log("workers"))
+    again.manage("adopt", "--join", "--as", "ada", typed="join\n")
+    workers.stop()
+    with psycopg.connect(database) as connection:  # as if two minutes had gone by
+        connection.execute("UPDATE record_publisher SET until = until - interval '2 minutes'")
+    query = "SELECT path FROM record_publisher WHERE seq > 0"
+    until(lambda: rows(database, query) == [(str(again.data / "audit_heads"),)])
+    for machine in (web, workers, again):
+        assert "The audit log is whole" in machine.manage("verify_audit")
+    assert "VOLMIG_ADMIN_USER=ada is ignored" not in web.log("web")
+    web.stop()
+    other = machines("web2")
+    for name in keys_in(web.data):
+        shutil.copy(web.data / name, other.data / name)
+    ports = [free_port(), free_port()]
+    for machine, port in zip((web, other), ports, strict=True):
+        machine.up("web", "--bind", f"127.0.0.1:{port}")
+    until(lambda: all(fetched(port, "/healthz") == 200 for port in ports))
+    assert "VOLMIG_ADMIN_USER=ada is ignored: there are accounts already." in web.log("web")
+    browser = logged_in(ports[0])
+    for port in ports * 5:  # cookies are a host's, whatever its port
+        with browser.open(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            assert answer.geturl() == f"http://127.0.0.1:{port}/", "no way back to the login"
+
+
+def logged_in(port):
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    login = f"http://127.0.0.1:{port}/login/"
+    page = browser.open(login, timeout=10).read().decode()
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)[1]
+    typed = {"username": "ada", "password": PASSWORD, "csrfmiddlewaretoken": token}
+    browser.open(login, urllib.parse.urlencode(typed).encode(), timeout=10).close()
+    return browser
+
+
+def test_a_part_that_starts_before_its_database_waits_for_it(machines, database, tmp_path):
+    directory = database.partition("host=")[2]
+    link = tmp_path / "socket"
+    machine = machines("web2", database.replace(directory, str(link)).replace("/volmig?", "/postgres?"))
+    process = machine.up("watcher")
+    until(lambda: "up watcher: waiting for the database" in machine.log("watcher"))
+    assert process.poll() is None
+    link.symlink_to(directory)
+    until(lambda: rows(database.replace("/volmig?", "/postgres?"), "SELECT 1 FROM jobs_lease WHERE name = 'watcher'"))
+    said = machine.log("watcher")
+    assert "up watcher: the database answers again" in said
+    assert "Traceback" not in said
+    assert said.count("waiting for the database") < 5
+    link.unlink()
+    with psycopg.connect(database) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    until(lambda: " watcher: waiting for the database" in machine.log("watcher").replace("up watcher", ""))
+    link.symlink_to(directory)
+    until(lambda: " watcher: the database answers again" in machine.log("watcher").replace("up watcher", ""))
+    assert process.poll() is None
+    assert "Traceback" not in machine.log("watcher")

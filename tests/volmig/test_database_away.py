@@ -1,0 +1,141 @@
+"""A database that is away: one line for each outage, growing pauses, and an end where waiting mends nothing."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from django.db import IntegrityError, OperationalError
+
+from jobs import watch
+from volmig import database
+
+REFUSED = 'connection failed: connection to server at "::1", port 5432 failed: Connection refused'
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(database, "monotonic", lambda: clock.now)
+    return clock
+
+
+class Server:
+    """One that answers with these errors, one after the other, and lets people in then."""
+
+    def __init__(self, monkeypatch, clock, *errors, vendor="postgresql"):
+        self.errors, self.clock, self.pauses = list(errors), clock, []
+        monkeypatch.setattr(database, "fault", self.fault)
+        monkeypatch.setattr(database, "connection", SimpleNamespace(vendor=vendor, settings_dict={"NAME": "volmig"}))
+
+    def fault(self):
+        return OperationalError(self.errors.pop(0)) if self.errors else None
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.clock.now += seconds
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "volmig.database"]
+
+
+def test_a_server_that_is_away_is_waited_for_with_growing_pauses_and_few_lines(monkeypatch, clock, caplog):
+    server = Server(monkeypatch, clock, *[REFUSED] * 20)
+    database.wait("up web", server.sleep)
+    assert server.pauses[:6] == [0.5, 1, 2, 4, 8, 15]
+    assert set(server.pauses[6:]) == {15}
+    said = lines(caplog)
+    assert said[0] == f"up web: waiting for the database: {REFUSED}"
+    assert said[-1] == f"up web: the database answers again after {sum(server.pauses):.0f} s."
+    assert len(said) <= 2 + sum(server.pauses) / database.SAY_AGAIN
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'FATAL:  password authentication failed for user "volmig"',
+        'FATAL:  database "volmik" does not exist',
+        'FATAL:  role "volmik" does not exist',
+        'FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "volmig", database "volmig", no encryption',
+        "fe_sendauth: no password supplied",
+    ],
+)
+def test_what_waiting_does_not_mend_is_said_and_ends_after_a_minute(monkeypatch, clock, caplog, said):
+    server = Server(monkeypatch, clock, *[said] * 100)
+    with pytest.raises(database.Unusable, match="VOLMIG_DB is wrong"):
+        database.wait("up web", server.sleep)
+    assert said.replace("  ", " ") in lines(caplog)[0]
+    assert database.PATIENCE < sum(server.pauses) < 2 * database.PATIENCE
+
+
+@pytest.mark.parametrize(
+    "said", ["FATAL:  the database system is starting up", "FATAL:  sorry, too many clients already", REFUSED]
+)
+def test_a_server_that_is_starting_or_full_is_waited_for_without_end(monkeypatch, clock, said):
+    server = Server(monkeypatch, clock, *[said] * 500)
+    database.wait("up web", server.sleep)
+    assert len(server.pauses) == 500
+
+
+def test_a_role_that_is_made_meanwhile_is_let_in(monkeypatch, clock):
+    server = Server(monkeypatch, clock, 'FATAL:  database "volmig" does not exist')
+    database.wait("up web", server.sleep)
+    assert server.pauses == [0.5]
+
+
+def test_a_file_that_cannot_be_opened_is_not_waited_for(monkeypatch, clock):
+    server = Server(monkeypatch, clock, "unable to open database file", vendor="sqlite")
+    with pytest.raises(database.Unusable, match="volmig cannot be opened: unable to open database file"):
+        database.wait("up web", server.sleep)
+
+
+def test_a_process_that_is_asked_to_stop_does_not_wait_on(monkeypatch, clock):
+    Server(monkeypatch, clock, *[REFUSED] * 20)
+    database.wait("watcher", lambda seconds: True)
+
+
+def test_an_outage_is_one_line_and_other_faults_keep_their_traceback(clock, caplog):
+    outage = database.Outage("watcher")
+    for _ in range(80):  # 20 s of a quarter of a second each
+        assert outage.failed(OperationalError(REFUSED)) <= database.LONGEST
+        clock.now += 0.25
+    outage.over()
+    outage.over()
+    assert len(lines(caplog)) == 2
+    outage.failed(IntegrityError("duplicate"))
+    assert caplog.records[-1].exc_info
+
+
+class Stopping:
+    """A stop signal that comes after so many waits."""
+
+    def __init__(self, clock, turns):
+        self.clock, self.turns, self.pauses = clock, turns, []
+
+    def wait(self, seconds):
+        self.pauses.append(seconds)
+        self.clock.now += seconds
+        self.turns -= 1
+        return self.turns < 0
+
+
+@pytest.mark.django_db
+def test_a_watcher_whose_database_is_away_says_so_once_and_goes_on(monkeypatch, clock, caplog):
+    caplog.set_level(logging.WARNING)
+    watcher, turns = watch.Watcher(), []
+
+    def turn():
+        turns.append(1)
+        if len(turns) <= 20:
+            raise OperationalError(REFUSED)
+
+    monkeypatch.setattr(watcher, "turn", turn)
+    monkeypatch.setattr(watch, "close_old_connections", lambda: None)  # that of the test
+    stop = Stopping(clock, 30)
+    watcher.run(stop)
+    assert len(turns) == 30
+    assert lines(caplog)[0] == f"watcher: waiting for the database: {REFUSED}"
+    assert "answers again" in lines(caplog)[-1]
+    assert len(lines(caplog)) <= 4
+    assert "Traceback" not in caplog.text
+    assert stop.pauses[-1] == watch.WRITE_EVERY

@@ -1,0 +1,94 @@
+"""A database that is away: every process waits for it, and says so once for each outage."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from time import monotonic
+
+from django.db import InterfaceError, OperationalError, connection
+
+log = logging.getLogger(__name__)
+FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
+PATIENCE = 60  # seconds for what waiting does not mend: a container may still be making role and database
+SAY_AGAIN = 60.0
+# What PostgreSQL says, in English, of an address that waiting does not mend; whom it does not let in gets no code.
+WRONG = re.compile(
+    r'authentication failed|no password supplied|no pg_hba\.conf entry|(database|role) ".*" does not exist'
+)
+AWAY = (OperationalError, InterfaceError)
+
+
+class Unusable(Exception):  # noqa: N818 - a sentence for an operator
+    """VOLMIG_DB leads to no database that volmig can use."""
+
+
+class Outage:
+    """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile."""
+
+    def __init__(self, who: str, longest: float = LONGEST) -> None:
+        self.who, self.longest = who, longest
+        self.since: float | None = None
+        self.pause, self.said, self.said_at = FIRST, "", 0.0
+
+    def failed(self, error: BaseException) -> float:
+        """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
+        now, said = monotonic(), one_line(error)
+        if self.since is None:
+            self.since, self.pause = now, FIRST
+        if not isinstance(error, AWAY):
+            log.error("%s: the database refused a statement. It goes on.", self.who, exc_info=error)
+        elif said != self.said or now - self.said_at > SAY_AGAIN:
+            log.error("%s: waiting for the database: %s", self.who, said)
+            self.said, self.said_at = said, now
+        pause, self.pause = self.pause, min(self.pause * 2, self.longest)
+        return pause
+
+    def over(self) -> None:
+        """The database has answered."""
+        if self.since is not None:
+            log.warning("%s: the database answers again after %.0f s.", self.who, monotonic() - self.since)
+            self.since, self.said = None, ""
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
+    """Returns once the database lets this process in, or once `sleep` says that the process was asked to stop.
+
+    A server that is away, starting, or full is waited for without end. Raises Unusable where the address is wrong: for
+    PostgreSQL after a minute, for its container may still be making role and database; for a file at once.
+    """
+    outage, began = Outage(who, longest=15), monotonic()
+    while error := fault():
+        if connection.vendor != "postgresql":
+            raise Unusable(f"The database {connection.settings_dict['NAME']} cannot be opened: {one_line(error)}.")
+        if is_wrong(error) and monotonic() - began > PATIENCE:
+            raise Unusable(
+                f"VOLMIG_DB is wrong, or its database was not made yet: {one_line(error)}. Correct it "
+                "(docs/configuration.md, PostgreSQL), then start again."
+            )
+        if sleep(outage.failed(error)):
+            return  # asked to stop
+    outage.over()
+
+
+def fault() -> OperationalError | InterfaceError | None:
+    """Why this process gets no connection now; None when it has one that works."""
+    try:
+        connection.ensure_connection()
+        if connection.is_usable():
+            return None
+        connection.close()
+        connection.ensure_connection()
+    except AWAY as error:
+        connection.close()
+        return error
+    return None
+
+
+def is_wrong(error: BaseException) -> bool:
+    """Whether the address, and not the server, is at fault, as far as PostgreSQL says."""
+    return bool(WRONG.search(str(error)))

@@ -1,0 +1,366 @@
+"""Keys match or nothing starts: every machine of a database has the same keys, or says which it lacks.
+
+The database keeps the fingerprint of each key and which machine registered it. Only where nobody has registered a key
+yet is it made: at the first start on an empty database, or, of a kind of key that a later version brings, at the first
+start of that version. Every other machine compares its keys before it does anything, and refuses with one sentence
+that names the machine, the files and where to copy them from.
+"""
+
+import datetime as dt
+import hmac
+import json
+import logging
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, transaction
+from django.utils import timezone
+
+from volmig import data, environment
+from volmig.database import AWAY, one_line
+from volmig.models import Machine, RegisteredKey
+
+log = logging.getLogger(__name__)
+PURPOSE = b"volmig key fingerprint 1\0"
+SEVERAL = "docs/configuration.md, Several machines"
+# Keys that the settings hold from the start on; all others are read from their files each time.
+SETTINGS = {
+    "secret_key": "SECRET_KEY",
+    "worker_key": "SECRET_KEY",
+    "factor_key": "FACTOR_KEY",
+    "audit_key": "AUDIT_KEY",
+}
+RECENT = dt.timedelta(minutes=10)  # a machine that was not seen for longer is off
+ENOUGH = 100  # of the newest events one has to be signed with the key of this machine
+UNUSABLE = (OSError, ValueError, ImproperlyConfigured)  # what a key's file is at fault with
+confirmed: set[str] = set()  # keys that this process has compared already
+
+
+class KeysDiffer(Exception):  # noqa: N818 - as ReadOnly is
+    """This machine has other keys than its database knows, or lacks some; the message says what to copy."""
+
+
+def mine() -> list[str]:
+    """The keys that this process needs: those that its kind may read."""
+    own_ssh_key = not settings.SSH_KEY  # else one that an administrator made, or the agent's: machines may differ
+    return [name for name in data.KEYS if data.may_read(name) and (name != "ssh_key" or own_ssh_key)]
+
+
+def mine_here() -> list[str]:
+    """The same for a command, which is of no kind: without the keys of a kind of which none is on this machine."""
+    kinds = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
+    return [name for name in mine() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
+
+
+def is_here(name: str) -> bool:
+    try:
+        return data.key(name) is not None
+    except PermissionError:  # of the user of another kind of process
+        return False
+    except ImproperlyConfigured:  # it should be: `mismatches` says what is wrong with it
+        return True
+
+
+# Fingerprints
+
+
+def fingerprints(name: str, content: bytes) -> list[str]:
+    """The fingerprints of what a key's file holds: of the key in use, then of those before it that it holds, too.
+
+    Raises ValueError where the file holds no such key.
+    """
+    parts = PARTS.get(name)
+    found = parts(content) if parts else [content.strip()]
+    if not found or not found[0]:
+        raise ValueError(f"{data.key_path(name)} holds no key")
+    # An HMAC says nothing of a key as long as those are that volmig makes, or takes (volmig.data.SHORTEST).
+    return [hmac.digest(each, PURPOSE + name.encode(), "sha256").hex() for each in found]
+
+
+def evidence_keys(document: bytes) -> list[bytes]:
+    try:
+        return [str(key["public"]).encode() for key in reversed(json.loads(document)["keys"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{data.key_path(data.EVIDENCE_KEY)} is damaged ({error})") from error
+
+
+def ssh_key(pem: bytes) -> bytes:
+    """The public half, which is the same in every format; the file itself where it has a passphrase."""
+    try:
+        private = serialization.load_ssh_private_key(pem, password=None)
+    except (TypeError, ValueError):
+        return pem.strip()
+    return private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+# How the keys are found in a file; every other file holds one, as text.
+PARTS: Mapping[str, Callable[[bytes], list[bytes]]] = {
+    data.SEALING_KEYS: lambda lines: lines.split(),
+    data.EVIDENCE_KEY: evidence_keys,
+    "ssh_key": lambda pem: [ssh_key(pem)],
+}
+
+
+def held(name: str) -> bytes | None:
+    """The key that this process works with; None where there is none but a provisional one."""
+    if name in data.provisional:
+        return take_up(name)
+    in_settings = SETTINGS.get(name)
+    if in_settings and not (name == "worker_key" and data.kind() != "worker"):
+        return str(getattr(settings, in_settings)).encode()
+    return data.key(name)
+
+
+def take_up(name: str) -> bytes | None:
+    """What is in the file of a key that was not there when the settings were read; it is theirs from then on."""
+    if (content := data.key(name)) is not None:
+        del data.provisional[name]
+        setattr(settings, SETTINGS[name], content.decode().strip())
+    return content
+
+
+# Comparing
+
+
+def mismatches(names: Iterable[str] | None = None) -> list[str]:
+    """Why the keys of this process are not those of its database, in sentences; empty when they match.
+
+    A key that nobody has registered yet matches. Raises DatabaseError while the database cannot be asked.
+    """
+    wanted = list(mine_here() if names is None else names)
+    rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
+    wrong: dict[tuple[str, str], dict[str, list[str]]] = {}
+    found = []
+    for name in (each for each in wanted if each in rows):
+        row = rows[name]
+        try:
+            how = difference(name, row)
+        except UNUSABLE as error:
+            found.append(unusable(name, error))
+            continue
+        if how == "began":
+            found.append(
+                f"This process on machine {here()} began with another {name} than {row.host} has registered since, and "
+                f"which lies here now: start it again."
+            )
+        elif how:
+            wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
+    return found + [sentence(host, rows, by) for (host, _), by in wrong.items()]
+
+
+def difference(name: str, row: RegisteredKey) -> str:
+    """In how far a key is not the registered one: "" (it is), "has no", "has another", or "began" for a process
+    that has not read the file since it was replaced."""
+    content = held(name)
+    marks = fingerprints(name, content) if content is not None else []
+    if row.fingerprint in marks:
+        return ""
+    if name in SETTINGS and (kept := data.key(name)) and row.fingerprint in fingerprints(name, kept):
+        return "began"
+    return "has another" if marks else "has no"
+
+
+def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list[str]]) -> str:
+    """One sentence on keys that one machine registered: what is wrong, and what to copy from where to where."""
+    names = [name for group in by.values() for name in group]
+    wrong = " and ".join(f"{how} {', '.join(group)}" for how, group in sorted(by.items()))
+    on = max(rows[name].registered_at for name in names)
+    there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.key_path(name)) for name in names)
+    which = "the one that" if len(names) == 1 else "those that"
+    said = f"Machine {here()} {wrong} (not {which} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
+    if host == here() and there == at:
+        said += f"put {at} back from a backup, or, if it was replaced on purpose, run manage.py keys --register"
+    else:
+        said += f"copy {there} of {host} to {at} of {here()}, then start it again"
+    return f"{said} ({SEVERAL})."
+
+
+def unusable(name: str, error: Exception) -> str:
+    return f"Machine {here()} cannot use its {name}: {str(error).rstrip('.')}."
+
+
+def here() -> str:
+    return socket.gethostname()[:100]
+
+
+# Making and registering
+
+
+def ensure(names: Iterable[str] | None = None) -> None:
+    """Compares the keys of this process with the database, and makes and registers those that nobody has yet.
+
+    Raises KeysDiffer, with nothing made, where they differ.
+    """
+    wanted = list(mine() if names is None else names)
+    if found := mismatches(wanted):
+        raise KeysDiffer("\n".join(found))
+    rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
+    if data.AUDIT_KEY not in rows and data.AUDIT_KEY in wanted and (why := is_a_stranger()):
+        raise KeysDiffer(why)
+    for name in wanted:
+        try:
+            with transaction.atomic():
+                if name not in rows:
+                    register_first(name)
+                elif fingerprints(name, held(name) or b"")[0] != rows[name].fingerprint:
+                    register(name)  # rotated since this database was backed up
+        except UNUSABLE as error:
+            raise KeysDiffer(unusable(name, error)) from error
+    confirmed.update(wanted)
+
+
+def is_a_stranger() -> str:
+    """Why this data directory is not one of a database that a version without fingerprints has used; empty if it is.
+
+    The audit key shows it: its signatures are in the audit log.
+    """
+    from volmig.record.models import SIGNED, Event, sign  # they stand on this module
+
+    newest = Event.objects.order_by("-seq").values_list("prev_hash", "hash", *SIGNED)[:ENOUGH]
+    if not newest:
+        return ""
+    path = data.key_path(data.AUDIT_KEY)
+    copy = (
+        f"copy the keys of the machine that ran volmig before to {path.parent}, or set VOLMIG_DATA to its data "
+        f"directory, then start it again ({SEVERAL})."
+    )
+    if held(data.AUDIT_KEY) is None:
+        return f"Machine {here()} has no audit_key ({path}), and the database has an audit log already: {copy}"
+    if not any(hmac.compare_digest(found, sign(before, values)) for before, found, *values in newest):
+        return f"Machine {here()} has another audit_key ({path}) than the one that signed the audit log: {copy}"
+    return ""
+
+
+def register_first(name: str) -> None:
+    """Makes a key unless it is here, and registers it unless another machine was first: then it is gone again."""
+    path, content = data.key_path(name), held(name)
+    was_there = content is not None
+    if content is None:
+        content = data.make(name, first_evidence_key() if name == data.EVIDENCE_KEY else b"")
+    mark = fingerprints(name, content)[0]
+    defaults = {"fingerprint": mark, "host": here(), "path": str(path)}
+    row, _ = RegisteredKey.objects.get_or_create(name=name, defaults=defaults)
+    if row.fingerprint != mark:
+        if not was_there:
+            path.unlink()
+        raise KeysDiffer("\n".join(mismatches([name])))
+    if name in data.provisional:
+        take_up(name)
+
+
+def first_evidence_key() -> bytes:
+    from volmig.record import signing  # it stands on this module
+
+    return signing.first()
+
+
+def register(name: str, content: bytes | None = None) -> tuple[str, str]:
+    """Makes the key of this machine, or one that is about to be, the registered one; returns the fingerprints before
+    and now. Raises ValueError."""
+    content = data.key(name) if content is None else content
+    if content is None:
+        raise ValueError(f"There is no {data.key_path(name)}")
+    mark = fingerprints(name, content)[0]
+    before = RegisteredKey.objects.filter(name=name).values_list("fingerprint", flat=True).first() or ""
+    values = {"fingerprint": mark, "host": here(), "path": str(data.key_path(name)), "registered_at": timezone.now()}
+    RegisteredKey.objects.update_or_create(name=name, defaults=values)
+    return before, mark
+
+
+def confirm(name: str) -> None:
+    """Compares one key, once in a process: before anything is signed with it. Raises KeysDiffer."""
+    if name not in confirmed:
+        ensure([name])
+
+
+def key(name: str) -> bytes:
+    """What the file of a key holds, which is made if nobody has it yet. Raises KeysDiffer, OSError, ValueError."""
+    if (content := data.key(name)) is None:
+        ensure([name])
+        content = data.key(name)
+    return content or b""
+
+
+def is_current(name: str) -> str:
+    """Why what is signed with this key now would not verify elsewhere, as a sentence; empty when it would.
+
+    For a key that is replaced while processes of other machines run on with the one before it.
+    """
+    row = RegisteredKey.objects.filter(name=name).first()
+    if row is None or ((content := data.key(name)) and fingerprints(name, content)[0] == row.fingerprint):
+        return ""
+    return sentence(row.host, {name: row}, {"has another" if content else "has no": [name]})
+
+
+def are_kept() -> bool:
+    """Whether this database keeps fingerprints; one of a version before does not yet."""
+    return RegisteredKey._meta.db_table in connection.introspection.table_names()
+
+
+def at_start() -> None:
+    """Once more in each process, for one may not be started by `manage.py up`. Raises SystemExit with the sentence.
+
+    While the database is away, or has no tables yet, nothing is compared; `confirm` does so before the first event.
+    """
+    try:
+        if are_kept():
+            ensure()
+    except KeysDiffer as error:
+        raise SystemExit(f"Not started. {error}") from error
+    except AWAY as error:
+        log.warning("keys were not compared: %s", one_line(error))
+    finally:
+        connection.close()
+
+
+# Settings, which should be equal on all machines as well
+
+
+def note_settings() -> None:
+    """Notes what has to be equal on all machines, as it is on this one."""
+    values = {"host": here(), "settings": setting_fingerprints(), "seen_at": timezone.now()}
+    Machine.objects.update_or_create(place=data.place(settings.DATA), kind=data.kind(), defaults=values)
+    Machine.objects.filter(seen_at__lt=timezone.now() - dt.timedelta(days=1)).delete()
+
+
+def setting_fingerprints() -> dict[str, str]:
+    """Fingerprints under the audit key, which is not in the database: a password in a setting may be a weak one."""
+    found = {name: repr(value) for name, value in environment.values.items() if name not in environment.PER_MACHINE}
+    if data.kind() != "web":  # which must not read the credentials of clouds
+        with suppress(OSError):
+            found["CLOUDS_YAML"] = repr(Path(settings.CLOUDS_YAML).read_bytes() if settings.CLOUDS_YAML else b"")
+        found["SSH_KEY"] = ssh_key_setting()
+    under = settings.AUDIT_KEY.encode()
+    return {
+        name: hmac.digest(under, f"volmig setting {name}\0{value}".encode(), "sha256").hex()[:32]
+        for name, value in found.items()
+    }
+
+
+def ssh_key_setting() -> str:
+    if settings.SSH_KEY in ("", "agent"):
+        return str(settings.SSH_KEY)
+    try:
+        return ssh_key(Path(settings.SSH_KEY).read_bytes()).decode(errors="replace")
+    except OSError:
+        return "unreadable"
+
+
+def differing_settings() -> list[str]:
+    """In which settings this machine differs from others that run, in sentences; empty when it does not."""
+    others = Machine.objects.filter(seen_at__gt=timezone.now() - RECENT).exclude(place=data.place(settings.DATA))
+    own = setting_fingerprints()
+    found = []
+    for other in others.order_by("host", "place", "kind"):
+        names = sorted(name for name in own.keys() & other.settings.keys() if own[name] != other.settings[name])
+        if data.kind() and other.kind and data.kind() != other.kind:
+            names = [name for name in names if name not in environment.ONLY_WORKERS]
+        if names:
+            listed = ", ".join(f"VOLMIG_{name}" for name in names)
+            found.append(f"Machines {here()} and {other.host} differ in {listed}: set them alike ({SEVERAL}).")
+    return found

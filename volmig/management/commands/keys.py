@@ -1,0 +1,77 @@
+"""manage.py keys: whether this machine has the keys that its database knows, and what to do when one was replaced."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from volmig import data, keys
+from volmig.models import RegisteredKey
+from volmig.record.models import Event
+
+# What is lost with a key that is replaced by a new one.
+COSTS = {
+    "secret_key": "Everybody is logged out, and recovery codes of second factors are worth nothing any more.",
+    "factor_key": "Nobody's second factor can be read any more: remove them on the pages of the accounts.",
+    "seal_key": "Hypervisors refuse every seal until each has a new policy (Hosts, the hypervisor, Show the policy).",
+    "worker_key": "Nothing is lost.",
+    "ssh_key": "No hypervisor can be entered until the new public key is installed on it.",
+    "audit_key": "verify_audit will report every event up to now: it can no longer verify its signature.",
+    "evidence_key": "Whoever verifies evidence needs the new public key. Only if it is lost; else rotate_evidence_key.",
+    "sealing_keys": "Enter the credential of every cloud again. Only if it is lost; else rotate_secrets.",
+}
+
+
+class Command(BaseCommand):
+    help = (
+        "Compares the keys of this machine with those that its database knows; exits with 1 when they differ. "
+        "--register NAME says that the key on this machine is the right one from now on; --renew NAME makes a new one."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        one = parser.add_mutually_exclusive_group()
+        one.add_argument("--register", metavar="NAME", choices=data.KEYS, help="it was replaced on this machine")
+        one.add_argument("--renew", metavar="NAME", choices=data.KEYS, help="it is lost, or known to others")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if name := options["register"] or options["renew"]:
+            self.replace(name, renew=bool(options["renew"]))
+            return
+        rows = {row.name: row for row in RegisteredKey.objects.all()}
+        for name in keys.mine_here():
+            row = rows.get(name)
+            known = f"registered by {row.host}, {row.registered_at:%Y-%m-%d %H:%M} UTC" if row else "not registered yet"
+            self.stdout.write(f"{name}: {data.key_path(name)}, {known}")
+        differing = keys.mismatches()
+        for line in keys.differing_settings():
+            self.stdout.write(line)
+        if differing:
+            raise CommandError("\n".join(differing))
+        self.stdout.write("The keys of this machine are those of its database.")
+
+    def replace(self, name: str, renew: bool) -> None:
+        self.stdout.write(f"{COSTS[name]} Stop all of volmig first, on every machine.")
+        verb = "Make a new" if renew else "Register this machine's"
+        if input(f"{verb} {name}? Type {name} to confirm: ").strip() != name:
+            raise CommandError("Not confirmed; nothing was changed.")
+        path = data.key_path(name)
+        if renew and data.is_given(name):
+            said = f"is not volmig's to write (VOLMIG_{data.variable(name)}): replace it, then keys --register {name}."
+            raise CommandError(f"{path} {said}")
+        try:
+            with transaction.atomic():
+                content = self.renewed(name) if renew else None
+                before, after = keys.register(name, content)
+                if content is not None:
+                    data.replace(path, content)
+                self.note(name, before, after)
+        except (OSError, ValueError, keys.KeysDiffer) as error:
+            raise CommandError(f"Nothing was changed: {error}.") from error
+        self.stdout.write(f"{name} is registered. Copy {path} to every other machine that has it, then start them.")
+
+    def renewed(self, name: str) -> bytes:
+        return keys.first_evidence_key() if name == data.EVIDENCE_KEY else data.new(name)
+
+    def note(self, name: str, before: str, after: str) -> None:
+        if name != data.AUDIT_KEY:
+            Event.append("keys.register", object=name, data={"before": before[:16], "after": after[:16]})
