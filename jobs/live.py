@@ -24,6 +24,7 @@ from django.utils.crypto import constant_time_compare
 from jobs import attention
 from jobs.models import Approval, Decision, Job, StepRun
 from volmig.accounts.roles import may
+from volmig.health import heart
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ async def send(number: int, text: str) -> None:
 
 
 tailers: dict[int, Tailer] = {}
+heart.gauge("websockets", lambda: sum(len(each.sockets) for each in tuple(tailers.values())))
 
 
 def tailer() -> Tailer:

@@ -22,6 +22,7 @@ from hosts.tasks import note
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
 from volmig import incarnation
+from volmig.health import heart, tallies
 from volmig.queue import later
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ FOLLOW_EVERY = 1.0
 SWEEP_EVERY = 5.0
 ALARMS_EVERY = 0.5  # between sweeps: Nova's work is looked at every two seconds, with the instance down
 LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
+PATIENCE = 60.0  # seconds that one turn may take before the watcher counts as hanging
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
 LONGEST_PAUSE = 15.0
@@ -112,9 +114,11 @@ class Watcher:
         self.due: dict[str, float] = {}
         self.rung: set[tuple[int, Any]] = set()
         self.mine = False
+        heart.gauge("streaming", lambda: len(self.followers))
 
     def run(self, stop: threading.Event) -> None:
         while not stop.wait(WRITE_EVERY):
+            heart.turn("watcher", PATIENCE)
             try:
                 self.turn()
             except DatabaseError:
@@ -126,7 +130,9 @@ class Watcher:
     def turn(self) -> None:
         """One quarter of a second's work; nothing when another watcher has the lease."""
         if self._is_due("lease", LEASE_EVERY):
-            self.mine = Lease.objects.take("watcher", self.owner, LEASE_SECONDS)
+            before, self.mine = self.mine, Lease.objects.take("watcher", self.owner, LEASE_SECONDS)
+            if before and not self.mine:
+                tallies.count("volmig_watcher_leases_lost")
         if self.mine:
             self._work()
         else:
@@ -212,8 +218,9 @@ class Watcher:
             wake(run.job_id)
 
     def _lost(self, pk: int, error: HostError) -> None:
-        log.info("watching %s: %s", pk, error)
-        note(Hypervisor.objects.get(pk=pk), error)
+        hypervisor = Hypervisor.objects.get(pk=pk)
+        log.info("Progress is not followed: %s", error, extra={"hypervisor": hypervisor.name})
+        note(hypervisor, error)
         follower = self.followers.get(pk)
         # Put into quarantine by that, or registered at another address meanwhile: a new one takes the way of now.
         if follower and follower.address != way_to(Hypervisor.objects.get(pk=pk)):

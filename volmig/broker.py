@@ -18,10 +18,14 @@ from django.utils.module_loading import import_string
 from django_q.brokers import Broker
 from django_q.signing import SignedPackage
 
-from volmig.models import QueuedTask
+from volmig.health import heart, tallies
+from volmig.models import LOST_AFTER, QueuedTask
 from volmig.queue import queue_minute
 
 log = logging.getLogger(__name__)
+PARTS = {"migrations": "workers"}  # what `manage.py up` calls the cluster of a queue, where that is another word
+# A cluster whose workers are all busy takes no task until one of them ends, if only by its limit.
+PATIENCE = settings.TASK_SECONDS + LOST_AFTER + 15.0
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
 
 
@@ -32,6 +36,7 @@ class TableBroker(Broker):  # type: ignore[misc]
 
     def dequeue(self) -> list[tuple[str, str]] | None:
         """One task for the workers, as (run, package); None after a short pause when nothing waits."""
+        heart.turn(PARTS.get(str(self.list_key), str(self.list_key)), PATIENCE)
         close_old_connections()
         if time.monotonic() >= self.minute_at:
             self.minute_at = time.monotonic() + MINUTE_EVERY
@@ -82,3 +87,4 @@ def run(name: str, number: int | None, taken: str) -> None:
         return
     function = import_string(name)
     function() if number is None else function(number)
+    tallies.flush_due()

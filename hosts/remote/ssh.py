@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import paramiko
 
-from hosts.remote import hostctl
+from hosts.remote import hostctl, meter
 from hosts.remote.host import (
     STATES,
     Address,
@@ -89,7 +89,7 @@ def connect(address: Address) -> "SSHHost":
     bastion = connect(address.bastion) if address.bastion else None
     client = paramiko.SSHClient()
     try:
-        with told_plainly(f"log in to {address}"):
+        with meter.connecting(), told_plainly(f"log in to {address}"):
             enter(client, address, bastion.tunnel(address.host, address.port) if bastion else None)
     except BaseException as error:
         if isinstance(error, HostKeyChanged):
