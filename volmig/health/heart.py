@@ -5,6 +5,7 @@ than their patience nothing is written.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -68,10 +69,17 @@ def gauge(name: str, read: Callable[[], float]) -> None:
 
 
 def place() -> str:
-    """What this machine's boot, PID namespace and data directory are called together: hostnames may be the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    return hashlib.sha256(f"{boot} {namespace} {settings.DATA}".encode()).hexdigest()[:32]
+    """What this machine, PID namespace and data directory are called together: hostnames alone may be the same.
+
+    The same for every process and every command there, also within the units, which hide all of /proc/sys.
+    """
+    machine, namespace = "", 0
+    with contextlib.suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    named = f"{machine} {socket.gethostname()} {namespace} {settings.DATA}"
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
 def skew() -> float | None:

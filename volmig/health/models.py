@@ -39,7 +39,7 @@ class ProcessQuerySet(models.QuerySet["Process"]):
 class Process(models.Model):
     """One process of volmig, by its own word; the row goes when it stops in an orderly way.
 
-    `place` is the boot, PID namespace and data directory that it runs in: two containers may have one name. `skew` is
+    `place` stands for machine, PID namespace and data directory: two containers may have one name. `skew` is
     by how many seconds its machine's clock is ahead of the database's (None: not measured), the disk is that of its
     data directory, in bytes, and `figures` are what only it knows, such as open websockets.
     """
