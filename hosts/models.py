@@ -161,6 +161,7 @@ class Hypervisor(models.Model):
     seen_at = models.DateTimeField(null=True, blank=True)
     tried_at = models.DateTimeField(null=True, blank=True)
     last_error = models.TextField(blank=True)
+    clock_off = models.FloatField(default=0)  # by how many seconds its clock was ahead of ours when it was last seen
     hostctl_hash = models.CharField(max_length=64, blank=True)
     hostctl_versions = models.JSONField(default=list, blank=True)
     seal_generation = models.PositiveIntegerField(default=1)

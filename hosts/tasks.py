@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, Scan, keep
 from hosts.remote import hostctl, instances, nova, ssh
-from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request
+from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request, skew
 from hosts.remote.hostctl.policy import objections, reported
 from hosts.remote.phrases import phrase
 from volmig import incarnation
@@ -60,9 +60,13 @@ def look(hypervisor: Hypervisor, host: Host) -> None:
     First who owns it: that is to be known of one whose tools fail, too.
     """
     compare_owner(hypervisor, asked(host, Request("status", job=NOBODY)).get("owner"))
-    versions = asked(host, Request("hello")).get("versions")
+    began = time.time()
+    hello = asked(host, Request("hello"))
+    off, versions = skew(hello.get("time"), began, time.time()), hello.get("versions")
     versions = [str(each) for each in versions] if isinstance(versions, list) else []
-    hypervisor.put(hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()])
+    hypervisor.put(
+        hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()], clock_off=off
+    )
     policy = asked(host, Request("policy"))
     inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)
     try:

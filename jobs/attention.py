@@ -15,17 +15,21 @@ from django.db.models import Exists, Prefetch, Q, QuerySet
 from django.utils import timezone
 
 from hosts.models import Hypervisor
+from jobs.engine.checks import SKEW
 from jobs.engine.condition import TROUBLE, Condition, Down
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet
 from volmig import incarnation
 from volmig.accounts.roles import may
+from volmig.health import alive
+from volmig.health.models import Process
 
 EXPIRES_SOON = dt.timedelta(hours=1)
 # Statuses in which work is due or a guest may be down; a person's turn needs attention only when a host is missing.
 AT_WORK = ("checking", "preparing", "approved", "swapping", "rolling_back", "undoing", "purging")
 IN_QUARANTINE = ~Q(quarantined_at=None)
+WRONG_CLOCK = Q(clock_off__gt=SKEW) | Q(clock_off__lt=-SKEW)
 TROUBLED = Q(wait_kind__in=(*TROUBLE, "fault")) & ~Q(waiting_for="")
 WATCHED = ~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED
 CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
@@ -69,6 +73,8 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     named = {getattr(job, f"{role}_id") for job, _ in urgent for role in ROLES}
     found = [of_job(job, state) for job, state in urgent]
     found += hypervisors(user, rows, named, now) if there["quarantine"] or (rows and there["unseen"]) else []
+    found += [of_clock(each) for each in wrong_clocks(user)] if there["clocks"] else []
+    found += [of_trouble(each) for each in alive.troubles()] if there["processes"] else []
     found += read_only(user, mode) if mode else []
     found += expiring(user, now) if there["approvals"] else []
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
@@ -82,6 +88,9 @@ def present(user: Any, now: dt.datetime) -> dict[str, bool]:
         "quarantine": mine.filter(IN_QUARANTINE),
         "unseen": mine.filter(unseen(now)),
         "approvals": Approval.objects.visible_to(user).expiring(now, EXPIRES_SOON),
+        "clocks": mine.filter(WRONG_CLOCK),
+        # Only administrators can do something about volmig's own machines.
+        "processes": Process.objects.all() if may(user, "administer") else Process.objects.none(),
     }
     there = [Exists(rows.order_by()) for rows in kinds.values()]
     found = get_user_model().objects.filter(pk=user.pk).values_list(*there)
@@ -130,6 +139,34 @@ def of_hypervisor(hypervisor: Hypervisor) -> Item:
     return Item(hypervisor.name, said, url, "Open", hypervisor.seen_at, False, detail=hypervisor.last_error)
 
 
+def wrong_clocks(user: Any) -> QuerySet[Hypervisor]:
+    return Hypervisor.objects.visible_to(user).active().filter(WRONG_CLOCK).defer("facts")
+
+
+def of_clock(hypervisor: Hypervisor) -> Item:
+    """A clock that is off by more than the checks of a migration allow."""
+    way = "ahead of" if hypervisor.clock_off > 0 else "behind"
+    detail = f"By {abs(hypervisor.clock_off):.1f} s when it was last refreshed."
+    advice, url = f"Synchronise the clock of {hypervisor.name} (NTP).", f"/hosts/{hypervisor.pk}/"
+    said = f"Its clock is {way} volmig's: no migration can begin on it."
+    return Item(hypervisor.name, said, url, "Open", None, False, detail=detail, advice=advice, kind="clock")
+
+
+def of_trouble(found: alive.Trouble) -> Item:
+    """Something that is wrong with volmig itself."""
+    return Item(
+        found.machine or "volmig",
+        found.sentence,
+        "/processes/",
+        "Open",
+        found.since,
+        found.bad,
+        detail=found.detail,
+        advice=found.advice,
+        kind=f"process-{found.kind}",
+    )
+
+
 def read_only(user: Any, mode: incarnation.State) -> list[Item]:
     """Read-only mode, which only administrators can end, but which everybody's migrations wait for."""
     said = "volmig is read-only: no host is changed until an administrator has adopted the migrations."
@@ -168,6 +205,8 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
         tuple(soon.order_by("pk").values_list("pk", flat=True)),
         tuple(Hypervisor.objects.exclude(quarantined_at=None).order_by("pk").values_list("pk", flat=True)),
         mode and mode.episode,
+        tuple(Hypervisor.objects.active().filter(WRONG_CLOCK).order_by("pk").values_list("pk", flat=True)),
+        tuple((each.kind, each.machine, each.part) for each in alive.troubles()),
     )
     return states, others
 

@@ -8,6 +8,7 @@ of its owner that the database does not know makes the whole volmig read-only.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from hosts.models import Hypervisor
-from hosts.remote.host import Access, Address, Answer, Host, HostError, NoFacts, Request, Unreachable
+from hosts.remote.host import Access, Address, Answer, Host, HostError, NoFacts, Request, Unreachable, skew
 from hosts.remote.hostctl.policy import RULES
 from hosts.remote.hostctl.verbs import VERBS
 from hosts.remote.instances import Control, Nova
@@ -26,7 +27,7 @@ from jobs.engine.runner import Run
 from jobs.engine.steps import DESTINATION, HYPERVISORS
 from jobs.journal import host_of
 from jobs.models import Job, Moved, sealing
-from volmig import incarnation
+from volmig import incarnation, logs
 
 TICK_SECONDS = 20.0
 FACTS_SECONDS = 20.0
@@ -61,6 +62,13 @@ class Door:
     host: Host
 
     def call(self, request: Request, timeout: float = 20) -> Answer:
+        step = (
+            {"step": request.step, "direction": request.direction, "attempt": request.attempt} if request.step else {}
+        )
+        with logs.about(hypervisor=self.hypervisor.name, **step):
+            return self._call(request, timeout)
+
+    def _call(self, request: Request, timeout: float) -> Answer:
         if not changes(request):
             return self.host.call(request, timeout)
         return self.hands.send(self.on, self.hypervisor, request, lambda asked: self.host.call(asked, timeout))
@@ -271,7 +279,7 @@ class Hands:
         ways = {on: self._way(on) for on in requests}
         sent = {on: self._enveloped(on, request) for on, request in requests.items()}
         with ThreadPoolExecutor(max_workers=4) as pool:
-            heard = {on: pool.submit(way, sent[on]) for on, way in ways.items()}
+            heard = {on: pool.submit(copy_context().run, way, sent[on]) for on, way in ways.items()}
             answers = {on: future.result() for on, future in heard.items()}
         for on, each in answers.items():
             if each.answer is not None and sent[on] is not requests[on]:
@@ -348,10 +356,3 @@ def owner_in(answer: Answer) -> Mapping[str, Any]:
     evidence = (answer.error or {}).get("evidence") or {}
     owner = evidence.get("owner")
     return owner if isinstance(owner, dict) else {}
-
-
-def skew(said: Any, began: float, ended: float) -> float:
-    """How far a clock is from any moment of the call, in seconds."""
-    if not isinstance(said, int | float):
-        return 0.0
-    return min(said - began, 0.0) + max(said - ended, 0.0)

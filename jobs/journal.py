@@ -1,6 +1,7 @@
 """The journal that the engine writes, on StepRun rows: with each step go its footprint, its event and the lease."""
 
 import datetime as dt
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,15 @@ from jobs.models.backup import is_count
 from volmig import incarnation
 from volmig.record.models import Event
 
+log = logging.getLogger(__name__)
 IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
 RESERVATIONS = {"relay_lv": "hypervisor", "stage": "share"}
+
+
+def note(run: StepRun, what: str) -> None:
+    """One log line for what became of an attempt, with its fields; the journal and the audit log have the rest."""
+    fields = {"migration": run.job_id, "step": run.step, "direction": run.direction, "attempt": run.attempt}
+    log.info("Step %s", what, extra={**fields, "hypervisor": run.hypervisor and run.hypervisor.name})
 
 
 class Journal:
@@ -90,6 +98,7 @@ class Journal:
         # Before anything is sent: a database that loses this step later is then known to be older than this directory.
         incarnation.remember(self.job.counted)
         self.rows.append(run)
+        note(run, "begun")
         return run
 
     def attempt(self, key: tuple[str, str, int]) -> StepRun | None:
@@ -115,6 +124,8 @@ class Journal:
             )
             if run.ended_at:
                 self._settle(run)
+        if run.ended_at:
+            note(run, run.result)
 
     def silent(self, run: StepRun) -> None:
         """Somebody whom this attempt needs does not answer; the first such moment is kept."""

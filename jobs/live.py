@@ -25,6 +25,7 @@ from jobs import attention
 from jobs.models import Approval, Decision, Job, StepRun
 from volmig import database
 from volmig.accounts.roles import may
+from volmig.health import heart
 
 log = logging.getLogger(__name__)
 
@@ -260,6 +261,7 @@ async def send(number: int, text: str) -> None:
 
 
 tailers: dict[int, Tailer] = {}
+heart.gauge("websockets", lambda: sum(len(each.sockets) for each in tuple(tailers.values())))
 
 
 def tailer() -> Tailer:

@@ -21,6 +21,8 @@ from jobs.models import Job, Moved
 from jobs.queue import wake
 from jobs.work import Work
 from volmig import beats, incarnation
+from volmig.health import tallies
+from volmig.logs import about
 
 log = logging.getLogger(__name__)
 AFTER_A_FAULT = dt.timedelta(seconds=60)
@@ -55,17 +57,21 @@ def go_on(job: Job, hands: Hands) -> None:
 
     So is SystemExit, by which a worker ends a task that takes too long.
     """
+    began = time.monotonic()
     try:
-        Work(job, hands).go_on()
+        with about(migration=job.pk):
+            Work(job, hands).go_on()
     except (Moved, incarnation.ReadOnly):
         raise
     except (Exception, SystemExit) as error:
-        log.exception("tick of migration %s", job.pk)
+        log.exception("tick of migration %s", job.pk, extra={"migration": job.pk})
         said = f"Internal error: {type(error).__name__}: {error}. Retrying in one minute."
         job.put(waiting_for=said, wait_kind="fault", wait_hosts="", waiting_since=timezone.now())
         wake(job.pk, timezone.now() + AFTER_A_FAULT)
         if isinstance(error, SystemExit):
             raise
+    finally:
+        tallies.observe("volmig_tick_seconds", time.monotonic() - began, status=job.status)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from jobs.engine import states
 from jobs.forms import MIB, Choices, DecisionForm, ExtendForm, MigrationForm, RateForm
 from jobs.history import SearchForm, narrowed, stream
 from jobs.leftovers import ABOUT, Row, ask_anew, rows, rows_for, scans_queued
-from jobs.models import Approval, Footprint, Job, Lease, Policy, Refused, Removal
+from jobs.models import Approval, Footprint, Job, Policy, Refused, Removal
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
 from jobs.review import Review
@@ -84,7 +84,6 @@ def overview(request: HttpRequest) -> HttpResponse:
             "hypervisors": hypervisors.count(),
             "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
-            "no_watcher": may(request.user, "administer") and Lease.objects.silent("watcher") != 0,
             "any_job": bool(running or still) or jobs.exists(),
         },
     )

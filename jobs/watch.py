@@ -24,6 +24,7 @@ from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
 from volmig import database, incarnation, keys
+from volmig.health import heart, tallies
 from volmig.models import QueuedTask
 from volmig.queue import call
 
@@ -34,6 +35,7 @@ SWEEP_EVERY = 5.0
 ALARMS_EVERY = 0.5  # between sweeps: Nova's work is looked at every two seconds, with the instance down
 LEASE_EVERY, LEASE_SECONDS = 3.0, 10.0
 PARTS = 32  # by the rest of a hypervisor's number: watchers share them
+PATIENCE = 60.0  # seconds that one turn may take before the watcher counts as hanging
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
 LONGEST_PAUSE = 15.0
@@ -130,12 +132,14 @@ class Watcher:
         self.speeds: dict[int, Speed] = {}
         self.due: dict[str, float] = {}
         self.parts: frozenset[int] = frozenset()
+        heart.gauge("streaming", lambda: len(self.followers))
 
     def run(self, stop: threading.Event) -> None:
         keeper = threading.Thread(target=self.keep_share, args=(stop,), name="leases of the watcher", daemon=True)
         keeper.start()
         outage, pause = database.Outage("watcher"), WRITE_EVERY
         while not stop.wait(pause):
+            heart.turn("watcher", PATIENCE)
             try:
                 self.turn()
                 outage.over()
@@ -163,7 +167,9 @@ class Watcher:
         connection.close()
 
     def take_share(self) -> None:
-        self.parts = frozenset(Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS))
+        before, self.parts = self.parts, frozenset(Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS))
+        if before and not self.parts:  # one that lives always has some
+            tallies.count("volmig_watcher_leases_lost")
 
     def turn(self) -> None:
         """One quarter of a second's work on this watcher's share of the hypervisors."""
@@ -242,8 +248,9 @@ class Watcher:
             wake(job)
 
     def _lost(self, pk: int, error: HostError) -> None:
-        log.info("watching %s: %s", pk, error)
-        note(Hypervisor.objects.get(pk=pk), error)
+        hypervisor = Hypervisor.objects.get(pk=pk)
+        log.info("Progress is not followed: %s", error, extra={"hypervisor": hypervisor.name})
+        note(hypervisor, error)
         follower = self.followers.get(pk)
         # Put into quarantine by that, or registered at another address meanwhile: a new one takes the way of now.
         if follower and follower.address != way_to(Hypervisor.objects.get(pk=pk)):

@@ -24,6 +24,7 @@ from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
 from jobs.models.job import LONGEST_SLEEP
 from jobs.queue import wake
 from jobs.removing import take_away
+from volmig.health import tallies
 from volmig.notify import announce
 from volmig.record.models import Event
 
@@ -411,6 +412,8 @@ class Work:
         """Move on, and tell people in the same breath."""
         job = self.job
         job.go(event)
+        if (down := job.down()) and down.until:
+            tallies.record("volmig_downtime_seconds", down.seconds(down.until))
         subject = f"Migration {job.pk}: {job.instance_name} {words}"
         announce(kind, subject=subject, text=job.sentence(), url_path=job.get_absolute_url())
 

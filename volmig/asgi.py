@@ -18,6 +18,7 @@ pages = get_asgi_application()  # loads the apps, so it comes before what import
 from jobs import sealing  # noqa: E402
 from jobs.live import routes  # noqa: E402
 from volmig import data, keys  # noqa: E402
+from volmig.health import heart  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
 
 if data.kind() == "web":
@@ -25,8 +26,9 @@ if data.kind() == "web":
     comparing.submit(keys.at_start).result()
     comparing.shutdown()
     sealing.begin()
+    heart.start("web")
 live = SameOrigin(AuthMiddlewareStack(URLRouter(routes)))
-application = ProtocolTypeRouter({"http": pages, "websocket": live})
+application = ProtocolTypeRouter({"http": pages, "websocket": live, "lifespan": heart.lifespan})
 
 # All that pages need is loaded now, not by the first of them, and it stays: the collector passes it over from here on.
 # It looked through every view and library again and again, 100 ms each time, amid somebody's page.

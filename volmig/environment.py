@@ -75,6 +75,14 @@ def flag(name: str, default: bool) -> bool:
     return typed in YES if typed else default
 
 
+def choice(name: str, *allowed: str) -> str:
+    """One of the words that are allowed; the first of them when nothing is set."""
+    typed = text(name, allowed[0]).strip().lower() or allowed[0]
+    if typed not in allowed:
+        raise ImproperlyConfigured(f"VOLMIG_{name} must be {' or '.join(allowed)}, not {typed!r}.")
+    return typed
+
+
 def words(name: str, default: str = "") -> list[str]:
     """A list with commas between; spaces around its words do not belong to them."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]

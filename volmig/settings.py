@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from volmig import data
-from volmig.environment import flag, number, postgresql, text, url, words
+from volmig.environment import choice, flag, number, postgresql, text, url, words
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA = data.directory()
@@ -29,6 +29,7 @@ INSTALLED_APPS = [
     "volmig.apps.VolmigConfig",
     "volmig.accounts",
     "volmig.record",
+    "volmig.health",
     "hosts",
     "jobs",
     "channels",
@@ -45,6 +46,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "volmig.logs.middleware",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -206,7 +208,7 @@ SESSION_COOKIE_AGE = SESSION_HOURS * 3600
 SECURE_SSL_REDIRECT = SECURE
 SECURE_HSTS_SECONDS = 31536000 if SECURE else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
-SECURE_REDIRECT_EXEMPT = [r"^healthz$"]
+SECURE_REDIRECT_EXEMPT = [r"^healthz(/live|/ready)?$"]
 SECURE_REFERRER_POLICY = "same-origin"
 BEHIND_PROXY = flag("BEHIND_PROXY", False)
 if BEHIND_PROXY:  # only behind a proxy that removes this header from what clients send
@@ -243,6 +245,9 @@ BACKUP_DAYS = max(0, number("BACKUP_DAYS", 14))  # then a backup is due: people 
 STALLED_SECONDS = max(1, number("STALLED_SECONDS", 90))  # without an answer or a byte: then it needs attention
 NOTICE_SECONDS = number("NOTICE_SECONDS", 60)  # how often Nova is asked what others did to an instance that waits
 CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")  # empty: the usual places
+METRICS_PORT = number("METRICS_PORT", 0)  # where one process of this machine serves /metrics; 0: none does
+METRICS_ADDRESS = text("METRICS_ADDRESS", "127.0.0.1")
+METRICS_TOKEN = text("METRICS_TOKEN")  # shown by whoever reads /metrics; without it web processes have no /metrics
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
 SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is asked what volmig left there
 
@@ -265,9 +270,13 @@ DEFAULT_FROM_EMAIL = text("EMAIL_FROM", "volmig@localhost")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {"line": {"()": "volmig.logs.Line"}, "json": {"()": "volmig.logs.Json"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": choice("LOG_FORMAT", "line", "json")}},
     "root": {"handlers": ["console"], "level": text("LOG_LEVEL", "INFO")},
     # paramiko prints a traceback for each machine that is down; hosts.remote.ssh says it in a sentence.
-    "loggers": {"paramiko": {"level": "CRITICAL"}, "django-q": {"level": "WARNING"}},
+    "loggers": {
+        "paramiko": {"level": "CRITICAL"},
+        "django-q": {"level": "WARNING"},
+        "uvicorn": {"level": "WARNING", "handlers": [], "propagate": True},  # not in uvicorn's own format
+    },
 }

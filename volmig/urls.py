@@ -7,6 +7,7 @@ from jobs import adoption_pages
 from jobs import views as jobs
 from volmig import evidence, teams, views
 from volmig.api import description as api
+from volmig.health import views as health
 
 urlpatterns = [
     path("login/", views.login, name="login"),
@@ -35,7 +36,11 @@ urlpatterns = [
     path("evidence/keys.json", evidence.keys, name="evidence_keys"),
     path("evidence/heads.jsonl", evidence.published_heads, name="evidence_heads"),
     path("evidence/verify_evidence.py", evidence.verifier, name="evidence_verifier"),
-    path("healthz", views.health, name="health"),
+    path("healthz", health.health, name="health"),
+    path("healthz/live", health.live, name="health_live"),
+    path("healthz/ready", health.readiness, name="health_ready"),
+    path("metrics", health.figures, name="metrics"),
+    path("processes/", health.processes, name="processes"),
     path("api/", api.reference, name="api_reference"),
     path("api/client", api.client, name="client"),
     path("api/v1/", api.urls),

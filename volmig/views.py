@@ -1,4 +1,4 @@
-"""Logging in and out, accounts, the audit page and the health answer."""
+"""Logging in and out, accounts and the audit page."""
 
 import datetime as dt
 import math
@@ -15,17 +15,16 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.views import LoginView, LogoutView
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
-from django.db import DatabaseError, transaction
+from django.db import transaction
 from django.db.models import Count, Q
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from jobs.models import Lease
 from volmig import people, step_up
 from volmig.accounts import factors
 from volmig.accounts.models import Login, Token
@@ -33,13 +32,11 @@ from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import Attempt, remember_device
 from volmig.accounts.tokens import LONGEST
 from volmig.paging import page
-from volmig.queue import BACKGROUND, MIGRATIONS, last_done
 from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event, EventQuerySet
 
 CODE_SECONDS = 300  # within which the code has to follow the password
 SLIPS = 5  # wrong passwords of which nobody is warned
-IDLE = 150  # seconds: a schedule gives the workers something to do every minute
 
 
 class EventFilter(forms.Form):
@@ -490,25 +487,3 @@ def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
     name = f"volmig-audit-{timezone.now():%Y%m%d-%H%M%S}.{form}"
     told = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingHttpResponse(stream(events, header, write), content_type=kind, headers=told)
-
-
-@require_safe
-@login_not_required
-def health(request: HttpRequest) -> HttpResponse:
-    """Answers 200 when the database answers, 503 when not; of watcher and workers only how long they are silent."""
-    try:
-        seen = {"workers": workers(MIGRATIONS), "background": workers(BACKGROUND)}
-        return JsonResponse({"database": "ok", "watcher": watcher(), **seen})
-    except DatabaseError:
-        return JsonResponse({"database": "failed"}, status=503)
-
-
-def watcher() -> dict[str, object]:
-    silent = Lease.objects.silent("watcher")
-    return {"state": "not seen" if silent is None else "silent" if silent else "ok", "lease_over_seconds": silent}
-
-
-def workers(queue: str) -> dict[str, object]:
-    at = last_done(queue)
-    age = round((timezone.now() - at).total_seconds(), 1) if at else None
-    return {"state": "not seen" if age is None else "silent" if age > IDLE else "ok", "last_task_seconds": age}

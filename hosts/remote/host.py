@@ -174,3 +174,10 @@ class Host(Protocol):
     def call(self, request: Request, timeout: float = 20) -> Answer: ...
     def watch(self) -> Iterator[dict[str, Any]]: ...
     def close(self) -> None: ...
+
+
+def skew(said: Any, began: float, ended: float) -> float:
+    """How many seconds a clock that said this is off any moment of the call, which began and ended by ours."""
+    if not isinstance(said, int | float):
+        return 0.0
+    return min(said - began, 0.0) + max(said - ended, 0.0)

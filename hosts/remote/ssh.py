@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import paramiko
 
-from hosts.remote import hostctl
+from hosts.remote import hostctl, meter
 from hosts.remote.connections import HANDSHAKES, KEPT, Connection
 from hosts.remote.host import (
     STATES,
@@ -99,7 +99,7 @@ def log_in(address: Address) -> Connection:
     bastion = connect(address.bastion) if address.bastion else None
     connection = Connection(paramiko.SSHClient(), bastion)
     try:
-        with told_plainly(f"log in to {address}"):
+        with meter.connecting(), told_plainly(f"log in to {address}"):
             # Only who answers takes a slot: many machines that are away must not keep others waiting.
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
             with HANDSHAKES.slot():

@@ -31,6 +31,7 @@ from jobs.queue import wake
 from volmig import incarnation
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
+from volmig.health import tallies
 from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.queue import later
@@ -623,8 +624,12 @@ class Job(models.Model):
                 object=str(self),
                 data={"from": old, "to": new, "by": event, "why": values.get("outcome_reason", "")},
             )
+            log.info("Migration is now %s", new.replace("_", " "), extra={"migration": self.pk})
             if new in states.ENDED:
                 self._look_again()
+            if "ended_at" in values:
+                outcome = values.get("outcome") or self.outcome or new
+                tallies.record("volmig_migrations_ended", outcome=outcome)
             if new in backup.KEEPING:
                 backup.start_clock(self)
         for name, value in values.items():
@@ -640,6 +645,7 @@ class Job(models.Model):
         with transaction.atomic():
             self.put(halt_reason=reason, halt_data=data, waiting_for="", wait_kind="", waiting_since=timezone.now())
             Event.append("job.halt", job=self.pk, object=str(self), data={"reason": reason, **data})
+            log.warning("Migration halted: %s", reason, extra={"migration": self.pk})
             announce("halted", subject=f"Migration {self.pk} halted", text=reason, url_path=self.get_absolute_url())
 
     def withdraw_consent(self, by: Any) -> None:

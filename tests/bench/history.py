@@ -57,7 +57,7 @@ def measure(database: str) -> None:
     seed = Seed(JOBS)
     seed.sow()
     print(f"\n{database}: {JOBS:,} migrations and {JOBS * 10:,} events, made in {time.monotonic() - began:.0f} s")
-    slow = look(seed)
+    slow = look(seed) + scrape()
     began = time.monotonic()
     faults = verify()
     took = time.monotonic() - began
@@ -108,6 +108,21 @@ def look(seed: Any) -> list[str]:
         figures = f"{median * 1000:5.0f} ms {most * 1000:5.0f} ms {len(queries):8} {asked * 1000:7.0f} ms"
         print(f"  {title:66} {figures} {cpu * 1000:5.0f} ms{mark}", flush=True)
     return slow
+
+
+def scrape() -> list[str]:
+    """Times what Prometheus asks for; returns its name when that is too slow."""
+    from volmig.health import metrics
+
+    metrics.exposition()
+    times = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        metrics.exposition()
+        times.append(time.perf_counter() - began)
+    median, most = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+    print(f"  {'/metrics':66} {median * 1000:5.0f} ms {most * 1000:5.0f} ms", flush=True)
+    return ["/metrics"] if median > MEDIAN or most > MOST else []
 
 
 def pages(seed: Any) -> list[tuple[str, str, str]]:

@@ -103,7 +103,7 @@ class Seed:
                 "last_editor_id": told.requester.pk, "created_at": told.at,
                 "expires_at": told.at + dt.timedelta(days=1), "voided_at": None, "void_reason": "",
                 "void_changes": "[]", "consumed_at": told.at + dt.timedelta(hours=1), "approvers": 1,
-                "granted_by_id": None,
+                "granted_by_id": None, "seals": "{}",
             }  # fmt: skip
 
     def decisions(self) -> Iterator[dict[str, Any]]:

@@ -56,6 +56,19 @@ def test_a_refresh_takes_over_the_inventory(hypervisor, fake):
     assert (src.hostctl_hash, src.last_error) == (hostctl.source_hash(), "")
 
 
+def test_a_refresh_measures_by_how_much_the_clock_of_a_host_is_off(hypervisor, fake):
+    src = hypervisor("src")
+    for off in (40.0, -40.0, 0.0):
+        fake.answers["hello"] = {"time": timezone.now().timestamp() + off}
+        tasks.refresh(src.pk)
+        src.refresh_from_db()
+        assert abs(src.clock_off - off) < 1
+    fake.answers["hello"] = {}
+    tasks.refresh(src.pk)
+    src.refresh_from_db()
+    assert src.clock_off == 0, "of a host that does not say nothing is known"
+
+
 def owner(name, session, claim):
     return {"owner": {"incarnation": name, "session": session, "claims": {session: claim}}}
 

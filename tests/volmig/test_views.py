@@ -157,6 +157,7 @@ def test_each_of_two_requests_at_once_is_remembered_for_its_own_events(rf):
     assert found == {"192.0.2.7": ("192.0.2.7", ""), "192.0.2.8": ("192.0.2.8", "")}
 
 
+@pytest.mark.django_db(transaction=True)
 def test_health_is_answered_without_logging_in_and_tells_what_was_never_seen(client):
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (
@@ -170,6 +171,7 @@ def test_health_is_answered_without_logging_in_and_tells_what_was_never_seen(cli
     )
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("seconds", "state"), [(5, "ok"), (-30, "silent")])
 def test_health_tells_whether_a_watcher_has_the_lease(client, seconds, state):
     Lease.objects.create(name="watcher", owner="here:1", until=timezone.now() + dt.timedelta(seconds=seconds))
@@ -179,6 +181,7 @@ def test_health_tells_whether_a_watcher_has_the_lease(client, seconds, state):
     assert "here" not in str(found)
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("queue", "named"), [("migrations", "workers"), ("background", "background")])
 @pytest.mark.parametrize(("seconds", "state"), [(20, "ok"), (600, "silent")])
 def test_health_shows_how_long_ago_a_worker_of_each_queue_ended_a_task(client, seconds, state, queue, named):
@@ -192,6 +195,7 @@ def test_health_shows_how_long_ago_a_worker_of_each_queue_ended_a_task(client, s
     assert answer.json()[other]["state"] == "not seen"
 
 
+@pytest.mark.django_db(transaction=True)
 def test_without_its_database_volmig_is_not_healthy(client, monkeypatch):
     def fail(*_):
         raise DatabaseError("could not connect to server: password authentication failed")
@@ -199,11 +203,3 @@ def test_without_its_database_volmig_is_not_healthy(client, monkeypatch):
     monkeypatch.setattr(Lease.objects.__class__, "silent", fail)
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"database": "failed"})
-
-
-@pytest.mark.parametrize(("role", "told"), [("administrator", True), ("operator", False)])
-def test_the_overview_tells_administrators_that_no_watcher_runs(client, person, role, told):
-    client.force_login(person("ann", role))
-    assert ("No watcher runs" in client.get("/").content.decode()) == told
-    Lease.objects.take("watcher", "here:1", 10)
-    assert "No watcher runs" not in client.get("/").content.decode()

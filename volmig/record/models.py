@@ -3,6 +3,7 @@
 import datetime as dt
 import hmac
 import json
+import time
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Self
@@ -16,6 +17,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from volmig import keys
+from volmig.health import tallies
 from volmig.models import CLOCKS_DIFFER
 from volmig.record.origin import origin
 
@@ -232,7 +234,9 @@ class Event(models.Model):
         event = cls(at=timezone.now(), action=action, actor=actor, job=job, object=object[:255], data=plain)
         event.describe(actor)
         with transaction.atomic():
+            began = time.monotonic()
             head, _ = ChainHead.objects.select_for_update().get_or_create(pk=1)
+            tallies.observe("volmig_audit_lock_wait_seconds", time.monotonic() - began)
             event.seq, event.prev_hash = head.seq + 1, head.hash
             event.hash = event.signature()
             event.save(force_insert=True)

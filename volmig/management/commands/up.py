@@ -53,7 +53,7 @@ def commands(bind: str) -> dict[str, list[str]]:
     # WhiteNoise reads files in one piece, which is right for files as small as ours.
     quiet = ["-W", "ignore:StreamingHttpResponse must consume"]
     serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", "--host", host.strip("[]"), "--port", port]
-    manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "off", "--no-access-log", "--log-level", "warning"]
+    manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "on", "--no-access-log", "--log-level", "warning"]
     # uvicorn believes a proxy's headers of whoever sits on this machine: guesses would come from any address one likes.
     proxy = "--proxy-headers" if settings.BEHIND_PROXY else "--no-proxy-headers"
     watch = "import django; django.setup(); from jobs.watch import main; main()"

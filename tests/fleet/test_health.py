@@ -1,0 +1,338 @@
+"""Health that is true: each answer is bad when what it is about is bad, and what is wrong is on the overview."""
+
+import datetime as dt
+import io
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+
+import pytest
+from django.core.management import call_command
+from django.db import connection, connections
+from django.db.migrations.recorder import MigrationRecorder
+from django.utils import timezone
+
+from hosts.models import Hypervisor
+from hosts.remote.host import skew as clock_skew
+from jobs import attention
+from tests.fleet.beats import GIB, a_process
+from volmig import incarnation
+from volmig.health import alive, heart, ready
+from volmig.health.models import Process
+
+SQLITE = connection.vendor == "sqlite"
+
+
+def listed(user):
+    found = attention.items(user, incarnation.read_only())
+    return [(item.subject, item.kind) for item in found if item.kind == "clock" or item.kind.startswith("process-")]
+
+
+# For load balancers and orchestrators
+
+
+def test_live_is_answered_without_the_database(client):
+    """pytest refuses every query of a test that does not ask for a database."""
+    answer = client.get("/healthz/live")
+    assert (answer.status_code, answer.json()) == (200, {"live": True})
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_machine_that_can_serve_is_ready(client):
+    assert (client.get("/healthz/ready").json(), client.get("/healthz").status_code) == (
+        {"ready": True, "reasons": []},
+        200,
+    )
+
+
+def not_ready(client):
+    """The reasons that ready gives; healthz is no better."""
+    answer, old = client.get("/healthz/ready"), client.get("/healthz")
+    assert (answer.status_code, old.status_code) == (503, 503)
+    assert answer.json()["ready"] is False
+    assert answer.json()["reasons"] == old.json()["reasons"]
+    return answer.json()["reasons"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_without_the_newest_migration_is_not_ready(client):
+    recorder = MigrationRecorder(connection)
+    recorder.record_unapplied("health", "0001_initial")
+    try:
+        assert not_ready(client) == ["1 database migration is not applied: run manage.py migrate."]
+    finally:
+        recorder.record_applied("health", "0001_initial")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(not SQLITE, reason="the lock is that of a file")
+def test_a_database_that_takes_no_writes_is_not_ready(client, monkeypatch):
+    monkeypatch.setattr(ready, "WRITE_SECONDS", 0)
+    other = sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        assert not_ready(client) == [ready.NO_WRITE]
+        assert client.get("/healthz").json()["database"] == "failed"
+    finally:
+        other.close()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(SQLITE, reason="SQLite has no roles")
+def test_a_standby_is_not_ready(client, monkeypatch):
+    options = connections.settings["default"]["OPTIONS"]
+    monkeypatch.setitem(options, "options", "-c default_transaction_read_only=on")
+    assert not_ready(client) == [ready.NO_WRITE]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_told(client, monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "NAME", "/nowhere/secret" if SQLITE else "secret")
+    [reason] = not_ready(client)
+    assert reason == ready.NO_ANSWER
+    assert "secret" not in client.get("/healthz/ready").content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(ready, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(ready, "CHECKS", [lambda: ["The first is bad."], over.wait])
+    try:
+        assert not_ready(client) == ["The first is bad.", ready.NO_ANSWER]
+    finally:
+        over.set()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_who_ask_at_once_cause_one_round(client, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(ready, "CHECKS", [lambda: rounds.append(1) or []])
+    for _ in range(20):
+        client.get("/healthz/ready")
+    assert len(rounds) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB."""
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", tmp_path], check=False).returncode
+    ):
+        pytest.skip("only root can mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_full_data_directory_is_not_ready_and_is_on_the_overview(client, ada, small_disk, settings):
+    a_process("web", started_at=timezone.now(), place=heart.place())
+    settings.DATA = small_disk
+    (small_disk / "rest").write_bytes(bytes(3 << 20))
+    assert not_ready(client) == ["The disk of the data directory is full: 0 MiB free."]
+    Process.objects.update(place=heart.place())
+    [item] = [item for item in attention.items(ada, None) if item.kind == "process-disk"]
+    assert (item.subject, item.sentence, item.bad) == ("m1", "The disk of the data directory is full.", True)
+
+
+# Heartbeats
+
+
+@pytest.fixture
+def beating():
+    """Makes a heart that beats when the test wants it, in a thread as in a process of volmig."""
+    made = []
+
+    def make(part="workers", patience=None):
+        one = heart.Heart(part, patience)
+        made.append(one)
+        return one, lambda: ready.within(20, one.beat)
+
+    return make
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heartbeat_says_who_where_and_how_much_room_there_is(beating, monkeypatch):
+    monkeypatch.setattr(heart, "gauges", {"websockets": lambda: 3})
+    one, beat = beating("web")
+    beat()
+    row = Process.objects.with_age().get()
+    assert (row.part, row.place, row.pid, row.late) == ("web", heart.place(), os.getpid(), False)
+    assert 0 < row.disk_free <= row.disk_size
+    assert (row.figures, abs(row.skew) < 1) == ({"websockets": 3.0}, True)
+    Process.objects.update(beaten_at=timezone.now() - dt.timedelta(seconds=60))
+    beat()
+    assert not Process.objects.with_age().get().late, "the same row again"
+    ready.within(20, one.stop)
+    assert not Process.objects.exists(), "it stopped in an orderly way"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_loop_that_hangs_sends_no_heartbeat_although_its_thread_lives(beating):
+    one, beat = beating(patience=5.0)
+    beat()
+    Process.objects.update(beaten_at=timezone.now() - dt.timedelta(seconds=60))
+    one.turned -= 6
+    beat()
+    assert Process.objects.with_age().get().late
+    one.turn()
+    beat()
+    row = Process.objects.with_age().get()
+    assert not row.late
+    assert row.figures["turn_seconds"] >= 6
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_takes_the_place_of_the_one_that_was_killed_there_and_of_no_other(beating):
+    killed = a_process("workers", age=300, place=heart.place())
+    others = [
+        a_process("background", age=300, place=heart.place()),
+        a_process("workers", "m2", age=300),
+        a_process("workers", age=1, place=heart.place(), pid=os.getpid()),
+    ]
+    crashed = a_process("workers", age=1, place=heart.place(), pid=4_000_000)
+    ancient = a_process("workers", "m3", age=90000)
+    beating()[1]()
+    there = {*Process.objects.values_list("name", flat=True)}
+    assert there >= {each.name for each in others}
+    assert not there & {killed.name, crashed.name, ancient.name}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_away_stops_no_heart(beating, monkeypatch):
+    one, beat = beating()
+    with monkeypatch.context() as away:
+        away.setitem(connections.settings["default"], "NAME", "/nowhere/at/all" if SQLITE else "nowhere")
+        beat()
+        beat()
+    beat()
+    assert (Process.objects.count(), one.failing) == (1, False)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(SQLITE, reason="in a file there is one clock")
+def test_a_clock_that_is_40_s_ahead_of_the_databases_is_measured(beating, monkeypatch, ada):
+    now = time.time
+    monkeypatch.setattr(heart.time, "time", lambda: now() + 40)
+    beating("watcher")[1]()
+    assert 39 < Process.objects.get().skew < 41
+    assert [kind for _, kind in listed(ada)] == ["process-clock"]
+
+
+def test_a_loop_of_a_process_that_belongs_to_no_part_has_no_heart(monkeypatch):
+    monkeypatch.delenv("VOLMIG_PART", raising=False)
+    before = dict(heart.hearts)
+    heart.turn("workers", 5.0)
+    assert heart.hearts == before
+
+
+# For exec probes
+
+
+def probe(part):
+    """Exit code and sentences of `manage.py health`."""
+    said, code = io.StringIO(), 0
+    try:
+        call_command("health", part, stdout=said)
+    except SystemExit as ended:
+        code = ended.code
+    return code, said.getvalue().splitlines()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_probe_fails_by_its_own_heartbeat_alone():
+    a_process("workers", "m2")
+    code, said = probe("workers")
+    assert (code, said[0]) == (1, "No heartbeat from the workers of this machine.")
+    here = {"place": heart.place()}
+    workers, background = a_process("workers", **here), a_process("background", **here)
+    a_process("watcher", age=300, **here)
+    assert probe("workers") == (0, ["Every heartbeat of this part is recent."])
+    Process.objects.filter(pk=background.pk).update(beaten_at=timezone.now() - dt.timedelta(seconds=80))
+    code, [said] = probe("workers")
+    assert code == 1
+    assert said.startswith("The last heartbeat from the background workers of this machine was 1 min 2")
+    assert probe("watcher")[0] == 1
+    Process.objects.exclude(pk=workers.pk).delete()
+    assert probe("workers") == (1, ["No heartbeat from the background workers of this machine."])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_away_is_no_reason_to_restart_anything(monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "NAME", "/nowhere/at/all" if SQLITE else "nowhere")
+    assert probe("workers") == (0, ["The database does not answer, so the heartbeats cannot be read."])
+
+
+# On the overview
+
+
+def test_parts_that_run_nowhere_need_the_attention_of_administrators(ada, dana, site):
+    assert listed(ada) == []
+    before = attention.marks()
+    Process.objects.exclude(part="web").delete()
+    assert [kind for _, kind in listed(ada)] == ["process-missing"] * 3
+    sentences = [item.sentence for item in attention.items(ada, None)]
+    assert sorted(sentences) == ["No background workers run.", "No watcher runs.", "No workers run."]
+    assert listed(dana) == [], "only who can do something about it is asked to"
+    assert attention.marks() != before, "pages that are open hear of it"
+
+
+def test_where_no_process_has_sent_a_heartbeat_nothing_is_missing(ada):
+    assert listed(ada) == []
+
+
+def test_while_volmig_starts_nothing_is_missing_yet(ada):
+    a_process("web", started_at=timezone.now() - dt.timedelta(seconds=20))
+    assert listed(ada) == []
+
+
+def test_a_process_that_was_lost_is_listed_until_another_takes_its_place(ada, site):
+    a_process("workers", "m2", age=300)
+    assert listed(ada) == [("m2", "process-late")]
+    a_process("workers", "m2")
+    assert listed(ada) == []
+
+
+def test_disks_and_clocks_are_listed_once_for_each_machine(ada, site):
+    for part in ("workers", "background"):
+        a_process(part, "m2", disk_free=GIB // 2, disk_size=100 * GIB, skew=-40.0)
+        a_process(part, "m3", disk_free=GIB // 2, disk_size=GIB, skew=4.0)
+    assert sorted(listed(ada)) == [("m2", "process-clock"), ("m2", "process-disk")]
+    [clock] = [item for item in attention.items(ada, None) if item.kind == "process-clock"]
+    assert (clock.sentence, clock.detail) == ("Its clock is behind the database's.", "By 40.0 s.")
+
+
+def test_a_disk_is_almost_full_when_both_its_share_and_its_rest_are_small():
+    assert alive.low_disk("m", 2 * GIB, 1000 * GIB) is None
+    assert alive.low_disk("m", GIB // 2, 2 * GIB) is None
+    assert alive.low_disk("m", GIB // 2, 100 * GIB).part == "low"
+    assert alive.low_disk("m", 1 << 20, 4 << 20).part == "full", "too little for anything, whatever its share"
+    assert alive.low_disk("m", 0, 4 << 20).part == "full"
+
+
+def test_a_hypervisor_whose_clock_is_wrong_is_listed_for_who_may_see_it(dana, sound):
+    before = attention.marks()
+    Hypervisor.objects.filter(name="jump-02").update(clock_off=-6.5)
+    [item] = [item for item in attention.items(dana, None) if item.kind == "clock"]
+    assert (item.subject, item.detail) == ("jump-02", "By 6.5 s when it was last refreshed.")
+    assert attention.marks() != before
+
+
+def test_a_clock_is_off_only_beyond_the_call_in_which_it_was_read():
+    assert clock_skew(105.0, 100.0, 110.0) == 0
+    assert clock_skew(95.0, 100.0, 110.0) == -5
+    assert clock_skew(150.0, 100.0, 110.0) == 40
+    assert clock_skew(None, 100.0, 110.0) == 0
+
+
+def test_the_page_of_processes_shows_who_lives_and_what_is_wrong(client, ada, dana, site):
+    a_process("workers", "m2", age=300)
+    client.force_login(ada)
+    page = client.get("/processes/").content.decode()
+    assert page.count("<tr><td>m1</td>") == 4
+    assert "No heartbeat from the workers" in page
+    client.force_login(dana)
+    assert client.get("/processes/").status_code == 403

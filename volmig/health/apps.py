@@ -1,0 +1,25 @@
+"""App configuration of health."""
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+
+SHORTEST = 24  # characters of VOLMIG_METRICS_TOKEN: whoever guesses is not counted, so that nobody has to
+
+
+class HealthConfig(AppConfig):
+    name = "volmig.health"
+
+    def ready(self) -> None:
+        register(metrics_are_guarded)
+
+
+def metrics_are_guarded(**_: Any) -> list[CheckMessage]:
+    token, port = settings.METRICS_TOKEN, settings.METRICS_PORT
+    faults = {
+        "M1": token and len(token) < SHORTEST and f"VOLMIG_METRICS_TOKEN must have {SHORTEST} characters or more",
+        "M2": not 0 <= port <= 65535 and "VOLMIG_METRICS_PORT must be a port number",
+    }
+    return [Error(str(why), id=f"volmig.{code}") for code, why in faults.items() if why]

@@ -1,0 +1,174 @@
+"""The heartbeat of this process: a thread that writes one row every ten seconds, as long as the process makes headway.
+
+A loop that hangs must not look alive because a thread beside it lives: loops call `turn`, and without a turn for longer
+than their patience nothing is written.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from multiprocessing import util
+from pathlib import Path
+from typing import Any, cast
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+
+from volmig import __version__
+from volmig.health import tallies
+from volmig.health.models import Process
+
+log = logging.getLogger(__name__)
+EVERY = 10.0  # seconds
+FULL = 16 * 1024 * 1024  # free bytes; with less, neither a key nor a head can be relied on to be written
+PATIENCE = 3.0  # seconds that the end of a process waits for a heartbeat that is being written
+SLOW = 2.0  # seconds that the database takes to tell its time, after which nothing is known of the skew
+
+hearts: dict[tuple[int, str], "Heart"] = {}
+gauges: dict[str, Callable[[], float]] = {}
+
+
+def turn(part: str, patience: float) -> None:
+    """A loop of this part makes headway; starts its heart. `patience` is how many seconds one turn may take.
+
+    Nothing in a process that belongs to no part, such as a command or a test.
+    """
+    if os.environ.get("VOLMIG_PART"):
+        start(part, patience).turn()
+
+
+def start(part: str, patience: float | None = None) -> "Heart":
+    """The heart of this part in this process, started when it was not; without patience it beats while it lives."""
+    key = os.getpid(), part
+    if key not in hearts:
+        hearts[key] = Heart(part, patience)
+        hearts[key].start()
+    return hearts[key]
+
+
+async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+    """For the web server, which ends by a signal: before that, nobody has to miss this process any more."""
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": message["type"] + ".complete"})
+    for each in list(hearts.values()):
+        await asyncio.to_thread(each.stop)
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def gauge(name: str, read: Callable[[], float]) -> None:
+    """A figure that only this process knows, for its heartbeats."""
+    gauges[name] = read
+
+
+def place() -> str:
+    """What this machine, PID namespace and data directory are called together: hostnames alone may be the same.
+
+    The same for every process and every command there, also within the units, which hide all of /proc/sys.
+    """
+    machine, namespace = "", 0
+    with contextlib.suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    named = f"{machine} {socket.gethostname()} {namespace} {settings.DATA}"
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+
+def skew() -> float | None:
+    """By how many seconds this machine's clock is ahead of the database's; None when the answer took too long."""
+    if connection.vendor != "postgresql":
+        return 0.0  # in a file: it has the clock of this machine
+    began = time.time()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        told = cursor.fetchone()[0].timestamp()
+    ended = time.time()
+    return round((began + ended) / 2 - told, 3) if ended - began < SLOW else None
+
+
+class Heart(threading.Thread):
+    def __init__(self, part: str, patience: float | None) -> None:
+        super().__init__(name=f"heartbeat of {part}", daemon=True)
+        self.patience, self.turned, self.longest = patience, time.monotonic(), 0.0
+        self.failing, self.server = False, cast(Any, None)
+        self.over, self.writing = threading.Event(), threading.Lock()
+        self.process = Process(
+            name=uuid.uuid4().hex,
+            machine=socket.gethostname(),
+            place=place(),
+            part=part,
+            pid=os.getpid(),
+            version=__version__,
+        )
+
+    def turn(self) -> None:
+        now = time.monotonic()
+        self.longest, self.turned = max(self.longest, now - self.turned), now
+
+    def run(self) -> None:
+        # Not atexit: a process that was forked by multiprocessing leaves without it.
+        util.Finalize(None, self.stop, exitpriority=10)
+        while not self.over.is_set():
+            self.beat()
+            self.serve()
+            self.over.wait(EVERY)
+
+    def beat(self) -> None:
+        """Write a heartbeat unless the loop hangs; a database that is away is tried again at the next one."""
+        if self.patience is not None and time.monotonic() - self.turned > self.patience:
+            return
+        try:
+            with self.writing:
+                if self.over.is_set():
+                    return
+                self.process.beat(skew=skew(), figures=self.figures(), **disk())
+            tallies.flush()
+            self.failing = False
+        except (DatabaseError, InterfaceError, OSError) as error:
+            if not self.failing:
+                log.warning("The heartbeat of %s cannot be written: %s", self.process, error)
+            self.failing = True
+        finally:
+            connection.close()
+
+    def serve(self) -> None:
+        """One process of each machine serves its metrics; another one does as soon as that is gone."""
+        if settings.METRICS_PORT and self.server is None:
+            from volmig.health import port  # it needs all of volmig
+
+            self.server = port.serve(settings.METRICS_ADDRESS, settings.METRICS_PORT)
+
+    def figures(self) -> dict[str, float]:
+        """What only this process knows; the longest turn is that since the last heartbeat."""
+        found = {name: round(float(read()), 3) for name, read in gauges.items()}
+        if self.patience is not None:
+            found["turn_seconds"], self.longest = round(self.longest, 3), 0.0
+        return found
+
+    def stop(self) -> None:
+        """The process ends in an orderly way: nobody has to miss it."""
+        self.over.set()
+        written = self.writing.acquire(timeout=PATIENCE)  # a heartbeat on its way would bring the row back
+        try:
+            Process.objects.filter(name=self.process.name).delete()
+            tallies.flush()
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("The end of %s could not be written: %s", self.process, error)
+        finally:
+            connection.close()
+            if written:
+                self.writing.release()
+
+
+def disk() -> dict[str, Any]:
+    """The disk of the data directory, in bytes: what volmig may use of it, and all of it."""
+    usage = shutil.disk_usage(settings.DATA)
+    return {"disk_free": usage.free, "disk_size": usage.total}

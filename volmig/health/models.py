@@ -1,0 +1,109 @@
+"""Heartbeats of volmig's processes, sums of what they count, and the row that a readiness probe writes."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any, Self
+
+from django.db import models
+from django.db.models import ExpressionWrapper, F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+PARTS = ("web", "workers", "background", "watcher")
+LATE = dt.timedelta(seconds=45)  # without a heartbeat, of which one is due every ten seconds
+KEPT = dt.timedelta(days=1)  # for so long a process that is lost is shown, unless another takes its place
+
+
+class ProcessQuerySet(models.QuerySet["Process"]):
+    def alive(self) -> Self:
+        """Those whose last heartbeat is not late, by the database's clock."""
+        return self.filter(beaten_at__gte=Now() - LATE)
+
+    def with_age(self) -> Self:
+        """With `age`, the time since the last heartbeat, by the database's clock."""
+        age = ExpressionWrapper(Now() - F("beaten_at"), output_field=models.DurationField())
+        return self.annotate(age=age)
+
+    def replaced_by(self, process: "Process") -> Self:
+        """Rows of earlier processes that this one stands for, and rows too old to be shown.
+
+        To be called at the place of `process` itself: whether another one there still lives is seen by its PID.
+        """
+        others = self.exclude(name=process.name)
+        there = others.filter(place=process.place, part=process.part)
+        ended = [row.pk for row in there if not Path(f"/proc/{row.pid}").exists()]
+        late = models.Q(place=process.place, part=process.part, beaten_at__lt=Now() - LATE)
+        return others.filter(late | models.Q(pk__in=ended) | models.Q(beaten_at__lt=Now() - KEPT))
+
+
+class Process(models.Model):
+    """One process of volmig, by its own word; the row goes when it stops in an orderly way.
+
+    `place` stands for machine, PID namespace and data directory: two containers may have one name. `skew` is
+    by how many seconds its machine's clock is ahead of the database's (None: not measured), the disk is that of its
+    data directory, in bytes, and `figures` are what only it knows, such as open websockets.
+    """
+
+    name = models.CharField(max_length=32, unique=True)
+    machine = models.CharField(max_length=255)
+    place = models.CharField(max_length=32)
+    part = models.CharField(max_length=20)
+    pid = models.PositiveIntegerField()
+    version = models.CharField(max_length=40)
+    started_at = models.DateTimeField(default=timezone.now)
+    beaten_at = models.DateTimeField(default=timezone.now)
+    skew = models.FloatField(null=True, blank=True)
+    disk_free = models.BigIntegerField(null=True, blank=True)
+    disk_size = models.BigIntegerField(null=True, blank=True)
+    figures = models.JSONField(default=dict, blank=True)
+
+    age: dt.timedelta  # of with_age()
+
+    objects = ProcessQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["machine", "part", "pk"]
+
+    def __str__(self) -> str:
+        return f"{self.part} on {self.machine}"
+
+    @property
+    def late(self) -> bool:
+        return self.age > LATE
+
+    def beat(self, **values: Any) -> None:
+        """Write the heartbeat by the database's clock; the first one takes the place of a process that was lost."""
+        mine = Process.objects.filter(name=self.name)
+        if not mine.update(beaten_at=Now(), **values):
+            for column, value in values.items():
+                setattr(self, column, value)
+            self.save(force_insert=True)
+            mine.update(started_at=Now(), beaten_at=Now())
+            Process.objects.replaced_by(self).delete()
+
+
+class Tally(models.Model):
+    """A sum over all processes and for ever, of one series of volmig.health.tallies.
+
+    `labels` is a JSON object, `bound` the upper bound of a histogram's bucket, "sum", or empty for a counter.
+    """
+
+    name = models.CharField(max_length=60)
+    labels = models.CharField(max_length=200)
+    bound = models.CharField(max_length=12, blank=True)
+    value = models.FloatField(default=0)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["name", "labels", "bound"], name="one_tally")]
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.labels} {self.bound}: {self.value:g}"
+
+
+class Probe(models.Model):
+    """The one row that readiness probes write, to see that the database takes writes."""
+
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"probed at {self.at}"

@@ -1,0 +1,155 @@
+"""Whether this machine can serve: each check answers with sentences that anyone may read, so they name no secret.
+
+`CHECKS` is the registry: a check is a function without arguments that returns a list of sentences, empty when all is
+well. They run one after the other in one thread, with a database connection that is closed afterwards.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db.migrations.recorder import MigrationRecorder
+from django.utils import timezone
+
+from volmig import schema
+from volmig.health import heart
+from volmig.health.models import Probe
+
+T = TypeVar("T")
+WRITE_SECONDS = 2  # that the database may take for the probe's write
+ROUND_SECONDS = 4.0  # that all checks may take together
+FRESH = 2.0  # seconds for which an answer holds: anyone may ask, and each round writes
+NO_ANSWER = "The database does not answer."
+NO_WRITE = "The database takes no writes."
+
+
+class TooSlow(Exception):  # noqa: N818 - as TimeoutError reads
+    """It did not come to its end in time; it goes on in its thread."""
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, in a thread with a database connection of its own; raises TooSlow after so many seconds."""
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run, name="health check", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TooSlow(f"no end within {seconds:g} s")
+    return found[0]
+
+
+def database() -> list[str]:
+    """One row is written and committed: a full disk, a read-only standby and a lock that nobody ends all show here."""
+    try:
+        connection.ensure_connection()
+    except (DatabaseError, InterfaceError):
+        return [NO_ANSWER]
+    try:
+        write()
+    except (DatabaseError, InterfaceError):
+        # Before its first migration it has no such table; that is for the next check to say.
+        return [] if unapplied() else [NO_WRITE]
+    return []
+
+
+def write() -> None:
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute(f"PRAGMA busy_timeout = {WRITE_SECONDS * 1000}")
+        with transaction.atomic():
+            if connection.vendor == "postgresql":
+                cursor.execute(f"SET LOCAL statement_timeout = '{WRITE_SECONDS}s'")
+            now = timezone.now()
+            if not Probe.objects.filter(pk=1).update(at=now):
+                Probe.objects.create(pk=1, at=now)
+
+
+@cache
+def shipped() -> frozenset[tuple[str, str]]:
+    """The migrations that this version comes with; they do not change while it runs."""
+    return frozenset(schema.known())
+
+
+def unapplied() -> int:
+    """How many database migrations are missing; 0 when that cannot be read."""
+    try:
+        return len(shipped() - MigrationRecorder(connection).applied_migrations().keys())
+    except (DatabaseError, InterfaceError):
+        return 0
+
+
+def migrations() -> list[str]:
+    missing = unapplied()
+    if not missing:
+        return []
+    what = "database migration is" if missing == 1 else "database migrations are"
+    return [f"{missing} {what} not applied: run manage.py migrate."]
+
+
+def disk() -> list[str]:
+    try:
+        free = heart.disk()["disk_free"]
+    except OSError:
+        return ["The data directory cannot be read."]
+    return [f"The disk of the data directory is full: {free // 1024**2} MiB free."] if free < heart.FULL else []
+
+
+CHECKS: list[Callable[[], list[str]]] = [
+    disk,
+    database,
+    migrations,
+]
+
+
+def run_checks(found: list[str]) -> bool:
+    """Fills `found` as they go, so that what hangs hides nothing that was found before it."""
+    for check in CHECKS:
+        found += check()
+    return True
+
+
+class Round:
+    """The last answer, and at most one round of checks at a time, however many ask."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = -FRESH
+        self.found: list[str] = []
+
+    def reasons(self) -> list[str]:
+        with self.lock:
+            if time.monotonic() - self.asked >= FRESH:
+                self.found = self._ask()
+                self.asked = time.monotonic()
+            return self.found
+
+    def _ask(self) -> list[str]:
+        found: list[str] = []
+        try:
+            within(ROUND_SECONDS, lambda: run_checks(found))
+        except TooSlow:
+            return [*found, NO_ANSWER]
+        return found
+
+
+last = Round()
+
+
+def reasons() -> list[str]:
+    """Why this machine cannot serve now, a sentence each; empty when it can. At most FRESH seconds old."""
+    return last.reasons()
