@@ -125,10 +125,15 @@ def replace(path: Path, content: bytes, shared: bool = False) -> None:
     sync_directory(path.parent)
 
 
-def write_once(path: Path, content: bytes) -> bytes:
-    """Writes a 0600 file unless it exists; returns what the file holds, whoever won the race."""
+def write_once(path: Path, content: bytes, shared: bool = False) -> bytes:
+    """Writes a file unless it exists; returns what the file holds, whoever won the race.
+
+    Its mode is 0600; a `shared` file is for the group of its directory.
+    """
     provisional = provisional_file(path, content)
     try:
+        if shared:
+            share(provisional, path.parent)
         os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
         sync_directory(path.parent)
     except FileExistsError:
@@ -144,13 +149,16 @@ def evidence_key(first: Callable[[], bytes]) -> bytes:
     Only the processes that publish read it: workers, which publish heads, and the web process, which makes archives.
     """
     path = directory() / EVIDENCE_KEY
-    return path.read_bytes() if path.exists() else write_once(path, first())
+    return path.read_bytes() if path.exists() else write_once(path, first(), shared=True)
 
 
 def secret(name: str) -> str:
     """Returns the secret kept under this name, made on first use."""
     path = key_path(name)
-    content = path.read_bytes() if path.exists() else write_once(path, secrets.token_urlsafe(48).encode())
+    if path.exists():
+        return path.read_text().strip()
+    # What both kinds of processes need is for their group, where the data directory is a group's.
+    content = write_once(path, secrets.token_urlsafe(48).encode(), shared=name not in OWNERS)
     return content.decode().strip()
 
 
@@ -186,7 +194,7 @@ def publish_ssh_key(path: Path) -> None:
     except (ValueError, OSError):
         return  # with a passphrase, or not there: an administrator gives the public half out
     if not public.exists() or public.read_text().strip() != line:
-        replace(public, line.encode() + b"\n")
+        replace(public, line.encode() + b"\n", shared=True)
 
 
 def published_ssh_key() -> str:

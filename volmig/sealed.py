@@ -13,7 +13,7 @@ class Unopened(Exception):  # noqa: N818 - the word that callers read
 
 def keys() -> list[str]:
     path = data.directory() / KEYS
-    content = path.read_bytes() if path.exists() else data.write_once(path, Fernet.generate_key() + b"\n")
+    content = path.read_bytes() if path.exists() else data.write_once(path, Fernet.generate_key() + b"\n", shared=True)
     return content.decode().split()
 
 

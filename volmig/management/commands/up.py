@@ -20,10 +20,11 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import data, incarnation
+from volmig import data, incarnation, systemd
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS, is_stuck
@@ -162,12 +163,17 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
+        only = "refuse to start on a database that `manage.py prepare` has not prepared, in place of preparing it"
+        parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
         parts = list(PARTS) if options["part"] == "all" else [options["part"]]
-        locks = [only_one(part) for part in parts]
-        with alone():
-            prepare()
+        locks = [only_one(part) for part in parts if part != "web"]  # of those for one port, only one gets the port
+        if options["no_prepare"]:
+            require_prepared()
+        else:
+            with alone():
+                prepare()
         chosen = commands(options["bind"])
         try:
             names = [name for part in parts for name in PARTS[part]]
@@ -209,8 +215,7 @@ def prepare() -> None:
         print(line)
     if data.may_read("ssh_key"):
         ssh_key_file()  # so that pages, which must not read it, can show the public half
-    if state := incarnation.check():
-        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
+    say_if_read_only()
     try:
         if still_to_do := first_administrator():
             print(still_to_do)
@@ -218,6 +223,27 @@ def prepare() -> None:
         raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
     except ValidationError as error:
         raise CommandError(f"VOLMIG_ADMIN_USER, VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
+
+
+def say_if_read_only() -> None:
+    if state := incarnation.check():
+        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
+
+
+def require_prepared() -> None:
+    """Raises CommandError when the database is not as this release needs it; changes no tables."""
+    if refusal := upgrade.downgrade():
+        raise CommandError(refusal)
+    if missing := unapplied():
+        lacking = f"The database lacks {len(missing)} of this release's migrations of tables, first {missing[0]}."
+        raise CommandError(f"{lacking} Run  manage.py prepare  once (volmig-migrate.service), then start this again.")
+    say_if_read_only()
+
+
+def unapplied() -> list[str]:
+    """The migrations of tables that this release has and the database lacks, in order."""
+    executor = MigrationExecutor(connection)
+    return [str(migration) for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
 def supervise(children: list[Child], bind: str) -> None:
@@ -232,8 +258,10 @@ def supervise(children: list[Child], bind: str) -> None:
             if unannounced and answers(bind):
                 print(f"volmig is on http://{bind}", flush=True)
                 unannounced = False
+            systemd.notify("WATCHDOG=1" if unannounced else "READY=1\nWATCHDOG=1")
             received = signal.sigtimedwait(SIGNALS, 0.2 if unannounced else 1)
     finally:
+        systemd.notify("STOPPING=1")
         stop(children)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
