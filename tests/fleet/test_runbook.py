@@ -124,7 +124,8 @@ END
 {lines}
 END
             systemd-run --quiet --unit=hypervisors --working-directory={ROOT} --setenv=VOLMIG_DATA={folder}/data \\
-              --setenv=VOLMIG_KEYS_WEB=/etc/volmig/keys --setenv=DJANGO_SETTINGS_MODULE=volmig.settings {" ".join(serve)}
+              --setenv=VOLMIG_KEYS_WEB=/etc/volmig/keys --setenv=DJANGO_SETTINGS_MODULE=volmig.settings \\
+              {" ".join(serve)}
             systemd-run --quiet --unit=sshds /usr/sbin/sshd -D -e -f {folder}/sshd_config
             until [ -S {folder}/socket ]; do sleep 0.1; done
         """)
