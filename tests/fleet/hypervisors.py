@@ -28,7 +28,7 @@ HOSTS = {
     "cmp-lvm-07": ("10.0.0.7", ("10.20.0.1",), "source"),
     "cmp-qcow-03": ("10.0.0.3", ("10.30.0.4",), "destination"),
 }
-# sshd_config: %(folder)s, %(key)s
+# An account without a password is not locked for PAM, as on a hypervisor.
 SSHD = """
 ListenAddress 10.0.0.2
 ListenAddress 10.0.0.3
@@ -37,7 +37,7 @@ HostKey %(folder)s/host_key
 PidFile none
 AuthorizedKeysFile %(folder)s/authorized_keys
 StrictModes no
-UsePAM no
+UsePAM yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 MaxStartups 100

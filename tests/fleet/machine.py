@@ -46,8 +46,11 @@ rm -rf etc/systemd/system/*.wants
 for each in $MASKED; do ln -sf /dev/null "etc/systemd/system/$each.service"; done
 hostname debian
 ip link set lo up
-mount --make-rshared .
-exec env -i container=overlay "PATH=$PATH" chroot . /lib/systemd/systemd --unit=multi-user.target --show-status=no
+# Not chroot: no user namespace can be made in one.
+pivot_root . .
+umount -l .
+mount --make-rshared /
+exec env -i container=overlay "PATH=$PATH" /lib/systemd/systemd --unit=multi-user.target --show-status=no
 """
 
 
@@ -104,7 +107,7 @@ class Machine:
         finally:
             process.kill()
             os.close(ours)
-        assert status == 0, f"{script}\nended with {status}:\n{shown}"
+        assert status == 0, f"{script}\nended with {status}:\n{shown}\n{self.journal()}"
         return shown.replace("\0", "")
 
     def start(self, script: str) -> "subprocess.Popen[bytes]":

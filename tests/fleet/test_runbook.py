@@ -109,7 +109,7 @@ class Operator:
 END
             chmod 755 {folder}/hostctl
             ssh-keygen -q -t ed25519 -N '' -f {folder}/host_key
-            useradd --system --create-home --shell /bin/sh volmig
+            useradd --system --gid nogroup --create-home --shell /bin/sh volmig
             cat >/usr/local/bin/key <<'END'
 #!/bin/sh
 echo "restrict,command=\\"{folder}/hostctl\\" $(cat $1)" >>{folder}/authorized_keys
