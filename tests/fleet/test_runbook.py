@@ -13,7 +13,7 @@ import pytest
 
 from tests.fleet import blocks, hypervisors
 from tests.fleet.machine import Machine, NotHere, booted
-from tests.trust.amounts import FULL
+from tests.trust.amounts import FULL, figure
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNBOOK = ROOT / "docs/runbook.md"
@@ -134,6 +134,19 @@ END
         asked = f"curl -fsS --cacert /etc/ssl/volmig/fullchain.pem {SITE}/healthz"
         return self.machine.run(asked, check=False).stdout.count('"state": "ok"') == 3
 
+    def figures(self) -> None:
+        """What docs/sizing.md has of one machine at rest."""
+        for unit in (*PARTS, "postgresql@15-main", "nginx"):
+            pids = f"$(cat /sys/fs/cgroup$(systemctl show --property=ControlGroup --value {unit})/cgroup.procs)"
+            summed = "awk '$1 == \"Pss:\" { kilobytes += $2 } END { print kilobytes }'"
+            kilobytes = self.machine.run(f"for pid in {pids}; do cat /proc/$pid/smaps_rollup; done | {summed}").stdout
+            figure(f"one machine at rest | {unit}: {int(kilobytes) / 1024:.0f} MiB of memory")
+        open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND pid <> pg_backend_pid()"
+        count = self.machine.run(f'cd / && runuser -u postgres -- psql -d volmig -Atc "{open_ones}"').stdout.strip()
+        figure(f"one machine at rest | {count} connections of PostgreSQL")
+        size = self.machine.run("du -sm /opt/volmig/ | cut -f1").stdout.strip()
+        figure(f"one machine at rest | {size} MiB for a release with its packages")
+
 
 def packages(block: blocks.Block) -> list[str]:
     return [word for word in re.search(r"apt-get install (.+)", block.script)[1].split() if not word.startswith("-")]
@@ -177,6 +190,7 @@ def test_the_runbook_leads_from_the_repository_to_a_first_migration_and_through_
     assert "done" in operator.carry_out("The first migration")
     owners = machine.run("stat -c '%U %a %n' /var/lib/volmig-shared/* /etc/volmig/keys/*").stdout
     assert not re.search(r"^\S+ \d\d[1-7] ", owners, re.MULTILINE), f"others may read some of\n{owners}"
+    operator.figures()
     if FULL:
         for chapter in AFTERWARDS:
             operator.carry_out(chapter)
