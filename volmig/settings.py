@@ -183,10 +183,10 @@ USE_TZ = True
 
 STATIC_URL = "static/"
 STATIC_ROOT = Path(text("STATIC") or DATA / "static")
-if not text("STATIC"):
+COLLECTED = bool(text("STATIC"))  # under names with their hash, compressed; volmig.apps checks that they are there
+if not COLLECTED:
     STATIC_ROOT.mkdir(exist_ok=True)  # or WhiteNoise warns of its absence in every process
 STATICFILES_DIRS = [BASE_DIR / "static"]
-COLLECTED = (STATIC_ROOT / "staticfiles.json").exists()
 WHITENOISE_USE_FINDERS = not COLLECTED
 STATIC_STORAGE = (
     "whitenoise.storage.CompressedManifestStaticFilesStorage"
