@@ -134,6 +134,32 @@ END
         asked = f"curl -fsS --cacert /etc/ssl/volmig/fullchain.pem {SITE}/healthz"
         return self.machine.run(asked, check=False).stdout.count('"state": "ok"') == 3
 
+    def survive(self) -> None:
+        """A unit that is killed comes back; without PostgreSQL none ends; one whose key is missing makes no other."""
+        restarts = "systemctl show --property=NRestarts --value volmig-web@8001 volmig-watcher | xargs"
+        self.machine.run("systemctl kill --signal=KILL volmig-workers")
+        self.machine.until(lambda: self.restarted("volmig-workers"), "the workers were started again")
+        before = self.machine.run(restarts).stdout
+        self.machine.run("systemctl stop postgresql; sleep 20; systemctl start postgresql")
+        self.machine.until(self.is_well, "volmig is well after 20 s without PostgreSQL")
+        assert self.machine.run(restarts).stdout == before
+        keys = "/etc/volmig/keys"
+        self.machine.run(
+            f"mv {keys}/seal_key {keys}/away; ! systemctl restart volmig-web@8002; mv {keys}/away {keys}/seal_key"
+        )
+        assert (
+            "CREDENTIALS"
+            in self.machine.run(
+                "systemctl show --property=ExecMainStatus,Result volmig-web@8002; "
+                "journalctl --unit=volmig-web@8002 --lines=20"
+            ).stdout
+        )
+        self.machine.run("systemctl restart volmig-web@8002")
+
+    def restarted(self, unit: str) -> bool:
+        shown = self.machine.run(f"systemctl show --property=NRestarts,ActiveState {unit}").stdout
+        return "NRestarts=1" in shown and "ActiveState=active" in shown
+
     def figures(self) -> None:
         """What docs/sizing.md has of one machine at rest."""
         for unit in (*PARTS, "postgresql@15-main", "nginx"):
@@ -192,6 +218,7 @@ def test_the_runbook_leads_from_the_repository_to_a_first_migration_and_through_
     assert not re.search(r"^\S+ \d\d[1-7] ", owners, re.MULTILINE), f"others may read some of\n{owners}"
     operator.figures()
     if FULL:
+        operator.survive()
         for chapter in AFTERWARDS:
             operator.carry_out(chapter)
             machine.until(operator.is_well, f"volmig is well after {chapter}")
