@@ -155,6 +155,14 @@ END
             ).stdout
         )
         self.machine.run("systemctl restart volmig-web@8002")
+        self.machine.run("""
+            mkdir -p /run/systemd/system/volmig-watcher.service.d
+            printf '[Service]\\nWatchdogSec=5\\n' >/run/systemd/system/volmig-watcher.service.d/short.conf
+            systemctl daemon-reload && systemctl restart volmig-watcher
+            kill -STOP $(systemctl show --property=MainPID --value volmig-watcher)
+        """)
+        self.machine.until(lambda: self.restarted("volmig-watcher"), "the watcher that hangs was started again")
+        self.machine.run("rm -r /run/systemd/system/volmig-watcher.service.d && systemctl daemon-reload")
 
     def restarted(self, unit: str) -> bool:
         shown = self.machine.run(f"systemctl show --property=NRestarts,ActiveState {unit}").stdout
