@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Its locks are for every Python from 3.11 on and every processor; pip-compile's are for the one that it runs on.
 LOCKER := uv==0.13.9
-DEBIAN := chromium curl fdisk fonts-dejavu-core jq openssh-server postgresql qemu-utils
+DEBIAN := chromium curl fdisk fonts-dejavu-core jq nginx-light openssh-server openssl postgresql python3-venv qemu-utils
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c

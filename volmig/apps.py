@@ -19,6 +19,7 @@ class VolmigConfig(AppConfig):
         register(webhook_is_signed)
         register(variables_are_known)
         register(roles_are_known)
+        register(static_files_are_collected)
 
 
 def queue_is_safe(**_: Any) -> list[CheckMessage]:
@@ -108,3 +109,11 @@ def roles_are_known(**_: Any) -> list[CheckMessage]:
     known = ", ".join(sorted(ALLOWS))
     strange = sorted(set(settings.NEED_TOTP) - set(ALLOWS))
     return [Error(f"VOLMIG_NEED_TOTP: {each} is none of the roles {known}", id="volmig.R1") for each in strange]
+
+
+def static_files_are_collected(**_: Any) -> list[CheckMessage]:
+    """Not asked by collectstatic itself, which is for the checks of static files only."""
+    if not settings.COLLECTED or (settings.STATIC_ROOT / "staticfiles.json").exists():
+        return []
+    hint = "Run manage.py collectstatic --noinput with the same VOLMIG_STATIC, or do not set it."
+    return [Error(f"VOLMIG_STATIC: no files were collected in {settings.STATIC_ROOT}", hint, id="volmig.T1")]

@@ -161,10 +161,15 @@ def replace(path: Path, content: bytes, shared: bool = False) -> None:
     sync_directory(path.parent)
 
 
-def write_once(path: Path, content: bytes) -> bytes:
-    """Writes a 0600 file unless it exists; returns what the file holds, whoever won the race."""
+def write_once(path: Path, content: bytes, shared: bool = False) -> bytes:
+    """Writes a file unless it exists; returns what the file holds, whoever won the race.
+
+    Its mode is 0600; a `shared` file is for the group of its directory.
+    """
     provisional = provisional_file(path, content)
     try:
+        if shared:
+            share(provisional, path.parent)
         os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
         sync_directory(path.parent)
     except FileExistsError:
@@ -191,8 +196,12 @@ def key(name: str) -> bytes | None:
 
 
 def make(name: str, content: bytes = b"") -> bytes:
-    """Makes a key unless its file is there; returns what the file then holds, whoever made it."""
-    return write_once(key_path(name), content or provisional.get(name, "").encode() or new(name))
+    """Makes a key unless its file is there; returns what the file then holds, whoever made it.
+
+    What both kinds of processes need is for their group, where the data directory is a group's.
+    """
+    first = content or provisional.get(name, "").encode() or new(name)
+    return write_once(key_path(name), first, shared=name not in OWNERS)
 
 
 def new(name: str) -> bytes:
@@ -252,7 +261,7 @@ def publish_ssh_key(path: Path) -> None:
     except (ValueError, OSError):
         return  # with a passphrase, or not there: an administrator gives the public half out
     if not public.exists() or public.read_text().strip() != line:
-        replace(public, line.encode() + b"\n")
+        replace(public, line.encode() + b"\n", shared=True)
 
 
 def published_ssh_key() -> str:

@@ -181,10 +181,11 @@ TIME_ZONE = text("TIME_ZONE", "UTC")
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = DATA / "static"
-STATIC_ROOT.mkdir(exist_ok=True)  # or WhiteNoise warns of its absence in every process
+STATIC_ROOT = Path(text("STATIC") or DATA / "static")
+COLLECTED = bool(text("STATIC"))  # under names with their hash, compressed; volmig.apps checks that they are there
+if not COLLECTED:
+    STATIC_ROOT.mkdir(exist_ok=True)  # or WhiteNoise warns of its absence in every process
 STATICFILES_DIRS = [BASE_DIR / "static"]
-COLLECTED = (STATIC_ROOT / "staticfiles.json").exists()
 WHITENOISE_USE_FINDERS = not COLLECTED
 STATIC_STORAGE = (
     "whitenoise.storage.CompressedManifestStaticFilesStorage"

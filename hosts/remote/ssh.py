@@ -209,7 +209,7 @@ class SSHHost:
         return self.transport().open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=CONNECT_SECONDS)
 
     def transport(self) -> paramiko.Transport:
-        transport = self.connection and self.connection.client.get_transport()
+        transport = self.connection.client.get_transport() if self.connection else None
         if transport is None:
             raise EOFError("the connection is closed")
         return transport

@@ -10,9 +10,9 @@ import pytest
 from django.db import transaction
 from django.urls import reverse
 
-from volmig import data, incarnation
+from volmig import data, incarnation, sealed
 from volmig.models import Incarnation, Notice, Session
-from volmig.record import heads
+from volmig.record import heads, signing
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.django_db
@@ -416,6 +416,21 @@ def test_web_and_workers_may_be_two_users_of_one_group(shared):
     with user(60001):
         assert (incarnation.check(), incarnation.read_only().reason) == (state, state.reason)
     assert {path.stat().st_mode & 0o777 for path in shared.iterdir()} == {0o660}
+
+
+def test_keys_and_heads_that_both_need_are_for_the_group_and_the_others_are_not(shared, monkeypatch):
+    monkeypatch.setenv("VOLMIG_DATA", str(shared))
+    with user(60001):
+        data.ssh_key()
+        kept = data.secret("audit_key"), sealed.keys(), signing.published()
+        Event.append("test")
+        heads.publish()
+    with user(60002):
+        assert (data.secret("audit_key"), sealed.keys(), signing.published()) == kept
+        assert data.published_ssh_key().startswith("ssh-ed25519 ")
+        assert heads.read_heads(shared / "audit_heads").heads
+        with pytest.raises(PermissionError):
+            (shared / "ssh_key").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["incarnation", "claims"])

@@ -1,6 +1,7 @@
 """volmig with the settings of production: Django's own deployment check is content, cookies and headers are strict."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -26,6 +27,34 @@ def test_djangos_check_for_deployment_finds_nothing(tmp_path):
     found = run(["manage.py", "check", "--deploy", "--fail-level", "WARNING"], tmp_path)
     assert found.returncode == 0, found.stderr
     assert "no issues" in found.stdout
+
+
+PAGE = """
+import django; django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from django.test import Client
+import re
+client = Client(headers={"host": "volmig.example.org"})
+page = client.get("/login/", secure=True).content.decode()
+for address in re.findall('(?:href|src)="(/static/[^"]+)"', page):
+    answer = client.get(address, secure=True)
+    print(address, answer.status_code, answer.headers["Cache-Control"])
+"""
+
+
+def test_collected_files_are_served_under_names_with_their_hash_and_kept_for_ever(tmp_path):
+    static = {"VOLMIG_STATIC": str(tmp_path / "static")}
+    refused = run(["manage.py", "check"], tmp_path / "data", **static)
+    assert "no files were collected" in refused.stderr
+    collected = run(["manage.py", "collectstatic", "--noinput", "--verbosity", "0"], tmp_path / "data", **static)
+    assert collected.returncode == 0, collected.stderr
+    assert run(["manage.py", "check"], tmp_path / "data", **static).returncode == 0
+    served = [line.split(" ", 2) for line in run(["-c", PAGE], tmp_path / "data", **static).stdout.splitlines()]
+    assert len(served) > 3
+    for address, status, kept in served:
+        assert re.search(r"\.[0-9a-f]{12}\.\w+$", address), address
+        assert (status, "immutable" in kept) == ("200", True)
 
 
 SERVED = """

@@ -353,3 +353,55 @@ def test_a_beat_without_its_file_disturbs_nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("VOLMIG_BEAT", str(tmp_path / "gone"))
     beats.beat()
     assert beats.silent_for(tmp_path / "gone") is None
+
+
+def tables(data):
+    with contextlib.closing(sqlite3.connect(data / "db.sqlite3")) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def test_a_part_that_does_not_prepare_the_database_refuses_one_that_lacks_tables_and_makes_none(up, tmp_path):
+    (tmp_path / "data" / "db.sqlite3").unlink()
+    running = up("web", "--no-prepare")
+    assert running.process.wait(60) == 1
+    said = running.log.read_text()
+    assert "The database lacks" in said
+    assert "Run  manage.py prepare  once" in said
+    assert "Traceback" not in said
+    assert tables(running.data) == set()
+
+
+def test_preparing_is_a_step_of_its_own_after_which_a_part_starts(up, tmp_path):
+    data = tmp_path / "data"
+    (data / "db.sqlite3").unlink()
+    command, environment = [sys.executable, "manage.py", "prepare"], os.environ | {"VOLMIG_DATA": str(data)}
+    nobody = subprocess.DEVNULL
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=nobody, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "The database is prepared" in done.stdout
+    assert "manage.py admin NAME" in done.stdout
+    running = up("web", "--no-prepare")
+    until(running.health)
+
+
+def test_two_web_processes_share_a_data_directory_with_a_port_each(up):
+    first, second = up("web", "--no-prepare"), up("web", "--no-prepare")
+    until(first.health)
+    until(second.health)
+
+
+def test_systemd_hears_when_pages_answer_and_then_each_second_and_at_the_end(up, tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(120)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        running = up("web", "--no-prepare")
+        heard = [systemd.recv(1024)]
+        while b"READY=1" not in heard[-1]:
+            heard.append(systemd.recv(1024))
+        assert running.health()["database"] == "ok", "it said that it was ready before it answered"
+        assert b"WATCHDOG=1" in systemd.recv(1024)
+        running.process.send_signal(signal.SIGTERM)
+        while heard[-1] != b"STOPPING=1":
+            heard.append(systemd.recv(1024))
+    assert running.process.wait(40) == 0

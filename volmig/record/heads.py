@@ -135,9 +135,15 @@ class HeadsFile:
 
 @contextmanager
 def appending(path: Path) -> Iterator[HeadsFile]:
-    """Opens the file, made with mode 0600 when missing, and waits for other publishers to be done with it."""
+    """Opens the file, made when missing, and waits for other publishers to be done with it.
+
+    Its mode is 0600; in a data directory that a group shares it is for that group, of which pages may be a member.
+    """
+    made = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
+        if made and path.parent == settings.DATA:
+            data.share(path, path.parent)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield HeadsFile(descriptor)
     finally:

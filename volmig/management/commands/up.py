@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +21,11 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import beats, data, database, incarnation, keys
+from volmig import beats, data, database, incarnation, keys, systemd
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS
@@ -172,12 +173,14 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
+        only = "refuse to start on a database that `manage.py prepare` has not prepared, in place of preparing it"
+        parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
         parts = list(PARTS) if options["part"] == "all" else [options["part"]]
-        locks = [only_one(part) for part in parts]
+        locks = [only_one(part) for part in parts if part != "web"]  # of those for one port, only one gets the port
         try:
-            prepare_when_possible(f"up {options['part']}")
+            when_possible(f"up {options['part']}", require_prepared if options["no_prepare"] else prepare)
         except (database.Unusable, keys.KeysDiffer) as error:
             raise CommandError(f"Not started. {error}") from error
         chosen = commands(options["bind"])
@@ -214,13 +217,13 @@ def alone() -> Iterator[None]:
             yield
 
 
-def prepare_when_possible(who: str) -> None:
+def when_possible(who: str, act: Callable[[], None]) -> None:
     """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError."""
     while True:
         database.wait(who)
         try:
             with alone():
-                prepare()
+                act()
             return
         except database.AWAY:
             connection.close()
@@ -229,21 +232,14 @@ def prepare_when_possible(who: str) -> None:
 
 
 def prepare() -> None:
-    if keys.are_kept() and (differing := keys.mismatches(keys.mine())):  # before anything is made
-        raise keys.KeysDiffer("\n".join(differing))
-    if refusal := upgrade.downgrade():
-        raise CommandError(refusal)
+    refuse_what_differs()
     call_command("migrate", interactive=False, verbosity=0)
-    keys.ensure()
-    keys.note_settings()
-    for line in keys.differing_settings():
-        print(line, flush=True)
+    compare_with_others()
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)
     if data.may_read("ssh_key"):
         ssh_key_file()  # so that pages, which must not read it, can show the public half
-    if state := incarnation.check():
-        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
+    say_if_read_only()
     try:
         if still_to_do := first_administrator():
             print(still_to_do, flush=True)
@@ -251,6 +247,42 @@ def prepare() -> None:
         raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
     except ValidationError as error:
         raise CommandError(f"VOLMIG_ADMIN_USER, VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
+
+
+def refuse_what_differs() -> None:
+    """Before anything is made: the keys of another volmig, and a database of a later release."""
+    if keys.are_kept() and (differing := keys.mismatches(keys.mine())):
+        raise keys.KeysDiffer("\n".join(differing))
+    if refusal := upgrade.downgrade():
+        raise CommandError(refusal)
+
+
+def compare_with_others() -> None:
+    keys.ensure()
+    keys.note_settings()
+    for line in keys.differing_settings():
+        print(line, flush=True)
+
+
+def say_if_read_only() -> None:
+    if state := incarnation.check():
+        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
+
+
+def require_prepared() -> None:
+    """Raises CommandError when the database is not as this release needs it; changes no tables."""
+    refuse_what_differs()
+    if missing := unapplied():
+        lacking = f"The database lacks {len(missing)} of this release's migrations of tables, first {missing[0]}."
+        raise CommandError(f"{lacking} Run  manage.py prepare  once (volmig-migrate.service), then start this again.")
+    compare_with_others()
+    say_if_read_only()
+
+
+def unapplied() -> list[str]:
+    """The migrations of tables that this release has and the database lacks, in order."""
+    executor = MigrationExecutor(connection)
+    return [str(migration) for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
 def supervise(children: list[Child], bind: str) -> None:
@@ -270,8 +302,10 @@ def supervise(children: list[Child], bind: str) -> None:
             if unannounced and answers(bind):
                 print(f"volmig is on http://{bind}", flush=True)
                 unannounced = False
+            systemd.notify("WATCHDOG=1" if unannounced else "READY=1\nWATCHDOG=1")
             received = signal.sigtimedwait(SIGNALS, 0.2 if unannounced else 1)
     finally:
+        systemd.notify("STOPPING=1")
         stop(children)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -295,11 +329,13 @@ def compare_keys(said: set[str]) -> None:
 
 def answers(bind: str) -> bool:
     address = bind.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what was asked for
+    name = settings.ALLOWED_HOSTS[0].lstrip(".")  # another one is refused, with a traceback in the log
+    request = urllib.request.Request(f"http://{address}/healthz", headers={"Host": name})
     try:
-        with urllib.request.urlopen(f"http://{address}/healthz", timeout=1):
+        with urllib.request.urlopen(request, timeout=1):  # noqa: S310 - our own address
             return True
     except urllib.error.HTTPError:
-        return True  # it answers, if only that this name is not in VOLMIG_ALLOWED_HOSTS
+        return True  # it answers, if only that the database is away
     except OSError:
         return False
 

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("volmig", "0004_task_begun"),
+        ("volmig", "0005_keys"),
     ]
 
     operations = [
