@@ -151,6 +151,7 @@ class Journal:
     def learn_of(self, recalled: Mapping[str, Any], hypervisor: Any, lap: int) -> StepRun:
         """Enter an attempt that a hypervisor recalls and this journal lacks, or its end; with ledger and event.
 
+        The ledger keeps what a later attempt left, as where an undo has ended and the do before it is entered only now.
         Its times are those of the hypervisor's clock. Where no result was stored (lost, or recalled by an older
         hostctl) nobody knows when it ended: it is entered as ended when it began.
         """
@@ -169,21 +170,30 @@ class Journal:
         run.ended_at = None if run.result == "running" else max(run.started_at, ended)
         with transaction.atomic():
             run.save()
-            planned = self.planned.get(step)
-            if planned is not None and run.result != "refused":
+            planned, is_last = self.planned.get(step), not self._is_overtaken(run)
+            if planned is not None and is_last and run.result != "refused":
                 self._expect_from(planned, direction)
             if run.ended_at and planned is not None:
-                self._settle(run)
+                self._settle(run, is_last)
         return run
+
+    def _is_overtaken(self, run: StepRun) -> bool:
+        """Whether a later attempt at the same step is known to be done."""
+
+        def order(each: StepRun) -> tuple[int, int, bool, int]:
+            return each.lap, each.fence, each.direction == "undo", each.attempt
+
+        done = (each for each in self.rows if each is not run and (each.step, each.result) == (run.step, "done"))
+        return any(order(each) > order(run) for each in done)
 
     def _end(self, run: StepRun, answer: Answer) -> None:
         run.silent_since = None
         run.result, run.ended_at = answer.state, timezone.now()
         run.evidence, run.commands, run.error = answer.evidence, [*run.commands, *answer.commands], answer.error
 
-    def _settle(self, run: StepRun) -> None:
-        """What an ended step means for the ledger and the record."""
-        if run.result == "done":
+    def _settle(self, run: StepRun, is_last: bool = True) -> None:
+        """What an ended step means for the ledger, unless a later attempt has settled that, and for the record."""
+        if run.result == "done" and is_last:
             step = self.planned[run.step].step
             self._took_away(step, run) if run.direction == "undo" else self._made(step, run)
         Event.append(

@@ -17,13 +17,14 @@ from hosts.models import Hypervisor
 from hosts.remote.host import Unreachable
 from hosts.remote.hostctl import byhand
 from jobs import adopting
+from jobs.journal import Journal
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.work import reserve
 from tests.factories import a_job, admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import outside_the_database
 from tests.ticks import LONG_AGO, tick_now
-from tests.trust.test_restore_matrix import Wire, live_to
+from tests.trust.test_restore_matrix import Wire, begin_there, live_to
 from tests.typed import just_typed
 from volmig import incarnation
 from volmig.models import QueuedTask
@@ -230,6 +231,21 @@ def test_a_step_that_is_entered_ended_when_its_result_was_stored_and_never_befor
     adopt(swapped.job)
     run = swapped.job.runs.get(step="stop", direction="do")
     assert round((run.ended_at - run.started_at).total_seconds(), 1) == seconds
+
+
+@pytest.mark.parametrize("state", ["done", "lost"])
+def test_a_step_that_is_entered_after_its_undo_leaves_nothing_in_the_ledger(real_life, machines, monkeypatch, state):
+    """The undo had ended when the database was backed up, and how the step before it had ended was not known yet."""
+    life = begin_there(real_life, machines, "cancelled amid the copy")
+    assert live_to(life, ("status", "undone"), monkeypatch)
+    job = life.job
+    stage = job.runs.get(step="stage", direction="do")
+    stage.result, stage.ended_at = "running", None
+    stage.save()
+    recalled = {"step": "stage", "direction": "do", "attempt": 1, "state": state, "fence": stage.fence}
+    Journal(job, job.planned().steps).learn_of(recalled, job.relay, job.lap)
+    stage.refresh_from_db()
+    assert (stage.result, job.footprints.get(kind="stage").state) == (state, "gone")
 
 
 @pytest.fixture
