@@ -95,16 +95,23 @@ def check() -> State | None:
 
 
 def _compare() -> State | None:
-    row = Incarnation.objects.filter(pk=1).first()
-    kept = _read(FILE)
-    if row is None and kept is None:
-        row, kept = _first_start()
-    elif row is not None:
+    row, kept = _both()
+    if row is None or kept is None:
+        with _locked():  # another process may be in the middle of the first start
+            row, kept = _both()
+            if row is None and kept is None:
+                row, kept = _first_start()
+    if row is not None:
         _reconcile(row)
     if known := read_only():
         return known
     fault = _directory_fault(row, kept) or _behind(row)
     return enter_read_only(fault.found, fault.code) if fault else None
+
+
+def _both() -> tuple[Incarnation | None, dict[str, Any] | None]:
+    """What the database and the data directory say of whom they are of."""
+    return Incarnation.objects.filter(pk=1).first(), _read(FILE)
 
 
 def _first_start() -> tuple[Incarnation, dict[str, Any]]:

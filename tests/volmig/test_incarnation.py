@@ -4,10 +4,11 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from contextlib import contextmanager
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.urls import reverse
 
 from volmig import data, incarnation, sealed
@@ -45,6 +46,38 @@ def test_the_first_start_makes_a_name_for_database_and_directory(settings):
     kept = json.loads((settings.DATA / "incarnation").read_bytes())
     assert kept["name"] == Incarnation.objects.get().name == incarnation.name()
     assert incarnation.check() is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_check_in_the_middle_of_the_first_start_waits_for_its_end(settings, monkeypatch):
+    made, waits, found = threading.Event(), threading.Event(), []
+    belong_to, locked = incarnation.belong_to, incarnation._locked
+
+    def slowly(row):
+        made.set()
+        waits.wait(10)
+        return belong_to(row)
+
+    @contextmanager
+    def seen():
+        if made.is_set():
+            waits.set()
+        with locked():
+            yield
+
+    def check():
+        found.append(code())
+        connection.close()
+
+    monkeypatch.setattr(incarnation, "belong_to", slowly)
+    monkeypatch.setattr(incarnation, "_locked", seen)
+    processes = [threading.Thread(target=check) for _ in range(2)]
+    processes[0].start()
+    assert made.wait(10)
+    processes[1].start()
+    for each in processes:
+        each.join()
+    assert found == [None, None]
 
 
 def test_every_process_of_a_session_counts_on(began):
