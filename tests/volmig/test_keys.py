@@ -13,6 +13,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
 from volmig import data, environment, keys, sealed
+from volmig.backup import make
 from volmig.management.commands import up
 from volmig.models import Machine, RegisteredKey
 from volmig.record import signing
@@ -378,6 +379,19 @@ def test_every_key_can_be_a_file_that_volmig_only_reads(site, tmp_path, monkeypa
         signing.current()
     monkeypatch.setenv("VOLMIG_EVIDENCE_KEY_FILE", str(tmp_path / "new"))
     assert signing.current()
+
+
+def test_a_backup_has_keys_that_lie_elsewhere_also_where_links_lead_to_them(site, tmp_path, monkeypatch):
+    """As Kubernetes mounts them."""
+    site.start("a")
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "audit").write_text("k" * 64)
+    (tmp_path / "audit").symlink_to(tmp_path / "..data" / "audit")
+    monkeypatch.setenv("VOLMIG_AUDIT_KEY_FILE", str(tmp_path / "audit"))
+    make.copy_data(tmp_path / "backup")
+    assert (tmp_path / "backup" / "audit_key").read_text() == "k" * 64
+    assert make.unchanged(tmp_path / "backup")
+    assert set(files(tmp_path / "backup")) >= set(data.KEYS)
 
 
 def test_a_file_of_sealing_keys_is_rotated_by_whoever_keeps_it(site, tmp_path, monkeypatch):

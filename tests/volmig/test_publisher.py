@@ -209,6 +209,22 @@ def test_a_lease_of_before_the_clock_was_set_back_runs_out(machines):
     assert machines.published("b") == Event.objects.count()
 
 
+def test_a_directory_that_nobody_has_let_in_publishes_nothing(machines):
+    machines.turn("a")
+    machines.later(100)
+    machines.on("b")
+    (machines.root / "b" / "read_only").write_text('{"code": "directory-missing", "reason": "added lately"}')
+    machines.turn("b")
+    assert machines.published("b") == 0
+    (machines.root / "b" / "read_only").unlink()
+    machines.turn("b")
+    assert machines.published("b") == Event.objects.count()
+
+
+def test_no_task_publishes_for_tasks_run_on_any_machine(settings):
+    assert not [name for name in {*settings.TASKS, *settings.EVERY_MINUTE} if "publish" in name]
+
+
 def test_leaving_read_only_mode_begins_no_second_stream(machines):
     machines.turn("a")
     machines.on("b")

@@ -8,7 +8,7 @@ import threading
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 
-from volmig import database
+from volmig import database, incarnation
 from volmig.record import heads
 from volmig.record.models import Publisher
 
@@ -43,7 +43,13 @@ class Publishing:
                 pause = REST_SECONDS
 
     def turn(self) -> float:
-        """Publishes if this process has the lease; returns for how many seconds to pause."""
+        """Publishes if this process has the lease; returns for how many seconds to pause.
+
+        A data directory that nobody has let in (`manage.py adopt --join`) may be a copy, and takes nothing over.
+        """
+        state = incarnation.read_only()
+        if state and state.is_local:
+            return EVERY_SECONDS
         if not Publisher.take(self.owner, heads.this_file()[0], socket.gethostname()[:100], heads.this_file()[1]):
             return EVERY_SECONDS
         try:
