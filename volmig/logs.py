@@ -76,7 +76,7 @@ class Json(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -84,10 +84,10 @@ class Json(logging.Formatter):
             "part": os.environ.get("VOLMIG_PART", ""),
             "pid": record.process,
         }
-        told |= fields_of(record)
+        values |= fields_of(record)
         if trace := traceback_of(self, record):
-            told["traceback"] = shortened(trace)
-        return json.dumps(told, default=str)
+            values["traceback"] = shortened(trace)
+        return json.dumps(values, default=str)
 
 
 def shortened(text: str) -> str:

@@ -57,7 +57,7 @@ def values(name, before, value, minutes):
 def fires(rules: Path, alert, before, after, directory, minutes):
     """Whether the alert of this name fires when all is as in `after` for so many minutes.
 
-    `before` and `after` are what two scrapes told, by series; counters go evenly from the one to the other meanwhile.
+    `before` and `after` are two scrapes, by series; counters go evenly from the one to the other meanwhile.
     """
     series = [{"series": name, "values": values(name, before, value, minutes)} for name, value in after.items()]
     count = f'count(ALERTS{{alertname=~"{alert}",alertstate="firing"}}) or vector(0)'

@@ -35,7 +35,7 @@ def ago(seconds):
 
 
 def scrape():
-    """What /metrics tells now, by series."""
+    """What /metrics answers now, by series."""
     found = {'up{job="volmig"}': 1.0}
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         for sample in family.samples:
@@ -231,13 +231,13 @@ def expressions():
 
 
 def test_every_metric_that_rules_and_dashboard_name_is_told(calm):
-    told = set()
+    found = set()
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
-        told |= {f"{family.name}{suffix}" for suffix in suffixes}
+        found |= {f"{family.name}{suffix}" for suffix in suffixes}
     named = {name for text in expressions() for name in re.findall(r"\bvolmig_\w+", text)}
     assert len(named) > 30
-    assert named - told == set()
+    assert named - found == set()
 
 
 def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path):
@@ -255,8 +255,8 @@ def test_the_page_of_the_documentation_says_of_every_alert_what_to_do():
 
 def test_the_page_of_the_documentation_lists_every_metric(calm):
     page = (Path(settings.BASE_DIR) / "docs/monitoring.md").read_text()
-    told = list(text_string_to_metric_families(metrics.exposition().decode()))
-    names = [f"{family.name}_total" if family.type == "counter" else family.name for family in told]
+    found = list(text_string_to_metric_families(metrics.exposition().decode()))
+    names = [f"{family.name}_total" if family.type == "counter" else family.name for family in found]
     assert [name for name in names if f"`{name}`" not in page] == []
     listed = re.findall(r"^\| `(volmig_\w+)`", page, re.MULTILINE)
     assert sorted(listed) == sorted(names)

@@ -1,4 +1,4 @@
-"""/metrics: who may read it, that it tells the truth at a bounded cost, and that sums survive the processes."""
+"""/metrics: who may read it, that it is true at a bounded cost, and that sums survive the processes."""
 
 import json
 import multiprocessing
@@ -94,7 +94,7 @@ def test_a_client_that_sends_nothing_holds_nobody_up(served):
         assert "volmig_queue_tasks" in fetch(served)
 
 
-# What it tells
+# What it reports
 
 
 def test_no_label_grows_with_the_site(dana, sound, site):

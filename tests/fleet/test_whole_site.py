@@ -55,6 +55,6 @@ def test_every_process_sends_heartbeats_and_metrics_and_json_lines(up, monkeypat
     running.stop(signal.SIGTERM)
     assert beats(running.data) == {}, "an orderly end leaves nobody to be missed"
     lines = [line for line in running.log.read_text().splitlines() if line.startswith("{")]
-    told = [json.loads(line) for line in lines]
-    assert {"watcher", "web"} & {line["part"] for line in told}, running.log.read_text()
+    found = [json.loads(line) for line in lines]
+    assert {"watcher", "web"} & {line["part"] for line in found}, running.log.read_text()
     assert "Traceback" not in running.log.read_text()

@@ -66,10 +66,10 @@ def test_text_of_a_host_begins_no_line_and_moves_no_cursor(written, text, way):
                 raise ValueError("in between") from error
         except (RuntimeError, ValueError):
             logger.exception("A fault")
-    told = lines()
-    assert told.endswith("\n")
-    assert all(each.isprintable() for each in told.replace("\n", "")), "no control characters"
-    first, *rest = told.removesuffix("\n").split("\n")
+    found = lines()
+    assert found.endswith("\n")
+    assert all(each.isprintable() for each in found.replace("\n", "")), "no control characters"
+    first, *rest = found.removesuffix("\n").split("\n")
     assert re.match(r"\d{4}-|\{", first)
     assert all(line.startswith("  | ") for line in rest)
     assert not [line for line in rest if line.startswith(FORGED)]
@@ -78,11 +78,11 @@ def test_text_of_a_host_begins_no_line_and_moves_no_cursor(written, text, way):
 def test_a_json_line_is_one_object_with_what_it_is_about():
     record = logging.LogRecord("jobs.tick", logging.WARNING, __file__, 1, "It took %d s", (7,), None)
     with logs.about(migration=7, hypervisor="src"), logs.about(step="convert", direction="do", attempt=2):
-        told = json.loads(logs.Json().format(record))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", told.pop("time"))
-    assert isinstance(told.pop("pid"), int)
+        found = json.loads(logs.Json().format(record))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found.pop("time"))
+    assert isinstance(found.pop("pid"), int)
     about = {"migration": 7, "step": "convert", "direction": "do", "attempt": 2, "hypervisor": "src"}
-    assert told == {"level": "warning", "logger": "jobs.tick", "message": "It took 7 s", "part": "", **about}
+    assert found == {"level": "warning", "logger": "jobs.tick", "message": "It took 7 s", "part": "", **about}
     line = logs.Line().format(record)
     assert line.endswith(" WARNING jobs.tick: It took 7 s"), "what it is about ended with its block"
 
@@ -163,9 +163,9 @@ def test_a_fault_in_a_request_is_logged_under_its_id(client, db, monkeypatch):
         logging.getLogger("django.request"), "handle", lambda record: records.append(logs.Json().format(record))
     )
     client.get("/nothing-is-here-and-nobody-is-logged-in")
-    [told] = map(json.loads, records)
-    assert re.fullmatch(r"[0-9a-f]{16}", told["request"])
-    assert "Not Found" in told["message"]
+    [found] = map(json.loads, records)
+    assert re.fullmatch(r"[0-9a-f]{16}", found["request"])
+    assert "Not Found" in found["message"]
 
 
 # The whole process

@@ -52,7 +52,7 @@ def troubles() -> list[Trouble]:
     """What is wrong with volmig's own processes and machines; one query."""
     rows = list(Process.objects.with_age())
     found = machines(rows)
-    # Where the disk is full, heartbeats cannot be written into a database on it, and that is said already.
+    # Where the disk is full, heartbeats cannot be written into a database on it, and the full disk is listed.
     full = {each.machine for each in found if (each.kind, each.part) == ("disk", "full")}
     return [*missing(rows), *(each for each in late(rows) if each.machine not in full), *found]
 
@@ -109,15 +109,15 @@ def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None
     full = free < heart.FULL
     if not full and free >= min(LOW, LOW_SHARE * size):
         return None
-    said = "The disk of the data directory is full." if full else "The disk of the data directory is almost full."
+    sentence = "The disk of the data directory is full." if full else "The disk of the data directory is almost full."
     detail = f"{free // 1024**2} of {size // 1024**2} MiB are free."
-    return Trouble("disk", machine, "full" if full else "low", said, "Make space.", detail, full)
+    return Trouble("disk", machine, "full" if full else "low", sentence, "Make space.", detail, full)
 
 
 def wrong_clock(machine: str, skew: float) -> Trouble:
     way = "ahead of" if skew > 0 else "behind"
-    said = f"Its clock is {way} the database's."
-    return Trouble("clock", machine, way, said, "Synchronise it (NTP).", f"By {abs(skew):.1f} s.", True)
+    sentence = f"Its clock is {way} the database's."
+    return Trouble("clock", machine, way, sentence, "Synchronise it (NTP).", f"By {abs(skew):.1f} s.", True)
 
 
 def faults(group: str) -> list[str]:

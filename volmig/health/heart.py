@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 EVERY = 10.0  # seconds
 FULL = 16 * 1024 * 1024  # free bytes; with less, neither a key nor a head can be relied on to be written
 PATIENCE = 3.0  # seconds that the end of a process waits for a heartbeat that is being written
-SLOW = 2.0  # seconds that the database takes to tell its time, after which nothing is known of the skew
+SLOW = 2.0  # seconds that the database takes to answer with its time, after which nothing is known of the skew
 
 hearts: dict[tuple[int, str], "Heart"] = {}
 gauges: dict[str, Callable[[], float]] = {}
@@ -89,9 +89,9 @@ def skew() -> float | None:
     began = time.time()
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
-        told = cursor.fetchone()[0].timestamp()
+        theirs = cursor.fetchone()[0].timestamp()
     ended = time.time()
-    return round((began + ended) / 2 - told, 3) if ended - began < SLOW else None
+    return round((began + ended) / 2 - theirs, 3) if ended - began < SLOW else None
 
 
 class Heart(threading.Thread):

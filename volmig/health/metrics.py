@@ -1,4 +1,4 @@
-"""Figures for Prometheus, read from the database when they are asked for: each process can tell those of all.
+"""Figures for Prometheus, read from the database when they are asked for: each process can report those of all.
 
 The number of queries is the same whatever the database holds, and each is answered by an index or by a table of a few
 rows. Labels are statuses, queues, outcomes, parts and volmig's own machines; never a hypervisor or a migration.
@@ -75,8 +75,8 @@ def processes() -> Iterator[Metric]:
         wanted = [
             row for row in alive if figure in row.figures and (name != "watcher_turn_seconds" or row.part == "watcher")
         ]
-        told = grouped((((row.machine,), float(row.figures[figure])) for row in wanted), together)
-        yield gauge(name, about, told, ("machine",))
+        rows_by_machine = grouped((((row.machine,), float(row.figures[figure])) for row in wanted), together)
+        yield gauge(name, about, rows_by_machine, ("machine",))
 
 
 def grouped(rows: Rows, together: Callable[[list[float]], Any]) -> Rows:
@@ -208,7 +208,7 @@ def database() -> Iterator[Metric]:
         "database_connections_limit": "Connections that the database server allows.",
     }
     for name, about in abouts.items():
-        yield gauge(name, about, [((), value) for told, value in rows if told == name])
+        yield gauge(name, about, [((), value) for named, value in rows if named == name])
 
 
 def sums() -> Iterator[Metric]:
@@ -216,8 +216,8 @@ def sums() -> Iterator[Metric]:
     found: dict[str, dict[tuple[str, ...], dict[str, float]]] = {name: {} for name in SERIES}
     for name, labels, bound, value in Tally.objects.values_list("name", "labels", "bound", "value"):
         if name in SERIES:
-            told = json.loads(labels)
-            key = tuple(str(told.get(label, "")) for label in SERIES[name].labels)
+            values_of = json.loads(labels)
+            key = tuple(str(values_of.get(label, "")) for label in SERIES[name].labels)
             found[name].setdefault(key, {})[bound] = value
     for outcome in OUTCOMES:  # from the start, or the first failure would be no increase
         found["volmig_ssh_connects"].setdefault((outcome,), {"": 0.0})

@@ -1,4 +1,4 @@
-"""What processes count and time, summed up in the database: any web process can then tell the figures of all.
+"""What processes count and time, summed up in the database: any process can then report those of all.
 
 Processes come and go (workers are replaced every 200 tasks), so each adds what it counted to rows that stay. A process
 that is killed takes along what it counted in the last seconds.
@@ -58,13 +58,13 @@ os.register_at_fork(after_in_child=forked)
 
 def keys(name: str, labels: dict[str, str], seconds: float | None = None) -> dict[Key, float]:
     """What one observation adds to which rows."""
-    series, told = SERIES[name], json.dumps(labels, sort_keys=True)
+    series, text = SERIES[name], json.dumps(labels, sort_keys=True)
     if tuple(sorted(labels)) != series.labels:
         raise ValueError(f"{name} has the labels {series.labels}, not {sorted(labels)}")
     if seconds is None:
-        return {(name, told, ""): 1.0}
+        return {(name, text, ""): 1.0}
     bounds = [*(f"{bound:g}" for bound in series.bounds), "+Inf"]
-    return {(name, told, bounds[bisect_left(series.bounds, seconds)]): 1.0, (name, told, "sum"): seconds}
+    return {(name, text, bounds[bisect_left(series.bounds, seconds)]): 1.0, (name, text, "sum"): seconds}
 
 
 def count(name: str, **labels: str) -> None:

@@ -37,14 +37,14 @@ def readiness(request: HttpRequest) -> HttpResponse:
 def health(request: HttpRequest) -> HttpResponse:
     """As before there was readiness: 503 when this machine cannot serve; of watcher and workers only how silent."""
     reasons = ready.reasons()
-    told: dict[str, object] = {"database": "failed" if {ready.NO_ANSWER, ready.NO_WRITE} & {*reasons} else "ok"}
+    answer: dict[str, object] = {"database": "failed" if {ready.NO_ANSWER, ready.NO_WRITE} & {*reasons} else "ok"}
     if reasons:
-        return JsonResponse(told | {"reasons": reasons}, status=503)
+        return JsonResponse(answer | {"reasons": reasons}, status=503)
     try:
         seen = {"watcher": watcher(), "workers": workers(MIGRATIONS), "background": workers(BACKGROUND)}
     except DatabaseError:
         return JsonResponse({"database": "failed"}, status=503)
-    return JsonResponse(told | seen)
+    return JsonResponse(answer | seen)
 
 
 def watcher() -> dict[str, object]:
