@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")
 CLEAN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 # What a command that fetches something may need of this machine's environment: its proxies, certificates and indexes.
@@ -32,6 +33,9 @@ mount -t proc proc proc
 mount --bind proc/sys proc/sys && mount -o remount,bind,ro proc/sys
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
+# The checkout, which may lie under /tmp.
+mkdir -p ".$CHECKOUT"
+mount --bind "$CHECKOUT" ".$CHECKOUT" && mount -o remount,bind,ro ".$CHECKOUT"
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs tmpfs sys/fs/cgroup 2>/dev/null || true
 mount -t cgroup2 cgroup2 sys/fs/cgroup
@@ -152,7 +156,7 @@ def booted(folder: Path) -> Iterator[Machine]:
     with (folder / "boot.log").open("wb") as log:
         supervisor = subprocess.Popen(
             ["unshare", *flags, "sh", "-c", SET_UP, "set-up", str(folder)],
-            env={**os.environ, "MASKED": " ".join(MASKED)},
+            env={**os.environ, "MASKED": " ".join(MASKED), "CHECKOUT": str(CHECKOUT)},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=enter,
         )  # fmt: skip
     try:

@@ -10,14 +10,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.fleet.machine import NotHere, booted
-from tests.fleet.test_runbook import clone
+from tests.fleet.machine import NotHere
+from tests.fleet.test_runbook import bare
 from volmig import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,19 +153,14 @@ def test_secrets_are_made_once_for_whom_they_are(tmp_path):
 @pytest.fixture(scope="module")
 def image():
     """A machine on which the build's commands were carried out, with the compose file's secrets and database."""
-    folder = Path(tempfile.mkdtemp(prefix="volmig-machine-"))
     try:
-        with booted(folder) as machine:
-            machine.run(clone())
+        with bare() as machine:
             machine.run("ln -s /usr/bin/python3 /usr/local/bin/python; rm -rf /opt/volmig")
             build(machine)
             machine.run(DATABASE)
             yield machine
     except NotHere as why:
         pytest.skip(str(why))
-    finally:
-        (folder / "boot.log").unlink()
-        folder.rmdir()
 
 
 DATABASE = """

@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ RUNBOOK = ROOT / "docs/runbook.md"
 PASSWORD = "correct horse battery"
 SITE = "https://volmig.example.org"
 PARTS = ("volmig-web@8001", "volmig-web@8002", "volmig-workers", "volmig-watcher")
-NOT_RUN = "not run: "
+NOT_RUN, ELSEWHERE = "not run: ", "on a new machine"
 INSTALL = ("Install", "The first migration")
 AFTERWARDS = (
     "Back up",
@@ -67,7 +69,7 @@ class Operator:
         return printed
 
     def treat(self, block: blocks.Block) -> str:
-        if block.remark.startswith(NOT_RUN):
+        if block.remark.startswith((NOT_RUN, ELSEWHERE)):
             return ""
         if block.remark == "these packages are there":
             return self.machine.run(f"dpkg --status {' '.join(packages(block))} >/dev/null").stdout
@@ -86,7 +88,12 @@ class Operator:
         if block.remark == "after the hypervisors have it":
             self.machine.run("cd /etc/volmig/keys && key ssh_key.new.pub")
         if block.chapter == "Upgrade" and "install-release" in block.script:
-            self.machine.run("cd /root/volmig && git commit --quiet --allow-empty --message next")
+            self.machine.run("""
+                cd /root/volmig && git commit --quiet --allow-empty --message next
+                before=$(ls /opt)
+                ! PIP_NO_INDEX=1 ./packaging/systemd/install-release
+                [ "$(ls /opt)" = "$before" ] || { echo "an installation that failed left something"; exit 1; }
+            """)
         if "register" not in block.script and "/api/client" in block.script:
             for name, verb in {"ada": "administer", "olga": "submit", "pavel": "approve"}.items():
                 self.token(name, verb)
@@ -186,19 +193,26 @@ def packages(block: blocks.Block) -> list[str]:
     return [word for word in re.search(r"apt-get install (.+)", block.script)[1].split() if not word.startswith("-")]
 
 
-@pytest.fixture(scope="module")
-def operator() -> Iterator[Operator]:
+@contextmanager
+def bare() -> Iterator[Machine]:
+    """A machine with only Debian and a clone of the repository."""
     folder = Path(tempfile.mkdtemp(prefix="volmig-machine-"))
     try:
         with booted(folder) as machine:
             machine.run("echo 127.0.0.1 volmig.example.org >>/etc/hosts")
             machine.run(clone())
+            yield machine
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def operator() -> Iterator[Operator]:
+    try:
+        with bare() as machine:
             yield Operator(machine)
     except NotHere as why:
         pytest.skip(str(why))
-    finally:
-        (folder / "boot.log").unlink()
-        folder.rmdir()
 
 
 def clone() -> str:
@@ -231,11 +245,33 @@ def test_the_runbook_leads_from_the_repository_to_a_first_migration_and_through_
             operator.carry_out(chapter)
             machine.until(operator.is_well, f"volmig is well after {chapter}")
         assert "The audit log is whole" in machine.run("volmig-manage verify_audit").stdout
+        replace_lost(machine)
+
+
+def replace_lost(lost: Machine) -> None:
+    """Another machine takes the place of this one, from its newest backup."""
+    newest = lost.run("ls -t /srv/backup/volmig-*.tar.gz | head -1").stdout.strip()
+    backup = Path(f"/proc/{lost.init}/root{newest}").read_bytes()
+    lost.run("systemctl stop volmig.target nginx")
+    left_out = ("ssh-keygen", "volmig-migrate", "volmig.target volmig-web", "/etc/ssl/volmig", "nginx -t")
+    with bare() as machine:
+        Path(f"/proc/{machine.init}/root/root/volmig-backup.tar.gz").write_bytes(backup)
+        another = Operator(machine)
+        for block in blocks.of(RUNBOOK):
+            if block.chapter == "Install" and not any(word in block.script for word in left_out):
+                another.block(block)
+        [restored] = [each for each in blocks.of(RUNBOOK) if each.remark == ELSEWHERE]
+        printed = machine.run(restored.script).stdout
+        assert "The audit log is whole" in printed
+        assert "volmig is read-only since" in printed
+        machine.run(f"systemctl is-active {' '.join(PARTS)}")
+        count = "cd / && runuser -u postgres -- psql -d volmig -Atc 'SELECT count(*) FROM jobs_job'"
+        assert machine.run(count).stdout.strip() == "2"
 
 
 def test_every_block_of_the_runbook_is_carried_out_or_says_why_not():
     found = blocks.of(RUNBOOK)
     not_run = [str(each) for each in found if each.remark.startswith(NOT_RUN)]
-    assert {each.chapter for each in found} == {*INSTALL, *AFTERWARDS, "Add a machine"}
+    assert {each.chapter for each in found} == {*INSTALL, *AFTERWARDS, "Add a machine", "Lose a machine"}
     assert [name.partition(":")[0] for name in not_run] == ["Add a machine"]
     assert len(found) == RUNBOOK.read_text().count("```sh\n"), "a block was overlooked"
