@@ -36,6 +36,8 @@ from hosts.remote.phrases import phrase
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 10
+LOGINS = 4  # at a time to one bastion: sshd drops connections when ten have not logged in yet (its MaxStartups)
+TURN_SECONDS = 20  # that a login waits for its turn there
 ANSWER_CAP = 4 * 1024 * 1024
 LINE_CAP = 64 * 1024
 STDERR_KEPT = 4096
@@ -65,6 +67,10 @@ ANSWER_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+logins: dict[tuple[str, int], threading.BoundedSemaphore] = {}  # turns, by the address of the bastion
+logins_lock = threading.Lock()
+
+
 def public_text(key: paramiko.PKey) -> str:
     return f"{key.get_name()} {key.get_base64()}"
 
@@ -86,7 +92,7 @@ def dial(host: str, port: int) -> socket.socket:
 
 def connect(address: Address) -> "SSHHost":
     """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried."""
-    bastion = connect(address.bastion) if address.bastion else None
+    bastion = connect_bastion(address.bastion) if address.bastion else None
     client = paramiko.SSHClient()
     try:
         with told_plainly(f"log in to {address}"):
@@ -99,6 +105,19 @@ def connect(address: Address) -> "SSHHost":
             bastion.close()
         raise
     return SSHHost(address, client, bastion)
+
+
+def connect_bastion(address: Address) -> "SSHHost":
+    """The same for one that many hypervisors are behind: a few threads of this process log in there at a time."""
+    with logins_lock:
+        turn = logins.setdefault((address.host, address.port), threading.BoundedSemaphore(LOGINS))
+    if not turn.acquire(timeout=TURN_SECONDS):
+        found = f"{LOGINS} other logins have been under way there for {TURN_SECONDS} s"
+        raise Unreachable(f"log in to {address}", found, "Retrying automatically.")
+    try:
+        return connect(address)
+    finally:
+        turn.release()
 
 
 def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | None) -> None:
