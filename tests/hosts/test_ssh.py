@@ -399,6 +399,7 @@ def behind(monkeypatch):
 
     found = Bastion()
     monkeypatch.setattr(ssh, "enter", found.enter)
+    monkeypatch.setattr(ssh, "dial", lambda *_: None)
     monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: None)
     monkeypatch.setattr(ssh, "logins", {})
     return found
