@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.remote.host import Access, HostError
+from hosts.rows import keep, write
 from volmig import keys, sealed
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, sees_all
@@ -158,20 +159,13 @@ class Cloud(models.Model):
     def record_computes(self, hypervisors: list[dict[str, Any]], services: list[dict[str, Any]]) -> None:
         """Takes over Nova's computes; rows of what is gone are deleted."""
         now, by_host = timezone.now(), {str(row.get("host")): row for row in services}
-        rows = [compute_row(row, by_host, now) for row in hypervisors]
-        known = {row["name"]: row for row in rows}
-        for name, row in known.items():
-            self.computes.update_or_create(name=name, defaults=row)
-        self.computes.exclude(name__in=known).delete()
+        found = [Compute(cloud=self, **compute_row(row, by_host, now)) for row in hypervisors]
+        keep(self.computes.all(), found, ("cloud", "name"), now)
 
     @transaction.atomic
     def record_servers(self, rows: list[dict[str, Any]]) -> None:
         """Takes over one page of instances."""
-        made = [Server(cloud=self, **row) for row in rows]
-        updated = [name for name in (rows[0] if rows else {}) if name != "uuid"]
-        Server.objects.bulk_create(
-            made, update_conflicts=True, unique_fields=["cloud", "uuid"], update_fields=updated, batch_size=200
-        )
+        write([Server(cloud=self, **row) for row in rows], ("cloud", "uuid"))
 
     def matched(self) -> dict[int, list["Compute"]]:
         """Which computes each of its hypervisors is, by the hypervisor's key: exactly one when all is well."""

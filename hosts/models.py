@@ -2,8 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from ipaddress import ip_network
 from operator import itemgetter
@@ -14,7 +13,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Count, F, Min, OuterRef, Prefetch, ProtectedError, Q, Subquery, Sum
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, Subquery, Sum
 from django.utils import timezone
 from django.utils.functional import cached_property
 
@@ -22,10 +21,12 @@ from hosts.clouds import Cloud as Cloud
 from hosts.clouds import Compute as Compute
 from hosts.clouds import Server as Server
 from hosts.clouds import difference as difference
+from hosts.network import Member, Networks, Site
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from hosts.remote.hostctl import pack
 from hosts.remote.hostctl.policy import fingerprint
+from hosts.rows import keep, write
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet
@@ -36,13 +37,13 @@ from volmig.queue import ask
 from volmig.record.models import Event
 from volmig.refused import Sentence
 
-NFS_PORTS = (111, 2049, 20048)
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
 # What people tell volmig about a hypervisor, beside its name; everything else is found out.
 REGISTRATION = ("address", "port", "user", "shipped", "bastion", "cloud", "nova_host", "team", "rate_limit")
 WAY = {"address", "port", "bastion"}  # another one of these may lead to another machine
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 INSTANCE_DISK = rf"({UUID})_(disk(?:\.\w+)?)"  # how Nova names a volume
+ANSWERED = ("open", "refused")  # states of a port with nothing in between; a migration starts the NFS server
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
 
 
@@ -118,7 +119,26 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return rows.filter(bastion__in=Hypervisor.objects.at(address.bastion))
 
     def stale(self, before: dt.datetime) -> Self:
-        return self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before) | Q(tried_at__gt=ahead()))
+        """Those that were not tried since; longest ago first."""
+        rows = self.reachable().filter(Q(tried_at=None) | Q(tried_at__lt=before) | Q(tried_at__gt=ahead()))
+        return rows.order_by(F("tried_at").asc(nulls_first=True))
+
+    def take_stale(self, before: dt.datetime) -> "Hypervisor | None":
+        """One that was not tried since, for the caller alone: it counts as tried now. None when there is none."""
+        while found := self.stale(before).select_related("bastion").first():
+            now = timezone.now()
+            if self.filter(pk=found.pk, tried_at=found.tried_at).update(tried_at=now):
+                found.tried_at = now
+                return found
+        return None
+
+    def late(self) -> Self:
+        """Those that no worker has tried to refresh for two periods, though it may: workers do not keep up.
+
+        Whether a hypervisor answers is another matter.
+        """
+        before = timezone.now() - dt.timedelta(seconds=2 * settings.REFRESH_SECONDS + 60)
+        return self.reachable().filter(Q(tried_at__lt=before) | Q(tried_at=None, pinned_at__lt=before))
 
     def unscanned(self, before: dt.datetime) -> Self:
         """Those that were not asked for leftovers since; longest ago first."""
@@ -162,6 +182,7 @@ class Hypervisor(models.Model):
     tried_at = models.DateTimeField(null=True, blank=True)
     last_error = models.TextField(blank=True)
     clock_off = models.FloatField(default=0)  # by how many seconds its clock was ahead of ours when it was last seen
+    reach_error = models.TextField(blank=True)  # why not all was probed that was to be, as sentences
     hostctl_hash = models.CharField(max_length=64, blank=True)
     hostctl_versions = models.JSONField(default=list, blank=True)
     seal_generation = models.PositiveIntegerField(default=1)
@@ -345,50 +366,116 @@ class Hypervisor(models.Model):
 
     @transaction.atomic
     def record_inventory(self, inventory: dict[str, Any]) -> None:
-        """Takes over what the inventory verb answered; rows of what is gone are deleted."""
+        """Stores what the inventory verb answered; rows of what is gone are deleted."""
         now = timezone.now()
         facts = {name: value for name, value in inventory.items() if name not in LISTS}
         self.put(facts=facts, seen_at=now, last_error="")
-        keep(
-            self.data_addresses,
-            ("address",),
-            [
-                {"address": row["address"], "prefix": row["prefix"], "interface": row["interface"], "seen_at": now}
-                for row in inventory["addresses"]
-            ],
-        )
+        addresses = [
+            DataAddress(
+                hypervisor=self,
+                address=row["address"],
+                prefix=row["prefix"],
+                interface=row["interface"],
+                seen_at=now,
+            )
+            for row in inventory["addresses"]
+        ]
+        keep(self.data_addresses.all(), addresses, ("hypervisor", "address"), now)
         self.record_volumes(inventory, now)
         self.record_mounts(inventory["mounts"], now)
         self.record_instances(inventory["domains"], now)
 
     def record_volumes(self, inventory: dict[str, Any], now: dt.datetime) -> None:
         names = ("name", "uuid", "size", "free", "extent_size")
-        groups = [{name: row[name] for name in names} | {"seen_at": now} for row in inventory["volume_groups"]]
-        for group in keep(self.volume_groups, ("name",), groups):
-            mine = [row for row in inventory["logical_volumes"] if row["vg"] == group.name]
-            keep(group.logical_volumes, ("uuid",), [volume_row(row, now) for row in mine])
+        found = [
+            VolumeGroup(hypervisor=self, seen_at=now, **{name: row[name] for name in names})
+            for row in inventory["volume_groups"]
+        ]
+        groups = {group.name: group for group in keep(self.volume_groups.all(), found, ("hypervisor", "name"), now)}
+        volumes = [
+            LogicalVolume(volume_group=groups[row["vg"]], **volume_row(row, now))
+            for row in inventory["logical_volumes"]
+            if row["vg"] in groups
+        ]
+        known = LogicalVolume.objects.filter(volume_group__hypervisor=self)
+        keep(known, volumes, ("volume_group", "uuid"), now)
 
     def record_mounts(self, mounts: list[dict[str, Any]], now: dt.datetime) -> None:
-        rows = []
-        for row in mounts:
-            if row["target"].startswith(OWN_MOUNTS):
-                continue
-            share, _ = Share.objects.get_or_create(source=row["source"])
-            figures = {"size": row["size"], "free": row["free"], "options": row["options"], "seen_at": now}
-            rows.append({"share": share, "path": row["target"], **figures})
-        keep(self.mounts, ("path",), rows)
-        for share in Share.objects.filter(mounts=None):
-            with suppress(ProtectedError):  # a migration's ledger still names it
-                share.delete()
+        seen = [row for row in mounts if not row["target"].startswith(OWN_MOUNTS)]
+        shares = Share.objects.known_as({row["source"] for row in seen})
+        found = [
+            Mount(
+                hypervisor=self,
+                share=shares[row["source"]],
+                path=row["target"],
+                seen_at=now,
+                **{name: row[name] for name in ("size", "free", "options")},
+            )
+            for row in seen
+        ]
+        keep(self.mounts.all(), found, ("hypervisor", "path"), now)
+        Share.objects.filter(mounts=None, footprints=None).delete()
 
     def record_instances(self, domains: list[dict[str, Any]], now: dt.datetime) -> None:
         paths = [PurePosixPath(path) for path in self.mounts.values_list("path", flat=True)]
-        rows = [
-            {"uuid": row["uuid"], "name": row["name"], "state": row["state"], "seen_at": now}
-            | {"disks": [disk_row(disk) for disk in row["disks"] if lies_under(disk["source"], paths)]}
+        found = [
+            Instance(
+                hypervisor=self,
+                disks=[disk_row(disk) for disk in row["disks"] if lies_under(disk["source"], paths)],
+                seen_at=now,
+                **{name: row[name] for name in ("uuid", "name", "state")},
+            )
             for row in domains
         ]
-        keep(self.instances, ("uuid",), rows)
+        keep(self.instances.all(), found, ("hypervisor", "uuid"), now)
+
+    def relays_used(self) -> list[int]:
+        """The relays of its migrations as a source, the one of the newest first."""
+        used = self.jobs_from.order_by().values("relay").annotate(last=Max("pk"))  # migrations, which stand above
+        return list(used.order_by("-last").values_list("relay", flat=True))
+
+    @transaction.atomic
+    def record_reach(self, results: list[dict[str, Any]], addresses: Collection[str], error: str) -> None:
+        """Stores what was found out about these addresses; what was known of others is deleted.
+
+        What was to be probed and was not stays as it was last seen, and `error` says why.
+        """
+        now = timezone.now()
+        names = ("address", "port", "state")
+        found = [Reach(hypervisor=self, seen_at=now, **{name: row[name] for name in names}) for row in results]
+        write(found, ("hypervisor", "address", "port"))
+        self.reaches.exclude(address__in=addresses).delete()
+        self.put(reach_error=error)
+
+
+def networks() -> Networks:
+    """The data addresses of all hypervisors that are not retired."""
+    rows = DataAddress.objects.filter(hypervisor__retired_at=None)
+    return Networks(rows.values_list("hypervisor_id", "address", "prefix"))
+
+
+def site() -> Site:
+    """Everything by which pairs are decided, in two queries."""
+    there = OuterRef("pk")
+    rows = Hypervisor.objects.active().annotate(
+        volumes=Exists(VolumeGroup.objects.filter(hypervisor=there)),
+        shares=Exists(Mount.objects.filter(hypervisor=there)),
+    )
+    allowed = "facts__policy__policy__roles"
+    found = rows.order_by().values_list(
+        "pk", "name", "address", "quarantined_at", "host_key", "volumes", "shares", allowed
+    )
+    return Site([member(*row) for row in found], networks())
+
+
+def member(
+    key: int, name: str, management: str, quarantined: Any, pinned: str, volumes: bool, shares: bool, allowed: Any
+) -> Member:
+    """A hypervisor as pairs are decided; `allowed` are the roles of its policy, or None where none is in force."""
+    fit = {"source": volumes, "relay": volumes and shares}
+    roles = {role for role, holds in fit.items() if holds and (not isinstance(allowed, list) or role in allowed)}
+    closed = "in quarantine" if quarantined else "" if pinned else "not pinned yet"
+    return Member(key, name, management, frozenset(roles), closed)
 
 
 def volume_row(row: dict[str, Any], now: dt.datetime) -> dict[str, Any]:
@@ -402,16 +489,6 @@ def disk_row(disk: dict[str, Any]) -> dict[str, Any]:
 
 def lies_under(source: str | None, paths: list[PurePosixPath]) -> bool:
     return bool(source) and any(PurePosixPath(str(source)).is_relative_to(path) for path in paths)
-
-
-def keep(manager: Any, identity: tuple[str, ...], rows: list[dict[str, Any]]) -> list[Any]:
-    """Makes the related rows equal to `rows`: updates by identity, so that keys stay, and deletes what is gone."""
-    kept = []
-    for row in rows:
-        known = {name: row[name] for name in identity}
-        kept.append(manager.update_or_create(**known, defaults=row)[0])
-    manager.exclude(pk__in=[each.pk for each in kept]).delete()
-    return kept
 
 
 class Scan(models.Model):
@@ -601,6 +678,15 @@ class LogicalVolume(models.Model):
 
 
 class ShareQuerySet(models.QuerySet["Share"]):
+    def known_as(self, sources: set[str]) -> dict[str, "Share"]:
+        """The shares with these sources, by source; those that are new are added."""
+        known = {share.source: share for share in self.filter(source__in=sources)}
+        if missing := sorted(sources - known.keys()):
+            # Another hypervisor's refresh may add the same one meanwhile.
+            self.bulk_create([Share(source=source) for source in missing], ignore_conflicts=True)
+            known |= {share.source: share for share in self.filter(source__in=missing)}
+        return known
+
     def visible_to(self, user: Any) -> Self:
         """Those that a hypervisor of the person's mounts."""
         return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user).active()).values("share"))
@@ -713,21 +799,14 @@ def names_of(uuids: set[str]) -> dict[str, str]:
     return seen | dict(Server.objects.filter(uuid__in=uuids).values_list("uuid", "name"))
 
 
-class ReachQuerySet(models.QuerySet["Reach"]):
-    def open(self) -> Self:
-        return self.filter(state="open")
-
-
 class Reach(models.Model):
-    """Whether this hypervisor reaches a data address of another one on a port."""
+    """Whether this hypervisor, as a source, reaches a relay's data address on a port, when it was last probed."""
 
     hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="reaches")
     address = models.GenericIPAddressField()
     port = models.PositiveIntegerField()
     state = models.CharField(max_length=20)
     seen_at = models.DateTimeField()
-
-    objects = ReachQuerySet.as_manager()
 
     class Meta:
         ordering = ["address", "port"]

@@ -5,75 +5,122 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from django.conf import settings
-from django.db.models import F
 from django.utils import timezone
 
-from hosts.models import NFS_PORTS, WAY, Cloud, DataAddress, Hypervisor, Scan, keep
+from hosts.models import WAY, Cloud, Hypervisor, Scan, site
 from hosts.remote import hostctl, instances, nova, ssh
-from hosts.remote.host import Answer, Denied, Garbled, Host, HostctlDiffers, HostError, HostKeyChanged, Request, skew
+from hosts.remote.host import (
+    Answer,
+    Denied,
+    Garbled,
+    Host,
+    HostctlDiffers,
+    HostError,
+    HostKeyChanged,
+    Request,
+    Unreachable,
+    skew,
+)
+from hosts.remote.hostctl.facts import RELAY_PORTS
 from hosts.remote.hostctl.policy import objections, reported
+from hosts.remote.hostctl.request import TARGETS_CAP
 from hosts.remote.phrases import phrase
+from hosts.visits import Visit, alone, together
 from volmig import incarnation
 from volmig.queue import later
 
 INVENTORY_SECONDS = 60
 LEFTOVERS_SECONDS = 60
+SHARE = 50  # hypervisors that one task refreshes at most
+AT_ONCE = 16  # of them, at a time
+TURN_OF_VISITS = 25.0  # seconds after which such a task begins no more of them
+VISIT_SECONDS = 60.0  # that one of them may take, so that no task comes to its limit
+PROBE_SECONDS = 30.0  # of these, for the ports of relays
+PORT_STATES = frozenset({"open", "refused", "filtered", "unreachable"})  # of a port that was probed
 OUTSIDE_POLICY = "not allowed"  # the state of a port that the hypervisor's own policy does not let it try
+OUT_OF_TIME = "There was no time left for them."
 PAGE = 500  # instances that are asked for at once
 TURN = 15.0  # seconds of reading pages after which the next task goes on
 LONGEST_ROUND = dt.timedelta(minutes=15)  # a reading that has taken longer was lost, and begins anew
 
 
 def refresh_stale() -> None:
-    """Task, once a minute: queues a refresh of the hypervisors whose figures are older than VOLMIG_REFRESH_SECONDS.
+    """Task, once a minute: queues refreshes, so that no figures get older than VOLMIG_REFRESH_SECONDS.
 
-    Only as many as keep all of them fresh in turn: workers that look around do not move migrations.
+    Which ones is decided by the workers that do it: what is still queued is not queued again, and no hypervisor counts
+    as tried before it is. At most twice as many as keep all of them fresh, so that a minute that was lost is made up.
     """
-    now = timezone.now()
-    before = now - dt.timedelta(seconds=settings.REFRESH_SECONDS)
-    share = math.ceil(Hypervisor.objects.reachable().count() * 60 / settings.REFRESH_SECONDS)
-    stale = Hypervisor.objects.stale(before).order_by(F("tried_at").asc(nulls_first=True))
-    for pk in stale.values_list("pk", flat=True)[:share]:
-        later("hosts.tasks.refresh", pk)
-        Hypervisor.objects.filter(pk=pk).update(tried_at=now)  # or busy workers would find it queued again next minute
+    due = Hypervisor.objects.stale(outdated()).count()
+    steady = math.ceil(Hypervisor.objects.reachable().count() * 60 / settings.REFRESH_SECONDS)
+    for number in range(math.ceil(min(due, 2 * steady) / SHARE)):
+        later("hosts.tasks.refresh_due", number)
+
+
+def refresh_due(_number: int = 0) -> None:
+    """Task: refreshes up to SHARE hypervisors that are due, several at a time; the longest untried first.
+
+    The number only tells apart what several workers do at the same time.
+    """
+    due = iter(partial(Hypervisor.objects.take_stale, outdated()), None)
+    together((visit(hypervisor) for hypervisor in islice(due, SHARE)), AT_ONCE, TURN_OF_VISITS)
+
+
+def outdated() -> dt.datetime:
+    """Whoever was last tried before this is due: its figures would be too old before the next minute's refreshes."""
+    return timezone.now() - dt.timedelta(seconds=settings.REFRESH_SECONDS - min(60, settings.REFRESH_SECONDS / 2))
 
 
 def refresh(hypervisor_id: int) -> None:
-    """Task: looks at one hypervisor; what went wrong is kept as its last error."""
+    """Task: refreshes one hypervisor, because somebody asked for it; what went wrong is kept as its last error."""
     hypervisor = Hypervisor.objects.reachable().filter(pk=hypervisor_id).first()
-    if hypervisor is None:
-        return
-    hypervisor.put(tried_at=timezone.now())
-    try:
-        with ssh.connect(hypervisor.remote()) as host:
-            look(hypervisor, host)
-    except HostError as error:
-        note(hypervisor, error)
+    if hypervisor is not None:
+        hypervisor.put(tried_at=timezone.now())
+        alone(visit(hypervisor))
 
 
-def look(hypervisor: Hypervisor, host: Host) -> None:
+def visit(hypervisor: Hypervisor) -> Visit:
     """Hello proves the way and the program, the inventory is what is there, reach is whom it can talk to.
 
     First who owns it: that is to be known of one whose tools fail, too.
     """
-    compare_owner(hypervisor, asked(host, Request("status", job=NOBODY)).get("owner"))
-    began = time.time()
-    hello = asked(host, Request("hello"))
-    off, versions = skew(hello.get("time"), began, time.time()), hello.get("versions")
-    versions = [str(each) for each in versions] if isinstance(versions, list) else []
-    hypervisor.put(
-        hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()], clock_off=off
-    )
-    policy = asked(host, Request("policy"))
-    inventory = asked(host, Request("inventory"), INVENTORY_SECONDS)
+    until = time.monotonic() + VISIT_SECONDS
     try:
-        hypervisor.record_inventory(inventory | {"policy": policy})
+        with (yield partial(ssh.connect, hypervisor.remote())) as host:
+            status = yield partial(asked, host, Request("status", job=NOBODY), left(until))
+            compare_owner(hypervisor, status.get("owner"))
+            began = time.time()
+            hello = yield partial(asked, host, Request("hello"), left(until))
+            hypervisor.put(clock_off=skew(hello.get("time"), began, time.time()))
+            record_version(hypervisor, hello.get("versions"))
+            policy = yield partial(asked, host, Request("policy"), left(until))
+            inventory = yield partial(asked, host, Request("inventory"), left(until, INVENTORY_SECONDS))
+            record_inventory(hypervisor, inventory | {"policy": policy})
+            yield from probe(hypervisor, host, until)
+    except HostError as error:
+        note(hypervisor, error)
+
+
+def left(until: float, most: float = 20) -> float:
+    """The seconds that a call may take within a visit that is to end then."""
+    return max(1.0, min(most, until - time.monotonic()))
+
+
+def record_version(hypervisor: Hypervisor, versions: Any) -> None:
+    versions = [str(each) for each in versions] if isinstance(versions, list) else []
+    hypervisor.put(hostctl_hash=hostctl.source_hash(), hostctl_versions=versions or [hostctl.source_hash()])
+
+
+def record_inventory(hypervisor: Hypervisor, inventory: dict[str, Any]) -> None:
+    """Raises Garbled when it is not as agreed."""
+    try:
+        hypervisor.record_inventory(inventory)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Garbled(f"read the inventory of {hypervisor}", f"a field is missing or malformed ({error})") from error
-    look_around(hypervisor, host)
 
 
 def compare_owner(hypervisor: Hypervisor, owner: Any) -> None:
@@ -116,16 +163,31 @@ def scan(hypervisor_id: int) -> None:
         Scan.objects.filter(pk=kept.pk).update(error=str(error))
 
 
-def look_around(hypervisor: Hypervisor, host: Host) -> None:
-    others = DataAddress.objects.filter(hypervisor__in=Hypervisor.objects.active()).exclude(hypervisor=hypervisor)
-    addresses = sorted(set(others.values_list("address", flat=True)))
-    targets = [{"address": address, "port": port} for address in addresses for port in NFS_PORTS]
+def probe(hypervisor: Hypervisor, host: Host, until: float) -> Visit:
+    """Which relays it reaches, as a source, on the address that a migration would use.
+
+    In batches of what hostctl takes at once, and no longer than PROBE_SECONDS. What goes wrong here is kept as the
+    error of the probing: a hypervisor that cannot be probed is not at fault, and one batch does not lose the others.
+    """
+    until = min(until, time.monotonic() + PROBE_SECONDS)
+    addresses = set(site().relays_of(hypervisor.pk, hypervisor.relays_used()).values())
+    targets = [{"address": address, "port": port} for address in sorted(addresses) for port in RELAY_PORTS]
     allowed, outside = by_policy(hypervisor, targets)
-    results = asked(host, Request("reach", {"targets": allowed}), 30)["results"] if allowed else []
+    waiting, results, errors = batches(allowed), [], []
+    while waiting and time.monotonic() < until:
+        batch = waiting.pop(0)
+        try:
+            answer = yield partial(asked, host, Request("reach", {"targets": batch}), left(until))
+            results += understood(hypervisor, batch, answer)
+        except HostError as error:
+            errors.append(str(error))
+            if isinstance(error, Unreachable):  # the connection is gone
+                break
+    missing = len(allowed) - len(results)
+    why = " ".join(dict.fromkeys(errors)) or OUT_OF_TIME
+    said = f"{missing} of {len(targets)} ports were not probed. {why}" if missing else ""
     results += [target | {"state": OUTSIDE_POLICY} for target in outside]
-    now = timezone.now()
-    rows = [{"address": row["address"], "port": row["port"], "state": row["state"], "seen_at": now} for row in results]
-    keep(hypervisor.reaches, ("address", "port"), rows)
+    hypervisor.record_reach(results, addresses, said)
 
 
 def by_policy(
@@ -133,8 +195,27 @@ def by_policy(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Those that the hypervisor's policy lets it be asked to reach, and the others, which it would refuse."""
     rules = reported(hypervisor.facts.get("policy"))
-    outside = [target for target in targets if objections(rules, "reach", {"targets": [target]}, reads=True)]
-    return [target for target in targets if target not in outside], outside
+    allowed: list[dict[str, Any]] = []
+    outside: list[dict[str, Any]] = []
+    for target in targets:
+        (outside if objections(rules, "reach", {"targets": [target]}, reads=True) else allowed).append(target)
+    return allowed, outside
+
+
+def batches(targets: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """In as many as hostctl takes in one request."""
+    return [targets[first : first + TARGETS_CAP] for first in range(0, len(targets), TARGETS_CAP)]
+
+
+def understood(hypervisor: Hypervisor, batch: list[dict[str, Any]], answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found of these targets, and of no others; raises Garbled when that is not as agreed."""
+    try:
+        found = {(row["address"], row["port"]): row["state"] for row in answer["results"]}
+        states = [(target, found.get((target["address"], target["port"]))) for target in batch]
+        return [target | {"state": state} for target, state in states if state in PORT_STATES]
+    except (KeyError, TypeError) as error:
+        said = f"a field is missing or malformed ({error})"
+        raise Garbled(f"read what {hypervisor} reaches", said) from error
 
 
 def asked(host: Host, request: Request, timeout: float = 20) -> dict[str, Any]:

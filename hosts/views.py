@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
-from django.db.models import Prefetch
+from django.db.models import Count, Min, Prefetch, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -15,19 +15,23 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from hosts.clouds import FOUND
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
 from hosts.models import (
-    NFS_PORTS,
+    ANSWERED,
     Cloud,
     DataAddress,
     Hypervisor,
     Instance,
     LogicalVolume,
+    Reach,
     Server,
     Share,
     VolumeGroup,
+    site,
 )
+from hosts.network import RELAYS
 from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
 from hosts.remote.hostctl import pack
+from hosts.remote.hostctl.facts import RELAY_PORTS
 from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
@@ -37,6 +41,7 @@ from volmig.refused import Refused
 
 HostView = Callable[[HttpRequest, Hypervisor], HttpResponse]
 PkView = Callable[[HttpRequest, int], HttpResponse]
+MATRIX = 24  # hypervisors, and addresses, of which each pair is shown
 PARTS = {"state": "hosts/_state.html", "policy": "hosts/_policy.html", "seen": "hosts/_seen.html"}
 SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open": "-is_open", "uuid": "uuid"}
 
@@ -46,10 +51,13 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
-    seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances", "reaches"))
+    seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances"))
+    late = Hypervisor.objects.visible_to(request.user).late()
     context = {
         "hypervisors": seen,
-        "matrix": matrix(seen),
+        "reachability": reachability(seen),
+        "late": late.aggregate(count=Count("pk"), oldest=Min("tried_at")),
+        "refresh_seconds": settings.REFRESH_SECONDS,
         "shares": Share.objects.visible_to(request.user).with_figures(request.user),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
@@ -58,22 +66,48 @@ def overview(request: HttpRequest) -> HttpResponse:
     return render(request, "hosts/list.html", context)
 
 
-def matrix(hypervisors: list[Hypervisor]) -> dict[str, Any]:
-    """Who reaches which data address: a row for each hypervisor, a cell for each address, with each port's state."""
-    owners = DataAddress.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
-    columns = list(owners.order_by("hypervisor__name", "address"))
-    rows = []
+def reachability(hypervisors: list[Hypervisor]) -> dict[str, Any]:
+    """Who reaches which data address: each port in a matrix of a few hypervisors, and counts of more.
+
+    A matrix of 500 hypervisors would have a million ports.
+    """
+    if len(hypervisors) <= MATRIX:
+        owners = DataAddress.objects.filter(hypervisor__in=hypervisors).select_related("hypervisor")
+        columns = list(owners.order_by("hypervisor__name", "address")[: MATRIX + 1])
+        if len(columns) <= MATRIX:
+            return {"matrix": matrix(hypervisors, columns)}
+    return {"counts": counts(hypervisors), "relays": RELAYS}
+
+
+def matrix(hypervisors: list[Hypervisor], columns: list[DataAddress]) -> dict[str, Any]:
+    """A row for each hypervisor, a cell for each address: each port's state, or why none was probed."""
+    members, rows = site(), []
+    reaches = Reach.objects.filter(hypervisor__in=hypervisors)
+    found = {(each.hypervisor_id, each.address, each.port): each for each in reaches}
+    probed = {(hypervisor, address) for hypervisor, address, _ in found}
     for hypervisor in hypervisors:
-        seen = {(reach.address, reach.port): reach for reach in hypervisor.reaches.all()}
-        tried = {address for address, _ in seen}
-        cells = [
-            [seen.get((column.address, port)) for port in NFS_PORTS] if column.address in tried else []
-            for column in columns
-        ]
-        own = [column.hypervisor_id == hypervisor.pk for column in columns]
-        at = max((reach.seen_at for reach in seen.values()), default=None)
-        rows.append({"hypervisor": hypervisor, "at": at, "cells": list(zip(own, cells, strict=True))})
-    return {"columns": columns, "rows": rows, "ports": NFS_PORTS}
+        cells: list[dict[str, Any]] = []
+        for column in columns:
+            key = hypervisor.pk, column.address
+            if column.hypervisor_id == hypervisor.pk:
+                cells.append({"own": True})
+            elif key in probed:
+                cells.append({"ports": [found.get((*key, port)) for port in RELAY_PORTS]})
+            else:
+                cells.append({"why": members.why_not(hypervisor.pk, column.hypervisor_id, column.address)})
+        at = max((each.seen_at for each in found.values() if each.hypervisor_id == hypervisor.pk), default=None)
+        rows.append({"hypervisor": hypervisor, "at": at, "cells": cells})
+    return {"columns": columns, "rows": rows, "ports": RELAY_PORTS}
+
+
+def counts(hypervisors: list[Hypervisor]) -> list[dict[str, Any]]:
+    """For each hypervisor that is probed from: how many relays' addresses it reaches, and how many not."""
+    closed = Count("address", distinct=True, filter=~Q(state__in=ANSWERED))
+    rows = Reach.objects.filter(hypervisor__in=hypervisors).order_by().values("hypervisor")
+    figures = rows.annotate(probed=Count("address", distinct=True), shut=closed, at=Min("seen_at"))
+    found: dict[int, dict[str, Any]] = {row["hypervisor"]: dict(row) for row in figures}
+    probed = [found[each.pk] | {"hypervisor": each} for each in hypervisors if each.pk in found]
+    return [row | {"reached": row["probed"] - row["shut"]} for row in probed]
 
 
 @require_GET

@@ -6,8 +6,8 @@ it sends is who owns a host and a job. A person confirms each migration; the las
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ NEVER_SENT = {
     "next": "",
     "evidence": {},
 }
+AT_ONCE = 32  # hypervisors that are asked at a time: in turn, those of a large site take longer than a task may last
 MOST_UNKNOWN = 100  # migrations of one hypervisor that the database lacks and that are read step by step
 NOT_BEGUN = ("checking", "planned")
 History = list[tuple[int, adoption.Known]]  # attempts in order, each with its lap
@@ -68,13 +69,17 @@ def compare() -> None:
             compare_one(job, state.episode)
 
 
-def hear_all() -> list[tuple[Hypervisor, dict[str, Any]]]:
-    """What every hypervisor recalls; the database is not used in the threads."""
+def hear_all() -> Iterator[tuple[Hypervisor, dict[str, Any]]]:
+    """What every hypervisor recalls, as the answers come; the database is not used in the threads.
+
+    So what was heard is kept although a task's limit ends it before hypervisors that are away have been given up.
+    """
     known = {str(uuid) for uuid in Job.objects.values_list("uuid", flat=True)}
     ways = [(each, each.remote()) for each in Hypervisor.objects.reachable().select_related("bastion")]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        heard = [(each, pool.submit(recalled, address, known)) for each, address in ways]
-        return [(each, future.result()) for each, future in heard]
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        asked = {pool.submit(recalled, address, known): each for each, address in ways}
+        for answered in as_completed(asked):
+            yield asked[answered], answered.result()
 
 
 def recalled(address: Any, known: Container[str]) -> dict[str, Any]:
@@ -648,8 +653,8 @@ def finish(by: Any) -> None:
     Raises Refused, with everything as it was, when something is still to be done.
     """
     state, behind = may_adopt(by), []
-    heard = hear_all()  # several at a time: asked in turn, those of a large site take longer than a task may last
-    for hypervisor, row in [(each, keep_host(state.episode, each, seen)) for each, seen in heard]:
+    heard = {each: keep_host(state.episode, each, seen) for each, seen in hear_all()}
+    for hypervisor, row in sorted(heard.items(), key=lambda item: item[0].name):
         if row.trouble:
             said = f"{hypervisor.name} has to answer, or be retired, first: {row.trouble}"
             raise Refused(Sentence("cannot-finish", said))

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Exists, Prefetch, Q, QuerySet
+from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -75,6 +75,7 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     found += hypervisors(user, rows, named, now) if there["quarantine"] or (rows and there["unseen"]) else []
     found += [of_clock(each) for each in wrong_clocks(user)] if there["clocks"] else []
     found += [of_trouble(each) for each in alive.troubles()] if there["processes"] else []
+    found += late_refreshes(user) if there["late"] else []
     found += read_only(user, mode) if mode else []
     found += expiring(user, now) if there["approvals"] else []
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
@@ -87,6 +88,7 @@ def present(user: Any, now: dt.datetime) -> dict[str, bool]:
         "jobs": Job.objects.visible_to(user).filter(WATCHED),
         "quarantine": mine.filter(IN_QUARANTINE),
         "unseen": mine.filter(unseen(now)),
+        "late": mine.late(),
         "approvals": Approval.objects.visible_to(user).expiring(now, EXPIRES_SOON),
         "clocks": mine.filter(WRONG_CLOCK),
         # Only administrators can do something about volmig's own machines.
@@ -165,6 +167,19 @@ def of_trouble(found: alive.Trouble) -> Item:
         advice=found.advice,
         kind=f"process-{found.kind}",
     )
+
+
+def late_refreshes(user: Any) -> list[Item]:
+    """That workers do not keep up with refreshing hypervisors: what pages and checks show of them gets old."""
+    rows = Hypervisor.objects.visible_to(user).late()
+    late = rows.aggregate(count=Count("pk"), oldest=Min("tried_at"))
+    if not late["count"]:  # refreshed meanwhile
+        return []
+    many = f"{late['count']} hypervisors have" if late["count"] > 1 else "1 hypervisor has"
+    said = f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
+    why = "The background workers do not keep up."
+    advice = "See that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
+    return [Item("Refreshes are late", said, "/hosts/", "Open", late["oldest"], False, detail=why, advice=advice)]
 
 
 def read_only(user: Any, mode: incarnation.State) -> list[Item]:

@@ -10,7 +10,7 @@ from django.db.models import Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
-from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
+from hosts.models import ANSWERED, Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
 from jobs.engine.checks import other_part
 from jobs.engine.plan import relay_size
 from jobs.models import Approval, Footprint, Job
@@ -262,11 +262,14 @@ def held_in_groups() -> dict[tuple[int, str], int]:
 
 
 def cut_off(source: Hypervisor | None) -> set[int]:
-    """Hypervisors of which every data address was tried from `source` and none answered on any port."""
+    """Hypervisors of which a data address was probed from `source` and none answered on any port.
+
+    Those that were not probed are not among them: a migration's checks will say whether it reaches its relay.
+    """
     if source is None:
         return set()
     tried = list(Reach.objects.filter(hypervisor=source).values_list("address", "state"))
-    answered = {address for address, state in tried if state in ("open", "refused")}
+    answered = {address for address, state in tried if state in ANSWERED}
     owners = Hypervisor.objects.filter(data_addresses__address__in={address for address, _ in tried})
     return set(owners.values_list("pk", flat=True)) - set(
         owners.filter(data_addresses__address__in=answered).values_list("pk", flat=True)

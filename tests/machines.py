@@ -669,20 +669,46 @@ class Network:
     def gethostname(self) -> str:
         return self.site.here.name
 
-    @contextmanager
-    def socket(self, family: int, kind: int) -> Iterator[Any]:
-        yield SimpleNamespace(
-            settimeout=lambda seconds: None,
-            connect=lambda to: self.connect(*to) if kind == self.SOCK_STREAM else None,
-            getsockname=lambda: (self.site.here.addresses[-1], 0),
-        )
+    def socket(self, family: int, kind: int) -> "Wire":
+        return Wire(self.site, kind)
 
-    def connect(self, address: str, port: int) -> None:
+
+class Wire:
+    """One socket; what becomes of a connection is known at once, as between machines without a filter."""
+
+    def __init__(self, site: Site, kind: int) -> None:
+        self.site, self.kind = site, kind
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def settimeout(self, seconds: float) -> None:
+        pass
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.site.here.addresses[-1], 0
+
+    def connect(self, to: tuple[str, int]) -> None:
+        if code := self.connect_ex(to):
+            raise OSError(code, os.strerror(code))  # of the class that belongs to the number
+
+    def connect_ex(self, to: tuple[str, int]) -> int:
+        address, port = to
         there = self.site.here if address == "127.0.0.1" else self.site.at(address)[0]
+        if self.kind == socket.SOCK_DGRAM:
+            return 0
         if there is None:
-            raise OSError(errno.EHOSTUNREACH, "No route to host")
-        if not there.listens(port):
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+            return errno.EHOSTUNREACH
+        return 0 if there.listens(port) else errno.ECONNREFUSED
 
 
 class Hurry:

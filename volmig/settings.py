@@ -116,6 +116,7 @@ TASKS = {
     "hosts.tasks.refresh": "background",
     "hosts.tasks.refresh_cloud": "background",
     "hosts.tasks.refresh_clouds": "background",
+    "hosts.tasks.refresh_due": "background",
     "hosts.tasks.refresh_stale": "background",
     "hosts.tasks.scan": "background",
     "hosts.tasks.scan_due": "background",

@@ -38,6 +38,8 @@ from hosts.remote.phrases import phrase
 CONNECT_SECONDS = 10
 STALE_SECONDS = 3  # until a kept connection, whose other end may be gone, is given up for a new one
 SILENCE_SECONDS = 10
+LOGINS = 4  # at a time to one bastion: sshd drops connections when ten have not logged in yet (its MaxStartups)
+TURN_SECONDS = 20  # that a login waits for its turn there
 ANSWER_CAP = 4 * 1024 * 1024
 LINE_CAP = 64 * 1024
 STDERR_KEPT = 4096
@@ -65,6 +67,10 @@ ANSWER_TYPES: dict[str, tuple[type, ...]] = {
     "hash": (str,),
     "protocol": (int,),
 }
+
+
+logins: dict[tuple[str, int], threading.BoundedSemaphore] = {}  # turns, by the address of the bastion
+logins_lock = threading.Lock()
 
 
 def public_text(key: paramiko.PKey) -> str:
@@ -96,7 +102,7 @@ def connect(address: Address) -> "SSHHost":
 
 
 def log_in(address: Address) -> Connection:
-    bastion = connect(address.bastion) if address.bastion else None
+    bastion = connect_bastion(address.bastion) if address.bastion else None
     connection = Connection(paramiko.SSHClient(), bastion)
     try:
         with meter.connecting(), told_plainly(f"log in to {address}"):
@@ -110,6 +116,19 @@ def log_in(address: Address) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def connect_bastion(address: Address) -> "SSHHost":
+    """The same for one that many hypervisors are behind: a few threads of this process log in there at a time."""
+    with logins_lock:
+        turn = logins.setdefault((address.host, address.port), threading.BoundedSemaphore(LOGINS))
+    if not turn.acquire(timeout=TURN_SECONDS):
+        found = f"{LOGINS} other logins have been under way there for {TURN_SECONDS} s"
+        raise Unreachable(f"log in to {address}", found, "Retrying automatically.")
+    try:
+        return connect(address)
+    finally:
+        turn.release()
 
 
 def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | socket.socket) -> None:

@@ -3,7 +3,6 @@
 import datetime as dt
 import logging
 import uuid as uuids
-from collections import Counter
 from contextlib import contextmanager
 from functools import reduce
 from operator import or_
@@ -15,12 +14,11 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from hosts.models import Compute, DataAddress, HostctlVersion, Hypervisor, Instance, LogicalVolume, Mount, Share
+from hosts.models import Compute, HostctlVersion, Hypervisor, Instance, LogicalVolume, Mount, Share, networks
 from hosts.remote.hostctl import source_hash
 from jobs.engine import condition, consent, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
-from jobs.engine.network import data_address, network
 from jobs.models import backup, sealing, story, word
 from jobs.models.approval import NO_REASON, Approval
 from jobs.models.policy import Policy, Terms
@@ -400,15 +398,7 @@ class Job(models.Model):
 
     def relay_address(self) -> str:
         """The relay's data address that the source is to mount from; empty when they share no data network."""
-        rows = DataAddress.objects.select_related("hypervisor").filter(hypervisor__retired_at=None)
-        seen = [(row.hypervisor_id, row.address, network(row.address, row.prefix)) for row in rows]
-        crowd = Counter(net for _, net in {(host, net) for host, _, net in seen})
-        return data_address(
-            [net for host, _, net in seen if host == self.source_id],
-            [(address, net) for host, address, net in seen if host == self.relay_id],
-            {self.source.address, self.relay.address},
-            crowd,
-        )
+        return networks().data_address(self.source_id, self.relay_id, (self.source.address, self.relay.address))
 
     def rate_allowed(self) -> int:
         """Bytes per second that this job may use now: its own limit, and its share of the relay's; 0 is no limit."""

@@ -34,7 +34,7 @@ def call(tmp_path, monkeypatch, capsys):
 def test_one_request_gets_one_answer_on_one_line(call, words):
     status, printed = call(*words, data=b'{"verb": "reach", "args": {"targets": []}}')
     assert (status, printed.err) == (0, "")
-    assert json.loads(printed.out)["evidence"] == {"results": []}
+    assert json.loads(printed.out)["evidence"] == {"results": [], "untried": []}
     assert printed.out.count("\n") == 1
 
 

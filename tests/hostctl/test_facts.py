@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import select
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -227,16 +229,107 @@ def test_a_port_is_open_refused_or_silent():
     assert [each["state"] for each in asked.run(asked)["results"]] == ["refused"]
 
 
-@pytest.mark.parametrize(
-    ("error", "state"),
-    [(TimeoutError(), "filtered"), (OSError(errno.EHOSTUNREACH, "No route to host"), "unreachable")],
-)
-def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch, error, state):
+class Silent:
+    """`socket`, `select` and `time` of a network on which some addresses never answer; waiting passes the time."""
+
+    def __init__(self, monkeypatch, **codes):
+        self.codes, self.now, self.open, self.most = codes, 1000.0, {}, 0
+        self.socket = SimpleNamespace(**{name: getattr(socket, name) for name in dir(socket) if name.isupper()})
+        self.socket.socket = self.begin
+        self.full = None  # how many sockets this process may have
+        monkeypatch.setattr(facts, "socket", self.socket)
+        monkeypatch.setattr(facts, "select", SimpleNamespace(POLLOUT=select.POLLOUT, poll=lambda: self))
+        monkeypatch.setattr(facts, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def begin(self, family, kind):
+        if self.full is not None and len(self.open) >= self.full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        end = Knock(self, 3 + len(self.open))
+        self.open[end.number] = end
+        self.most = max(self.most, len(self.open))
+        return end
+
+    def register(self, end, events):
+        pass
+
+    def unregister(self, number):
+        pass
+
+    def poll(self, milliseconds):
+        """What is to be known later is known after half a second."""
+        ready = [(end.number, select.POLLOUT) for end in self.open.values() if end.code not in (None, 0)]
+        self.now += min(0.5, milliseconds / 1000) if ready else milliseconds / 1000
+        return ready
+
+
+class Knock:
+    def __init__(self, network, number):
+        self.network, self.number, self.code = network, number, None
+
+    def connect_ex(self, to):
+        self.code = self.network.codes.get(to[0])
+        return errno.EINPROGRESS
+
+    def fileno(self):
+        return self.number
+
+    def setblocking(self, flag):
+        assert flag is False, "it would wait for each"
+
+    def getsockopt(self, level, option):
+        return self.code
+
+    def close(self):
+        self.network.open.pop(self.number, None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def ports(*addresses):
+    return [{"address": address, "port": port} for address in addresses for port in facts.RELAY_PORTS]
+
+
+def test_ports_that_never_answer_take_one_patience_together(monkeypatch):
+    network = Silent(monkeypatch)
+    targets = ports(*(f"10.20.0.{number}" for number in range(1, 22)))
+    found = facts.knock(targets, 2.0)
+    assert [each["state"] for each in found] == ["filtered"] * 63
+    assert network.now - 1000 == pytest.approx(2, abs=0.01), "they add up"
+    assert (network.most, network.open) == (63, {}), "all at once, and none is left open"
+
+
+def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch):
+    codes = {"10.0.0.2": errno.ECONNREFUSED, "10.0.0.3": errno.EHOSTUNREACH, "10.0.0.4": errno.ETIMEDOUT}
+    Silent(monkeypatch, **codes)
+    found = facts.knock([{"address": address, "port": 2049} for address in (*codes, "10.0.0.5")], 2.0)
+    assert [each["state"] for each in found] == ["refused", "unreachable", "filtered", "filtered"]
+    assert [each["address"] for each in found] == [*codes, "10.0.0.5"], "in the order in which they were asked for"
+
+
+def test_where_time_is_too_short_what_answered_counts_and_the_rest_is_called_untried(monkeypatch):
+    network = Silent(monkeypatch, **{"10.0.0.2": errno.ECONNREFUSED})
+    work = scripted("reach", {}, targets=ports("10.0.0.2", "10.0.0.3"))
+    work.until = network.now + 1
+    found = work.run(work)
+    assert [(each["address"], each["state"]) for each in found["results"]] == [("10.0.0.2", "refused")] * 3
+    assert found["untried"] == ports("10.0.0.3"), "nobody knows whether they would have answered in time"
+
+
+def test_a_process_that_may_open_no_more_sockets_says_so_of_the_rest(monkeypatch):
+    Silent(monkeypatch, **{"10.0.0.2": errno.ECONNREFUSED}).full = 2
+    found = facts.knock(ports("10.0.0.2"), 2.0)
+    assert [each["state"] for each in found] == ["refused", "refused", "untried"]
+
+
+def test_no_way_leads_to_an_address_that_cannot_be_reached(monkeypatch):
     def barred(self, address):
-        raise error
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
 
     monkeypatch.setattr(socket.socket, "connect", barred)
-    assert facts._knock("10.0.0.2", 2049)["state"] == state
     assert nfs.source_address("10.0.0.2") == ""
 
 

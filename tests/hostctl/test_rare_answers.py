@@ -1,15 +1,31 @@
 """What is rare on a host: a tool that prints nonsense, a name that vanishes between two questions, a full disk."""
 
 import errno
+import json
 import os
 
 import pytest
 
 from hosts.remote.hostctl import __main__ as entry
-from hosts.remote.hostctl import facts, filesystem, leftovers, lvm, mounts, nfs, openers, policy, store, version, virsh
+from hosts.remote.hostctl import (
+    facts,
+    filesystem,
+    leftovers,
+    lvm,
+    mounts,
+    nfs,
+    openers,
+    policy,
+    request,
+    store,
+    tools,
+    version,
+    virsh,
+)
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.tools import Output
+from hosts.remote.ssh import ANSWER_CAP
 
 from .test_guards import ACTIVE, GROUP, JOB, OURS, THERE, lvs, nothing_mounted, scripted, vgs
 
@@ -103,6 +119,32 @@ def test_an_inventory_says_what_lvm_left_out(monkeypatch):
     found = facts.inventory(scripted("inventory", answers))
     assert found["warnings"][0] == "LVM left something out: Couldn't find device with uuid X"
     assert [each["name"] for each in found["logical_volumes"]] == ["lv"]
+
+
+def test_an_inventory_of_500_instances_and_1000_volumes_fits_into_an_answer(monkeypatch):
+    domain = "<domain><name>instance-00000007</name><devices>%s</devices></domain>"
+    disk = "<disk device='disk'><driver type='qcow2'/><source file='/var/lib/nova/i/disk'/><target dev='vda'/></disk>"
+    said = {
+        "list": "\n".join(f"0f8fad5b-d9cb-469f-a165-{number:012}" for number in range(500)),
+        "dumpxml": domain % (disk + "<!-- %s -->" % ("x" * 9000)),
+        "domstate": "running\n",
+        "lvs": lvs(*(dict(OURS, lv_name=f"{number:036}_disk.local") for number in range(1000))).out,
+        "vgs": vgs(GROUP).out,
+        "ip": "[]",
+        "show": ACTIVE,
+    }
+
+    def execute(argv, **how):
+        return Output(0, next((text for word, text in said.items() if word in argv[0].split("/") or word in argv), ""))
+
+    monkeypatch.setattr(tools, "find", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr(facts, "find", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr(virsh, "installed", lambda: True)
+    monkeypatch.setattr(tools, "_execute", execute)
+    work = tools.Work({}, "", lambda args, job: ())
+    answer = request.answer("done", facts.inventory(work), work)
+    assert (len(answer["evidence"]["domains"]), len(answer["evidence"]["logical_volumes"])) == (500, 1000)
+    assert len(json.dumps(answer)) < ANSWER_CAP / 2
 
 
 # Names that vanish between two questions

@@ -13,7 +13,7 @@ from hosts.remote.hostctl.tools import KEPT, OUTPUT_CAP, Output, Work
 
 
 def working(*announced):
-    return Work({}, "", lambda args, job: announced)
+    return Work({}, "0f8fad5b-d9cb-469f-a165-70867728950e", lambda args, job: announced)
 
 
 def test_a_program_is_found_only_in_directories_of_root(tmp_path, monkeypatch):

@@ -1,10 +1,17 @@
 """Hypervisors: trust, quarantine and what was last seen."""
 
+import datetime as dt
+
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from hosts.models import Hypervisor, Instance, LogicalVolume, Share
+from hosts.models import DataAddress, Hypervisor, Instance, LogicalVolume, Share
 from hosts.remote.host import HostKeyChanged, HostKeyUnknown
+from hosts.rows import write
+from tests.factories import a_job
 from tests.hosts.conftest import INSTANCE, KEY
 from volmig.models import Notice
 from volmig.record.models import Event
@@ -133,3 +140,77 @@ def test_roles_are_hinted_by_what_was_seen(hypervisor, inventory):
     inventory["domains"], inventory["mounts"] = [], []
     src.record_inventory(inventory)
     assert src.role_hints == ["source"]
+
+
+# Rows of what was seen
+
+
+def test_an_inventory_costs_as_many_statements_for_40_volumes_as_for_4(hypervisor, inventory):
+    counts = []
+    for many in (4, 40):
+        src = hypervisor(f"src-{many}")
+        volume, domain, mount = (inventory[name][0] for name in ("logical_volumes", "domains", "mounts"))
+        more = inventory | {
+            "logical_volumes": [volume | {"uuid": f"lv-{number}", "name": f"v{number}"} for number in range(many)],
+            "domains": [domain | {"uuid": f"{number:036}"} for number in range(many)],
+            "mounts": [
+                mount | {"source": f"filer:/{number}", "target": f"/srv/nova/{number}"} for number in range(many)
+            ],
+            "addresses": [{"interface": "eth1", "address": f"10.77.1.{n + 1}", "prefix": 24} for n in range(many)],
+        }
+        for _ in range(2):  # what was known is updated
+            with CaptureQueriesContext(connection) as queries:
+                src.record_inventory(more)
+        counts.append(len(queries))
+        assert {src.instances.count(), src.mounts.count(), src.data_addresses.count()} == {many}
+        assert LogicalVolume.objects.filter(volume_group__hypervisor=src).count() == many
+    assert counts[0] == counts[1]
+
+
+def test_of_two_rows_with_one_identity_the_last_one_counts(hypervisor, inventory):
+    src = hypervisor()
+    mount = inventory["mounts"][0]
+    inventory["mounts"] = [mount, mount | {"source": "filer:/on-top"}]
+    address = inventory["addresses"][0]
+    spelled = [address | {"address": spelling} for spelling in ("FD00:0:0::1", "fd00::1", "::ffff:10.0.0.1")]
+    inventory["addresses"] = [*spelled, address | {"interface": "vip"}, address]
+    seen = [DataAddress(hypervisor=src, seen_at=timezone.now(), **row) for row in inventory["addresses"]]
+    assert len(write(seen, ("hypervisor", "address"))) == 3, "PostgreSQL refuses two with one identity"
+    src.record_inventory(inventory)
+    src.record_inventory(inventory)
+    assert src.mounts.get().share.source == "filer:/on-top"
+    assert sorted(src.data_addresses.values_list("address", "interface")) == [
+        ("10.77.1.11", "eth1"),
+        ("::ffff:10.0.0.1", "eth1"),
+        ("fd00::1", "eth1"),
+    ]
+
+
+def test_what_another_worker_saw_later_is_not_deleted_and_what_was_seen_in_the_future_is(hypervisor, inventory):
+    src, now = hypervisor(), timezone.now()
+    src.record_inventory(inventory)
+    known = {"prefix": 24, "interface": "eth9"}
+    src.data_addresses.create(address="10.0.0.1", seen_at=now + dt.timedelta(seconds=5), **known)
+    src.data_addresses.create(address="10.0.0.2", seen_at=now + dt.timedelta(hours=5), **known)
+    src.data_addresses.create(address="10.0.0.3", seen_at=now - dt.timedelta(hours=5), **known)
+    src.record_inventory(inventory)
+    assert sorted(src.data_addresses.values_list("address", flat=True)) == ["10.0.0.1", "10.77.1.11"]
+
+
+def test_a_share_that_nobody_mounts_goes_unless_a_migration_still_names_it(hypervisor, inventory):
+    src = hypervisor()
+    src.record_inventory(inventory)
+    migration = a_job()
+    kept = Share.objects.create(source="filer:/kept")
+    migration.footprints.create(kind="backup", name="x", share=kept)
+    inventory["mounts"] = []
+    src.record_inventory(inventory)
+    assert not Share.objects.filter(source="filer:/nova").exists()
+    assert Share.objects.filter(pk=kept.pk).exists()
+
+
+def test_a_volume_of_a_group_that_is_not_listed_is_left_out(hypervisor, inventory):
+    src, volume = hypervisor(), inventory["logical_volumes"][0]
+    inventory["logical_volumes"] = [volume, volume | {"vg": "gone", "uuid": "lv-2"}]
+    src.record_inventory(inventory)
+    assert [each.uuid for each in LogicalVolume.objects.all()] == ["lv-1"]

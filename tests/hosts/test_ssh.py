@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import paramiko
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from hosts.remote import connections, hostctl, ssh
 from hosts.remote.host import (
     FIELDS_SINCE,
+    Address,
     Garbled,
     HostctlDiffers,
     HostError,
@@ -493,3 +495,57 @@ def test_watch_refuses_lines_that_are_not_its_own(sshd, line):
     sshd.answer(line.encode() + b"\n")
     with ssh.connect(sshd.address) as host, pytest.raises(Garbled):
         next(host.watch())
+
+
+# Many at a time
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """Connects to hypervisors behind one bastion, at which logins last until the test says; counts those under way."""
+
+    class Bastion:
+        under_way, most, held, free = 0, 0, threading.Semaphore(0), threading.Event()
+
+        def enter(self, client, address, sock):
+            if address.host == "bastion":
+                self.under_way += 1
+                self.most = max(self.most, self.under_way)
+                self.held.release()
+                assert self.free.wait(20)
+                self.under_way -= 1
+
+        def connect(self, number):
+            bastion = Address("bastion", 22, "volmig", "")
+            return ssh.connect(Address(f"cmp-{number}", 22, "volmig", "", bastion=bastion))
+
+    found = Bastion()
+    monkeypatch.setattr(ssh, "enter", found.enter)
+    monkeypatch.setattr(ssh, "dial", lambda *_: None)
+    monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: None)
+    monkeypatch.setattr(ssh, "logins", {})
+    return found
+
+
+def test_to_one_bastion_only_a_few_log_in_at_a_time(behind):
+    with ThreadPoolExecutor(16) as pool:
+        made = [pool.submit(behind.connect, number) for number in range(16)]
+        for _ in range(ssh.LOGINS):
+            assert behind.held.acquire(timeout=20)
+        behind.free.set()
+        assert [each.result(20).address.host for each in made] == [f"cmp-{number}" for number in range(16)]
+    assert behind.most == ssh.LOGINS
+
+
+def test_who_waits_for_a_turn_at_a_bastion_is_told_so_and_the_turns_come_back(behind, monkeypatch):
+    monkeypatch.setattr(ssh, "TURN_SECONDS", 0.05)
+    with ThreadPoolExecutor(ssh.LOGINS) as pool:
+        made = [pool.submit(behind.connect, number) for number in range(ssh.LOGINS)]
+        for _ in range(ssh.LOGINS):
+            assert behind.held.acquire(timeout=20)
+        with pytest.raises(Unreachable, match="other logins have been under way there") as refused:
+            behind.connect(99)
+        assert refused.value.touched is False
+        behind.free.set()
+        assert len([each.result(20) for each in made]) == ssh.LOGINS
+    assert behind.connect(100)

@@ -69,4 +69,4 @@ def test_discovery_sees_the_lab_as_it_is(lab, db, settings):
     assert jump.mounts.filter(path="/var/lib/nova/instances").exists()
     seen = dict(src.reaches.filter(port=2049).values_list("address", "state"))
     assert seen[lab.jump.address("data")] in {"open", "refused"}
-    assert seen[lab.jump.address("storage")] not in {"open", "refused"}
+    assert lab.jump.address("storage") not in seen, "the source has no address on that network"

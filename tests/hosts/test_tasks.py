@@ -6,9 +6,10 @@ import pytest
 from django.utils import timezone
 
 from hosts import tasks
-from hosts.models import NFS_PORTS, Hypervisor
+from hosts.models import Hypervisor
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import Answer, HostctlDiffers, HostKeyChanged, Unreachable
+from hosts.remote.hostctl.facts import RELAY_PORTS
 from volmig import incarnation
 from volmig.models import Session
 
@@ -94,14 +95,21 @@ def test_a_refresh_of_a_host_of_another_volmig_stops_nothing(hypervisor, fake):
     assert incarnation.read_only() is None
 
 
-def test_reach_is_tried_to_the_data_addresses_of_the_others(hypervisor, fake, inventory):
+def test_a_source_is_probed_for_the_addresses_of_possible_relays(hypervisor, fake, inventory):
     src, jump = hypervisor("src"), hypervisor("jump")
+    inventory["addresses"][0]["address"] = "10.77.1.12"
     jump.record_inventory(inventory)
-    results = [{"address": "10.77.1.11", "port": port, "state": "open", "ms": 1} for port in NFS_PORTS]
-    fake.answers["reach"] = {"results": results}
+    inventory["addresses"][0]["address"] = "10.77.1.11"
+    fake.answers["reach"] = {"results": [target("10.77.1.12") | {"state": "open", "ms": 1}] * 2}
     tasks.refresh(src.pk)
-    assert fake.asked[-1][1] == {"targets": [{"address": "10.77.1.11", "port": port} for port in NFS_PORTS]}
-    assert src.reaches.open().count() == 3
+    assert fake.asked[-1][1] == {"targets": [target("10.77.1.12", port) for port in RELAY_PORTS]}
+    assert list(src.reaches.values_list("port", "state")) == [(2049, "open")]
+    src.refresh_from_db()
+    assert src.reach_error.startswith("2 of 3 ports were not probed.")
+
+
+def target(address, port=2049):
+    return {"address": address, "port": port}
 
 
 def test_an_error_is_kept_and_the_figures_stay(hypervisor, fake, monkeypatch):
@@ -180,7 +188,7 @@ def test_only_stale_hypervisors_are_queued(hypervisor, drain, fake, settings):
     settings.REFRESH_SECONDS = 60
     tasks.refresh_stale()
     tasks.refresh_stale()  # while the workers are busy with others
-    assert drain() == ["hosts.tasks.refresh"] * 2
+    assert drain() == ["hosts.tasks.refresh_due"]
     assert Hypervisor.objects.filter(seen_at__gte=now).count() == 2
 
 
@@ -191,14 +199,14 @@ def test_hypervisors_that_were_refreshed_before_the_clock_was_set_back_are_refre
     assert [host.name for host in Hypervisor.objects.stale(now - dt.timedelta(hours=1))] == ["ahead"]
 
 
-def test_many_hypervisors_are_looked_at_in_turn_the_longest_unseen_first(hypervisor, drain, fake, settings):
-    settings.REFRESH_SECONDS = 300
+def test_many_hypervisors_are_refreshed_in_turn_the_longest_untried_first(hypervisor, drain, fake, monkeypatch):
+    monkeypatch.setattr(tasks, "SHARE", 2)
     now = timezone.now()
     for number in range(10):
         hypervisor(f"h{number}", tried_at=now - dt.timedelta(hours=1 + number))
     tasks.refresh_stale()
-    assert drain() == ["hosts.tasks.refresh"] * 2
-    assert {host.name for host in Hypervisor.objects.filter(tried_at__gte=now)} == {"h8", "h9"}
+    assert drain() == ["hosts.tasks.refresh_due"] * 2, "twice as many as keep them fresh"
+    assert {host.name for host in Hypervisor.objects.filter(tried_at__gte=now)} == {"h6", "h7", "h8", "h9"}
 
 
 def test_the_offered_key_is_kept_but_not_trusted(hypervisor, monkeypatch):

@@ -150,13 +150,22 @@ def test_the_name_of_a_volume_is_text_and_nothing_else(browser, hypervisor, inve
     assert "&lt;img src=x" in html
 
 
-def test_the_matrix_says_which_ports_answer(browser, hypervisor, inventory):
-    src, jump = hypervisor("src"), hypervisor("jump")
-    jump.record_inventory(inventory)
+def test_the_matrix_says_which_ports_answer_and_why_a_pair_was_not_probed(browser, hypervisor, inventory):
+    src, jump, dst = hypervisor("src"), hypervisor("jump"), hypervisor("dst")
+    for number, each in enumerate((src, jump, dst)):
+        inventory["addresses"][0]["address"] = f"10.77.1.1{number}"
+        each.record_inventory(inventory)
+    dst.volume_groups.all().delete()
     src.reaches.create(address="10.77.1.11", port=2049, state="open", seen_at=timezone.now())
+    src.put(reach_error="2 of 3 ports were not probed. There was no time left for them.")
     html = page(browser("viewer"), "list")
     assert "2049 open" in html
-    assert html.count('title="not tried"') == 2
+    assert html.count('title="not probed"') == 2
+    assert "2 of 3 ports were not probed." in html
+    why = re.findall(r'title="([^"]+)">(no source|no relay|not probed)<', html)
+    needs = "it needs a volume group and a mounted share, and a policy that allows the role."
+    assert why.count((f"dst cannot be a relay: {needs}", "no relay")) == 2
+    assert [short for _, short in why].count("no source") == 2
 
 
 def test_an_empty_list_says_what_to_do_first(browser):
@@ -385,5 +394,5 @@ def test_the_list_costs_no_more_queries_for_more_hypervisors(browser, hypervisor
         hypervisor(f"h{number}").record_inventory(inventory)
         if number in (1, 11):
             page(client, "list")  # the first one of a session writes a few rows more
-            with django_assert_num_queries(18):
+            with django_assert_num_queries(21):
                 page(client, "list")

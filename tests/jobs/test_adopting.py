@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import threading
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
@@ -98,6 +99,30 @@ def test_the_end_is_refused_while_a_migration_is_not_adopted(behind):
     with pytest.raises(Refused, match="Still to be adopted: migration 1"):
         adopting.finish(admin())
     assert incarnation.read_only() is not None
+
+
+def test_what_some_hypervisors_said_is_kept_although_a_limit_ends_it_while_another_is_waited_for(db, monkeypatch):
+    a_job()
+    state, others, keep_host = incarnation.enter_read_only("x"), threading.Event(), adopting.keep_host
+
+    def recalled(address, known):
+        if address.host == "jump":  # asked second of three
+            assert others.wait(20), "nothing is kept before all have been heard"
+            raise SystemExit("took too long")
+        return {"jobs": {}}
+
+    def kept(*what):
+        row = keep_host(*what)
+        if Adoption.objects.filter(episode=state.episode, job=None).count() == 2:
+            others.set()
+        return row
+
+    monkeypatch.setattr(adopting, "recalled", recalled)
+    monkeypatch.setattr(adopting, "keep_host", kept)
+    with pytest.raises(SystemExit):
+        adopting.compare()
+    heard = Adoption.objects.filter(episode=state.episode, job=None).values_list("hypervisor__name", flat=True)
+    assert sorted(heard) == ["dst", "src"]
 
 
 def test_what_is_not_as_it_was_shown_is_not_adopted(behind):

@@ -14,7 +14,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
-from volmig import schema
+from volmig import keys, schema
 from volmig.health import heart
 from volmig.health.models import Probe
 
@@ -109,10 +109,16 @@ def disk() -> list[str]:
     return [f"The disk of the data directory is full: {free // 1024**2} MiB free."] if free < heart.FULL else []
 
 
+def same_keys() -> list[str]:
+    """Not the sentences of volmig.keys: they name machines, and anyone may read these."""
+    return ["The keys of this machine are not those of this volmig: run manage.py keys."] if keys.mismatches() else []
+
+
 CHECKS: list[Callable[[], list[str]]] = [
     disk,
     database,
     migrations,
+    same_keys,
 ]
 
 

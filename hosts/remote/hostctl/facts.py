@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import select
 import socket
 import stat
 import time
@@ -20,6 +21,8 @@ from .tools import Work, find
 from .untrusted import Share
 
 RELAY_PORTS = (111, 2049, 20048)
+PATIENCE = 2.0  # seconds that ports get to answer
+UNTRIED = "untried"
 HEAD = 4 << 20
 PARTITIONS = 16  # the signatures of so many are read
 PROBED = 1 << 20  # bytes within which the signatures of the usual filesystems lie
@@ -146,27 +149,75 @@ def _addresses(work: Work) -> List[Dict[str, Any]]:
 
 
 def reach(work: Work) -> Dict[str, Any]:
-    """Which TCP ports answer from here: open, refused, filtered or unreachable."""
-    return {"results": [dict(target, **_knock(target["address"], target["port"])) for target in work.args["targets"]]}
+    """Which TCP ports answer from here: open, refused, filtered or unreachable; those that time was too short for
+    are `untried`, and nothing is known of them."""
+    found = knock(work.args["targets"], PATIENCE, work.until)
+    return {
+        "results": [each for each in found if each["state"] != UNTRIED],
+        "untried": [{name: each[name] for name in ("address", "port")} for each in found if each["state"] == UNTRIED],
+    }
 
 
-def _knock(address: str, port: int, patience: float = 2.0) -> Dict[str, Any]:
-    family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+def knock(targets: List[Dict[str, Any]], patience: float = PATIENCE, until: Optional[float] = None) -> List[Args]:
+    """Each target with its `state` and the milliseconds until it was known, in the order of `targets`.
+
+    All connections are begun at once, so ports that never answer cost `patience` seconds together and not each. One
+    that did not answer is filtered; where `until` (monotonic clock) came before its patience was over, untried.
+    """
     begun = time.monotonic()
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.settimeout(patience)
-        try:
-            tried.connect((address, port))
-            state = "open"
-        except socket.timeout:
-            state = "filtered"
-        except OSError as error:
-            state = "refused" if error.errno == errno.ECONNREFUSED else "unreachable"
-    return {"state": state, "ms": round(1000 * (time.monotonic() - begun), 1)}
+    deadline = begun + patience if until is None else min(begun + patience, until)
+    silent = "filtered" if deadline >= begun + patience else UNTRIED
+    found = [dict(target, state=silent) for target in targets]
+    waiting: Dict[int, Tuple[socket.socket, Args]] = {}
+    poll = select.poll()
+    try:
+        for each in found:
+            tried = _begin(each)
+            if tried is not None:
+                waiting[tried.fileno()] = (tried, each)
+                poll.register(tried, select.POLLOUT)
+        while waiting and time.monotonic() < deadline:
+            for fd, _event in poll.poll(1 + int(1000 * max(0.0, deadline - time.monotonic()))):
+                tried, each = waiting.pop(fd)
+                poll.unregister(fd)
+                with tried:
+                    each["state"] = _state(tried.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                each["ms"] = _since(begun)
+    finally:
+        for tried, _each in waiting.values():
+            tried.close()
+    return [dict({"ms": _since(begun)}, **each) for each in found]
+
+
+def _begin(target: Args) -> Optional[socket.socket]:
+    """A connection under way, or None where its outcome is known at once, which is then the target's state."""
+    family = socket.AF_INET6 if ipaddress.ip_address(target["address"]).version == 6 else socket.AF_INET
+    try:
+        tried = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # no IPv6 here, or no more sockets for this process
+        target["state"] = "unreachable" if error.errno == errno.EAFNOSUPPORT else UNTRIED
+        return None
+    tried.setblocking(False)
+    code = tried.connect_ex((target["address"], target["port"]))
+    if code in (errno.EINPROGRESS, errno.EINTR):
+        return tried
+    tried.close()
+    target["state"] = _state(code)
+    return None
+
+
+def _state(code: int) -> str:
+    """What the error number of a connection says of its port."""
+    known = {0: "open", errno.ECONNREFUSED: "refused", errno.ETIMEDOUT: "filtered"}
+    return known.get(code, "unreachable")
+
+
+def _since(begun: float) -> float:
+    return round(1000 * (time.monotonic() - begun), 1)
 
 
 def _knocks(address: str) -> List[Dict[str, Any]]:
-    return [dict({"address": address, "port": port}, **_knock(address, port)) for port in RELAY_PORTS]
+    return knock([{"address": address, "port": port} for port in RELAY_PORTS])
 
 
 # What a disk holds
@@ -365,7 +416,7 @@ def relay_facts(work: Work) -> Dict[str, Any]:
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
     leftovers += sorted({path for path, _client in nfs.all_exports(work) if short in path})
-    listening = {str(port): _knock("127.0.0.1", port)["state"] == "open" for port in RELAY_PORTS}
+    listening = {str(each["port"]): each["state"] == "open" for each in _knocks("127.0.0.1")}
     return {
         "vg": groups.named(args["vg"]),
         "skipped": groups.skipped,

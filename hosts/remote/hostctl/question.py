@@ -18,7 +18,7 @@ from .nfs import write_all
 from .store import read_progress, write_json
 
 WITHIN = 15.0  # seconds; whoever asks through SSH waits for 20
-LONGER = {"inventory": 45.0, "leftovers": 45.0, "reach": 25.0}  # asked for with more patience
+LONGER = {"inventory": 45.0, "leftovers": 45.0}  # asked for with more patience
 STUCK_OF_A_KIND, STUCK = 3, 12  # processes that do not end, after which no more are started
 ANSWER_CAP = 32 << 20
 KIND = ("share_source", "instances", "vg")  # what a question touches that may be dead, while others live

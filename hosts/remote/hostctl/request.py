@@ -16,6 +16,7 @@ from .version import installed
 
 INPUT_CAP = 1 << 20
 DEPTH_CAP = 12
+TARGETS_CAP = 64  # ports that one request may have knocked at: so many connections are open at once
 ANSWER_WITHIN = 5.0
 LOCK_WITHIN = 20.0
 
@@ -222,7 +223,7 @@ def is_field(name: str, found: Any) -> bool:
     if name in UNITS:
         return isinstance(found, list) and all(isinstance(unit, str) and unit in verbs.SERVICES for unit in found)
     if name == "targets":
-        return isinstance(found, list) and len(found) <= 64 and all(_is_target(target) for target in found)
+        return isinstance(found, list) and len(found) <= TARGETS_CAP and all(_is_target(target) for target in found)
     if name == "untouched":
         return isinstance(found, bool)
     if name == "seal":

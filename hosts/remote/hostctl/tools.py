@@ -214,6 +214,9 @@ class Work:
         return output
 
     def _record(self, act: Act, argv: Tuple[str, ...], probe: bool, output: Output, started: float, at: str) -> None:
+        # Commands are kept with a job. An inventory of hundreds of instances with all that its tools printed would
+        # not fit into an answer, and what they printed is in it anyway.
+        kept = KEPT if self.job else 0
         self.commands.append(
             {
                 "kind": act.kind,
@@ -223,8 +226,8 @@ class Work:
                 "exit": output.exit,
                 "at": at,
                 "seconds": round(time.monotonic() - started, 3),
-                "stdout": output.out[:KEPT],
-                "stderr": output.err[:KEPT],
+                "stdout": output.out[:kept],
+                "stderr": output.err[:kept],
             }
         )
 

@@ -194,7 +194,9 @@ class Command(BaseCommand):
 
 def only_one(name: str) -> IO[str]:
     """Holds the lock of this part on this data directory: two clusters would run the same task twice."""
-    lock = (settings.DATA / f"up-{name}.lock").open("w")
+    path = settings.DATA / f"up-{name}.lock"
+    lock = path.open("w")
+    data.share(path, settings.DATA)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
