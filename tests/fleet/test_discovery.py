@@ -2,7 +2,9 @@
 
 import datetime as dt
 import threading
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection
@@ -194,7 +196,7 @@ def test_a_connection_that_is_lost_while_probing_keeps_what_was_found_and_ends_t
 def test_when_time_is_over_the_rest_is_left_and_said_to_be(fleet, monkeypatch):
     first = fleet.register(50)[0]
     host, clock = fleet.hosts[first.name], {"now": 0.0}
-    monkeypatch.setattr(tasks, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock["now"])}))
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: clock["now"], time=time.time))
 
     def slow(request):
         clock["now"] += tasks.PROBE_SECONDS * 0.6 if request.verb == "reach" else 0
@@ -326,7 +328,7 @@ def test_one_that_does_not_answer_keeps_no_other_waiting():
 
 def test_no_more_are_under_way_than_is_said_and_none_begins_when_the_turn_is_over(monkeypatch):
     begun, clock = [], {"now": 0.0}
-    monkeypatch.setattr(visits, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock["now"])}))
+    monkeypatch.setattr(visits, "time", SimpleNamespace(monotonic=lambda: clock["now"], time=time.time))
 
     def one(number):
         begun.append(number)

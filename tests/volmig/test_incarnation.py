@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.urls import reverse
 
-from volmig import data, incarnation, keys, sealed
+from volmig import data, incarnation, sealed
 from volmig.models import Incarnation, Notice, Session
 from volmig.record import heads, signing
 from volmig.record.models import Event
@@ -454,7 +454,8 @@ def test_web_and_workers_may_be_two_users_of_one_group(shared):
 def test_keys_and_heads_that_both_need_are_for_the_group_and_the_others_are_not(shared, monkeypatch):
     monkeypatch.setenv("VOLMIG_DATA", str(shared))
     with user(60001):
-        keys.ensure(["ssh_key", "audit_key", "evidence_key", "sealing_keys"])
+        for name in ("ssh_key", "audit_key", "sealing_keys"):
+            data.make(name)
         data.ssh_key()
         kept = data.secret("audit_key"), sealed.sealing_keys(), signing.published()
         Event.append("test")
