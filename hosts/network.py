@@ -48,7 +48,7 @@ def _is_in(address: str, net: Network) -> bool:
     try:
         return ip_address(address) in ip_network(net)
     except ValueError:
-        return False  # a host name: which network it is on cannot be told from it
+        return False  # a host name: it does not say which network it is on
 
 
 class Networks:

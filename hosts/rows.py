@@ -33,7 +33,7 @@ def write(rows: Iterable[Row], identity: tuple[str, ...]) -> list[Row]:
 def keep(known: QuerySet[Any], rows: Iterable[Row], identity: tuple[str, ...], now: dt.datetime) -> list[Row]:
     """Makes `known` equal to `rows`, all seen at `now`: updates by identity, and deletes what was last seen before."""
     kept = write(rows, identity)
-    # Not what somebody else saw later; but what was seen in the future was seen before a clock was set back.
+    # Not what another process saw later; but what was seen in the future was seen before a clock was set back.
     known.filter(Q(seen_at__lt=now) | Q(seen_at__gt=timezone.now() + CLOCKS_DIFFER)).delete()
     return kept
 

@@ -76,7 +76,7 @@ def outdated() -> dt.datetime:
 
 
 def refresh(hypervisor_id: int) -> None:
-    """Task: refreshes one hypervisor, because somebody asked for it; what went wrong is kept as its last error."""
+    """Task: refreshes one hypervisor, because a person requested it; what went wrong is kept as its last error."""
     hypervisor = Hypervisor.objects.reachable().filter(pk=hypervisor_id).first()
     if hypervisor is not None:
         hypervisor.put(tried_at=timezone.now())

@@ -153,7 +153,7 @@ class Watcher:
             Lease.objects.give_back_all(self.owner)
 
     def keep_share(self, stop: threading.Event) -> None:
-        """In a thread of its own, so that no slow login delays it: renew what this watcher follows.
+        """In a separate thread, so that no slow login delays it: renew what this watcher follows.
 
         While the database is away nobody can take anything over, and this watcher goes on with what it had.
         """

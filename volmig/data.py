@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.core.exceptions import ImproperlyConfigured
 
 AUDIT_KEY, EVIDENCE_KEY, SEALING_KEYS = "audit_key", "evidence_key", "sealing_keys"
-SHORTEST = 32  # characters of a key that somebody else made: its fingerprint lies in the database
+SHORTEST = 32  # characters of a key that volmig did not make: its fingerprint lies in the database
 # Which processes may read a key: those that serve pages, or those that reach out to hypervisors. All others may be read
 # by both. A process that is neither (a command typed by a person) reads them all.
 OWNERS = {
@@ -52,7 +52,7 @@ def key_path(name: str) -> Path:
     """Returns where a key is kept; raises NotForThisProcess where the processes of another kind have it.
 
     Keys of one kind can lie in a directory of their own (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns,
-    and each can be a file of its own, which volmig only reads (VOLMIG_AUDIT_KEY_FILE and so on).
+    and each can be a separate file, which volmig only reads (VOLMIG_AUDIT_KEY_FILE and so on).
     """
     if not may_read(name):
         raise NotForThisProcess(f"{name} is not for the process {os.environ['VOLMIG_PART']}, which must not read it.")
@@ -181,7 +181,7 @@ def write_once(path: Path, content: bytes, shared: bool = False) -> bytes:
 
 def key(name: str) -> bytes | None:
     """Returns what the file of a key holds; None where there is none. Raises OSError, and ImproperlyConfigured for a
-    file that somebody named and that holds no key."""
+    file that an operator named and that holds no key."""
     path = key_path(name)
     try:
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What systemd is told about this process: that it is ready, alive, or ending (Type=notify, WatchdogSec=)."""
+"""What systemd hears from this process: that it is ready, alive, or ending (Type=notify, WatchdogSec=)."""
 
 import contextlib
 import os

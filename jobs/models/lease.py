@@ -35,7 +35,7 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
     def share(self, what: str, parts: int, owner: str, seconds: float) -> set[int]:
         """Take or renew a fair share of the parts, 0 to `parts` - 1, of what several owners do together.
 
-        Each owner says that it lives by a lease of its own, gives back what it holds beyond its share, and takes what
+        Each owner says by its own lease that it lives, gives back what it holds beyond its share, and takes what
         nobody holds. The last word of `owner`, after a colon, has to be unique.
         """
         self.take(f"{what} {owner.rpartition(':')[2]}", owner, seconds)

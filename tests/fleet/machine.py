@@ -1,4 +1,4 @@
-"""A Debian with a systemd of its own on top of this one: what is done there is gone afterwards.
+"""A Debian with its own systemd on top of this one: what is done there is gone afterwards.
 
 Its root is this machine's, under an overlay in memory; processes, mounts, network, users' files and units are its own.
 So a runbook can be carried out as it is written: packages' own units start, ports 80 and 443 are free, and units run
@@ -69,7 +69,7 @@ class Machine:
         self.supervisor, self.init = supervisor, init
 
     def command(self, script: str, network: bool = False) -> list[str]:
-        """What runs a script in it; with `network` it sees this machine's network in place of its own."""
+        """What runs a script in it; with `network` it sees this machine's network in place of an empty one."""
         spaces = [each for each in NAMESPACES if not (network and each == "--net")]
         fetches = {name: value for name, value in os.environ.items() if network and name.startswith(FETCHES)}
         environment = [f"{name}={value}" for name, value in {**fetches, **CLEAN}.items()]
@@ -90,7 +90,7 @@ class Machine:
         return done
 
     def type(self, script: str, *answers: tuple[str, str], seconds: float = 60) -> str:
-        """Runs a script on a terminal of its own: waits for each question, and types the answer to it."""
+        """Runs a script on a new terminal: waits for each question, and types the answer to it."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(self.command(script), stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)

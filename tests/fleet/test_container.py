@@ -1,6 +1,6 @@
 """packaging/container and packaging/compose, without a container engine.
 
-The build's commands run as they stand on a Debian of its own (tests/fleet/machine.py), and each service of the compose
+The build's commands run as they stand on a separate Debian (tests/fleet/machine.py), and each service of the compose
 file is then started there by systemd as the same user, with the same command, environment, secrets, capabilities and a
 read-only root. What is not tried: the base images, images' layers, networks and restarts of an engine.
 """
@@ -147,7 +147,7 @@ def test_secrets_are_made_once_for_whom_they_are(tmp_path):
                 assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (int(uid), 0o400), (name, source)
 
 
-# On a Debian of its own
+# On a separate Debian
 
 
 @pytest.fixture(scope="module")

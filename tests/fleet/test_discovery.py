@@ -267,7 +267,7 @@ def test_a_site_of_500_is_refreshed_within_its_period_and_makes_up_for_minutes_t
         a_minute(drain, work=False)
     waiting = QueuedTask.objects.waiting().values("name", "number").distinct().count()  # of equal ones one is run
     assert waiting <= 2 * amount(100, 50) / tasks.SHARE, "what waits is queued again and again"
-    assert Hypervisor.objects.late().exists(), "it fell behind, and nobody is told"
+    assert Hypervisor.objects.late().exists(), "it fell behind, and nobody sees it"
     for _ in range(3):
         a_minute(drain, work=True)
     assert not Hypervisor.objects.late().exists()

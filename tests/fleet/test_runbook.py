@@ -1,4 +1,4 @@
-"""docs/runbook.md is carried out as it is written, on a Debian of its own, from the repository to a first migration."""
+"""docs/runbook.md is carried out as it is written, on a separate Debian, from the repository to a first migration."""
 
 import re
 import shlex

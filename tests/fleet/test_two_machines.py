@@ -1,4 +1,4 @@
-"""Two machines, each with a data directory of its own, over one PostgreSQL: real processes, as operators start them."""
+"""Two machines, each with its own data directory, over one PostgreSQL: real processes, as operators start them."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(postgresql.programs() is None, reason="needs Pos
 
 
 def can_have_names():
-    """Whether a process can be given a host name of its own, as root can."""
+    """Whether a process can be given its own host name, as root can."""
     return subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode == 0
 
 

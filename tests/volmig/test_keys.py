@@ -354,7 +354,7 @@ def no_database(names=None):
     raise OperationalError("the server is away")
 
 
-# Keys in files that somebody else keeps
+# Keys in files that others keep
 
 
 def test_every_key_can_be_a_file_that_volmig_only_reads(site, tmp_path, monkeypatch):

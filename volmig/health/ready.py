@@ -31,7 +31,7 @@ class TooSlow(Exception):  # noqa: N818 - as TimeoutError reads
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns, in a thread with a database connection of its own; raises TooSlow after so many seconds."""
+    """What `call` returns, in a thread with its own database connection; raises TooSlow after so many seconds."""
     found: list[T] = []
     failed: list[BaseException] = []
 

@@ -229,7 +229,7 @@ class Event(models.Model):
         data: dict[str, Any] | None = None,
     ) -> "Event":
         """Adds an event after the last one, in the caller's transaction when there is one."""
-        keys.confirm("audit_key")  # an event under another key would look like one that somebody changed
+        keys.confirm("audit_key")  # an event under another key would look like a changed one
         plain = json.loads(json.dumps(data or {}, cls=DjangoJSONEncoder))  # what is signed is what is read back
         event = cls(at=timezone.now(), action=action, actor=actor, job=job, object=object[:255], data=plain)
         event.describe(actor)

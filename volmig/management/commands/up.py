@@ -200,7 +200,7 @@ def only_one(name: str) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        said = f"volmig's {name} runs already on {settings.DATA}. A second machine needs a data directory of its own"
+        said = f"volmig's {name} runs already on {settings.DATA}. A second machine needs its own data directory"
         raise CommandError(f"{said} ({keys.SEVERAL}).") from error
     return lock
 
