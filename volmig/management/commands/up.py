@@ -102,8 +102,9 @@ class Child:
             environment.pop(each, None)
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
-        environment[beats.VARIABLE] = str(self.beat_file)
-        beats.prepare(self.beat_file)
+        if self.name in QUEUES:
+            environment[beats.VARIABLE] = str(self.beat_file)
+            beats.prepare(self.beat_file)
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             self.command,
@@ -162,8 +163,8 @@ class Child:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
-            self.beat_file.unlink(missing_ok=True)
             if self.cluster:
+                self.beat_file.unlink(missing_ok=True)
                 give_back(self.cluster)
 
 
