@@ -52,7 +52,7 @@ def test_a_machine_with_another_key_is_quarantined_and_gets_no_command(lab, root
 
 def test_discovery_sees_the_lab_as_it_is(lab, db, settings):
     settings.SSH_KEY = str(lab.key)
-    for guest in (lab.src, lab.jump, lab.src):
+    for guest in (lab.src, lab.jump, lab.dst, lab.src):  # all are on the network by which volmig enters
         host, _ = Hypervisor.objects.get_or_create(
             name=guest.name,
             defaults={"address": "127.0.0.1", "port": guest.port, "user": "root", "shipped": True},
