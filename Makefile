@@ -12,7 +12,8 @@ TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,jobs/views.py
 PROCESSES := tests/lab_tests/test_killed_processes.py
-LOGGED = 2>&1 | sed -u 's/^/$@ | /' | tee -a .cache/$@.log
+NAMED = 2>&1 | sed -u 's/^/$@ | /'
+LOGGED = $(NAMED) | { mkdir -p .cache && tee -a .cache/$@.log; }
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
 
@@ -26,8 +27,8 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	@echo "Two groups of tests side by side, half an hour on two processors:"
-	@mkdir -p .cache && rm -f .cache/test-*.log
+	@echo "Two groups of tests side by side, about 40 minutes on two processors:"
+	@rm -f .cache/test-*.log
 	@failed=0; \
 	  $(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts || failed=1; \
 	  $(MAKE) --no-print-directory covered || failed=1; \
@@ -72,13 +73,13 @@ torture: .venv/ready packages ## every fault at every instant, and hosts that lo
 	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
 
 torture-fakes:
-	@$(TESTS) -s -m "torture and not lab" $(LOGGED)
+	@$(TESTS) -s -m "torture and not lab" $(NAMED)
 
 torture-processes:
-	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(LOGGED)
+	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(NAMED)
 
 torture-hosts:
-	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(LOGGED)
+	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(NAMED)
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .
