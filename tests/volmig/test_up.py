@@ -279,9 +279,10 @@ def beaten(child, seconds_ago):
 
 def is_killed(child):
     """Whether tending it ended it; then what it had need not wait until it counts as lost."""
-    process, cluster = child.process, child.cluster
+    process, cluster, why = child.process, child.cluster, child.why_stuck()
     child.tend()
-    if child.process is None or not (why := child.is_stuck()):
+    if not why:
+        assert process.poll() is None
         return False
     assert process.wait(10) == -signal.SIGKILL, why
     child.tend()

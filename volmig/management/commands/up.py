@@ -20,7 +20,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
@@ -121,25 +121,25 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-        elif self.name in QUEUES and (why := self.is_stuck()):
+        elif self.name in QUEUES and (why := self.why_stuck()):
             print(f"{self.name} {why}; restarting", file=sys.stderr)
+            if beats.silent_for(self.beat_file) is None:
+                self.patience = min(2 * self.patience, LONGEST_START_SECONDS)
             self.process.kill()  # what that cuts off is done again
 
     @property
     def beat_file(self) -> Path:
         return Path(settings.DATA / f"up-{self.name}.beat")
 
-    def is_stuck(self) -> str:
-        """What these workers failed to do for too long; empty while they live."""
+    def why_stuck(self) -> str:
+        """What these workers failed to do for too long; empty while they live or may still be starting."""
         silent = beats.silent_for(self.beat_file)
         if silent is not None:
             self.patience = FIRST_BEAT_SECONDS
             return f"showed no sign of life for {silent:.0f} s" if silent > STUCK_SECONDS[self.name] else ""
         if time.monotonic() - self.started < self.patience:
             return ""
-        said = f"did not start within {self.patience:.0f} s"
-        self.patience = min(2 * self.patience, LONGEST_START_SECONDS)
-        return said
+        return f"did not start within {self.patience:.0f} s"
 
     def ended(self, status: int) -> None:
         lasted = time.monotonic() - self.started
@@ -314,15 +314,17 @@ def supervise(children: list[Child], bind: str) -> None:
 
 
 def compare_keys(said: set[str]) -> None:
-    """Ends all when another machine has registered a key that these processes hold in memory; of others, which they
-    read each time, and of settings that differ it says so once."""
+    """Raises CommandError when another machine has registered a key that these processes hold in memory.
+
+    Of other keys, which they read each time, and of settings that differ it prints a line, once for each in `said`.
+    """
     try:
         if held := keys.mismatches(name for name in keys.mine() if name in keys.SETTINGS):
             raise CommandError("Stopped. " + "\n".join(held))
         keys.note_settings()
         found = {*keys.mismatches(keys.mine()), *keys.differing_settings()}
-    except (DatabaseError, OSError, ValueError):
-        return  # it may be away for a while
+    except (DatabaseError, InterfaceError, OSError, ValueError):
+        return  # the database may be away for a while
     finally:
         connection.close()
     for line in sorted(found - said):
@@ -332,13 +334,14 @@ def compare_keys(said: set[str]) -> None:
 
 def answers(bind: str) -> bool:
     address = bind.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what was asked for
-    name = settings.ALLOWED_HOSTS[0].lstrip(".")  # another one is refused, with a traceback in the log
-    request = urllib.request.Request(f"http://{address}/healthz", headers={"Host": name})
+    # Another name is refused, with a traceback in the log.
+    name = settings.ALLOWED_HOSTS[0].lstrip(".") if settings.ALLOWED_HOSTS else address
+    request = urllib.request.Request(f"http://{address}/healthz/live", headers={"Host": name})
     try:
         with urllib.request.urlopen(request, timeout=1):  # noqa: S310 - our own address
             return True
     except urllib.error.HTTPError:
-        return True  # it answers, if only that the database is away
+        return True  # it answers, if only that it has no such name
     except OSError:
         return False
 
