@@ -92,7 +92,7 @@ def test_a_variable_that_nothing_reads_is_warned_of(monkeypatch):
 def test_every_variable_that_the_settings_read_is_documented():
     documented = set(re.findall(r"VOLMIG_([A-Z_]+)", (settings.BASE_DIR / "docs/configuration.md").read_text()))
     source = (settings.BASE_DIR / "volmig/settings.py").read_text()
-    read = set(re.findall(r'\b(?:text|number|flag|words|url)\("([A-Z_]+)"', source))
+    read = set(re.findall(r'\b(?:text|number|flag|words|url|choice)\("([A-Z_]+)"', source))
     assert len(read) > 30
     assert read - documented <= {"DEBUG"}, "a setting that nobody can find is one that nobody sets"
 
