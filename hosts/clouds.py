@@ -134,7 +134,7 @@ class Cloud(models.Model):
             raise HostError(
                 f"log in to {self.name}",
                 "its secret cannot be decrypted with this site's key",
-                keys.is_current(sealed.KEYS) or "Enter the credential again on the cloud's page.",
+                keys.why_outdated(sealed.KEYS) or "Enter the credential again on the cloud's page.",
             ) from error
         values = {**self.auth, SECRETS.get(self.auth_type, "password"): secret}
         auth = tuple(sorted((name, str(value)) for name, value in values.items()))

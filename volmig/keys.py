@@ -1,9 +1,9 @@
-"""Keys match or nothing starts: every machine of a database has the same keys, or says which it lacks.
+"""All machines of one database have the same keys, or do not start.
 
-The database keeps the fingerprint of each key and which machine registered it. Only where nobody has registered a key
-yet is it made: at the first start on an empty database, or, of a kind of key that a later version brings, at the first
-start of that version. Every other machine compares its keys before it does anything, and refuses with one sentence
-that names the machine, the files and where to copy them from.
+The database has a fingerprint of each key and the machine that registered it. A key is made only where none is
+registered: at the first start on an empty database, or at the first start of a version that needs a new kind of key.
+Every other machine compares its keys before it does anything, and refuses with one sentence that names the machine, the
+files and where to copy them from.
 """
 
 import datetime as dt
@@ -37,7 +37,7 @@ SETTINGS = {
 }
 RECENT = dt.timedelta(minutes=10)  # a machine that was not seen for longer is off
 ENOUGH = 100  # of the newest events one has to be signed with the key of this machine
-UNUSABLE = (OSError, ValueError, ImproperlyConfigured)  # what a key's file is at fault with
+UNUSABLE = (OSError, ValueError, ImproperlyConfigured)  # what is raised for a file that holds no such key
 confirmed: set[str] = set()  # keys that this process has compared already
 
 
@@ -45,16 +45,16 @@ class KeysDiffer(Exception):  # noqa: N818 - as ReadOnly is
     """This machine has other keys than its database knows, or lacks some; the message says what to copy."""
 
 
-def mine() -> list[str]:
+def needed() -> list[str]:
     """The keys that this process needs: those that its kind may read."""
     own_ssh_key = not settings.SSH_KEY  # else one that an administrator made, or the agent's: machines may differ
     return [name for name in data.KEYS if data.may_read(name) and (name != "ssh_key" or own_ssh_key)]
 
 
-def mine_here() -> list[str]:
-    """The same for a command, which is of no kind: without the keys of a kind of which none is on this machine."""
+def needed_here() -> list[str]:
+    """The same for a command, which is of no kind: it leaves out a kind of which this machine has no key at all."""
     kinds = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
-    return [name for name in mine() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
+    return [name for name in needed() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
 
 
 def is_here(name: str) -> bool:
@@ -106,7 +106,7 @@ PARTS: Mapping[str, Callable[[bytes], list[bytes]]] = {
 }
 
 
-def held(name: str) -> bytes | None:
+def in_use(name: str) -> bytes | None:
     """The key that this process works with; None where there is none but a provisional one."""
     if name in data.provisional:
         return take_up(name)
@@ -132,7 +132,7 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
 
     A key that nobody has registered yet matches. Raises DatabaseError while the database cannot be asked.
     """
-    wanted = list(mine_here() if names is None else names)
+    wanted = list(needed_here() if names is None else names)
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
     wrong: dict[tuple[str, str], dict[str, list[str]]] = {}
     found = []
@@ -143,10 +143,10 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
         except UNUSABLE as error:
             found.append(unusable(name, error))
             continue
-        if how == "began":
+        if how == "started with another":
             found.append(
-                f"This process on machine {here()} began with another {name} than {row.host} has registered since, and "
-                f"which lies here now: start it again."
+                f"This process on machine {here()} started with another {name} than the one that {row.host} has "
+                f"registered since and that is on this machine now: restart it."
             )
         elif how:
             wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
@@ -154,14 +154,14 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
 
 
 def difference(name: str, row: RegisteredKey) -> str:
-    """In how far a key is not the registered one: "" (it is), "has no", "has another", or "began" for a process
-    that has not read the file since it was replaced."""
-    content = held(name)
+    """How a key differs from the registered one: "" (it does not), "has no", "has another", or "started with
+    another" for a process that has not read the file since it was replaced."""
+    content = in_use(name)
     marks = fingerprints(name, content) if content is not None else []
     if row.fingerprint in marks:
         return ""
     if name in SETTINGS and (kept := data.key(name)) and row.fingerprint in fingerprints(name, kept):
-        return "began"
+        return "started with another"
     return "has another" if marks else "has no"
 
 
@@ -196,30 +196,30 @@ def ensure(names: Iterable[str] | None = None) -> None:
 
     Raises KeysDiffer, with nothing made, where they differ.
     """
-    wanted = list(mine() if names is None else names)
+    wanted = list(needed() if names is None else names)
     if found := mismatches(wanted):
         raise KeysDiffer("\n".join(found))
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
-    if data.AUDIT_KEY not in rows and data.AUDIT_KEY in wanted and (why := is_a_stranger()):
+    if data.AUDIT_KEY not in rows and data.AUDIT_KEY in wanted and (why := why_foreign()):
         raise KeysDiffer(why)
     for name in wanted:
         try:
             with transaction.atomic():
                 if name not in rows:
                     register_first(name)
-                elif fingerprints(name, held(name) or b"")[0] != rows[name].fingerprint:
+                elif fingerprints(name, in_use(name) or b"")[0] != rows[name].fingerprint:
                     register(name)  # rotated since this database was backed up
         except UNUSABLE as error:
             raise KeysDiffer(unusable(name, error)) from error
     confirmed.update(wanted)
 
 
-def is_a_stranger() -> str:
-    """Why this data directory is not one of a database that a version without fingerprints has used; empty if it is.
+def why_foreign() -> str:
+    """Why this data directory does not belong to a database that a version without fingerprints used; else empty.
 
     The audit key shows it: its signatures are in the audit log.
     """
-    from volmig.record.models import SIGNED, Event, sign  # they stand on this module
+    from volmig.record.models import SIGNED, Event, sign  # they import this module
 
     newest = Event.objects.order_by("-seq").values_list("prev_hash", "hash", *SIGNED)[:ENOUGH]
     if not newest:
@@ -229,7 +229,7 @@ def is_a_stranger() -> str:
         f"copy the keys of the machine that ran volmig before to {path.parent}, or set VOLMIG_DATA to its data "
         f"directory, then start it again ({SEVERAL})."
     )
-    if held(data.AUDIT_KEY) is None:
+    if in_use(data.AUDIT_KEY) is None:
         return f"Machine {here()} has no audit_key ({path}), and the database has an audit log already: {copy}"
     if not any(hmac.compare_digest(found, sign(before, values)) for before, found, *values in newest):
         return f"Machine {here()} has another audit_key ({path}) than the one that signed the audit log: {copy}"
@@ -237,8 +237,8 @@ def is_a_stranger() -> str:
 
 
 def register_first(name: str) -> None:
-    """Makes a key unless it is here, and registers it unless another machine was first: then it is gone again."""
-    path, content = data.key_path(name), held(name)
+    """Makes a key unless it is here, and registers it; where another machine was first, removes what it made."""
+    path, content = data.key_path(name), in_use(name)
     was_there = content is not None
     if content is None:
         content = data.make(name, first_evidence_key() if name == data.EVIDENCE_KEY else b"")
@@ -247,14 +247,14 @@ def register_first(name: str) -> None:
     row, _ = RegisteredKey.objects.get_or_create(name=name, defaults=defaults)
     if row.fingerprint != mark:
         if not was_there:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process of this machine may have removed it already
         raise KeysDiffer("\n".join(mismatches([name])))
     if name in data.provisional:
         take_up(name)
 
 
 def first_evidence_key() -> bytes:
-    from volmig.record import signing  # it stands on this module
+    from volmig.record import signing  # it imports this module
 
     return signing.first()
 
@@ -273,20 +273,20 @@ def register(name: str, content: bytes | None = None) -> tuple[str, str]:
 
 
 def confirm(name: str) -> None:
-    """Compares one key, once in a process: before anything is signed with it. Raises KeysDiffer."""
+    """Compares one key before anything is signed with it, once in each process. Raises KeysDiffer."""
     if name not in confirmed:
         ensure([name])
 
 
 def key(name: str) -> bytes:
-    """What the file of a key holds, which is made if nobody has it yet. Raises KeysDiffer, OSError, ValueError."""
+    """What the file of a key holds; it is made where none is registered. Raises KeysDiffer, OSError, ValueError."""
     if (content := data.key(name)) is None:
         ensure([name])
         content = data.key(name)
     return content or b""
 
 
-def is_current(name: str) -> str:
+def why_outdated(name: str) -> str:
     """Why what is signed with this key now would not verify elsewhere, as a sentence; empty when it would.
 
     For a key that is replaced while processes of other machines run on with the one before it.
@@ -297,18 +297,18 @@ def is_current(name: str) -> str:
     return sentence(row.host, {name: row}, {"has another" if content else "has no": [name]})
 
 
-def are_kept() -> bool:
-    """Whether this database keeps fingerprints; one of a version before does not yet."""
+def registry_exists() -> bool:
+    """Whether this database has the table of fingerprints; that of an earlier version lacks it."""
     return RegisteredKey._meta.db_table in connection.introspection.table_names()
 
 
 def at_start() -> None:
-    """Once more in each process, for one may not be started by `manage.py up`. Raises SystemExit with the sentence.
+    """Compares in each process, because one may be started without `manage.py up`. Raises SystemExit with the sentence.
 
     While the database is away, or has no tables yet, nothing is compared; `confirm` does so before the first event.
     """
     try:
-        if are_kept():
+        if registry_exists():
             ensure()
     except KeysDiffer as error:
         raise SystemExit(f"Not started. {error}") from error
@@ -322,7 +322,7 @@ def at_start() -> None:
 
 
 def note_settings() -> None:
-    """Notes what has to be equal on all machines, as it is on this one."""
+    """Stores this machine's settings for the others to compare."""
     values = {"host": here(), "settings": setting_fingerprints(), "seen_at": timezone.now()}
     Machine.objects.update_or_create(place=data.place(settings.DATA), kind=data.kind(), defaults=values)
     Machine.objects.filter(seen_at__lt=timezone.now() - dt.timedelta(days=1)).delete()
@@ -352,7 +352,7 @@ def ssh_key_setting() -> str:
 
 
 def differing_settings() -> list[str]:
-    """In which settings this machine differs from others that run, in sentences; empty when it does not."""
+    """The settings in which this machine differs from others that run, as sentences; empty when it does not."""
     others = Machine.objects.filter(seen_at__gt=timezone.now() - RECENT).exclude(place=data.place(settings.DATA))
     own = setting_fingerprints()
     found = []

@@ -32,8 +32,10 @@ def unseal(sealed: str) -> str:
     try:
         return box().decrypt(sealed.encode()).decode()
     except InvalidToken:
-        found = keys.is_current(KEYS) or f"none of the keys in {data.key_path(KEYS)} opens this secret; enter it again"
-        raise Unopened(found) from None
+        found = (
+            keys.why_outdated(KEYS) or f"none of the keys in {data.key_path(KEYS)} opens this secret; enter it again"
+        )
+        raise Unopened(keys.why_outdated(KEYS) or found) from None
 
 
 def seal_anew(sealed: str) -> str:

@@ -74,7 +74,7 @@ def kept() -> dict[str, Any]:
 def current() -> Signer:
     """The key that signs now. Raises OSError, and ValueError also where another machine has replaced it since."""
     found = kept()
-    if why := keys.is_current(data.EVIDENCE_KEY):
+    if why := keys.why_outdated(data.EVIDENCE_KEY):
         raise ValueError(why)
     return signer(found)
 

@@ -254,7 +254,7 @@ def prepare() -> None:
 
 def refuse_what_differs() -> None:
     """Before anything is made: the keys of another volmig, and a database of a later release."""
-    if keys.are_kept() and (differing := keys.mismatches(keys.mine())):
+    if keys.registry_exists() and (differing := keys.mismatches(keys.needed())):
         raise keys.KeysDiffer("\n".join(differing))
     if refusal := upgrade.downgrade():
         raise CommandError(refusal)
@@ -319,10 +319,10 @@ def compare_keys(said: set[str]) -> None:
     Of other keys, which they read each time, and of settings that differ it prints a line, once for each in `said`.
     """
     try:
-        if held := keys.mismatches(name for name in keys.mine() if name in keys.SETTINGS):
+        if held := keys.mismatches(name for name in keys.needed() if name in keys.SETTINGS):
             raise CommandError("Stopped. " + "\n".join(held))
         keys.note_settings()
-        found = {*keys.mismatches(keys.mine()), *keys.differing_settings()}
+        found = {*keys.mismatches(keys.needed()), *keys.differing_settings()}
     except (DatabaseError, InterfaceError, OSError, ValueError):
         return  # the database may be away for a while
     finally:
