@@ -45,16 +45,16 @@ class KeysDiffer(Exception):  # noqa: N818 - as ReadOnly is
     """This machine has other keys than its database knows, or lacks some; the message says what to copy."""
 
 
-def needed() -> list[str]:
+def mine() -> list[str]:
     """The keys that this process needs: those that its kind may read."""
     own_ssh_key = not settings.SSH_KEY  # else one that an administrator made, or the agent's: machines may differ
     return [name for name in data.KEYS if data.may_read(name) and (name != "ssh_key" or own_ssh_key)]
 
 
-def needed_here() -> list[str]:
+def mine_here() -> list[str]:
     """The same for a command, which is of no kind: it leaves out a kind of which this machine has no key at all."""
     kinds = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
-    return [name for name in needed() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
+    return [name for name in mine() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
 
 
 def is_here(name: str) -> bool:
@@ -132,7 +132,7 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
 
     A key that nobody has registered yet matches. Raises DatabaseError while the database cannot be asked.
     """
-    wanted = list(needed_here() if names is None else names)
+    wanted = list(mine_here() if names is None else names)
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
     wrong: dict[tuple[str, str], dict[str, list[str]]] = {}
     found = []
@@ -196,7 +196,7 @@ def ensure(names: Iterable[str] | None = None) -> None:
 
     Raises KeysDiffer, with nothing made, where they differ.
     """
-    wanted = list(needed() if names is None else names)
+    wanted = list(mine() if names is None else names)
     if found := mismatches(wanted):
         raise KeysDiffer("\n".join(found))
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
@@ -297,7 +297,7 @@ def why_outdated(name: str) -> str:
     return sentence(row.host, {name: row}, {"has another" if content else "has no": [name]})
 
 
-def registry_exists() -> bool:
+def are_kept() -> bool:
     """Whether this database has the table of fingerprints; that of an earlier version lacks it."""
     return RegisteredKey._meta.db_table in connection.introspection.table_names()
 
@@ -308,7 +308,7 @@ def at_start() -> None:
     While the database is away, or has no tables yet, nothing is compared; `confirm` does so before the first event.
     """
     try:
-        if registry_exists():
+        if are_kept():
             ensure()
     except KeysDiffer as error:
         raise SystemExit(f"Not started. {error}") from error

@@ -12,10 +12,10 @@ from volmig.health import ready, tallies
 
 
 @pytest.fixture(autouse=True)
-def _nothing_counted():
-    """What other tests have counted in this process, and the last answer about readiness, are not of this test."""
+def _nothing_counted(monkeypatch):
+    """Without what other tests have counted in this process, and without the last answer about readiness."""
     tallies.counted.clear()
-    ready.last.__init__()
+    monkeypatch.setattr(ready, "last", ready.Round())
     yield
     tallies.counted.clear()
 

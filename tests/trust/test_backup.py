@@ -66,7 +66,7 @@ def empty(tmp_path_factory):
     one = Processes(tmp_path_factory.mktemp("empty"))
     one.environment.pop("VOLMIG_DB", None)
     one.manage("migrate", "--verbosity", "0")
-    one.run("from volmig import keys\nkeys.ensure(keys.needed())")
+    one.run("from volmig import keys\nkeys.ensure(keys.mine())")
     return one.data
 
 

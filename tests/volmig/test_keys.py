@@ -46,14 +46,14 @@ class Site:
 
     def start(self, name, part=""):
         place = self.on(name, part)
-        keys.ensure(keys.needed())
+        keys.ensure(keys.mine())
         return place
 
     def refused(self, name, part=""):
         """Why this machine does not start; nothing must have been made there."""
         before = files(self.on(name, part))
         with pytest.raises(keys.KeysDiffer) as error:
-            keys.ensure(keys.needed())
+            keys.ensure(keys.mine())
         assert files(self.root / name) == before
         return str(error.value)
 
@@ -145,7 +145,7 @@ def test_a_command_on_a_machine_of_one_kind_does_not_ask_for_the_keys_of_the_oth
         site.on(name)
         assert keys.mismatches() == [], name
     site.on("web1")
-    assert any("ssh_key" in each for each in keys.mismatches(keys.needed())), "but up all does"
+    assert any("ssh_key" in each for each in keys.mismatches(keys.mine())), "but up all does"
 
 
 def test_an_installation_of_before_registers_its_keys_without_a_question(site):
@@ -223,7 +223,7 @@ def test_a_machine_that_registers_at_the_same_moment_wins_and_the_other_keeps_no
 
     monkeypatch.setattr(data, "make", slower)
     with pytest.raises(keys.KeysDiffer, match="has no seal_key"):
-        keys.ensure(keys.needed())
+        keys.ensure(keys.mine())
     assert not (place / "seal_key").exists()
 
 

@@ -38,7 +38,7 @@ class Command(BaseCommand):
             self.replace(name, renew=bool(options["renew"]))
             return
         rows = {row.name: row for row in RegisteredKey.objects.all()}
-        for name in keys.needed_here():
+        for name in keys.mine_here():
             row = rows.get(name)
             known = f"registered by {row.host}, {row.registered_at:%Y-%m-%d %H:%M} UTC" if row else "not registered yet"
             self.stdout.write(f"{name}: {data.key_path(name)}, {known}")

@@ -20,7 +20,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
@@ -254,7 +254,7 @@ def prepare() -> None:
 
 def refuse_what_differs() -> None:
     """Before anything is made: the keys of another volmig, and a database of a later release."""
-    if keys.registry_exists() and (differing := keys.mismatches(keys.needed())):
+    if keys.are_kept() and (differing := keys.mismatches(keys.mine())):
         raise keys.KeysDiffer("\n".join(differing))
     if refusal := upgrade.downgrade():
         raise CommandError(refusal)
@@ -319,12 +319,12 @@ def compare_keys(said: set[str]) -> None:
     Of other keys, which they read each time, and of settings that differ it prints a line, once for each in `said`.
     """
     try:
-        if held := keys.mismatches(name for name in keys.needed() if name in keys.SETTINGS):
+        if held := keys.mismatches(name for name in keys.mine() if name in keys.SETTINGS):
             raise CommandError("Stopped. " + "\n".join(held))
         keys.note_settings()
-        found = {*keys.mismatches(keys.needed()), *keys.differing_settings()}
-    except (DatabaseError, InterfaceError, OSError, ValueError):
-        return  # the database may be away for a while
+        found = {*keys.mismatches(keys.mine()), *keys.differing_settings()}
+    except (DatabaseError, OSError, ValueError):
+        return  # it may be away for a while
     finally:
         connection.close()
     for line in sorted(found - said):
