@@ -1,4 +1,4 @@
-"""Log lines: as text or as JSON, each with what it is about, and none that a hostile host can forge.
+"""Log lines, as text or JSON: each has the fields that it is about, and a hostile host can forge none.
 
 `about(migration=7, step="convert")` names what all lines within it are about, in this thread or request alone.
 """
@@ -53,7 +53,7 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 def plain(text: str) -> str:
     """Text in which nothing moves a terminal's cursor or begins a line: control characters are shown as escapes."""
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
+    text = shortened(text)
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -72,7 +72,7 @@ class Line(logging.Formatter):
 class Json(logging.Formatter):
     """One JSON object a line, in ASCII: json.dumps escapes every control character.
 
-    Twenty lines of our own and no library: workers, which hold the SSH key, would load it for options nobody needs.
+    Twenty lines instead of a library: workers, which hold the SSH key, would load it for options that are not needed.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -91,7 +91,7 @@ class Json(logging.Formatter):
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST]
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

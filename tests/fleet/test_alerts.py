@@ -1,4 +1,4 @@
-"""Each alert rule fires when what it is about is so, by rows of the database and what /metrics makes of them."""
+"""Each alert rule fires on its condition, made of database rows and read through /metrics."""
 
 import datetime as dt
 import json
@@ -13,7 +13,7 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from hosts.models import Hypervisor
-from jobs.models import Footprint, Job, StepRun
+from jobs.models import Footprint, StepRun
 from tests.fleet.beats import GIB, a_process
 from tests.fleet.promtool import COUNTER, ask, fires
 from tests.pages import scenes
@@ -61,7 +61,7 @@ def late(dana):
     shut_off(dana, "swapping")
 
 
-def nobody(part):
+def without(part):
     return lambda dana: Process.objects.filter(part=part).delete()
 
 
@@ -127,7 +127,7 @@ def kept_too_long(dana):
 
 
 def many_connections(dana):
-    """Of SQLite there are none: these two figures are PostgreSQL's (see test_metrics)."""
+    """SQLite has none: PostgreSQL alone reports these two figures (see test_metrics)."""
     return {"volmig_database_connections": 90.0, "volmig_database_connections_limit": 97.0}
 
 
@@ -135,9 +135,9 @@ CASES = {
     "VolmigMetricsMissing": lambda dana: {'up{job="volmig"}': 0.0},
     "VolmigInstanceDownAndStuck": halted_while_down,
     "VolmigInstanceDownTooLong": late,
-    "VolmigNoWorkers": nobody("workers"),
-    "VolmigNoWatcher": nobody("watcher"),
-    "VolmigNoBackgroundWorkers": nobody("background"),
+    "VolmigNoWorkers": without("workers"),
+    "VolmigNoWatcher": without("watcher"),
+    "VolmigNoBackgroundWorkers": without("background"),
     "VolmigProcessLost": lambda dana: a_process("workers", "m2", age=300),
     "VolmigTicksWait": waiting("migrations", "jobs.tick.run", 200),
     "VolmigBackgroundWaits": waiting("background", "hosts.tasks.refresh", 2000),
@@ -166,7 +166,7 @@ CASES = {
 
 @pytest.fixture
 def calm(dana, sound, site):
-    """A site at work of which nothing is wrong: a copy that moves, a migration on trial, ticks and logins that work."""
+    """A sound site at work: a copy that moves, a migration on trial, ticks and logins that work."""
     scenes.job(dana, "preparing")
     scenes.job(dana, "on_trial")
     Hypervisor.objects.update(hostctl_hash="")
@@ -196,13 +196,13 @@ def test_every_rule_has_a_case_that_makes_it_fire():
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
-def test_the_alert_fires_when_it_is_so(name, dana, calm, tmp_path):
+def test_the_alert_fires_on_its_condition(name, dana, calm, tmp_path):
     more = CASES[name](dana)
     after = scrape() | (more if isinstance(more, dict) else {})
     assert fires(rule_alone(name, tmp_path), name, calm, after, tmp_path, minutes_of(BY_NAME[name]))
 
 
-def test_no_alert_fires_at_a_site_of_which_nothing_is_wrong(calm, tmp_path):
+def test_no_alert_fires_at_a_sound_site(calm, tmp_path):
     calm |= {"volmig_database_connections": 20.0, "volmig_database_connections_limit": 97.0}
     longest = max(map(minutes_of, BY_NAME.values()))
     busy = {name: value * (100 if COUNTER.search(name) else 1) for name, value in calm.items()}
@@ -230,7 +230,7 @@ def expressions():
     return [rule["expr"] for rule in BY_NAME.values()] + [t["expr"] for panel in panels for t in panel["targets"]]
 
 
-def test_every_metric_that_rules_and_dashboard_name_is_told(calm):
+def test_every_metric_that_rules_and_dashboard_name_is_reported(calm):
     found = set()
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
@@ -260,4 +260,3 @@ def test_the_page_of_the_documentation_lists_every_metric(calm):
     assert [name for name in names if f"`{name}`" not in page] == []
     listed = re.findall(r"^\| `(volmig_\w+)`", page, re.MULTILINE)
     assert sorted(listed) == sorted(names)
-    assert Job.objects.count() == 2, "of a site at work"

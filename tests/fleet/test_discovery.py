@@ -62,10 +62,8 @@ def test_discovery_among_100_data_addresses_is_refused_nothing(fleet):
 def test_a_refresh_costs_as_many_statements_among_100_hypervisors_as_among_10(fleet):
     counts = {}
     for size in (10, 100):
-        first = (
-            fleet.register(size - len(fleet.hosts))[0] if not fleet.hosts else Hypervisor.objects.get(name="cmp-000")
-        )
         fleet.register(size - len(fleet.hosts))
+        first = Hypervisor.objects.get(name="cmp-000")
         refreshed(first)  # what it has never seen costs a few more
         with CaptureQueriesContext(connection) as queries:
             tasks.refresh(first.pk)
@@ -93,7 +91,7 @@ def test_from_each_source_of_a_large_site_the_same_few_relays_are_probed_and_tog
     probed = {key: before.relays_of(key) for key in range(500)}
     assert {len(relays) for relays in probed.values()} == {RELAYS}
     times = Counter(relay for relays in probed.values() for relay in relays)
-    assert len(times) == 500, "a relay is probed by nobody"
+    assert len(times) == 500, "a relay is never probed"
     assert max(times.values()) < 2.5 * RELAYS, "a relay is probed by nearly all"
     changed = sum(len(probed[key].keys() - after.relays_of(key).keys()) for key in range(500))
     assert changed < 500, "one more hypervisor changes whom the others probe"
@@ -107,7 +105,7 @@ def test_the_relays_that_migrations_use_are_always_probed():
     assert 900 not in site.relays_of(0, first=[900]), "it is not there any more"
 
 
-def test_a_pair_that_cannot_work_together_is_not_probed_and_why_can_be_said():
+def test_a_pair_that_cannot_work_together_is_not_probed_and_the_page_says_why():
     rows = [(1, "10.1.0.1", 16), (1, "10.9.0.1", 16), (1, "192.0.2.1", 24)]
     rows += [(2, "10.1.0.2", 16), (2, "10.9.0.2", 16), (2, "192.0.2.2", 24), (2, "10.8.0.2", 16), (3, "10.9.0.3", 16)]
     rows += [(4, "10.1.0.4", 16), (5, "10.1.0.5", 16)]
@@ -193,7 +191,7 @@ def test_a_connection_that_is_lost_while_probing_keeps_what_was_found_and_ends_t
     assert "83 of 147 ports were not probed. Tried to test the network: the connection was cut." in first.reach_error
 
 
-def test_when_time_is_over_the_rest_is_left_and_said_to_be(fleet, monkeypatch):
+def test_when_time_is_over_the_rest_is_left_and_reported(fleet, monkeypatch):
     first = fleet.register(50)[0]
     host, clock = fleet.hosts[first.name], {"now": 0.0}
     monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: clock["now"], time=time.time))
@@ -225,7 +223,7 @@ def test_what_hostctl_could_not_try_in_time_is_missing_and_an_answer_about_other
 @pytest.mark.parametrize(
     "evidence", [{}, {"results": None}, {"results": [{"address": "127.1.0.2"}]}, {"results": [UNHASHABLE]}]
 )
-def test_an_answer_that_is_not_as_agreed_is_said_of_the_probing(fleet, evidence):
+def test_a_malformed_answer_is_reported_as_an_error_of_the_probing(fleet, evidence):
     first = fleet.register(3)[0]
     nth_probe(fleet.hosts[first.name], 1, lambda request: Answer("done", evidence))
     refreshed(first)
@@ -267,7 +265,7 @@ def test_a_site_of_500_is_refreshed_within_its_period_and_makes_up_for_minutes_t
         a_minute(drain, work=False)
     waiting = QueuedTask.objects.waiting().values("name", "number").distinct().count()  # of equal ones one is run
     assert waiting <= 2 * amount(100, 50) / tasks.SHARE, "what waits is queued again and again"
-    assert Hypervisor.objects.late().exists(), "it fell behind, and nobody sees it"
+    assert Hypervisor.objects.late().exists(), "it fell behind, and that is not seen"
     for _ in range(3):
         a_minute(drain, work=True)
     assert not Hypervisor.objects.late().exists()

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, read from the database when they are asked for: each process can report those of all.
+"""Metrics for Prometheus, read from the database at each scrape, so that any process reports those of all.
 
 The number of queries is the same whatever the database holds, and each is answered by an index or by a table of a few
 rows. Labels are statuses, queues, outcomes, parts and volmig's own machines; never a hypervisor or a migration.
@@ -35,7 +35,7 @@ from volmig.queue import BACKGROUND, MIGRATIONS
 from volmig.record.models import ChainHead, Event
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-RECENT_NOTICES = 500  # so many are looked through for failures; the table is for ever
+RECENT_NOTICES = 500  # searched for failures at most; the table grows without end
 Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
@@ -50,8 +50,16 @@ def one(name: str, about: str, value: float) -> GaugeMetricFamily:
     return gauge(name, about, [((), value)])
 
 
+# What heartbeats of a part carry: the name of the metric, the part, the figure, how those of one machine are combined.
+CARRIED: tuple[tuple[str, str, str, Callable[[list[float]], float], str], ...] = (
+    ("websockets", "web", "websockets", sum, "Open live pages."),
+    ("hypervisors_streaming", "watcher", "streaming", sum, "Hypervisors whose progress a watcher follows."),
+    ("watcher_turn_seconds", "watcher", "turn_seconds", max, "Longest turn of a watcher since its last heartbeat."),
+)
+
+
 def processes() -> Iterator[Metric]:
-    """Heartbeats, and what goes with them."""
+    """Heartbeats, with the clock, the disk and the figures that they carry."""
     rows = list(Process.objects.with_age())
     alive = [row for row in rows if not row.late]
     running = [((part,), sum(row.part == part for row in alive)) for part in PARTS]
@@ -66,17 +74,11 @@ def processes() -> Iterator[Metric]:
     yield gauge("data_disk_free_bytes", "Free space in the data directory.", free, ("machine",))
     size = grouped((((row.machine,), row.disk_size) for row in rows if row.disk_size is not None), max)
     yield gauge("data_disk_size_bytes", "Size of the disk of the data directory.", size, ("machine",))
-    figures: dict[str, tuple[str, str, Callable[[list[float]], Any]]] = {
-        "websockets": ("websockets", "Open live pages.", sum),
-        "hypervisors_streaming": ("streaming", "Hypervisors whose progress a watcher follows.", sum),
-        "watcher_turn_seconds": ("turn_seconds", "Longest turn of a watcher since its last heartbeat.", max),
-    }
-    for name, (figure, about, together) in figures.items():
-        wanted = [
-            row for row in alive if figure in row.figures and (name != "watcher_turn_seconds" or row.part == "watcher")
-        ]
-        rows_by_machine = grouped((((row.machine,), float(row.figures[figure])) for row in wanted), together)
-        yield gauge(name, about, rows_by_machine, ("machine",))
+    for name, part, figure, together, about in CARRIED:
+        values = (
+            ((row.machine,), float(row.figures[figure])) for row in alive if row.part == part and figure in row.figures
+        )
+        yield gauge(name, about, grouped(values, together), ("machine",))
 
 
 def grouped(rows: Rows, together: Callable[[list[float]], Any]) -> Rows:

@@ -65,7 +65,7 @@ class ChainHead(models.Model):
 
 
 class Publisher(models.Model):
-    """The one machine that publishes heads now, and those that did so before it. One row.
+    """The machine that publishes heads, and those that did before it. One row.
 
     `owner` names the process that holds the lease, `place` its data directory. `former` has, for each data directory
     that published before, its host, the path of its heads and the last event that it published.
@@ -91,7 +91,7 @@ class Publisher(models.Model):
         """Takes or renews the lease, by the database's clock; False while another process has it.
 
         A process of the same data directory may take a lease that ran out, one of another only after it has been out
-        for as long again: a machine that restarts goes on, and heads do not move with every restart.
+        for as long again: a machine that restarts keeps publishing, and heads do not move with every restart.
         """
         with transaction.atomic():
             until = Now() + cls.LEASE
@@ -99,9 +99,8 @@ class Publisher(models.Model):
             if row is None:
                 return cls.begin(owner, place, host, path)
             # One that reaches further than any was taken before the clock was set back.
-            out = Q(until__lt=Now()) | Q(until__gt=Now() + cls.LEASE + CLOCKS_DIFFER)
             long_out = Q(until__lt=Now() - cls.LEASE) | Q(until__gt=Now() + cls.LEASE + CLOCKS_DIFFER)
-            free = Q(owner=owner) | (out & Q(place=place)) | long_out
+            free = Q(owner=owner) | Q(place=place, until__lt=Now()) | long_out
             if not cls.objects.filter(pk=1).filter(free).update(owner=owner, until=until):
                 return False
             if (row.place, row.path) != (place, path):
@@ -130,7 +129,7 @@ class Publisher(models.Model):
 
     @classmethod
     def give_back(cls, owner: str) -> None:
-        """Lets any machine publish at once: this one cannot write."""
+        """Lets any machine publish at once, because this one cannot write."""
         cls.objects.filter(pk=1, owner=owner).update(until=Now() - 2 * cls.LEASE)
 
     @classmethod
