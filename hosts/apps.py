@@ -1,4 +1,4 @@
-"""App configuration of hosts, and what counts the SSH connections that are tried."""
+"""App configuration of hosts; counts the SSH connections that are tried."""
 
 from django.apps import AppConfig
 
@@ -14,7 +14,7 @@ class HostsConfig(AppConfig):
 
 
 def count(outcome: str, seconds: float) -> None:
-    from volmig.health import tallies  # it needs models
+    from volmig.health import tallies  # imports models, which are not loaded yet above
 
     tallies.count("volmig_ssh_connects", outcome=outcome)
     if outcome == "ok":

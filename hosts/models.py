@@ -124,7 +124,7 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return rows.order_by(F("tried_at").asc(nulls_first=True))
 
     def take_stale(self, before: dt.datetime) -> "Hypervisor | None":
-        """One that was not tried since, for the caller alone: it counts as tried now. None when there is none."""
+        """One that was not tried since, claimed for the caller: it counts as tried now. None when all were tried."""
         while found := self.stale(before).select_related("bastion").first():
             now = timezone.now()
             if self.filter(pk=found.pk, tried_at=found.tried_at).update(tried_at=now):
@@ -431,7 +431,7 @@ class Hypervisor(models.Model):
 
     def relays_used(self) -> list[int]:
         """The relays of its migrations as a source, the one of the newest first."""
-        used = self.jobs_from.order_by().values("relay").annotate(last=Max("pk"))  # migrations, which stand above
+        used = self.jobs_from.order_by().values("relay").annotate(last=Max("pk"))  # migrations: an app above this one
         return list(used.order_by("-last").values_list("relay", flat=True))
 
     @transaction.atomic

@@ -85,7 +85,7 @@ class Member:
 
 @dataclass(frozen=True)
 class WhyNot:
-    """Why a hypervisor is not probed for an address: in a word or two for a cell, and as a sentence."""
+    """Why a hypervisor is not probed for an address: briefly, for a cell, and as a sentence."""
 
     short: str
     sentence: str

@@ -37,7 +37,7 @@ from volmig.queue import later
 INVENTORY_SECONDS = 60
 LEFTOVERS_SECONDS = 60
 SHARE = 50  # hypervisors that one task refreshes at most
-AT_ONCE = 16  # of them, at a time
+AT_ONCE = 16  # of these, at the same time
 TURN_OF_VISITS = 25.0  # seconds after which such a task begins no more of them
 VISIT_SECONDS = 60.0  # that one of them may take, so that no task comes to its limit
 PROBE_SECONDS = 30.0  # of these, for the ports of relays
@@ -64,14 +64,14 @@ def refresh_stale() -> None:
 def refresh_due(_number: int = 0) -> None:
     """Task: refreshes up to SHARE hypervisors that are due, several at a time; the longest untried first.
 
-    The number only tells apart what several workers do at the same time.
+    The number only lets several of these tasks wait at a time.
     """
     due = iter(partial(Hypervisor.objects.take_stale, outdated()), None)
     together((visit(hypervisor) for hypervisor in islice(due, SHARE)), AT_ONCE, TURN_OF_VISITS)
 
 
 def outdated() -> dt.datetime:
-    """Whoever was last tried before this is due: its figures would be too old before the next minute's refreshes."""
+    """Hypervisors last tried before this are due: by the next minute's refreshes their figures would be too old."""
     return timezone.now() - dt.timedelta(seconds=settings.REFRESH_SECONDS - min(60, settings.REFRESH_SECONDS / 2))
 
 

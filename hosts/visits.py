@@ -1,7 +1,7 @@
 """Visits to hypervisors, many at a time: threads wait for the network, and one thread alone uses the database.
 
 A visit is a generator that reads from top to bottom. It yields each call that waits for a hypervisor and is resumed
-with what that returned or raised. Only these calls run in threads; whatever stands between two of them runs in the
+with what that returned or raised. Only these calls run in threads; all code between two of them runs in the
 caller's.
 """
 

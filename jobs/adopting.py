@@ -72,7 +72,7 @@ def compare() -> None:
 def hear_all() -> Iterator[tuple[Hypervisor, dict[str, Any]]]:
     """What every hypervisor recalls, as the answers come; the database is not used in the threads.
 
-    So what was heard is kept although a task's limit ends it before hypervisors that are away have been given up.
+    So answers are kept even if the task reaches its time limit while it still waits for unreachable hypervisors.
     """
     known = {str(uuid) for uuid in Job.objects.values_list("uuid", flat=True)}
     ways = [(each, each.remote()) for each in Hypervisor.objects.reachable().select_related("bastion")]

@@ -170,7 +170,7 @@ def of_trouble(found: alive.Trouble) -> Item:
 
 
 def late_refreshes(user: Any) -> list[Item]:
-    """That workers do not keep up with refreshing hypervisors: what pages and checks show of them gets old."""
+    """Workers do not keep up with refreshing hypervisors: what pages and checks show gets old."""
     rows = Hypervisor.objects.visible_to(user).late()
     late = rows.aggregate(count=Count("pk"), oldest=Min("tried_at"))
     if not late["count"]:  # refreshed meanwhile
@@ -178,7 +178,7 @@ def late_refreshes(user: Any) -> list[Item]:
     many = f"{late['count']} hypervisors have" if late["count"] > 1 else "1 hypervisor has"
     said = f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
     why = "The background workers do not keep up."
-    advice = "See that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
+    advice = "Check that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
     return [Item("Refreshes are late", said, "/hosts/", "Open", late["oldest"], False, detail=why, advice=advice)]
 
 

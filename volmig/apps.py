@@ -112,8 +112,8 @@ def roles_are_known(**_: Any) -> list[CheckMessage]:
 
 
 def static_files_are_collected(**_: Any) -> list[CheckMessage]:
-    """Not asked by collectstatic itself, which is for the checks of static files only."""
+    """collectstatic itself runs only the checks of static files, not this one."""
     if not settings.COLLECTED or (settings.STATIC_ROOT / "staticfiles.json").exists():
         return []
-    hint = "Run manage.py collectstatic --noinput with the same VOLMIG_STATIC, or do not set it."
-    return [Error(f"VOLMIG_STATIC: no files were collected in {settings.STATIC_ROOT}", hint, id="volmig.T1")]
+    hint = "Run manage.py collectstatic --noinput with the same VOLMIG_STATIC, or unset it."
+    return [Error(f"VOLMIG_STATIC: no files have been collected in {settings.STATIC_ROOT}", hint, id="volmig.T1")]

@@ -1,7 +1,7 @@
 """The heartbeat of a cluster of workers: a file whose time its processes set and its supervisor reads.
 
-By the kernel's monotonic clock (clock_gettime(2), CLOCK_MONOTONIC), which nobody sets and which all processes of a
-machine share; and without the database, whose absence is no reason to restart anything.
+It uses the kernel's monotonic clock (clock_gettime(2), CLOCK_MONOTONIC), which cannot be set and is the same for all
+processes of a machine; and not the database, whose absence is no reason to restart anything.
 """
 
 import os
@@ -13,10 +13,10 @@ VARIABLE = "VOLMIG_BEAT"  # names the file, in the environment of the processes 
 
 
 def beat() -> None:
-    """In a worker, or what feeds the workers: this cluster moves."""
+    """Called by workers, and by the process that feeds them, whenever they make progress."""
     if path := os.environ.get(VARIABLE):
         now = time.monotonic_ns()
-        with suppress(OSError):  # its supervisor is gone, or the disk is: what beats goes on
+        with suppress(OSError):  # the supervisor or the disk is gone: work continues
             os.utime(path, ns=(now, now))
 
 

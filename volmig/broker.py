@@ -26,7 +26,7 @@ from volmig.queue import BACKGROUND, queue_minute
 from volmig.record import publisher
 
 log = logging.getLogger(__name__)
-PARTS = {"migrations": "workers"}  # what `manage.py up` calls the cluster of a queue, where that is another word
+PARTS = {"migrations": "workers"}  # what `manage.py up` calls a queue's cluster, where its name differs
 # A cluster whose workers are all busy takes no task until one of them ends, if only by its limit.
 PATIENCE = settings.TASK_SECONDS + LOST_AFTER + 15.0
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
@@ -45,7 +45,7 @@ class TableBroker(Broker):  # type: ignore[misc]
         if self.outage is None:
             self.outage = Outage(f"workers ({self.list_key})")
             if self.list_key == os.environ.get("Q_CLUSTER_NAME") == BACKGROUND:
-                publisher.begin()  # in each machine's one process that feeds them, which lives as long as they do
+                publisher.begin()  # a machine has one such process, which lives as long as its workers
         try:
             task = self.next()
         except AWAY as error:

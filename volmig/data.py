@@ -1,6 +1,6 @@
 """The data directory: where it is, and the keys kept in it.
 
-Nothing here makes a key unasked: whether this machine may make one says the database, see volmig.keys.
+Reading a key never makes one: the database decides whether this machine may, see volmig.keys.
 """
 
 import errno
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.core.exceptions import ImproperlyConfigured
 
 AUDIT_KEY, EVIDENCE_KEY, SEALING_KEYS = "audit_key", "evidence_key", "sealing_keys"
-SHORTEST = 32  # characters of a key that volmig did not make: its fingerprint lies in the database
+SHORTEST = 32  # characters of a key that volmig did not make, so that nobody guesses it from its fingerprint
 # Which processes may read a key: those that serve pages, or those that reach out to hypervisors. All others may be read
 # by both. A process that is neither (a command typed by a person) reads them all.
 OWNERS = {
@@ -30,7 +30,7 @@ OWNERS = {
 }
 KEYS = (*OWNERS, AUDIT_KEY, EVIDENCE_KEY, SEALING_KEYS)
 PUBLIC_SSH_KEY = "ssh_key.pub"
-# Keys that were not there when the settings were read: in memory only, until volmig.keys keeps or replaces them.
+# Keys that did not exist when the settings were read: in memory only, until volmig.keys stores or replaces them.
 provisional: dict[str, str] = {}
 
 
@@ -51,8 +51,8 @@ def may_read(name: str) -> bool:
 def key_path(name: str) -> Path:
     """Returns where a key is kept; raises NotForThisProcess where the processes of another kind have it.
 
-    Keys of one kind can lie in a directory of their own (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns,
-    and each can be a separate file, which volmig only reads (VOLMIG_AUDIT_KEY_FILE and so on).
+    Keys of one kind can be in a separate directory (VOLMIG_KEYS_WEB, VOLMIG_KEYS_WORKER), which another user owns, and
+    each key can be a separate file, which volmig only reads (VOLMIG_AUDIT_KEY_FILE and so on).
     """
     if not may_read(name):
         raise NotForThisProcess(f"{name} is not for the process {os.environ['VOLMIG_PART']}, which must not read it.")
@@ -78,7 +78,7 @@ def is_given(name: str) -> bool:
 
 
 def own_keys() -> dict[str, Path]:
-    """Returns the keys, by name, that lie elsewhere than in the data directory."""
+    """Returns the keys, by name, that are outside the data directory."""
     named = {name: key_path(name) for name in KEYS if may_read(name)}
     # Resolved, for Kubernetes has links in place of the files of secrets.
     return {name: path.resolve() for name, path in named.items() if path != directory() / name and path.exists()}
@@ -180,8 +180,8 @@ def write_once(path: Path, content: bytes, shared: bool = False) -> bytes:
 
 
 def key(name: str) -> bytes | None:
-    """Returns what the file of a key holds; None where there is none. Raises OSError, and ImproperlyConfigured for a
-    file that an operator named and that holds no key."""
+    """Returns what the file of a key holds; None without one. Raises OSError, and ImproperlyConfigured for a file that
+    an operator named and that holds no key."""
     path = key_path(name)
     try:
         content = path.read_bytes()
@@ -196,9 +196,9 @@ def key(name: str) -> bytes | None:
 
 
 def make(name: str, content: bytes = b"") -> bytes:
-    """Makes a key unless its file is there; returns what the file then holds, whoever made it.
+    """Makes a key unless its file exists; returns what the file then holds, whichever process made it.
 
-    What both kinds of processes need is for their group, where the data directory is a group's.
+    A key that both kinds of processes need is readable for their group, where the data directory belongs to one.
     """
     first = content or provisional.get(name, "").encode() or new(name)
     return write_once(key_path(name), first, shared=name not in OWNERS)
@@ -219,14 +219,12 @@ def secret(name: str) -> str:
     """Returns the secret kept under this name. Raises FileNotFoundError where there is none."""
     content = key(name)
     if content is None:
-        raise FileNotFoundError(
-            errno.ENOENT, "this machine has no such key; manage.py keys says why", str(key_path(name))
-        )
+        raise FileNotFoundError(errno.ENOENT, "this machine has no such key; run manage.py keys", str(key_path(name)))
     return content.decode().strip()
 
 
 def secret_or_provisional(name: str) -> str:
-    """For the settings, which are read before the database can be asked: without a file a new secret, in memory."""
+    """For the settings, which are read before the database is available: without a file a new secret, in memory."""
     content = key(name)
     if content is not None:
         return content.decode().strip()

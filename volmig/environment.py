@@ -18,9 +18,9 @@ READ = {
     *("CLOUD_SERVICE", "CLOUD_PLANE", "LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
     "CLUSTER",  # set by `manage.py up`, as PART is
 }
-# Whose value can lie in a file that VOLMIG_<NAME>_FILE names: all that are read by `text`.
+# Variables whose value can be in a file that VOLMIG_<NAME>_FILE names: all that `text` reads.
 FROM_FILES = {"ADMIN_USER", "ADMIN_PASSWORD"}
-values: dict[str, str] = {}  # of all that were read, by name; defaults, too
+values: dict[str, str] = {}  # of all variables that were read, by name, with defaults
 # What may differ from machine to machine; everything else should be equal, see volmig.keys.differing_settings.
 PER_MACHINE = {
     *("DEBUG", "DB", "ALLOWED_HOSTS", "BEHIND_PROXY", "SECURE", "WORKERS", "BACKGROUND_WORKERS", "AUDIT_HEADS", "LAB"),
@@ -28,14 +28,14 @@ PER_MACHINE = {
     *("LOG_FORMAT", "STATIC", "METRICS_PORT", "METRICS_ADDRESS", "METRICS_TOKEN"),
 }
 ONLY_WORKERS = {"EMAIL_URL", "EMAIL_FROM", "NOTIFY_EMAILS", "WEBHOOK_URL", "WEBHOOK_SECRET"}  # pages send nothing
-# Not of these: the variable of that name names the file of a key, see volmig.data.
+# Except these: their _FILE variable names the file of a key, see volmig.data.
 NOT_FROM_FILES = {"SSH_KEY"}
 
 
 def text(name: str, default: str = "") -> str:
     """The value of VOLMIG_<NAME>, or what the file that VOLMIG_<NAME>_FILE names holds, without its last line feed.
 
-    Every variable may come from a file, so that a new secret does, too. Raises ImproperlyConfigured when both are
+    Every variable can, so that no new secret is forgotten. Raises ImproperlyConfigured when both are
     set, and when the file cannot be read or is empty: a setting that falls back to its default could be another
     database.
     """

@@ -80,7 +80,7 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
         waiting = self.filter(queue=queue).waiting().only("queue", "name", "number")
         if not waiting.exists():
-            return None  # and nothing was locked: with SQLite nobody else could write meanwhile
+            return None  # without a lock, which in SQLite would keep all others from writing
         with transaction.atomic():
             free = waiting.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
             while (first := free.order_by("-urgent", "pk").first()) and (fault := first.fault()):
@@ -190,7 +190,7 @@ class Session(models.Model):
 class RegisteredKey(models.Model):
     """The fingerprint of a key that every machine of this database needs, and which machine registered it.
 
-    Where it lay there is for people: from there it is copied.
+    `path` is where it is on that machine: from there people copy it.
     """
 
     name = models.CharField(max_length=40, unique=True)

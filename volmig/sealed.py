@@ -44,9 +44,9 @@ def seal_anew(sealed: str) -> str:
 
 
 def new_key() -> None:
-    """From now on another key seals; the one before still opens what lies in backups, older ones are gone.
+    """From now on another key seals; the one before still opens secrets in backups, older ones are gone.
 
-    Where an administrator keeps the file (VOLMIG_SEALING_KEYS_FILE) it is the administrator's to begin with a new key.
+    In a file that an administrator keeps (VOLMIG_SEALING_KEYS_FILE) the administrator has added the new key already.
     """
     if not data.is_given(KEYS):
         content = "\n".join([data.new(KEYS).decode().strip(), *sealing_keys()[:1], ""]).encode()

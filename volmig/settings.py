@@ -12,7 +12,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA = data.directory()
 
 DEBUG = flag("DEBUG", False)
-# A key that is not there yet is new and in memory only: volmig.keys keeps it, or refuses to start.
+# Where a key has no file yet, a new one is in memory only: volmig.keys stores it, or refuses to start.
 # Workers have no sessions: a key of their own, so that none of them can make one. See docs/containment.md.
 SECRET_KEY = data.secret_or_provisional("worker_key" if data.kind() == "worker" else "secret_key")
 # Under which the keys of second factors are kept.
@@ -152,7 +152,7 @@ Q_CLUSTER = {
     "scheduler": False,  # its schedules are rows that name any function; volmig's are EVERY_MINUTE
     "cache": "queue",
     "workers": number("WORKERS", 3),
-    "queue_limit": 1,  # what a cluster holds before a worker is free: what is urgent comes after no more than that
+    "queue_limit": 1,  # what a cluster holds until a worker is free: no more than that comes before an urgent task
     "timeout": TASK_SECONDS,
     "retry": TASK_RETRY,
     "recycle": 200,
@@ -247,9 +247,9 @@ BACKUP_DAYS = max(0, number("BACKUP_DAYS", 14))  # then a backup is due: people 
 STALLED_SECONDS = max(1, number("STALLED_SECONDS", 90))  # without an answer or a byte: then it needs attention
 NOTICE_SECONDS = number("NOTICE_SECONDS", 60)  # how often Nova is asked what others did to an instance that waits
 CLOUDS_YAML = text("CLOUDS_YAML") or os.environ.get("OS_CLIENT_CONFIG_FILE", "")  # empty: the usual places
-METRICS_PORT = number("METRICS_PORT", 0)  # where one process of this machine serves /metrics; 0: none does
+METRICS_PORT = number("METRICS_PORT", 0)  # on which one process of this machine serves /metrics; 0: none
 METRICS_ADDRESS = text("METRICS_ADDRESS", "127.0.0.1")
-METRICS_TOKEN = text("METRICS_TOKEN")  # shown by whoever reads /metrics; without it web processes have no /metrics
+METRICS_TOKEN = text("METRICS_TOKEN")  # needed to read /metrics; without it web processes have no /metrics
 REFRESH_SECONDS = number("REFRESH_SECONDS", 300)
 SCAN_SECONDS = number("SCAN_SECONDS", 86400)  # how often each hypervisor is asked what volmig left there
 

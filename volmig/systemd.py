@@ -1,4 +1,4 @@
-"""What systemd hears from this process: that it is ready, alive, or ending (Type=notify, WatchdogSec=)."""
+"""Notifies systemd that this process is ready, alive or stopping (Type=notify, WatchdogSec=)."""
 
 import contextlib
 import os
@@ -11,6 +11,6 @@ def notify(*lines: str) -> None:
     if not path:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
-    # Where systemd does not read, it acts by its own deadlines: no reason to end what works.
+    # If systemd does not read, it acts by its own deadlines: no reason to stop what works.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto("\n".join(lines).encode(), address)

@@ -1,6 +1,6 @@
 """SSH connections that are kept for the next call, and a bound on how fast new ones are made.
 
-A tick is mostly handshakes: the next one often goes to a hypervisor that this process left a moment ago.
+A tick is mostly handshakes, and the next one often goes to a hypervisor that this process has just left.
 """
 
 import threading
@@ -15,7 +15,7 @@ import paramiko
 from hosts.remote.host import Address
 
 IDLE_SECONDS = 60.0
-OLDEST_SECONDS = 600.0  # then a key that was removed from authorized_keys does not get in any more
+OLDEST_SECONDS = 600.0  # for so long at most a key that was removed from authorized_keys still works
 MOST_OF_A_HOST, MOST = 2, 64  # that are kept idle, by each process
 HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND = 10, 20  # of each process
 
@@ -26,7 +26,7 @@ class Closable(Protocol):
 
 @dataclass
 class Connection:
-    """A login on one hypervisor; `bastion` is the way to it, if it needs one."""
+    """A login on one hypervisor; `bastion` is the connection that it goes through, if it needs one."""
 
     client: paramiko.SSHClient
     bastion: Closable | None = None
@@ -45,9 +45,9 @@ class Connection:
 
 
 class Connections:
-    """Idle ones by the whole address: who has pinned another key never gets one that the old key opened.
+    """Idle connections by the whole address, so that one made under an old host key is not used under a new one.
 
-    They are closed without the lock: to close one lets go of its bastion, which comes back here to be kept.
+    They are closed without the lock: closing one releases its bastion's connection, which is then kept here.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Connections:
         connection.close()
 
     def expire(self) -> int:
-        """Closes those that nobody needed for a while; returns how many are left."""
+        """Closes those that were idle for too long; returns how many are left."""
         now, left = time.monotonic(), 0
         with self.lock:
             over = [each for waiting in self.idle.values() for each in waiting if not each.is_usable(now)]
@@ -109,7 +109,7 @@ class Connections:
 
 
 class Pace:
-    """So many at once, and so many begun in a second: to enter 500 hypervisors must not use up this machine."""
+    """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine."""
 
     def __init__(self, at_once: int, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
         self.room, self.lock = threading.BoundedSemaphore(at_once), threading.Lock()

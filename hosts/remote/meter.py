@@ -1,4 +1,4 @@
-"""Who wants to know of each SSH connection that was tried: the remote side knows of no database and no metrics."""
+"""Observers of each SSH connection that is tried: code in this package knows neither database nor metrics."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ observers: list[Observer] = []
 
 @contextlib.contextmanager
 def connecting() -> Iterator[None]:
-    """Around one login: says how it ended and how long it took; what is raised within goes on."""
+    """Around one login: reports how it ended and how long it took; exceptions pass through."""
     began, outcome = time.monotonic(), "failed"
     try:
         yield

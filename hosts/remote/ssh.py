@@ -181,7 +181,7 @@ def told_plainly(tried: str, touched: bool | None = False) -> Iterator[None]:
 
 
 def was_refused(error: paramiko.AuthenticationException) -> bool:
-    """Whether the other end said no, which is for a person; an overloaded one says nothing in time, or hangs up.
+    """Whether the other end rejected the login. An overloaded one does not answer in time, or closes the connection.
 
     paramiko raises the same class for all three (AuthHandler.wait_for_response).
     """

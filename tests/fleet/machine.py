@@ -141,9 +141,9 @@ def cgroup() -> Path:
 
 @contextmanager
 def booted(folder: Path) -> Iterator[Machine]:
-    """Boots one that lies on an empty folder; raises NotHere where that is not possible. Nothing of it is left."""
+    """Boots one on an empty folder; raises NotHere where that is not possible. Nothing of it is left."""
     if os.geteuid():
-        raise NotHere("only root can make namespaces with a systemd of their own")
+        raise NotHere("only root can make namespaces with their own systemd")
     if not Path("/lib/systemd/systemd").exists():
         raise NotHere("no systemd is installed")
     group = cgroup() / f"volmig-machine-{os.getpid()}-{time.monotonic_ns()}"

@@ -108,7 +108,7 @@ def test_a_service_is_confined_and_says_how_it_is_seen_to_be_well(name):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     is_pages = name.startswith("web-")
-    assert ("healthcheck" in service) is not is_pages, "of pages it stands in the image"
+    assert ("healthcheck" in service) is not is_pages, "that of pages is in the image"
     uid = service.get("user", "").split(":")[0]
     assert uid == {"web-1": "64010", "web-2": "64010", "database": "999", "proxy": "", "manage": "0"}.get(name, "64011")
 

@@ -88,7 +88,7 @@ def test_a_standby_is_not_ready(client, monkeypatch):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_told(client, monkeypatch):
+def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_disclosed(client, monkeypatch):
     monkeypatch.setitem(connections.settings["default"], "NAME", "/nowhere/secret" if SQLITE else "secret")
     [reason] = not_ready(client)
     assert reason == ready.NO_ANSWER
@@ -107,7 +107,7 @@ def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_many_who_ask_at_once_cause_one_round(client, monkeypatch):
+def test_requests_within_two_seconds_cause_one_round(client, monkeypatch):
     rounds = []
     monkeypatch.setattr(ready, "CHECKS", [lambda: rounds.append(1) or []])
     for _ in range(20):
@@ -276,8 +276,8 @@ def test_parts_that_run_nowhere_need_the_attention_of_administrators(ada, dana, 
     assert [kind for _, kind in listed(ada)] == ["process-missing"] * 3
     sentences = [item.sentence for item in attention.items(ada, None)]
     assert sorted(sentences) == ["No background workers run.", "No watcher runs.", "No workers run."]
-    assert listed(dana) == [], "only who can do something about it is asked to"
-    assert attention.marks() != before, "pages that are open hear of it"
+    assert listed(dana) == [], "only for those who can do something about it"
+    assert attention.marks() != before, "open pages are updated"
 
 
 def test_where_no_process_has_sent_a_heartbeat_nothing_is_missing(ada):
@@ -313,7 +313,7 @@ def test_a_disk_is_almost_full_when_both_its_share_and_its_rest_are_small():
     assert alive.low_disk("m", 0, 4 << 20).part == "full"
 
 
-def test_a_hypervisor_whose_clock_is_wrong_is_listed_for_who_may_see_it(dana, sound):
+def test_a_hypervisor_whose_clock_is_wrong_is_listed_for_those_who_may_see_it(dana, sound):
     before = attention.marks()
     Hypervisor.objects.filter(name="jump-02").update(clock_off=-6.5)
     [item] = [item for item in attention.items(dana, None) if item.kind == "clock"]

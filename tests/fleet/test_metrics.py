@@ -73,7 +73,7 @@ def fetch(number, path="/metrics", headers=None):
         return answer.read().decode()
 
 
-def test_a_port_of_its_own_serves_metrics_and_nothing_else(served, settings):
+def test_a_separate_port_serves_metrics_and_nothing_else(served, settings):
     assert "volmig_queue_tasks" in fetch(served)
     for path in ("/", "/login/", "/metrics/", "/healthz"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -105,7 +105,7 @@ def test_no_label_grows_with_the_site(dana, sound, site):
     assert not [name for name in sound if name in metrics.exposition().decode()]
 
 
-def test_instances_that_are_shut_off_are_told_apart_by_how_it_goes(dana, sound):
+def test_instances_that_are_shut_off_are_counted_by_condition(dana, sound):
     shut_off(dana, "swapping", halt_reason="Another inode lies there.")
     shut_off(dana, "swapping")
     stalled = shut_off(dana, "rolling_back")
@@ -170,7 +170,7 @@ def crowd(dana, number):
         Event.append("test.event")
 
 
-def test_a_scrape_asks_the_database_as_often_however_much_is_in_it(dana, sound, site):
+def test_a_scrape_costs_as_many_queries_however_much_is_in_the_database(dana, sound, site):
     counts = []
     for more in (1, 8):
         crowd(dana, more)
@@ -326,6 +326,6 @@ def test_the_time_of_a_tick_is_counted_under_the_status_that_it_led_to(dana, sou
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no connections to count")
-def test_connections_are_told_with_their_limit(db):
+def test_connections_are_reported_with_their_limit(db):
     found = scrape()
     assert 1 <= found["volmig_database_connections"] < found["volmig_database_connections_limit"]

@@ -187,7 +187,7 @@ def test_a_page_comes_over_http_2_with_each_security_header_once_though_one_web_
         assert {name: len(values(headers, name)) for name in SECURITY} == dict.fromkeys(SECURITY, 1)
 
 
-def test_somebody_logs_in_and_the_log_has_their_own_address_whatever_they_claim(proxy, pages):
+def test_a_login_is_recorded_with_the_clients_real_address_whatever_its_headers_claim(proxy, pages):
     claims = ("-H", "X-Forwarded-For: 6.6.6.6", "-H", "X-Forwarded-Proto: http", "-H", "X-Forwarded-Host: evil.example")
     claims += ("-H", "Forwarded: for=6.6.6.6;proto=http;host=evil.example", "--interface", "127.0.0.5")
     status, _, headers, _ = proxy.log_in(*claims)

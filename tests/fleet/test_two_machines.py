@@ -175,7 +175,7 @@ def test_a_second_machine_is_refused_with_what_to_copy_and_works_as_documented(m
     shown = sentence.removeprefix("CommandError: ")[:100]
     third = amount(1, 0) and "; a third took over publishing, ten of ten pages on two web machines kept the session"
     figure(
-        f"two machines with keys of their own: refused ({shown}…); with the keys copied both work and verify_audit "
+        f"two machines with their own keys: refused ({shown}…); with the keys copied both work and verify_audit "
         f"is clean on each{third or ''}"
     )
 
@@ -222,7 +222,7 @@ def logged_in(port):
 
 
 @pytest.mark.parametrize("wrong", ["postgres://volmig@/volmik", "postgres://volmik@/volmig"])
-def test_postgresql_says_in_these_words_that_waiting_mends_nothing(database, wrong):
+def test_postgresql_says_in_these_words_that_waiting_does_not_help(database, wrong):
     with pytest.raises(psycopg.OperationalError) as error:
         psycopg.connect(wrong + database[database.index("?") :])
     assert is_wrong(error.value)

@@ -53,7 +53,7 @@ def test_every_process_sends_heartbeats_and_metrics_and_json_lines(up, monkeypat
     until(lambda: parts["watcher"] != beats(running.data).get("watcher"), 60)  # the next one has taken its place
     assert len(beats(running.data)) == 4
     running.stop(signal.SIGTERM)
-    assert beats(running.data) == {}, "an orderly end leaves nobody to be missed"
+    assert beats(running.data) == {}, "after an orderly end no process is missed"
     lines = [line for line in running.log.read_text().splitlines() if line.startswith("{")]
     found = [json.loads(line) for line in lines]
     assert {"watcher", "web"} & {line["part"] for line in found}, running.log.read_text()

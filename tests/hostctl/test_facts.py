@@ -302,7 +302,7 @@ def test_ports_that_never_answer_take_one_patience_together(monkeypatch):
     assert (network.most, network.open) == (63, {}), "all at once, and none is left open"
 
 
-def test_a_way_that_is_barred_is_told_from_one_that_is_refused(monkeypatch):
+def test_an_unreachable_port_is_distinguished_from_one_that_is_refused(monkeypatch):
     codes = {"10.0.0.2": errno.ECONNREFUSED, "10.0.0.3": errno.EHOSTUNREACH, "10.0.0.4": errno.ETIMEDOUT}
     Silent(monkeypatch, **codes)
     found = facts.knock([{"address": address, "port": 2049} for address in (*codes, "10.0.0.5")], 2.0)
@@ -325,7 +325,7 @@ def test_a_process_that_may_open_no_more_sockets_says_so_of_the_rest(monkeypatch
     assert [each["state"] for each in found] == ["refused", "refused", "untried"]
 
 
-def test_no_way_leads_to_an_address_that_cannot_be_reached(monkeypatch):
+def test_an_address_that_cannot_be_reached_has_no_source_address(monkeypatch):
     def barred(self, address):
         raise OSError(errno.EHOSTUNREACH, "No route to host")
 

@@ -537,7 +537,7 @@ def test_to_one_bastion_only_a_few_log_in_at_a_time(behind):
     assert behind.most == ssh.LOGINS
 
 
-def test_who_waits_for_a_turn_at_a_bastion_is_told_so_and_the_turns_come_back(behind, monkeypatch):
+def test_a_login_that_waits_too_long_for_its_turn_at_a_bastion_fails_and_the_turns_come_back(behind, monkeypatch):
     monkeypatch.setattr(ssh, "TURN_SECONDS", 0.05)
     with ThreadPoolExecutor(ssh.LOGINS) as pool:
         made = [pool.submit(behind.connect, number) for number in range(ssh.LOGINS)]

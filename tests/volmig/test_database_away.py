@@ -1,4 +1,4 @@
-"""A database that is away: one line for each outage, growing pauses, and an end where waiting mends nothing."""
+"""A database that is away: one line for each outage, growing pauses, and an end where waiting does not help."""
 
 import logging
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_a_server_that_is_away_is_waited_for_with_growing_pauses_and_few_lines(m
         "fe_sendauth: no password supplied",
     ],
 )
-def test_what_waiting_does_not_mend_is_said_and_ends_after_a_minute(monkeypatch, clock, caplog, said):
+def test_an_address_that_is_wrong_is_reported_and_ends_the_wait_after_a_minute(monkeypatch, clock, caplog, said):
     server = Server(monkeypatch, clock, *[said] * 100)
     with pytest.raises(database.Unusable, match="VOLMIG_DB is wrong"):
         database.wait("up web", server.sleep)

@@ -118,7 +118,7 @@ def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alon
     site.start("b")
 
 
-def test_web_and_workers_make_the_keys_of_their_own_kind_and_share_the_others(site):
+def test_web_and_workers_each_make_the_keys_of_their_kind_and_share_the_others(site):
     web = site.start("web1", "web")
     assert set(files(web)) == {"secret_key", "factor_key", "seal_key", "audit_key", "evidence_key", "sealing_keys"}
     said = site.refused("wrk1", "workers")
@@ -148,7 +148,7 @@ def test_a_command_on_a_machine_of_one_kind_does_not_ask_for_the_keys_of_the_oth
     assert any("ssh_key" in each for each in keys.mismatches(keys.mine())), "but up all does"
 
 
-def test_an_installation_of_before_registers_its_keys_without_a_question(site):
+def test_an_installation_of_an_earlier_version_registers_its_keys_unasked(site):
     place = site.start("a")
     Event.append("x")
     RegisteredKey.objects.all().delete()
@@ -167,7 +167,7 @@ def test_a_key_that_a_later_version_brings_is_made_at_its_first_start(site):
     assert (place / "evidence_key").exists()
 
 
-def test_a_directory_that_never_was_of_a_database_with_an_audit_log_makes_no_keys_for_it(site):
+def test_a_foreign_directory_makes_no_keys_for_a_database_with_an_audit_log(site):
     site.start("a")
     Event.append("x")
     RegisteredKey.objects.all().delete()
@@ -178,7 +178,7 @@ def test_a_directory_that_never_was_of_a_database_with_an_audit_log_makes_no_key
     site.start("a")
 
 
-def test_no_event_is_signed_with_a_key_of_ones_own(site):
+def test_no_event_is_signed_with_another_key(site):
     site.start("a")
     Event.append("x")
     site.on("b")
@@ -380,7 +380,7 @@ def test_every_key_can_be_a_file_that_volmig_only_reads(site, tmp_path, monkeypa
     assert signing.current()
 
 
-def test_a_backup_has_keys_that_lie_elsewhere_also_where_links_lead_to_them(site, tmp_path, monkeypatch):
+def test_a_backup_has_keys_from_outside_the_data_directory_also_through_links(site, tmp_path, monkeypatch):
     """As Kubernetes mounts them."""
     site.start("a")
     (tmp_path / "..data").mkdir()

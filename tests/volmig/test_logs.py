@@ -1,4 +1,4 @@
-"""Log lines say what they are about, in both formats, and nobody but volmig begins one."""
+"""Log lines have their fields in both formats, and text from outside cannot begin one."""
 
 import io
 import json
@@ -109,7 +109,7 @@ def test_a_message_without_end_is_cut(written):
     assert len(lines()) < 20_000
 
 
-def test_a_field_that_nobody_knows_is_refused():
+def test_an_unknown_field_is_refused():
     with pytest.raises(ValueError, match="host"), logs.about(host="src"):
         pass
 
@@ -143,7 +143,7 @@ def test_a_call_to_a_host_names_step_attempt_and_hypervisor():
 # Requests
 
 
-def test_each_request_has_an_id_of_its_own_and_a_client_cannot_choose_it(client):
+def test_each_request_has_a_new_id_which_a_client_cannot_choose(client):
     first, second = (client.get("/healthz/live", headers={"X-Request-ID": "chosen-by-me"}) for _ in range(2))
     assert re.fullmatch(r"[0-9a-f]{16}", first["X-Request-ID"])
     assert first["X-Request-ID"] != second["X-Request-ID"]

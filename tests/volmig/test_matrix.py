@@ -34,7 +34,7 @@ MATRIX = {
     "health": {"GET": ANYBODY},
     "health_live": {"GET": ANYBODY},
     "health_ready": {"GET": ANYBODY},
-    "metrics": {"GET": ANYBODY},  # who shows the token; see tests/fleet
+    "metrics": {"GET": ANYBODY},  # for those who send the token; see tests/fleet
     "processes": {"GET": "administer"},
     "logout": {"POST": KNOWN},
     "account": {"GET": KNOWN, "POST": KNOWN},
@@ -308,7 +308,7 @@ def fits(name, got, want):
     if name == "change_factor" and want == "allowed":
         return got == "404"  # for nobody here has one
     if name == "metrics" and want == "allowed":
-        return got == "404"  # there is none without VOLMIG_METRICS_TOKEN
+        return got == "404"  # without VOLMIG_METRICS_TOKEN the path does not exist
     if name == "api:nothing":
         return got == "404"
     if name in ("end_session", "revoke_token") and want == "allowed":

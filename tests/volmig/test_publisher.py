@@ -209,7 +209,7 @@ def test_a_lease_of_before_the_clock_was_set_back_runs_out(machines):
     assert machines.published("b") == Event.objects.count()
 
 
-def test_a_directory_that_nobody_has_let_in_publishes_nothing(machines):
+def test_a_directory_that_did_not_join_yet_publishes_nothing(machines):
     machines.turn("a")
     machines.later(100)
     machines.on("b")

@@ -299,7 +299,7 @@ def is_killed(child):
         pytest.param("background", 149, False, id="background workers with a task that lasts as long as one may"),
     ],
 )
-def test_workers_that_show_no_sign_of_life_are_started_anew(child, name, silent, killed):
+def test_workers_that_show_no_sign_of_life_are_restarted(child, name, silent, killed):
     workers = child(name)
     beaten(workers, silent)
     assert is_killed(workers) is killed
@@ -350,7 +350,7 @@ def test_workers_beat_while_they_wait_and_at_both_ends_of_a_task(db, child, monk
     assert beats.silent_for(workers.beat_file) < 10
 
 
-def test_a_beat_without_its_file_disturbs_nobody(monkeypatch, tmp_path):
+def test_a_beat_without_its_file_does_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("VOLMIG_BEAT", str(tmp_path / "gone"))
     beats.beat()
     assert beats.silent_for(tmp_path / "gone") is None
@@ -372,7 +372,7 @@ def test_a_part_that_does_not_prepare_the_database_refuses_one_that_lacks_tables
     assert tables(running.data) == set()
 
 
-def test_preparing_is_a_step_of_its_own_after_which_a_part_starts(up, tmp_path):
+def test_preparing_is_a_separate_step_after_which_a_part_starts(up, tmp_path):
     data = tmp_path / "data"
     (data / "db.sqlite3").unlink()
     command, environment = [sys.executable, "manage.py", "prepare"], os.environ | {"VOLMIG_DATA": str(data)}
@@ -391,7 +391,7 @@ def test_two_web_processes_share_a_data_directory_with_a_port_each(up):
     until(second.health)
 
 
-def test_systemd_hears_when_pages_answer_and_then_each_second_and_at_the_end(up, tmp_path, monkeypatch):
+def test_systemd_is_notified_when_pages_answer_then_each_second_and_at_the_end(up, tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(120)

@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
-SHORTEST = 24  # characters of VOLMIG_METRICS_TOKEN: whoever guesses is not counted, so that nobody has to
+SHORTEST = 24  # characters of VOLMIG_METRICS_TOKEN: wrong ones are not counted, so it has to be too long to guess
 
 
 class HealthConfig(AppConfig):

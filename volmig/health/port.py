@@ -1,4 +1,4 @@
-"""The port of a machine that serves /metrics and nothing else, in whichever of its processes comes first."""
+"""A port that serves /metrics and nothing else, in whichever process of the machine binds it first."""
 
 import logging
 import socket

@@ -1,7 +1,7 @@
 """What processes count and time, summed up in the database: any process can then report those of all.
 
 Processes come and go (workers are replaced every 200 tasks), so each adds what it counted to rows that stay. A process
-that is killed takes along what it counted in the last seconds.
+that is killed loses what it counted in the last seconds.
 """
 
 import json
@@ -34,7 +34,7 @@ SERIES = {
         "Time that a tick of a migration took, by its status at the end.", ("status",), QUICK
     ),
     "volmig_ssh_connects": Series("SSH connections tried, by outcome.", ("outcome",)),
-    "volmig_ssh_connect_seconds": Series("Time that it took to open an SSH connection.", (), QUICK),
+    "volmig_ssh_connect_seconds": Series("Time to open an SSH connection, with the wait for its turn.", (), QUICK),
     "volmig_downtime_seconds": Series("Time for which an instance was shut off by a swap or a rollback.", (), LONG),
     "volmig_audit_lock_wait_seconds": Series("Time that an event waited for its place in the audit log.", (), QUICK),
     "volmig_watcher_leases_lost": Series("Times that a watcher lost its lease to another."),
@@ -84,7 +84,7 @@ def note(found: dict[Key, float]) -> None:
 
 
 def record(name: str, seconds: float | None = None, **labels: str) -> None:
-    """The same at once, in the caller's transaction: what is rare is exact, and goes when that is rolled back."""
+    """The same at once, in the caller's transaction, so that what is rare is exact; a rollback undoes it."""
     write(keys(name, labels, seconds))
 
 

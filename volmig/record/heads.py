@@ -20,7 +20,7 @@ from volmig.verify_evidence import Head, Heads, head_line, leaf_of, lines_of, pa
 log = logging.getLogger(__name__)
 MOST = 1024  # events that one head covers: that many are read to prove that one of them is among them
 BLOCK = 64 * 1024
-TOLERANCE_SECONDS = 10  # the publisher comes by every few seconds, see volmig.record.publisher
+TOLERANCE_SECONDS = 10  # the publisher's turns are some seconds apart, see volmig.record.publisher
 
 
 def publish_due() -> None:

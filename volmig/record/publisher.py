@@ -1,4 +1,4 @@
-"""Who publishes the heads of the audit log: of all machines with workers the one that holds the lease."""
+"""Publishes the heads of the audit log, on whichever machine with workers holds the lease."""
 
 import logging
 import secrets
@@ -18,12 +18,12 @@ REST_SECONDS = 120.0  # for which a machine that could not write leaves it to ot
 
 
 def begin() -> None:
-    """Starts publishing beside what this process does; it ends with it."""
+    """Starts publishing in a thread, which ends with this process."""
     threading.Thread(target=Publishing().run, args=(threading.Event(),), name="audit heads", daemon=True).start()
 
 
 class Publishing:
-    """One process that publishes whenever it gets the lease."""
+    """One process, which publishes while it holds the lease."""
 
     def __init__(self) -> None:
         self.owner = secrets.token_hex(16)  # host names and process numbers are the same in many containers
@@ -45,7 +45,7 @@ class Publishing:
     def turn(self) -> float:
         """Publishes if this process has the lease; returns for how many seconds to pause.
 
-        A data directory that nobody has let in (`manage.py adopt --join`) may be a copy, and takes nothing over.
+        A data directory that did not join yet (`manage.py adopt --join`) may be a copy, and takes nothing over.
         """
         state = incarnation.read_only()
         if state and state.is_local:

@@ -107,13 +107,13 @@ def record_key() -> None:
 def rotate(output: Path | None = None) -> dict[str, Any]:
     """Replaces the key by a new one that the old one signs; the old private key is gone. Returns the new entry.
 
-    With `output` the new file of keys is written there, for machines to which it has to be brought; until it is, they
-    sign nothing. Raises OSError, ValueError.
+    With `output` the new file of keys is written there, to be copied to every machine; until then they sign nothing.
+    Raises OSError, ValueError.
     """
     if data.is_given(data.EVIDENCE_KEY) and output is None:
         raise ValueError(
-            f"{data.key_path(data.EVIDENCE_KEY)} is not volmig's to write (VOLMIG_EVIDENCE_KEY_FILE): name a new file "
-            "by --output, and put it in that place on each machine afterwards"
+            f"{data.key_path(data.EVIDENCE_KEY)} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
+            "name a new file with --output, then put it in that place on each machine"
         )
     signs = current()
     record_key()

@@ -1,4 +1,4 @@
-"""manage.py keys: whether this machine has the keys that its database knows, and what to do when one was replaced."""
+"""manage.py keys: compares this machine's keys with those that the database knows; registers or renews one."""
 
 from typing import Any
 
@@ -11,27 +11,27 @@ from volmig.record.models import Event
 
 # What is lost with a key that is replaced by a new one.
 COSTS = {
-    "secret_key": "Everybody is logged out, and recovery codes of second factors are worth nothing any more.",
-    "factor_key": "Nobody's second factor can be read any more: remove them on the pages of the accounts.",
+    "secret_key": "Everyone is logged out, and recovery codes of second factors no longer work.",
+    "factor_key": "Second factors can no longer be read: remove each on its account's page.",
     "seal_key": "Hypervisors refuse every seal until each has a new policy (Hosts, the hypervisor, Show the policy).",
     "worker_key": "Nothing is lost.",
-    "ssh_key": "No hypervisor can be entered until the new public key is installed on it.",
-    "audit_key": "verify_audit will report every event up to now: it can no longer verify its signature.",
-    "evidence_key": "Whoever verifies evidence needs the new public key. Only if it is lost; else rotate_evidence_key.",
-    "sealing_keys": "Enter the credential of every cloud again. Only if it is lost; else rotate_secrets.",
+    "ssh_key": "volmig cannot log in to any hypervisor until the new public key is installed there.",
+    "audit_key": "verify_audit will report every event up to now, because it can no longer verify their signatures.",
+    "evidence_key": "Who verifies evidence needs the new public key. If the key is not lost, use rotate_evidence_key.",
+    "sealing_keys": "Enter the credential of every cloud again. If the file is not lost, use rotate_secrets.",
 }
 
 
 class Command(BaseCommand):
     help = (
         "Compares the keys of this machine with those that its database knows; exits with 1 when they differ. "
-        "--register NAME says that the key on this machine is the right one from now on; --renew NAME makes a new one."
+        "--register NAME makes the key on this machine the right one from now on; --renew NAME makes a new key."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         one = parser.add_mutually_exclusive_group()
-        one.add_argument("--register", metavar="NAME", choices=data.KEYS, help="it was replaced on this machine")
-        one.add_argument("--renew", metavar="NAME", choices=data.KEYS, help="it is lost, or known to others")
+        one.add_argument("--register", metavar="NAME", choices=data.KEYS, help="a key replaced on this machine")
+        one.add_argument("--renew", metavar="NAME", choices=data.KEYS, help="a key that is lost, or known to others")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if name := options["register"] or options["renew"]:
@@ -56,8 +56,8 @@ class Command(BaseCommand):
             raise CommandError("Not confirmed; nothing was changed.")
         path = data.key_path(name)
         if renew and data.is_given(name):
-            said = f"is not volmig's to write (VOLMIG_{data.variable(name)}): replace it, then keys --register {name}."
-            raise CommandError(f"{path} {said}")
+            said = f"{path} is a file that volmig does not write (VOLMIG_{data.variable(name)})"
+            raise CommandError(f"{said}: replace it, then run manage.py keys --register {name}.")
         try:
             with transaction.atomic():
                 content = self.renewed(name) if renew else None

@@ -1,4 +1,4 @@
-"""manage.py prepare: what `up` does before it starts a part, as a step that is run once for each release."""
+"""manage.py prepare: what `up` does before it starts a part, as a separate step, once for each release."""
 
 from typing import Any
 

@@ -174,12 +174,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
-        only = "refuse to start on a database that `manage.py prepare` has not prepared, in place of preparing it"
+        only = "do not prepare the database; refuse to start on one that `manage.py prepare` has not prepared"
         parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
         parts = list(PARTS) if options["part"] == "all" else [options["part"]]
-        locks = [only_one(part) for part in parts if part != "web"]  # of those for one port, only one gets the port
+        locks = [only_one(part) for part in parts if part != "web"]  # of several for one port, only one gets it
         try:
             when_possible(f"up {options['part']}", require_prepared if options["no_prepare"] else prepare)
         except (database.Unusable, keys.KeysDiffer) as error:
@@ -231,7 +231,7 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
         except database.AWAY:
             connection.close()
             if database.fault() is None:
-                raise  # it is there: waiting mends nothing
+                raise  # the database is there: waiting does not help
 
 
 def prepare() -> None:
@@ -276,14 +276,14 @@ def require_prepared() -> None:
     """Raises CommandError when the database is not as this release needs it; changes no tables."""
     refuse_what_differs()
     if missing := unapplied():
-        lacking = f"The database lacks {len(missing)} of this release's migrations of tables, first {missing[0]}."
+        lacking = f"The database lacks {len(missing)} of this release's database migrations, the first is {missing[0]}."
         raise CommandError(f"{lacking} Run  manage.py prepare  once (volmig-migrate.service), then start this again.")
     compare_with_others()
     say_if_read_only()
 
 
 def unapplied() -> list[str]:
-    """The migrations of tables that this release has and the database lacks, in order."""
+    """The database migrations that this release has and the database lacks, in order."""
     executor = MigrationExecutor(connection)
     return [str(migration) for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
