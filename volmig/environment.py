@@ -25,7 +25,6 @@ values: dict[str, str] = {}  # of all variables that were read, by name, with de
 PER_MACHINE = {
     *("DEBUG", "DB", "ALLOWED_HOSTS", "BEHIND_PROXY", "SECURE", "WORKERS", "BACKGROUND_WORKERS", "AUDIT_HEADS", "LAB"),
     *("FAILPOINT", "SSH_KEY", "CLOUDS_YAML", "LOG_LEVEL", "ADMIN_USER", "ADMIN_PASSWORD"),
-    *("LOG_FORMAT", "STATIC", "METRICS_PORT", "METRICS_ADDRESS", "METRICS_TOKEN"),
 }
 ONLY_WORKERS = {"EMAIL_URL", "EMAIL_FROM", "NOTIFY_EMAILS", "WEBHOOK_URL", "WEBHOOK_SECRET"}  # pages send nothing
 # Except these: their _FILE variable names the file of a key, see volmig.data.

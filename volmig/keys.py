@@ -143,10 +143,10 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
         except UNUSABLE as error:
             found.append(unusable(name, error))
             continue
-        if how == "started with another":
+        if how == "began":
             found.append(
-                f"This process on machine {here()} started with another {name} than the one that {row.host} has "
-                f"registered since and that is on this machine now: restart it."
+                f"This process on machine {here()} began with another {name} than {row.host} has registered since, and "
+                f"which lies here now: start it again."
             )
         elif how:
             wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
@@ -154,14 +154,14 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
 
 
 def difference(name: str, row: RegisteredKey) -> str:
-    """How a key differs from the registered one: "" (it does not), "has no", "has another", or "started with
-    another" for a process that has not read the file since it was replaced."""
+    """How a key differs from the registered one: "" (it does not), "has no", "has another", or "began" for a
+    process that has not read the file since it was replaced."""
     content = in_use(name)
     marks = fingerprints(name, content) if content is not None else []
     if row.fingerprint in marks:
         return ""
     if name in SETTINGS and (kept := data.key(name)) and row.fingerprint in fingerprints(name, kept):
-        return "started with another"
+        return "began"
     return "has another" if marks else "has no"
 
 

@@ -1,4 +1,4 @@
-"""Ends with 0 when the pages of this container answer and reach the database: what its HEALTHCHECK runs."""
+"""The HEALTHCHECK of the image: exits with 0 when this container can serve pages, as /healthz says."""
 
 import os
 import sys
