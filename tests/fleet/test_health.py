@@ -107,7 +107,7 @@ def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_requests_within_two_seconds_cause_one_round(client, monkeypatch):
+def test_many_who_ask_at_once_cause_one_round(client, monkeypatch):
     rounds = []
     monkeypatch.setattr(ready, "CHECKS", [lambda: rounds.append(1) or []])
     for _ in range(20):
