@@ -5,7 +5,7 @@ import threading
 import time
 
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, transaction
+from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
 
 from hosts.models import Hypervisor
 from jobs.models import Approval, sealing
@@ -34,7 +34,7 @@ def run() -> None:
                 return close_old_connections()
             seal_what_asks_nobody()
             outage.over()
-        except DatabaseError as error:  # it may be away for a while, or not migrated yet
+        except (DatabaseError, InterfaceError) as error:  # it may be away for a while, or not migrated yet
             pause = max(pause, outage.failed(error))
         except Exception:  # whatever it is: if this thread ended, approvals would wait until the next restart
             log.exception("No approval was sealed. Trying again.")

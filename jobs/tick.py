@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -104,7 +104,7 @@ def renew(job: Job, seconds: float) -> bool:
     until = Now() + dt.timedelta(seconds=seconds)
     try:
         return bool(Job.objects.filter(pk=job.pk, fence=job.fence).update(lease_until=until))
-    except DatabaseError as error:
+    except (DatabaseError, InterfaceError) as error:
         log.warning("the lease of migration %s could not be renewed: %s", job.pk, error)
         return True
 

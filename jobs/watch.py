@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection, transaction
 from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote import ssh
-from hosts.remote.host import Address, Host, HostError
+from hosts.remote.host import Address, Garbled, Host, HostError
 from hosts.tasks import note
 from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
@@ -40,7 +40,8 @@ LINGER = 30.0  # steps follow each other closely: a channel outlives the work on
 RATE_OVER = 30.0
 LONGEST_PAUSE = 15.0
 TICK = "jobs.tick.run"
-Key = tuple[str, str, str, int]
+MOST_LINES = 10_000  # that wait to be written; then followers wait, and whoever sends them more
+Key = tuple[int, str, str, str, int]
 COLUMNS = ["bytes_done", "bytes_total", "bytes_read", "bytes_written", "rate", "progress_at"]
 
 
@@ -111,7 +112,7 @@ class Follower(threading.Thread):
             for line in self.host.watch():
                 if self.over.is_set():
                     return
-                self.lines.put((self.hypervisor, line))
+                self.lines.put((self.hypervisor, sound(line, self.address)))
 
     def end(self) -> None:
         self.over.set()
@@ -126,7 +127,7 @@ class Watcher:
         self.connect = connect or ssh.connect
         # Containers may have the same name and the same process ID.
         self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
-        self.lines: queue.Queue[tuple[int, Any]] = queue.Queue()
+        self.lines: queue.Queue[tuple[int, Any]] = queue.Queue(MOST_LINES)
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}
         self.speeds: dict[int, Speed] = {}
@@ -144,12 +145,12 @@ class Watcher:
                 self.turn()
                 outage.over()
                 pause = WRITE_EVERY
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 pause = outage.failed(error)
                 close_old_connections()
         keeper.join(LEASE_SECONDS)
         self.let_go()
-        with contextlib.suppress(DatabaseError):  # else they run out
+        with contextlib.suppress(DatabaseError, InterfaceError):  # else they run out
             Lease.objects.give_back_all(self.owner)
 
     def keep_share(self, stop: threading.Event) -> None:
@@ -160,8 +161,10 @@ class Watcher:
         while True:
             try:
                 self.take_share()
-            except DatabaseError:  # the watcher's turn says so
+            except (DatabaseError, InterfaceError):  # the watcher's turn says so
                 close_old_connections()
+            except Exception:  # if this thread ended, the turn would go on for ever with what others have taken over
+                log.exception("The watcher's leases were not renewed. Trying again.")
             if stop.wait(LEASE_EVERY):
                 break
         connection.close()
@@ -209,9 +212,9 @@ class Watcher:
             if isinstance(line, HostError):
                 self._lost(hypervisor, line)
             elif "progress" in line:
-                progress[key_of(line["progress"])] = line["progress"]
+                progress[key_of(hypervisor, line["progress"])] = line["progress"]
             elif "ended" in line:
-                ended.add(key_of(line["ended"]))
+                ended.add(key_of(hypervisor, line["ended"]))
             elif "joined" in line:
                 self._wake(StepRun.objects.running().filter(hypervisor=hypervisor))
         if progress or ended:
@@ -222,7 +225,7 @@ class Watcher:
             run_key(run): run
             for run in StepRun.objects.open()
             .select_related("job")
-            .only("job__uuid", "job_id", "step", "direction", "attempt", *COLUMNS)
+            .only("job__uuid", "job_id", "hypervisor_id", "step", "direction", "attempt", *COLUMNS)
         }
         moved = [self._measure(runs[key], figures) for key, figures in progress.items() if key in runs]
         with transaction.atomic():
@@ -257,11 +260,9 @@ class Watcher:
             self.followers.pop(pk).end()
 
     def _heard(self) -> Iterable[tuple[int, Any]]:
-        while True:
-            try:
-                yield self.lines.get_nowait()
-            except queue.Empty:
-                return
+        """What has come until now; who sends without a pause must not keep the watcher from the others."""
+        for _ in range(self.lines.qsize()):
+            yield self.lines.get_nowait()
 
     def let_go(self) -> None:
         for follower in self.followers.values():
@@ -304,9 +305,31 @@ def way_to(hypervisor: Hypervisor) -> Address | None:
         return None
 
 
-def key_of(line: dict[str, Any]) -> Key:
-    return str(line["job"]), str(line["step"]), str(line["direction"]), int(line["attempt"])
+def sound(line: dict[str, Any], address: Address) -> dict[str, Any]:
+    """The line of a stream, if it is as agreed; raises Garbled. What it says goes into columns of the database."""
+    for kind, said in line.items():
+        if kind == "beat":
+            continue
+        figures = [said.get(name, 0) for name in ("done", "total", "read", "written")] if isinstance(said, dict) else []
+        if not (
+            isinstance(said, dict)
+            and all(isinstance(said.get(name), str) for name in ("job", "step", "direction"))
+            and all(type(each) is int and 0 <= each < 1 << 63 for each in [*figures, said.get("attempt")])
+            and (kind != "progress" or (is_time(said.get("at")) and {"done", "total"} <= said.keys()))
+        ):
+            next_step = "Check the hypervisor."
+            raise Garbled(f"follow the progress on {address}", f"a line about {kind} is malformed", next_step)
+    return line
+
+
+def is_time(said: Any) -> bool:
+    return type(said) in (int, float) and 0 <= said < 1 << 40
+
+
+def key_of(hypervisor: int, line: dict[str, Any]) -> Key:
+    """The attempt that a line of this hypervisor is about: of work on another one it has nothing to say."""
+    return hypervisor, str(line["job"]), str(line["step"]), str(line["direction"]), int(line["attempt"])
 
 
 def run_key(run: StepRun) -> Key:
-    return str(run.job.uuid), run.step, run.direction, run.attempt
+    return run.hypervisor_id or 0, str(run.job.uuid), run.step, run.direction, run.attempt

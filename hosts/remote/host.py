@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from hosts.remote.hostctl import PROTOCOL
 from hosts.remote.phrases import sentence
 
+FARTHEST = 1e10  # seconds since 1970 that a clock may say: three centuries
 STATES = frozenset({"done", "running", "failed", "refused", "busy", "lost"})
 
 # Since which protocol hostctl knows a field of the request; those that are not named here it has always known. Older
@@ -180,4 +181,5 @@ def skew(said: Any, began: float, ended: float) -> float:
     """How many seconds a clock that said this is off any moment of the call, which began and ended by ours."""
     if not isinstance(said, int | float):
         return 0.0
+    said = max(-FARTHEST, min(said, FARTHEST))  # JSON has infinity (1e999), and integers too large for a float
     return min(said - began, 0.0) + max(said - ended, 0.0)

@@ -41,7 +41,8 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
         self.take(f"{what} {owner.rpartition(':')[2]}", owner, seconds)
         living = self.filter(name__startswith=f"{what} ")
         living.filter(until__lt=Now() - FORGET_AFTER).delete()
-        most = math.ceil(parts / living.filter(until__gt=Now()).count())
+        # Of this owner itself, too, its lease is over where the database has stood still since the line above.
+        most = math.ceil(parts / max(1, living.exclude(is_over(seconds)).count()))
         numbers = {f"part {number} of {what}": number for number in range(parts)}
         rows = self.filter(name__in=numbers)
         if rows.count() < parts:

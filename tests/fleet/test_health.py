@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import json
 import os
 import sqlite3
 import subprocess
@@ -18,9 +19,10 @@ from hosts.models import Hypervisor
 from hosts.remote.host import skew as clock_skew
 from jobs import attention
 from tests.fleet.beats import GIB, a_process
-from volmig import incarnation
+from volmig import incarnation, keys
 from volmig.health import alive, heart, ready
 from volmig.health.models import Process
+from volmig.models import RegisteredKey
 
 SQLITE = connection.vendor == "sqlite"
 
@@ -90,6 +92,7 @@ def test_a_standby_is_not_ready(client, monkeypatch):
 @pytest.mark.django_db(transaction=True)
 def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_disclosed(client, monkeypatch):
     monkeypatch.setitem(connections.settings["default"], "NAME", "/nowhere/secret" if SQLITE else "secret")
+    monkeypatch.setattr(keys, "mine_here", lambda: ["audit_key"])  # as where keys are: their fingerprints are asked for
     [reason] = not_ready(client)
     assert reason == ready.NO_ANSWER
     assert "secret" not in client.get("/healthz/ready").content.decode()
@@ -104,6 +107,46 @@ def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
         assert not_ready(client) == ["The first is bad.", ready.NO_ANSWER]
     finally:
         over.set()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_while_a_round_hangs_no_further_one_begins(client, monkeypatch):
+    """Each has a thread and a connection of the database, and load balancers ask for hours."""
+    over, rounds = threading.Event(), []
+    monkeypatch.setattr(ready, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(ready, "FRESH", 0)
+    monkeypatch.setattr(ready, "CHECKS", [lambda: rounds.append(1) or [], over.wait])
+    try:
+        for _ in range(5):
+            assert not_ready(client) == [ready.NO_ANSWER]
+        assert len(rounds) == 1
+    finally:
+        over.set()
+        while ready.last.under_way.is_set():
+            time.sleep(0.01)
+    monkeypatch.setattr(ready, "CHECKS", [])
+    assert client.get("/healthz/ready").status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [ValueError("a secret"), OSError("a path")])
+def test_a_check_that_fails_itself_is_a_reason_and_no_error_page(client, monkeypatch, error):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(ready, "CHECKS", [fails])
+    assert not_ready(client) == [ready.FAILED]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_of_a_release_without_fingerprints_of_keys_is_not_ready_and_says_why(client, monkeypatch):
+    recorder = MigrationRecorder(connection)
+    recorder.record_unapplied("volmig", "0005_keys")
+    monkeypatch.setattr(RegisteredKey._meta, "db_table", "volmig_of_tomorrow")
+    try:
+        assert not_ready(client) == ["1 database migration is not applied: run manage.py migrate."]
+    finally:
+        recorder.record_applied("volmig", "0005_keys")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -326,6 +369,11 @@ def test_a_clock_is_off_only_beyond_the_call_in_which_it_was_read():
     assert clock_skew(95.0, 100.0, 110.0) == -5
     assert clock_skew(150.0, 100.0, 110.0) == 40
     assert clock_skew(None, 100.0, 110.0) == 0
+
+
+@pytest.mark.parametrize("said", ["1e999", "-1e999", "9" * 400, "1e308"])
+def test_a_clock_that_says_what_no_clock_can_is_off_by_a_number_that_a_page_and_a_column_can_hold(said):
+    assert 1e9 < abs(clock_skew(json.loads(said), 100.0, 110.0)) < 1e11
 
 
 def test_the_page_of_processes_shows_who_lives_and_what_is_wrong(client, ada, dana, site):

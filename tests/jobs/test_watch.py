@@ -4,14 +4,14 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
-from hosts.remote.host import HostKeyChanged, Unreachable
+from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
 from jobs import tick
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
-from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sweep, way_to
+from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
 from tests.ticks import LONG_AGO
 from volmig.models import QueuedTask
 
@@ -33,7 +33,9 @@ def line(job, **figures):
 def test_progress_becomes_columns_of_the_running_step(running, site):
     watcher = Watcher(site.connect)
     for at, done in ((100.0, 1000), (110.0, 51_000)):
-        watcher.lines.put((1, {"progress": line(running, done=done, total=100_000, read=done, written=7, at=at)}))
+        watcher.lines.put(
+            (running.source_id, {"progress": line(running, done=done, total=100_000, read=done, written=7, at=at)})
+        )
         watcher.write()
     run = running.running()
     assert (run.bytes_done, run.bytes_total, run.bytes_read, run.bytes_written) == (51_000, 100_000, 51_000, 7)
@@ -45,7 +47,9 @@ def test_progress_becomes_columns_of_the_running_step(running, site):
 def test_only_the_newest_progress_is_written(running, site, django_assert_max_num_queries):
     watcher = Watcher(site.connect)
     for done in range(200):
-        watcher.lines.put((1, {"progress": line(running, done=done, total=200, read=0, written=0, at=done)}))
+        watcher.lines.put(
+            (running.source_id, {"progress": line(running, done=done, total=200, read=0, written=0, at=done)})
+        )
     with django_assert_max_num_queries(6):
         watcher.write()
     assert running.running().bytes_done == 199
@@ -53,7 +57,7 @@ def test_only_the_newest_progress_is_written(running, site, django_assert_max_nu
 
 def test_an_end_wakes_the_job(running, site):
     watcher = Watcher(site.connect)
-    watcher.lines.put((1, {"ended": line(running, state="done")}))
+    watcher.lines.put((running.source_id, {"ended": line(running, state="done")}))
     watcher.write()
     assert QueuedTask.objects.count() == 1
 
@@ -68,7 +72,7 @@ def test_whoever_joins_late_has_jobs_look_for_themselves(running, site):
 def test_lines_about_unknown_work_change_nothing(running, site):
     watcher = Watcher(site.connect)
     stranger = {**line(running, done=5, total=9, at=1), "job": "11111111-2222-3333-4444-555555555555"}
-    watcher.lines.put((1, {"progress": stranger}))
+    watcher.lines.put((running.source_id, {"progress": stranger}))
     watcher.write()
     assert running.running().bytes_done == 0
 
@@ -194,6 +198,96 @@ def test_a_share_that_cannot_be_renewed_is_kept_while_the_database_is_away(db, m
     monkeypatch.setattr("jobs.watch.connection.close", lambda: None)  # the test's own
     watcher.keep_share(stop)
     assert len(watcher.parts) == PARTS
+
+
+@pytest.mark.parametrize("error", [InterfaceError("connection already closed"), ZeroDivisionError(), MemoryError()])
+def test_nothing_ends_the_thread_that_renews_leases(db, monkeypatch, error):
+    """Its watcher would go on for ever with hypervisors that others have taken over."""
+    watcher, stop, turns = Watcher(), threading.Event(), []
+    monkeypatch.setattr("jobs.watch.LEASE_EVERY", 0)
+    monkeypatch.setattr("jobs.watch.connection.close", lambda: None)  # the test's own
+
+    def share(*_):
+        turns.append(1)
+        if len(turns) == 2:
+            stop.set()
+            return {7}
+        raise error
+
+    monkeypatch.setattr(Lease.objects.__class__, "share", share)
+    watcher.keep_share(stop)
+    assert watcher.parts == {7}
+
+
+def test_a_database_that_stood_still_while_leases_were_renewed_ends_no_watcher(db):
+    """The watcher's own lease is over before its share is counted."""
+    assert Lease.objects.share("watcher", PARTS, "host:1:a", -1) == set(range(PARTS))
+
+
+def test_the_share_of_a_watcher_that_was_killed_before_the_clock_was_set_back_is_taken_over(db):
+    Lease.objects.share("watcher", PARTS, "host:1:a", 10)
+    Lease.objects.update(until=timezone.now() + timedelta(hours=1))
+    assert Lease.objects.share("watcher", PARTS, "host:2:b", 10) == set(range(PARTS))
+
+
+GOOD = {"job": "j", "step": "convert", "direction": "do", "attempt": 1, "done": 1, "total": 9, "at": 1.0}
+HOSTILE = [
+    {"progress": 5},
+    {"progress": {}},
+    {"ended": []},
+    {"ended": {**GOOD, "attempt": "x"}},
+    {"progress": {**GOOD, "job": None}},
+    {"progress": {**GOOD, "done": 1 << 63}},
+    {"progress": {**GOOD, "total": -1}},
+    {"progress": {**GOOD, "done": float("inf")}},
+    {"progress": {**GOOD, "read": "1"}},
+    {"progress": {**GOOD, "at": 1e300}},
+    {"progress": {name: GOOD[name] for name in ("job", "step", "direction", "attempt")}},
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=str)
+def test_a_malformed_line_is_refused(hostile):
+    with pytest.raises(Garbled, match="malformed"):
+        sound(hostile, None)
+
+
+def test_what_hostctl_sends_is_accepted():
+    for line in ({"beat": 1}, {"progress": GOOD}, {"ended": {**GOOD, "unit": "u", "state": "done"}}):
+        assert sound(line, None) == line
+
+
+def test_a_malformed_line_is_an_error_of_its_hypervisor_and_ends_no_watcher(followed, site):
+    watcher, source, follower = followed
+    site.source.lines.put({"progress": {}})
+    site.source.lines.put(None)
+    follower.start()
+    heard = [watcher.lines.get(timeout=30)[1] for _ in range(2)]
+    follower.end()
+    assert heard[0] == {"joined": True}
+    lose(watcher, source, heard[1])
+    source.refresh_from_db()
+    assert "malformed" in source.last_error
+
+
+def test_a_hypervisor_has_nothing_to_say_of_work_on_another_one(running, site):
+    watcher = Watcher(site.connect)
+    for said in ({"progress": line(running, done=5, total=9, at=1)}, {"ended": line(running, state="done")}):
+        watcher.lines.put((running.destination_id, said))
+        watcher.write()
+    assert running.running().bytes_done == 0
+    assert not QueuedTask.objects.exists()
+
+
+def test_a_hypervisor_that_sends_without_a_pause_keeps_the_watcher_from_nothing(running, site):
+    watcher = Watcher(site.connect)
+    more = {"progress": line(running, done=1, total=9, at=1)}
+    for _ in range(2):
+        watcher.lines.put((running.source_id, more))
+    for heard, _ in enumerate(watcher._heard()):  # and for each line that is taken out comes another
+        watcher.lines.put((running.source_id, more))
+        assert heard < 2
+    assert watcher.lines.maxsize
 
 
 def test_of_a_migration_that_is_due_one_tick_waits_however_often_anyone_finds_out(running, site):

@@ -4,6 +4,7 @@
 well. They run one after the other in one thread, with a database connection that is closed afterwards.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from volmig import keys, schema
 from volmig.health import heart
 from volmig.health.models import Probe
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 WRITE_SECONDS = 2  # that the database may take for the probe's write
 ROUND_SECONDS = 4.0  # that all checks may take together
 FRESH = 2.0  # seconds for which an answer holds: anyone may ask, and each round writes
 NO_ANSWER = "The database does not answer."
 NO_WRITE = "The database takes no writes."
+FAILED = "A check failed: see the log of this process."
 
 
 class TooSlow(Exception):  # noqa: N818 - as TimeoutError reads
@@ -111,7 +114,9 @@ def disk() -> list[str]:
 
 def same_keys() -> list[str]:
     """Not the sentences of volmig.keys: they name machines, and anyone may read these."""
-    return ["The keys of this machine are not those of this volmig: run manage.py keys."] if keys.mismatches() else []
+    if not keys.are_kept() or not keys.mismatches():
+        return []
+    return ["The keys of this machine are not those of this volmig: run manage.py keys."]
 
 
 CHECKS: list[Callable[[], list[str]]] = [
@@ -136,6 +141,7 @@ class Round:
         self.lock = threading.Lock()
         self.asked = -FRESH
         self.found: list[str] = []
+        self.under_way = threading.Event()
 
     def reasons(self) -> list[str]:
         with self.lock:
@@ -145,11 +151,24 @@ class Round:
             return self.found
 
     def _ask(self) -> list[str]:
+        if self.under_way.is_set():  # what hangs must not use up one more thread and connection each time
+            return [NO_ANSWER]
         found: list[str] = []
+
+        def once() -> bool:
+            self.under_way.set()
+            try:
+                return run_checks(found)
+            finally:
+                self.under_way.clear()
+
         try:
-            within(ROUND_SECONDS, lambda: run_checks(found))
-        except TooSlow:
-            return [*found, NO_ANSWER]
+            within(ROUND_SECONDS, once)
+        except (TooSlow, DatabaseError, InterfaceError):
+            return list(dict.fromkeys([*found, NO_ANSWER]))
+        except Exception:
+            log.exception("a health check failed")
+            return [*found, FAILED]
         return found
 
 

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 
 from volmig.health.models import Tally
 
@@ -103,7 +103,7 @@ def flush() -> None:
         counted.clear()
     try:
         write(taken)
-    except DatabaseError:
+    except (DatabaseError, InterfaceError):
         note(taken)
 
 

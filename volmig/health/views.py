@@ -42,7 +42,7 @@ def health(request: HttpRequest) -> HttpResponse:
         return JsonResponse(answer | {"reasons": reasons}, status=503)
     try:
         seen = {"watcher": watcher(), "workers": workers(MIGRATIONS), "background": workers(BACKGROUND)}
-    except DatabaseError:
+    except (DatabaseError, InterfaceError):
         return JsonResponse({"database": "failed"}, status=503)
     return JsonResponse(answer | seen)
 

@@ -6,7 +6,7 @@ import socket
 import threading
 
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, InterfaceError, close_old_connections
 
 from volmig import database, incarnation
 from volmig.record import heads
@@ -36,7 +36,7 @@ class Publishing:
                 close_old_connections()
                 pause = self.turn()
                 outage.over()
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 pause = outage.failed(error)
             except Exception:  # whatever it is: if this thread ended, no machine might publish any more
                 log.exception("No head of the audit log is published. Trying again.")

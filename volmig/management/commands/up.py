@@ -20,7 +20,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
@@ -76,7 +76,7 @@ def give_back(cluster: str) -> None:
     """What a cluster that ended had taken is taken again at once; without the database after settings.TASK_RETRY."""
     try:
         QueuedTask.objects.give_back(cluster)
-    except DatabaseError:
+    except (DatabaseError, InterfaceError):
         return
     finally:
         connection.close()
@@ -323,7 +323,7 @@ def compare_keys(said: set[str]) -> None:
             raise CommandError("Stopped. " + "\n".join(held))
         keys.note_settings()
         found = {*keys.mismatches(keys.mine()), *keys.differing_settings()}
-    except (DatabaseError, OSError, ValueError):
+    except (DatabaseError, InterfaceError, OSError, ValueError):
         return  # it may be away for a while
     finally:
         connection.close()
