@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 SHARED = ("audit_key", "evidence_key", "sealing_keys")  # keys that every machine needs
 KEYS = {"secret_key", "factor_key", "seal_key", "worker_key", "ssh_key", *SHARED}
+PATIENCE = 120  # seconds until what was asked to stop is killed; `up` allows its children 30
 NAMED = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
 CONTAINED = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", *NAMED[2:]]
 
@@ -89,7 +90,12 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
         for process in self.started.values():
-            process.wait(60)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                for pid in [process.pid, *family(process.pid)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         self.started.clear()
 
 

@@ -1,4 +1,4 @@
-"""A site of fake hypervisors behind real SSH, for many migrations at once: each has a site of tests/fakes.py of its own.
+"""Fake hypervisors behind real SSH for many migrations at once; each migration has its own site of tests/fakes.py.
 
 Two sources, two relays and two destinations, each on a loopback address. They count what is done, and how often.
 """
@@ -159,14 +159,18 @@ class SshSite:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException), channel:
             document = json.loads(channel.makefile("rb").read())
             if document["verb"] == "watch":
-                return self.watch(name, channel)
-            wanted = {key: value for key, value in document.items() if key in Request.__dataclass_fields__}
-            with self.lock:
-                answer = self.answer(name, Request(**wanted))
-            whole = {key: getattr(answer, key) for key in SENT}
-            whole |= {"hash": hostctl.source_hash(), "protocol": hostctl.PROTOCOL}
-            channel.sendall(json.dumps(whole).encode())
-            channel.send_exit_status(0)
+                self.watch(name, channel)
+            else:
+                channel.sendall(json.dumps(self.answered(name, document)).encode())
+                channel.send_exit_status(0)
+
+    def answered(self, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        """The document that hostctl prints."""
+        wanted = {key: value for key, value in document.items() if key in Request.__dataclass_fields__}
+        with self.lock:
+            answer = self.answer(name, Request(**wanted))
+        own = {"hash": hostctl.source_hash(), "protocol": hostctl.PROTOCOL}
+        return {key: getattr(answer, key) for key in SENT} | own
 
     def watch(self, name: str, channel: paramiko.Channel) -> None:
         with self.lock:

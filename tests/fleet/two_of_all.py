@@ -6,15 +6,18 @@ people would, and one who reloads the overview.
 
 import html
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,20 @@ import psycopg
 
 from tests import postgresql
 from tests.fleet import ssh_site
-from tests.fleet.parts import PASSWORD, Machine, keys_in, logged_in, rows, until
+from tests.fleet.parts import PASSWORD, Machine, family, keys_in, logged_in, rows, until
 from tests.fleet.ssh_site import HOSTS, SshSite
 from tests.rig import free_port
 from volmig.client import Server as Api
 from volmig.client import Stop
 
 PARTS = {"web1": "web", "web2": "web", "wrk1": "workers", "wrk2": "workers", "wat1": "watcher", "wat2": "watcher"}
+SMALL = "48m"
 ENVIRONMENT = {
+    "DJANGO_SETTINGS_MODULE": "volmig.settings",
     "VOLMIG_ADMIN_USER": "ada",
     "VOLMIG_ADMIN_PASSWORD": PASSWORD,
+    "VOLMIG_WORKERS": "2",
+    "VOLMIG_BACKGROUND_WORKERS": "1",
     "VOLMIG_LEASE_SECONDS": "10",
     "VOLMIG_LOCK_MARGIN": "1",
     "VOLMIG_CONVERSIONS_PER_SOURCE": "100",
@@ -89,35 +96,31 @@ class Volmig:
         self.answers: dict[str, set[int]] = {name: set() for name in self.ports}  # statuses of the overview
 
     def __enter__(self) -> "Volmig":
-        self.context = postgresql.server("max_connections=100")
-        self.postgresql = self.context.__enter__()
-        self.site = SshSite(self.migrations).__enter__()
-        try:
-            self.prepare()
+        with ExitStack() as stack:
+            self.postgresql = stack.enter_context(postgresql.server("max_connections=100"))
+            self.site = stack.enter_context(SshSite(self.migrations))
+            stack.callback(self.stop)
+            self.prepare(stack)
             for name in PARTS:
                 self.up(name)
-            until(lambda: len({each[:2] for each in self.parts()}) == 8, 240, self.logs)
-            self.browser = logged_in(self.ports["web1"])
-            self.threads = [
-                threading.Thread(target=each, daemon=True) for each in (self.approve, self.confirm, self.reload)
-            ]
-            for each in self.threads:
-                each.start()
-        except BaseException:
-            self.__exit__()
-            raise
+            until(lambda: len({each[:2] for each in self.parts()}) == 8, 600, self.logs)
+            self.browser = until(lambda: logged_in(self.ports["web1"]))
+            for each in (self.approve, self.confirm, self.reload):
+                threading.Thread(target=each, daemon=True).start()
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def stop(self) -> None:
         self.over.set()
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda machine: machine.stop(), self.machines.values()))
-        self.site.__exit__()
-        self.context.__exit__(None, None, None)
 
     # Setting up
 
-    def prepare(self) -> None:
+    def prepare(self, stack: ExitStack) -> None:
         """Tables, an administrator, the same keys everywhere, data directories that belong to the database."""
         superuser = self.postgresql.address
         with psycopg.connect(superuser, autocommit=True) as connection:
@@ -126,13 +129,16 @@ class Volmig:
             connection.execute("GRANT ALL ON SCHEMA public TO site")
         self.address = superuser.replace("volmig@", "site@")
         first = self.machine("web1")
+        self.small = self.machine("wrk1").data  # a disk that a test can fill
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", self.small], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", self.small], check=True)
         for name, key in keys_in(Path(environment_data())).items():  # whose seals the fake hypervisors know
             (first.data / name).write_bytes(key)
             (first.data / name).chmod(0o600)
         first.manage("prepare")
         for name in PARTS:
             if name != "web1":
-                self.copy_keys(self.machine(name))
+                self.copy_keys(self.machines.get(name) or self.machine(name))
         told = {
             "port": self.site.port, "host_key": self.site.host_key, "hosts": HOSTS, "migrations": self.known(),
             "directories": [str(self.machines[name].data) for name in PARTS],
@@ -156,13 +162,15 @@ class Volmig:
             folder,
             **ENVIRONMENT,
             **more,
-            **{"DJANGO_SETTINGS_MODULE": "volmig.settings"},
         )
         return machine
 
     def copy_keys(self, machine: Machine) -> None:
         for name in keys_in(self.machines["web1"].data):
             shutil.copy(self.machines["web1"].data / name, machine.data / name)
+
+    def let_in(self, machine: Machine) -> None:
+        machine.manage("adopt", "--join", "--as", "ada", typed="join\n")
 
     def up(self, name: str, **more: str) -> "subprocess.Popen[bytes]":
         words = ["--bind", f"127.0.0.1:{self.ports[name]}"] if name in self.ports else []
@@ -294,6 +302,62 @@ class Volmig:
             assert (site.files[site.live].content, site.destination.state) == ("new disk", "running")
             assert (source.content, source.permission) == ("new disk", "writeable")
             assert site.unlocked == []
+
+    def forget(self) -> None:
+        """What was probed and answered so far."""
+        for name in self.ports:
+            self.probed[name], self.answers[name] = set(), set()
+
+    def until_probed(self, reason: str) -> None:
+        """Until the readiness of both web machines gave this reason."""
+        until(lambda: all(reason in each for each in self.probed.values()), 60, lambda: f"{self.probed}\n{self.logs()}")
+
+    def until_followed_once(self, seconds: float) -> None:
+        """Until each hypervisor with work is followed by one watcher; and it stays so for a while."""
+        until(lambda: {*self.site.channels().values()} - {0} == {1}, 60, lambda: self.site.channels())
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert max(self.site.channels().values()) <= 1
+            time.sleep(0.1)
+
+    def queue(self, count: int) -> None:
+        """Ticks of so many migrations, of which each finds at once that there is nothing to do."""
+        ticks = "SELECT 'jobs.tick.run', 'migrations', 1000000 + n, 'jobs.tick.run ' || 1000000 + n, false, now()"
+        with psycopg.connect(self.address) as connection:
+            connection.execute(
+                f"INSERT INTO volmig_queuedtask (name, queue, number, waits, urgent, queued_at) {ticks} "
+                "FROM generate_series(1, %s) AS n",
+                [count],
+            )
+
+    def waiting_tasks(self) -> int:
+        return int(rows(self.address, "SELECT count(*) FROM volmig_queuedtask WHERE done_at IS NULL")[0][0])
+
+    @contextmanager
+    def starved(self, *names: str, share: float) -> Iterator[None]:
+        """These machines' processes run for that share of the time only."""
+        over = threading.Event()
+
+        def signal_all(number: int) -> None:
+            for name in names:
+                for pid in [self.supervisor(name), *family(self.supervisor(name))]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+
+        def starve() -> None:
+            while not over.is_set():
+                signal_all(signal.SIGSTOP)
+                over.wait(1 - share)
+                signal_all(signal.SIGCONT)
+                over.wait(share)
+
+        thread = threading.Thread(target=starve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def supervisor(self, name: str) -> int:
         return self.machines[name].started[PARTS[name]].pid
