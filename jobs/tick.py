@@ -46,6 +46,9 @@ def run(job_id: int) -> None:
         wake(job.pk)
     except incarnation.ReadOnly:
         wake(job.pk, timezone.now())  # nobody claims it until it was adopted
+    except incarnation.Unwritable as error:  # before anything was sent; this machine takes no more tasks meanwhile
+        log.error("migration %s is left to another machine: %s", job.pk, error, extra={"migration": job.pk})
+        wake(job.pk)
     finally:
         hands.close()
     # Whatever else is raised, such as a task's limit, keeps the lease: it runs out, and another worker takes over.
@@ -61,7 +64,7 @@ def go_on(job: Job, hands: Hands) -> None:
     try:
         with about(migration=job.pk):
             Work(job, hands).go_on()
-    except (Moved, incarnation.ReadOnly):
+    except (Moved, incarnation.ReadOnly, incarnation.Unwritable):
         raise
     except (Exception, SystemExit) as error:
         log.exception("tick of migration %s", job.pk, extra={"migration": job.pk})

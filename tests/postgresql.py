@@ -27,30 +27,59 @@ def programs() -> Path | None:
     return found[-1].parent if found else None
 
 
+class Server:
+    """One in a new directory, not started yet; `more` are settings such as shared_buffers=256MB."""
+
+    def __init__(self, *more: str) -> None:
+        where = programs()
+        if where is None:
+            raise RuntimeError("No PostgreSQL on this machine: apt-get install postgresql")
+        self.where, self.directory = where, Path(tempfile.mkdtemp(prefix="volmig-pg-"))
+        self.data = self.directory / "data"
+        self.options = " ".join(f"-c {each}" for each in (*FAST, f"unix_socket_directories={self.directory}", *more))
+        root = os.geteuid() == 0
+        self.owner = "postgres" if root else pwd.getpwuid(os.geteuid()).pw_name  # it refuses to run as root
+        if root:
+            shutil.chown(self.directory, self.owner)
+        made = ("-U", "volmig", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8")
+        self.run("initdb", "-D", str(self.data), *made)
+
+    @property
+    def address(self) -> str:
+        """The value for VOLMIG_DB."""
+        return f"postgres://volmig@/volmig?host={self.directory}"
+
+    def run(self, program: str, *words: str) -> None:
+        command = [self.where / program, *words]
+        subprocess.run(command, user=self.owner, cwd=self.directory, check=True, stdout=subprocess.DEVNULL)
+
+    def start(self) -> None:
+        log = str(self.directory / "log")
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-l", log, "-o", self.options, "start")
+
+    def stop(self, how: str = "immediate") -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-m", how, "stop")
+
+
+@contextlib.contextmanager
+def server(*more: str) -> Iterator[Server]:
+    """One that runs, with the database volmig, and is gone afterwards."""
+    one = Server(*more)
+    try:
+        one.start()
+        one.run("createdb", "-h", str(one.directory), "-U", "volmig", "volmig")
+        yield one
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):  # it may have been stopped
+            one.stop()
+        shutil.rmtree(one.directory, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def cluster(*more: str) -> Iterator[str]:
-    """Starts one and gives the value for VOLMIG_DB; `more` are settings such as shared_buffers=256MB."""
-    where = programs()
-    if where is None:
-        raise RuntimeError("No PostgreSQL on this machine: apt-get install postgresql")
-    directory = Path(tempfile.mkdtemp(prefix="volmig-pg-"))
-    data = directory / "data"
-    owner = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name  # it refuses to run as root
-    if os.geteuid() == 0:
-        shutil.chown(directory, owner)
-
-    def run(program: str, *words: str) -> None:
-        subprocess.run([where / program, *words], user=owner, cwd=directory, check=True, stdout=subprocess.DEVNULL)
-
-    options = " ".join(f"-c {each}" for each in (*FAST, f"unix_socket_directories={directory}", *more))
-    run("initdb", "-D", str(data), "-U", "volmig", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8")
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(directory / "log"), "-o", options, "start")
-    try:
-        run("createdb", "-h", str(directory), "-U", "volmig", "volmig")
-        yield f"postgres://volmig@/volmig?host={directory}"
-    finally:
-        run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
-        shutil.rmtree(directory, ignore_errors=True)
+    """Starts one and gives the value for VOLMIG_DB."""
+    with server(*more) as one:
+        yield one.address
 
 
 def main() -> int:

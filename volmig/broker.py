@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 
 from django.conf import settings
 from django.db import close_old_connections
@@ -37,6 +38,7 @@ class TableBroker(Broker):  # type: ignore[misc]
 
     minute_at = 0.0
     outage: Outage | None = None
+    full = False
 
     def dequeue(self) -> list[tuple[str, str]] | None:
         """One task for the workers, as (run, package); None after a pause when none waits, or without a database."""
@@ -59,14 +61,25 @@ class TableBroker(Broker):  # type: ignore[misc]
 
     def next(self) -> QueuedTask | None:
         close_old_connections()
+        if self.is_full():
+            return None
         if time.monotonic() >= self.minute_at:
             self.minute_at = time.monotonic() + MINUTE_EVERY
             queue_minute()
         return QueuedTask.objects.take(self.list_key, os.environ.get("VOLMIG_CLUSTER", ""))
 
+    def is_full(self) -> bool:
+        """Whether this machine takes no tasks, which others do: what it did could not be kept in its data directory."""
+        before, self.full = self.full, heart.disk_is_full()
+        if self.full and not before:
+            log.error("The disk of %s is full. This machine takes no tasks until there is space again.", settings.DATA)
+        elif before and not self.full:
+            log.warning("There is space on the disk of %s again: this machine takes tasks.", settings.DATA)
+        return self.full
+
     def acknowledge(self, task_id: str) -> None:
-        """The run ended, well or badly; its rows stay for a while for debouncing and caps."""
-        QueuedTask.objects.filter(run=task_id).update(done_at=timezone.now())
+        """The run ended, well or badly. Its worker said so, see `run`, unless it ended by the task's limit."""
+        QueuedTask.objects.end(uuid.UUID(task_id))
 
     delete = fail = acknowledge
 
@@ -108,4 +121,7 @@ def run(name: str, number: int | None, taken: str) -> None:
         function() if number is None else function(number)
     finally:
         beats.beat()
+        # Here, for django-q's monitor may be killed, and what takes its place waits for a lock that went with it.
+        with suppress(*AWAY):  # then it runs once more
+            QueuedTask.objects.end(uuid.UUID(taken))
     tallies.flush_due()

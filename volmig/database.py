@@ -1,7 +1,9 @@
 """A database that is away: every process waits for it, and says so once for each outage."""
 
+import asyncio
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable
 from time import monotonic
@@ -16,6 +18,8 @@ SAY_AGAIN = 60.0
 WRONG = re.compile(
     r'authentication failed|no password supplied|no pg_hba\.conf entry|(database|role) ".*" does not exist'
 )
+# What it says, too, when it is there and every connection that it allows is taken.
+FULL = re.compile(r"too many (clients|connections)|remaining connection slots")
 AWAY = (OperationalError, InterfaceError)
 
 
@@ -24,18 +28,24 @@ class Unusable(Exception):  # noqa: N818 - a sentence for an operator
 
 
 class Outage:
-    """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile."""
+    """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile.
 
-    def __init__(self, who: str, longest: float = LONGEST) -> None:
-        self.who, self.longest = who, longest
+    Once it is back the outage is noted there, for the overview.
+    """
+
+    def __init__(self, who: str, longest: float = LONGEST, noted: bool = True) -> None:
+        self.who, self.longest, self.noted = who, longest, noted
         self.since: float | None = None
         self.pause, self.said, self.said_at = FIRST, "", 0.0
+        self.kind = ""
 
     def failed(self, error: BaseException) -> float:
         """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
         now, said = monotonic(), one_line(error)
         if self.since is None:
             self.since, self.pause = now, FIRST
+        if isinstance(error, AWAY):
+            self.kind = "slots" if FULL.search(said) else "database"
         if not isinstance(error, AWAY):
             log.error("%s: the database refused a statement. It goes on.", self.who, exc_info=error)
         elif said != self.said or now - self.said_at > SAY_AGAIN:
@@ -47,8 +57,24 @@ class Outage:
     def over(self) -> None:
         """The database has answered."""
         if self.since is not None:
-            log.warning("%s: the database answers again after %.0f s.", self.who, monotonic() - self.since)
-            self.since, self.said = None, ""
+            lasted = monotonic() - self.since
+            log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
+            kind, self.since, self.said, self.kind = self.kind, None, "", ""
+            if kind and self.noted:
+                note(kind, self.who, lasted)
+
+
+def note(kind: str, who: str, seconds: float) -> None:
+    """For the overview: whom the database was away for, and for how long until now.
+
+    Not from an event loop, where no query is allowed: other threads of the same process have met the same outage.
+    """
+    from volmig.health.models import Incident  # this module is read before models are
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        Incident.objects.note(kind, socket.gethostname(), who, seconds)
 
 
 def one_line(error: BaseException) -> str:
@@ -61,7 +87,7 @@ def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
     A server that is away, starting, or full is waited for without end. Raises Unusable where the address is wrong: for
     PostgreSQL after a minute, for its container may still be making role and database; for a file at once.
     """
-    outage, began = Outage(who, longest=15), monotonic()
+    outage, began = Outage(who, longest=15, noted=False), monotonic()  # before the first start it has no tables
     while error := fault():
         if connection.vendor != "postgresql":
             raise Unusable(f"The database {connection.settings_dict['NAME']} cannot be opened: {one_line(error)}.")

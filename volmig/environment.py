@@ -16,7 +16,7 @@ YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
 READ = {
     *("PART", "KEYS_WEB", "KEYS_WORKER", "DATA", "ADMIN_USER", "ADMIN_PASSWORD", "URL", "TOKEN", "CA_FILE"),
     *("CLOUD_SERVICE", "CLOUD_PLANE", "LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
-    "CLUSTER",  # set by `manage.py up`, as PART is
+    *("CLUSTER", "BEAT", "SUPERVISOR"),  # set by `manage.py up`, as PART is
 }
 # Variables whose value can be in a file that VOLMIG_<NAME>_FILE names: all that `text` reads.
 FROM_FILES = {"ADMIN_USER", "ADMIN_PASSWORD"}

@@ -46,6 +46,10 @@ class ReadOnly(Exception):  # noqa: N818 - as Refused is
     """Nothing was sent: volmig is in read-only mode."""
 
 
+class Unwritable(OSError):  # noqa: N818 - what the data directory is
+    """The data directory takes no writes, so this machine must not act: what it does could not be remembered."""
+
+
 class Fault(NamedTuple):
     """Why this database, or this data directory, must not act; `found` is a clause or sentences without the subject."""
 
@@ -346,7 +350,7 @@ def count() -> int:
 
 
 def remember(claim: int) -> None:
-    """Keep, outside of the database, how far it has come: call it once the count is committed."""
+    """Keep, outside of the database, how far it has come: call it once the count is committed. Raises Unwritable."""
     seq, digest = head_now()
     ended = Incarnation.objects.filter(pk=1).values_list("ended", flat=True).first() or []
     with _locked():
@@ -356,7 +360,11 @@ def remember(claim: int) -> None:
         if int(seen.get("seq", 0)) > seq:
             seq, digest = int(seen["seq"]), str(seen["hash"])
         judged = ended[-1] if ended else ""
-        _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest, "judged": judged})
+        try:
+            _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest, "judged": judged})
+        except OSError as error:
+            where = f"The data directory {settings.DATA} of {socket.gethostname()}"
+            raise Unwritable(f"{where} takes no writes ({error.strerror or error}).") from error
 
 
 def name() -> str:

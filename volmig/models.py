@@ -97,6 +97,10 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         """In the worker: whether this run may begin. It may not once another worker was given its rows."""
         return bool(self.filter(run=run, done_at=None).update(begun_at=timezone.now()))
 
+    def end(self, run: uuid.UUID) -> None:
+        """The run ended, well or badly; its rows stay for a while for debouncing and caps."""
+        self.filter(run=run, done_at=None).update(done_at=timezone.now())
+
     def give_back(self, cluster: str) -> int:
         """Lets what this cluster had and did not end wait again; returns how many rows. It must not run any more."""
         least, most = (uuid.UUID(cluster.ljust(32, digit)) for digit in "0f")

@@ -30,6 +30,7 @@ from volmig import incarnation
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.health import tallies
+from volmig.health.models import Incident
 from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.queue import later
@@ -132,15 +133,23 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         free, lost = self.filter(lease_until=None, wake_at__lte=Now()), self.filter(abandoned())
         try:
             with transaction.atomic():
-                if not free.filter(pk=job_id).update(**mine) and not lost.filter(pk=job_id).update(
-                    **mine, taken_over=True
-                ):
-                    return None
+                before: tuple[str, dt.datetime | None] | None = None
+                if not free.filter(pk=job_id).update(**mine):
+                    before = lost.filter(pk=job_id).values_list("lease_owner", "lease_until").first()
+                    if not lost.filter(pk=job_id).update(**mine, taken_over=True):
+                        return None
                 counted = incarnation.count()
         except incarnation.ReadOnly:  # the database was replaced by an older one since it was checked
             incarnation.check()
             return None
-        incarnation.remember(counted)
+        try:
+            incarnation.remember(counted)
+        except incarnation.Unwritable as error:
+            log.error("migration %s is left to another machine: %s", job_id, error)
+            self.filter(pk=job_id, lease_owner=owner).update(lease_until=None, lease_owner="", wake_at=Now())
+            return None
+        if before:
+            note_lost(job_id, *before)
         job = self.select_related("source__cloud", "relay", "destination__cloud").get(pk=job_id)
         job.counted = counted
         return job
@@ -198,6 +207,13 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         except IntegrityError:
             raise Refused(in_another_job(source_volume.uuid, destination.uuid)) from None
         return job
+
+
+def note_lost(job_id: int, owner: str, until: dt.datetime | None) -> None:
+    """For the overview: a worker that went away amid a migration, or that could not say that it lives."""
+    machine = owner.partition(":")[0]
+    lasted = max(0.0, (timezone.now() - until).total_seconds()) if until else 0.0
+    Incident.objects.note("lease", machine, str(job_id), lasted, f"Its worker was {owner}.")
 
 
 class Job(models.Model):

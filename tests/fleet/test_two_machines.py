@@ -1,109 +1,17 @@
 """Two machines, each with its own data directory, over one PostgreSQL: real processes, as operators start them."""
 
-import contextlib
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests import postgresql
+from tests.fleet.parts import PASSWORD, SHARED, Machine, can_have_names, fetched, keys_in, logged_in, rows, until
 from tests.rig import free_port
 from tests.trust.amounts import amount, figure
 from volmig.database import is_wrong
 
-ROOT = Path(__file__).resolve().parents[2]
-PASSWORD = "correct horse battery"
-SHARED = ("audit_key", "evidence_key", "sealing_keys")
-
 pytestmark = pytest.mark.skipif(postgresql.programs() is None, reason="needs PostgreSQL's package")
-
-
-def can_have_names():
-    """Whether a process can be given its own host name, as root can."""
-    return subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode == 0
-
-
-class Machine:
-    """A host name and a data directory; what runs there has the database in common with others."""
-
-    def __init__(self, root, name, database, **more):
-        self.name, self.data = name, root / name
-        self.data.mkdir()
-        hidden = ("VOLMIG_",)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-        self.environment = {**kept, "VOLMIG_DATA": str(self.data), "VOLMIG_DB": database, **more}
-        self.started = []
-
-    def command(self, *words):
-        command = [sys.executable, "manage.py", *words]
-        if can_have_names():
-            command = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name, *command]
-        return command
-
-    def manage(self, *words, typed="", status=0):
-        """What a command prints."""
-        done = subprocess.run(
-            self.command(*words), cwd=ROOT, env=self.environment, input=typed, text=True, capture_output=True
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def up(self, part, *words):
-        log = (self.data / f"{part}.log").open("wb")
-        process = subprocess.Popen(
-            self.command("up", part, *words),
-            cwd=ROOT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def log(self, part):
-        return (self.data / f"{part}.log").read_text()
-
-    def refused(self, part):
-        """What `up` says of a machine that must not start; it makes nothing but its lock and its directory."""
-        before = keys_in(self.data)
-        assert self.up(part).wait(120) == 1, self.log(part)
-        assert keys_in(self.data) == before
-        assert "Traceback" not in self.log(part)
-        return self.log(part)
-
-    def stop(self):
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in self.started:
-            process.wait(60)
-        self.started.clear()
-
-
-def keys_in(place):
-    names = {"secret_key", "factor_key", "seal_key", "worker_key", "ssh_key", *SHARED}
-    return {path.name: path.read_bytes() for path in place.iterdir() if path.name in names}
-
-
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, psycopg.Error):
-            if result := condition():
-                return result
-        time.sleep(0.1)
-    raise TimeoutError
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +31,6 @@ def machines(tmp_path, database):
     yield make
     for each in made:
         each.stop()
-
-
-def rows(address, query):
-    with psycopg.connect(address) as connection:
-        return connection.execute(query).fetchall()
-
-
-def fetched(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-        return answer.status
 
 
 def test_a_second_machine_is_refused_with_what_to_copy_and_works_as_documented(machines, database):
@@ -211,16 +109,6 @@ def third_machine(machines, database, web, workers):
             assert answer.geturl() == f"http://127.0.0.1:{port}/", "no way back to the login"
 
 
-def logged_in(port):
-    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    login = f"http://127.0.0.1:{port}/login/"
-    page = browser.open(login, timeout=10).read().decode()
-    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)[1]
-    typed = {"username": "ada", "password": PASSWORD, "csrfmiddlewaretoken": token}
-    browser.open(login, urllib.parse.urlencode(typed).encode(), timeout=10).close()
-    return browser
-
-
 @pytest.mark.parametrize("wrong", ["postgres://volmig@/volmik", "postgres://volmik@/volmig"])
 def test_postgresql_says_in_these_words_that_waiting_does_not_help(database, wrong):
     with pytest.raises(psycopg.OperationalError) as error:
@@ -239,7 +127,9 @@ def test_a_part_that_starts_before_its_database_waits_for_it(machines, database,
     until(lambda: "up watcher: waiting for the database" in machine.log("watcher"))
     assert process.poll() is None
     link.symlink_to(directory)
-    until(lambda: rows(database.replace("/volmig?", "/postgres?"), "SELECT 1 FROM jobs_lease WHERE name = 'watcher'"))
+    until(
+        lambda: rows(database.replace("/volmig?", "/postgres?"), "SELECT 1 FROM jobs_lease WHERE name LIKE 'watcher %'")
+    )
     said = machine.log("watcher")
     assert "up watcher: the database answers again" in said
     assert "Traceback" not in said

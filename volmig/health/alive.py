@@ -4,15 +4,27 @@ Where no process has ever sent a heartbeat nothing is known, and nothing is miss
 """
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from django.db.models import Count, Min
+from django.utils import timezone
 
 from volmig.health import heart
-from volmig.health.models import KEPT, Process
+from volmig.health.models import KEPT, Incident, Process
+from volmig.models import QueuedTask
+from volmig.queue import BACKGROUND, MIGRATIONS
 from volmig.templatetags.units import spoken
 
 STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
 SKEW = 5.0  # seconds; leases, which are for 10 s and more, are by the database's clock, alarms by that of the machine
 LOW, LOW_SHARE = 1024**3, 0.1  # free bytes of a data directory's disk, and share of it, of which both are too little
+TOOK_OVER = dt.timedelta(seconds=15)  # by which the end of a process may lie after its last heartbeat
+TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to live at the same time
+SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
+NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
+# Seconds that the oldest task of a queue may wait for a worker.
+PATIENCE = {MIGRATIONS: 30.0, BACKGROUND: 300.0}
 CALLED = {
     "web": "the web process",
     "workers": "the workers",
@@ -49,12 +61,20 @@ class Trouble:
 
 
 def troubles() -> list[Trouble]:
-    """What is wrong with volmig's own processes and machines; one query."""
+    """What is wrong with volmig's own processes and machines, and what was a moment ago; three queries."""
     rows = list(Process.objects.with_age())
     found = machines(rows)
     # Where the disk is full, heartbeats cannot be written into a database on it, and the full disk is listed.
     full = {each.machine for each in found if (each.kind, each.part) == ("disk", "full")}
-    return [*missing(rows), *(each for each in late(rows) if each.machine not in full), *found]
+    gone = missing(rows)
+    return [
+        *gone,
+        *(each for each in late(rows) if each.machine not in full),
+        *found,
+        *namesakes(rows),
+        *(each for each in backlog() if not any(other.part == each.part for other in gone)),
+        *over(Incident.objects.lately(SHOWN)),
+    ]
 
 
 def missing(rows: list[Process]) -> list[Trouble]:
@@ -64,7 +84,15 @@ def missing(rows: list[Process]) -> list[Trouble]:
         return []
     there = {row.part for row in alive}
     return [
-        Trouble("missing", "", part, sentence, advice, bad=part != "background")
+        Trouble(
+            "missing",
+            "",
+            part,
+            sentence,
+            advice,
+            bad=part != "background",
+            since=max((row.beaten_at for row in rows if row.part == part), default=None),
+        )
         for part, (sentence, advice) in MISSING.items()
         if part not in there
     ]
@@ -72,7 +100,13 @@ def missing(rows: list[Process]) -> list[Trouble]:
 
 def late(rows: list[Process]) -> list[Trouble]:
     """Processes that did not stop in an orderly way, and of which no other took the place on their machine."""
-    alive = {(row.machine, row.part) for row in rows if not row.late}
+    alive = [row for row in rows if not row.late]
+
+    def is_replaced(lost: Process) -> bool:
+        """Whether one was started there since: of two containers of one name each may have its own."""
+        since = lost.beaten_at - TOOK_OVER
+        return any((lost.machine, lost.part) == (row.machine, row.part) and row.started_at > since for row in alive)
+
     return [
         Trouble(
             "late",
@@ -83,7 +117,7 @@ def late(rows: list[Process]) -> list[Trouble]:
             since=row.beaten_at,
         )
         for row in rows
-        if row.late and row.age < KEPT and (row.machine, row.part) not in alive
+        if row.late and row.age < KEPT and not is_replaced(row)
     ]
 
 
@@ -101,6 +135,123 @@ def machines(rows: list[Process]) -> list[Trouble]:
         if not row.late and row.skew is not None and abs(row.skew) > SKEW:
             found["clock", row.machine] = wrong_clock(row.machine, row.skew)
     return list(found.values())
+
+
+def namesakes(rows: list[Process]) -> list[Trouble]:
+    """Machines or containers that have one name: what is said of one may be about the other."""
+    alive = [row for row in rows if not row.late]
+    found = set()
+    for one in alive:
+        for other in alive:
+            if (one.machine, one.part) == (other.machine, other.part) and one.place < other.place:
+                lived = min(one.beaten_at, other.beaten_at) - max(one.started_at, other.started_at)
+                if lived >= TOGETHER:
+                    found.add(one.machine)
+    return [
+        Trouble(
+            "name",
+            machine,
+            "",
+            "Two machines, containers or data directories have this name and run the same part.",
+            "Give each its own host name, so that what is said here can be told apart.",
+            bad=False,
+        )
+        for machine in sorted(found)
+    ]
+
+
+WAITING = {
+    MIGRATIONS: ("workers", "Migrations wait for a worker", "VOLMIG_WORKERS"),
+    BACKGROUND: ("background", "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
+}
+
+
+def backlog() -> list[Trouble]:
+    """Queues whose oldest task has waited for too long."""
+    now = timezone.now()
+    waiting = QueuedTask.objects.waiting().order_by().values("queue")
+    found = []
+    for row in waiting.annotate(count=Count("pk"), oldest=Min("queued_at")):
+        age = (now - row["oldest"]).total_seconds()
+        if row["queue"] in PATIENCE and age > PATIENCE[row["queue"]]:
+            part, what, variable = WAITING[row["queue"]]
+            tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
+            advice = f"The workers work it off. If this lasts, start more of them ({variable}, or another machine)."
+            said = f"{what}: {tasks}, the oldest for {spoken(age)}."
+            found.append(Trouble("backlog", "", part, said, advice, bad=row["queue"] == MIGRATIONS))
+    return found
+
+
+@dataclass
+class Group:
+    """Incidents that are one thing to people: an outage that several processes met, or a process that ended often."""
+
+    began: dt.datetime
+    ended: dt.datetime
+    rows: list[Incident] = field(default_factory=list)
+
+    @property
+    def whom(self) -> str:
+        return f"Noticed by: {', '.join(sorted({f'{row.part} on {row.machine}' for row in self.rows}))}."
+
+    @property
+    def when(self) -> str:
+        return times(self.began, self.ended)
+
+
+def over(rows: Iterable[Incident]) -> list[Trouble]:
+    """What went wrong and is over."""
+    groups = dict[tuple[str, str, str], list[Group]]()
+    for row in rows:
+        apart = row.kind == "process"
+        known = groups.setdefault((row.kind, row.machine, row.part) if apart else (row.kind, "", ""), [])
+        if not known or (not apart and row.began_at > known[-1].ended + NEAR):
+            known.append(Group(row.began_at, row.ended_at))
+        known[-1].ended = max(known[-1].ended, row.ended_at)
+        known[-1].rows.append(row)
+    return [HAPPENED[kind](kind, group) for (kind, *_), known in groups.items() if kind in HAPPENED for group in known]
+
+
+def outage(kind: str, group: Group) -> Trouble:
+    what = "The database was unreachable" if kind == "database" else "The database had no free connection"
+    return ended(kind, group, "", f"{what} {group.when}.", "It is over; migrations continue.", group.whom)
+
+
+def ended_unexpectedly(kind: str, group: Group) -> Trouble:
+    last = group.rows[-1]
+    called, often = CALLED.get(last.part, last.part), len(group.rows)
+    how_often = f"ended unexpectedly {often} times, last" if often > 1 else "ended unexpectedly"
+    when = times(last.began_at, last.ended_at, "between", "and")
+    said = f"{called[:1].upper()}{called[1:]} {how_often} {when}, and started again."
+    return ended(kind, group, last.machine, said, f"If it happens again, read the log of {last.machine}.")
+
+
+def lost_leases(kind: str, group: Group) -> Trouble:
+    numbers = sorted({row.part for row in group.rows}, key=int)
+    one = len(numbers) == 1
+    which = f"migration {numbers[0]}" if one else f"{len(numbers)} migrations"
+    said = f"Workers lost {which} {group.when}: they ended, or could not reach the database. Others took over."
+    detail = f"{'Migration' if one else 'Migrations'} {', '.join(numbers)}. {group.rows[-1].detail}"
+    return ended(kind, group, "", said, "It is over; migrations continue.", detail)
+
+
+def ended(kind: str, group: Group, machine: str, sentence: str, advice: str, detail: str = "") -> Trouble:
+    part = f"{kind} {group.began:%Y%m%d%H%M%S} {len(group.rows)}"
+    return Trouble("over", machine, part, sentence, advice, detail, bad=False)
+
+
+HAPPENED: dict[str, Callable[[str, Group], Trouble]] = {
+    "database": outage,
+    "slots": outage,
+    "process": ended_unexpectedly,
+    "lease": lost_leases,
+}
+
+
+def times(began: dt.datetime, ended: dt.datetime, first: str = "from", second: str = "to") -> str:
+    """From when to when, in the time zone of pages, to the second."""
+    one, other = timezone.localtime(began), timezone.localtime(ended)
+    return f"{first} {one:%H:%M:%S} {second} {other:%H:%M:%S} {other:%Z}"
 
 
 def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None:

@@ -22,7 +22,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
-from volmig import __version__
+from volmig import __version__, database
 from volmig.health import tallies
 from volmig.health.models import Process
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 EVERY = 10.0  # seconds
 FULL = 16 * 1024 * 1024  # free bytes; with less, neither a key nor a head can be relied on to be written
 PATIENCE = 3.0  # seconds that the end of a process waits for a heartbeat that is being written
+SUPERVISOR = "VOLMIG_SUPERVISOR"  # the PID of `manage.py up`, in the environment of what it started
 SLOW = 2.0  # seconds that the database takes to answer with its time, after which nothing is known of the skew
 
 hearts: dict[tuple[int, str], "Heart"] = {}
@@ -82,6 +83,12 @@ def place() -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
+def is_orphan() -> bool:
+    """Whether the `manage.py up` that started this process has ended before it."""
+    supervisor = os.environ.get(SUPERVISOR, "")
+    return bool(supervisor) and not Path(f"/proc/{supervisor}").exists()
+
+
 def skew() -> float | None:
     """By how many seconds this machine's clock is ahead of the database's; None when the answer took too long."""
     if connection.vendor != "postgresql":
@@ -98,7 +105,8 @@ class Heart(threading.Thread):
     def __init__(self, part: str, patience: float | None) -> None:
         super().__init__(name=f"heartbeat of {part}", daemon=True)
         self.patience, self.turned, self.longest = patience, time.monotonic(), 0.0
-        self.failing, self.server = False, cast(Any, None)
+        self.outage, self.server = database.Outage(f"heartbeat of {part}"), cast(Any, None)
+        self.failing = False  # for another reason than the database
         self.over, self.writing = threading.Event(), threading.Lock()
         self.process = Process(
             name=uuid.uuid4().hex,
@@ -131,8 +139,11 @@ class Heart(threading.Thread):
                     return
                 self.process.beat(skew=skew(), figures=self.figures(), **disk())
             tallies.flush()
+            self.outage.over()
             self.failing = False
-        except (DatabaseError, InterfaceError, OSError) as error:
+        except database.AWAY as error:
+            self.outage.failed(error)
+        except (DatabaseError, OSError) as error:
             if not self.failing:
                 log.warning("The heartbeat of %s cannot be written: %s", self.process, error)
             self.failing = True
@@ -154,8 +165,12 @@ class Heart(threading.Thread):
         return found
 
     def stop(self) -> None:
-        """The process ends in an orderly way: nobody has to miss it."""
+        """The process ends in an orderly way: nobody has to miss it, unless it ends because its supervisor was killed,
+        for then nothing starts it again."""
         self.over.set()
+        if is_orphan():
+            log.warning("The supervisor of %s was killed.", self.process)
+            return
         written = self.writing.acquire(timeout=PATIENCE)  # a heartbeat on its way would bring the row back
         try:
             Process.objects.filter(name=self.process.name).delete()
@@ -166,6 +181,13 @@ class Heart(threading.Thread):
             connection.close()
             if written:
                 self.writing.release()
+
+
+def disk_is_full() -> bool:
+    try:
+        return int(disk()["disk_free"]) < FULL
+    except OSError:
+        return True
 
 
 def disk() -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Heartbeats of volmig's processes, sums of what they count, and the row that a readiness probe writes."""
+"""Heartbeats of volmig's processes, what befell them, sums of what they count, and the row that a probe writes."""
 
 import datetime as dt
+import logging
 from pathlib import Path
 from typing import Any, Self
 
-from django.db import models
+from django.db import DatabaseError, InterfaceError, models
 from django.db.models import ExpressionWrapper, F
 from django.db.models.functions import Now
 from django.utils import timezone
 
+log = logging.getLogger(__name__)
 PARTS = ("web", "workers", "background", "watcher")
 LATE = dt.timedelta(seconds=45)  # without a heartbeat, of which one is due every ten seconds
 KEPT = dt.timedelta(days=1)  # for so long a process that is lost is shown, unless another takes its place
@@ -24,16 +26,17 @@ class ProcessQuerySet(models.QuerySet["Process"]):
         age = ExpressionWrapper(Now() - F("beaten_at"), output_field=models.DurationField())
         return self.annotate(age=age)
 
-    def replaced_by(self, process: "Process") -> Self:
-        """Rows of earlier processes that this one stands for, and rows too old to be shown.
+    def ended_before(self, process: "Process") -> "list[Process]":
+        """Earlier processes at the place of `process` that ended without an orderly stop: by their PIDs, so this is to
+        be called there."""
+        there = self.with_age().filter(place=process.place, part=process.part).exclude(name=process.name)
+        return [row for row in there if not Path(f"/proc/{row.pid}").exists()]
 
-        To be called at the place of `process` itself: whether another one there still lives is seen by its PID.
-        """
+    def replaced_by(self, process: "Process", ended: "list[Process]") -> Self:
+        """Rows of earlier processes that this one stands for, and rows too old to be shown."""
         others = self.exclude(name=process.name)
-        there = others.filter(place=process.place, part=process.part)
-        ended = [row.pk for row in there if not Path(f"/proc/{row.pid}").exists()]
         late = models.Q(place=process.place, part=process.part, beaten_at__lt=Now() - LATE)
-        return others.filter(late | models.Q(pk__in=ended) | models.Q(beaten_at__lt=Now() - KEPT))
+        return others.filter(late | models.Q(pk__in=[row.pk for row in ended]) | models.Q(beaten_at__lt=Now() - KEPT))
 
 
 class Process(models.Model):
@@ -79,7 +82,50 @@ class Process(models.Model):
                 setattr(self, column, value)
             self.save(force_insert=True)
             mine.update(started_at=Now(), beaten_at=Now())
-            Process.objects.replaced_by(self).delete()
+            ended = Process.objects.ended_before(self)
+            Process.objects.replaced_by(self, ended).delete()
+            for row in ended:
+                Incident.objects.note("process", row.machine, row.part, row.age.total_seconds())
+
+
+class IncidentQuerySet(models.QuerySet["Incident"]):
+    def note(self, kind: str, machine: str, part: str, seconds: float, detail: str = "") -> None:
+        """Something began so many seconds ago and is over now; times are by the database's clock.
+
+        Never raises for the database's sake: whoever notes it has better things to do.
+        """
+        try:
+            began = Now() - dt.timedelta(seconds=seconds)
+            self.create(kind=kind, machine=machine, part=part, detail=detail[:500], began_at=began, ended_at=Now())
+            self.filter(ended_at__lt=Now() - KEPT).delete()
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("What befell %s on %s could not be noted: %s", part, machine, error)
+
+    def lately(self, within: dt.timedelta) -> Self:
+        return self.filter(ended_at__gte=Now() - within)
+
+
+class Incident(models.Model):
+    """Something that went wrong with volmig itself and is over: kept for a day, so that people learn of it afterwards.
+
+    Kinds: "database" (no process of this part reached it) and "slots" (it had no connection free), "process" (it ended
+    without an orderly stop, and another took its place), "lease" (a worker that lost a migration to another one).
+    """
+
+    kind = models.CharField(max_length=20)
+    machine = models.CharField(max_length=255)
+    part = models.CharField(max_length=60)
+    detail = models.CharField(max_length=500, blank=True)
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(db_index=True)
+
+    objects = IncidentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["began_at", "pk"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.part} on {self.machine}"
 
 
 class Tally(models.Model):

@@ -16,6 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 from volmig import keys, schema
+from volmig.database import FULL
 from volmig.health import heart
 from volmig.health.models import Probe
 
@@ -25,6 +26,7 @@ WRITE_SECONDS = 2  # that the database may take for the probe's write
 ROUND_SECONDS = 4.0  # that all checks may take together
 FRESH = 2.0  # seconds for which an answer holds: anyone may ask, and each round writes
 NO_ANSWER = "The database does not answer."
+NO_CONNECTION = "The database has no free connection."
 NO_WRITE = "The database takes no writes."
 FAILED = "A check failed: see the log of this process."
 
@@ -60,8 +62,8 @@ def database() -> list[str]:
     """One row is written and committed: a full disk, a read-only standby and a lock that nobody ends all show here."""
     try:
         connection.ensure_connection()
-    except (DatabaseError, InterfaceError):
-        return [NO_ANSWER]
+    except (DatabaseError, InterfaceError) as error:
+        return [NO_CONNECTION if FULL.search(str(error)) else NO_ANSWER]
     try:
         write()
     except (DatabaseError, InterfaceError):

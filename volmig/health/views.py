@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET, require_safe
 from jobs.models import Lease
 from volmig.accounts.roles import needs
 from volmig.health import alive, metrics, ready
-from volmig.health.models import Process
+from volmig.health.models import Incident, Process
 from volmig.queue import BACKGROUND, MIGRATIONS, last_done
 
 IDLE = 150  # seconds: every minute gives the workers something to do
@@ -37,7 +37,9 @@ def readiness(request: HttpRequest) -> HttpResponse:
 def health(request: HttpRequest) -> HttpResponse:
     """As before there was readiness: 503 when this machine cannot serve; of watcher and workers only how silent."""
     reasons = ready.reasons()
-    answer: dict[str, object] = {"database": "failed" if {ready.NO_ANSWER, ready.NO_WRITE} & {*reasons} else "ok"}
+    answer: dict[str, object] = {
+        "database": "failed" if {ready.NO_ANSWER, ready.NO_CONNECTION, ready.NO_WRITE} & {*reasons} else "ok"
+    }
     if reasons:
         return JsonResponse(answer | {"reasons": reasons}, status=503)
     try:
@@ -75,6 +77,10 @@ def figures(request: HttpRequest) -> HttpResponse:
 @require_GET
 @needs("administer")
 def processes(request: HttpRequest) -> HttpResponse:
-    """Every process of volmig that sent a heartbeat within a day."""
-    shown = {"processes": Process.objects.with_age(), "troubles": alive.troubles()}
+    """Every process of volmig that sent a heartbeat within a day, and what went wrong within it."""
+    shown = {
+        "processes": Process.objects.with_age(),
+        "troubles": [each for each in alive.troubles() if each.kind != "over"],
+        "incidents": alive.over(Incident.objects.all()),
+    }
     return render(request, "health/processes.html", shown)

@@ -26,6 +26,7 @@ from django.db.migrations.executor import MigrationExecutor
 from hosts.models import ssh_key_file
 from jobs import upgrade
 from volmig import beats, data, database, incarnation, keys, systemd
+from volmig.health import heart
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
 from volmig.queue import BACKGROUND, MIGRATIONS
@@ -100,6 +101,7 @@ class Child:
         environment = os.environ | ours  # the part decides which keys it may read
         for each in data.variables_of("worker" if self.name == "web" else "web"):
             environment.pop(each, None)
+        environment[heart.SUPERVISOR] = str(os.getpid())
         environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
         environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
         if self.name in QUEUES:

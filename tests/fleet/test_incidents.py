@@ -1,0 +1,244 @@
+"""What befell volmig itself and is over, as people learn of it afterwards, and what is wrong with it now."""
+
+import datetime as dt
+import errno
+import os
+import uuid
+
+import pytest
+from django.db import OperationalError, connections
+from django.utils import timezone
+
+from jobs import attention
+from jobs.models import Job
+from tests.factories import a_job
+from tests.fleet.beats import a_process
+from tests.ticks import LONG_AGO
+from volmig import broker, database, incarnation
+from volmig.broker import TableBroker
+from volmig.health import alive, heart, ready
+from volmig.health.models import Incident, Process
+from volmig.models import QueuedTask
+from volmig.queue import call
+
+NOBODY = 4_000_000  # no process has this number
+CLIENTS = "connection failed: FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute"
+
+
+def listed(ada, kind):
+    """What the overview lists of this kind: subject, sentence and detail."""
+    found = attention.items(ada, None)
+    return [(item.subject, item.sentence, item.detail) for item in found if item.kind == f"process-{kind}"]
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    """An outage that lasted 22 s, as a part of this machine met it: outage("watcher", OperationalError(…))."""
+    now = [0.0]
+    monkeypatch.setattr(database, "monotonic", lambda: now[0])
+    monkeypatch.setattr(database.socket, "gethostname", lambda: "wat1")
+
+    def met(who, error):
+        one = database.Outage(who)
+        one.failed(error)
+        now[0] += 22
+        one.over()
+
+    return met
+
+
+@pytest.mark.django_db
+def test_an_outage_of_the_database_is_listed_once_when_it_is_over(outage, ada, site):
+    for who in ("watcher", "workers (migrations)"):
+        outage(who, OperationalError("connection refused"))
+    [(subject, said, detail)] = listed(ada, "over")
+    first, last = Incident.objects.first().began_at, Incident.objects.last().ended_at
+    assert (subject, said) == (
+        "volmig",
+        f"The database was unreachable from {first:%H:%M:%S} to {last:%H:%M:%S} UTC.",
+    )
+    assert detail == "Noticed by: watcher on wat1, workers (migrations) on wat1."
+    assert 21 < (last - first).total_seconds() < 30
+
+
+@pytest.mark.django_db
+def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site, monkeypatch):
+    outage("watcher", OperationalError(CLIENTS))
+    [(_, said, _)] = listed(ada, "over")
+    assert said.startswith("The database had no free connection from")
+
+    def refuse():
+        raise OperationalError(CLIENTS)
+
+    monkeypatch.setattr(ready.connection, "ensure_connection", refuse)
+    assert ready.database() == ["The database has no free connection."]
+
+
+@pytest.mark.django_db
+def test_two_outages_are_two(ada, site):
+    Incident.objects.note("database", "wat1", "watcher", 10)
+    Incident.objects.update(
+        began_at=timezone.now() - dt.timedelta(minutes=9), ended_at=timezone.now() - dt.timedelta(minutes=8)
+    )
+    Incident.objects.note("database", "wat1", "watcher", 10)
+    assert len(listed(ada, "over")) == 2
+
+
+@pytest.mark.django_db
+def test_what_is_over_leaves_the_overview_after_half_an_hour_and_the_page_after_a_day(client, ada, site):
+    client.force_login(ada)
+    for hours, on_overview, on_page in ((0, 1, True), (1, 0, True), (25, 0, False)):
+        Incident.objects.all().delete()
+        Incident.objects.note("database", "wat1", "watcher", 10)
+        at = timezone.now() - dt.timedelta(hours=hours)
+        Incident.objects.update(began_at=at - dt.timedelta(seconds=10), ended_at=at)
+        assert len(listed(ada, "over")) == on_overview
+        Incident.objects.note("process", "web1", "web", 3)  # which removes what is too old
+        assert ("The database was unreachable" in client.get("/processes/").content.decode()) is on_page
+
+
+@pytest.mark.django_db(transaction=True)
+def test_noting_never_fails_for_the_databases_sake(monkeypatch):
+    with monkeypatch.context() as away:
+        name = "/nowhere/at/all" if connections["default"].vendor == "sqlite" else "nowhere"
+        connections.close_all()
+        away.setitem(connections.settings["default"], "NAME", name)
+        Incident.objects.note("database", "wat1", "watcher", 10)
+    connections.close_all()
+    assert not Incident.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_was_killed_is_listed_once_another_has_taken_its_place(ada, site):
+    for _ in range(2):
+        a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=NOBODY)
+        Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
+        Process.objects.filter(place=heart.place()).delete()
+    a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=os.getpid())
+    Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
+    [(subject, said, _)] = listed(ada, "over")
+    assert subject == "wat1"
+    assert said.startswith("The watcher ended unexpectedly 2 times, last between ")
+    assert said.endswith(", and started again.")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_whose_supervisor_was_killed_is_missed_although_it_ended_in_an_orderly_way(monkeypatch):
+    for supervisor, is_missed in ((NOBODY, True), (os.getppid(), False)):
+        monkeypatch.setenv(heart.SUPERVISOR, str(supervisor))
+        one = heart.Heart("workers", None)
+        one.beat()
+        one.stop()
+        assert Process.objects.filter(name=one.process.name).exists() is is_missed
+
+
+@pytest.mark.django_db
+def test_a_migration_that_a_worker_lost_is_listed(ada, site):
+    job = a_job()
+    Job.objects.filter(pk=job.pk).update(lease_owner="wrk1:77:abc", lease_until=LONG_AGO)
+    assert Job.objects.claim(job.pk, "wrk2:5:def", 30).taken_over
+    Incident.objects.update(began_at=timezone.now() - dt.timedelta(seconds=9))
+    [(subject, said, detail)] = listed(ada, "over")
+    assert subject == "volmig"
+    assert said.startswith(f"Workers lost migration {job.pk} from ")
+    assert detail == f"Migration {job.pk}. Its worker was wrk1:77:abc."
+    Job.objects.filter(pk=job.pk).update(lease_until=None, lease_owner="", wake_at=LONG_AGO)
+    Job.objects.claim(job.pk, "wrk2:5:def", 30)
+    assert Incident.objects.count() == 1, "a free one was lost by nobody"
+
+
+# What is wrong now
+
+
+@pytest.mark.django_db
+def test_two_containers_with_one_name_are_told_apart_by_nobody(ada, site):
+    hour = timezone.now() - dt.timedelta(hours=1)
+    a_process("watcher", machine="twin", place="one", started_at=hour)
+    assert listed(ada, "name") == []
+    other = a_process("watcher", machine="twin", place="other", started_at=timezone.now())
+    assert listed(ada, "name") == [], "it may have taken the place of the first"
+    Process.objects.filter(pk=other.pk).update(started_at=hour)
+    assert [subject for subject, *_ in listed(ada, "name")] == ["twin"]
+    a_process("web", machine="m2", place="one", started_at=hour)
+    a_process("workers", machine="m2", place="other", started_at=hour)
+    assert len(listed(ada, "name")) == 1, "one machine may have a data directory for each part"
+
+
+@pytest.mark.django_db
+def test_one_of_two_with_one_name_that_is_lost_is_missed(ada, site):
+    hour = timezone.now() - dt.timedelta(hours=1)
+    a_process("watcher", machine="twin", place="one", started_at=hour, age=300)
+    other = a_process("watcher", machine="twin", place="other", started_at=hour)
+    assert [subject for subject, *_ in listed(ada, "late")] == ["twin"]
+    Process.objects.filter(pk=other.pk).update(started_at=timezone.now() - dt.timedelta(seconds=280))
+    assert listed(ada, "late") == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("name", "patience"), [("jobs.tick.run", 30), ("hosts.tasks.refresh", 300)])
+def test_a_queue_whose_oldest_task_waits_for_too_long_is_listed(ada, site, name, patience):
+    QueuedTask.objects.queue([call(name, number) for number in range(1000)])
+    QueuedTask.objects.update(queued_at=timezone.now() - dt.timedelta(seconds=patience - 5))
+    assert listed(ada, "backlog") == []
+    QueuedTask.objects.update(queued_at=timezone.now() - dt.timedelta(seconds=patience + 5))
+    [(_, said, _)] = listed(ada, "backlog")
+    assert "1,000 tasks wait, the oldest for" in said
+    part = site["workers" if patience == 30 else "background"]
+    Process.objects.filter(pk=part.pk).update(beaten_at=timezone.now() - dt.timedelta(seconds=80))
+    assert listed(ada, "backlog") == [], "none run, which says more"
+    QueuedTask.objects.update(done_at=timezone.now())
+    assert alive.backlog() == []
+
+
+# A data directory that is full
+
+
+@pytest.fixture
+def full(monkeypatch):
+    space = {"disk_free": 0, "disk_size": 48 << 20}
+    monkeypatch.setattr(heart, "disk", lambda: space)
+    return space
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_machine_whose_data_directory_is_full_takes_no_tasks(full, caplog, monkeypatch):
+    monkeypatch.setattr(broker.time, "sleep", lambda seconds: None)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    feeder = TableBroker(list_key="migrations")
+    assert [feeder.dequeue(), feeder.dequeue()] == [None, None]
+    assert sum("takes no tasks" in record.getMessage() for record in caplog.records) == 1
+    full["disk_free"] = 40 << 20
+    assert feeder.dequeue()
+    assert "this machine takes tasks" in caplog.text
+
+
+@pytest.mark.django_db
+def test_a_migration_that_this_machine_cannot_remember_is_left_to_another(monkeypatch):
+    job = a_job()
+    assert incarnation.check() is None  # which has its first start behind it
+
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(incarnation.data, "replace", no_space)
+        assert Job.objects.claim(job.pk, "wrk1:7:abc", 30) is None
+    job.refresh_from_db()
+    assert (job.lease_until, job.lease_owner) == (None, "")
+    assert Job.objects.due().filter(pk=job.pk).exists()
+    assert not Job.objects.claim(job.pk, "wrk2:7:def", 30).taken_over
+
+
+@pytest.mark.django_db
+def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
+    """django-q's monitor may be killed, and what takes its place waits for ever for a lock that went with it."""
+    ran = []
+    monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    task = QueuedTask.objects.take("migrations")
+    broker.run(task.name, task.number, task.run.hex)
+    assert ran == [7]
+    ended = QueuedTask.objects.get().done_at
+    assert ended
+    TableBroker(list_key="migrations").acknowledge(str(task.run))
+    assert QueuedTask.objects.get().done_at == ended
