@@ -181,5 +181,5 @@ def skew(said: Any, began: float, ended: float) -> float:
     """How many seconds a clock that said this is off any moment of the call, which began and ended by ours."""
     if not isinstance(said, int | float):
         return 0.0
-    said = max(-FARTHEST, min(said, FARTHEST))  # JSON has infinity (1e999), and integers too large for a float
-    return min(said - began, 0.0) + max(said - ended, 0.0)
+    at = float(max(-FARTHEST, min(said, FARTHEST)))  # JSON has infinity (1e999), and integers too large for a float
+    return min(at - began, 0.0) + max(at - ended, 0.0)

@@ -64,7 +64,8 @@ class Proxy:
 
     def log_in(self, *words):
         """A session over TLS, its cookies in the file "cookies"; how the login is answered."""
-        self.curl("/login/", "-c", "cookies")
+        status, _, _, body = self.curl("/login/", "-c", "cookies")
+        assert status == 200, body
         token = next(line.split()[-1] for line in self.cookies() if "csrftoken" in line)
         fields = {"username": "ada", "password": PASSWORD, "csrfmiddlewaretoken": token}
         typed = [word for name, value in fields.items() for word in ("--data-urlencode", f"{name}={value}")]

@@ -62,13 +62,26 @@ class Attacks:
 
     def queued(self) -> None:
         """volmig's own table: a row that is right but for one column, in every queue."""
-        right = {"queue": "background", "name": "hosts.tasks.refresh", "number": 1, "queued_at": NOW}
+        right = {"queue": "background", "name": "hosts.tasks.refresh", "number": 1, "urgent": False, "queued_at": NOW}
         for name in ("os.system", "posix.system", "subprocess.getoutput", "builtins.exec", "volmig.broker.run"):
             for queue in ("background", "migrations"):
                 what = f"queuedtask-name-{name}-{queue}"
                 number = f"import os; os.system('{self.touch(what)}')" if "exec" in name else self.touch(what)
                 self.add(what, "volmig_queuedtask", **{**right, "queue": queue, "name": name, "number": number})
-        for column in ("queue", "number", "person", "token", "queued_at", "taken_at", "run", "done_at"):
+        texts = (
+            "queue",
+            "number",
+            "waits",
+            "urgent",
+            "person",
+            "token",
+            "queued_at",
+            "taken_at",
+            "begun_at",
+            "run",
+            "done_at",
+        )
+        for column in texts:
             for form in ("text", "pickle"):
                 what = f"queuedtask-{column}-{form}"
                 value = self.touch(what) if form == "text" else base64.b64encode(self.pickled(what)).decode()

@@ -172,20 +172,20 @@ def knock(targets: List[Dict[str, Any]], patience: float = PATIENCE, until: Opti
     poll = select.poll()
     try:
         for each in found:
-            tried = _begin(each)
-            if tried is not None:
-                waiting[tried.fileno()] = (tried, each)
-                poll.register(tried, select.POLLOUT)
+            knock = _begin(each)
+            if knock is not None:
+                waiting[knock.fileno()] = (knock, each)
+                poll.register(knock, select.POLLOUT)
         while waiting and time.monotonic() < deadline:
             for fd, _event in poll.poll(1 + int(1000 * max(0.0, deadline - time.monotonic()))):
-                tried, each = waiting.pop(fd)
+                knock, each = waiting.pop(fd)
                 poll.unregister(fd)
-                with tried:
-                    each["state"] = _state(tried.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                with knock:
+                    each["state"] = _state(knock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 each["ms"] = _since(begun)
     finally:
-        for tried, _each in waiting.values():
-            tried.close()
+        for knock, _each in waiting.values():
+            knock.close()
     return [dict({"ms": _since(begun)}, **each) for each in found]
 
 
@@ -193,15 +193,15 @@ def _begin(target: Args) -> Optional[socket.socket]:
     """A connection under way, or None where its outcome is known at once, which is then the target's state."""
     family = socket.AF_INET6 if ipaddress.ip_address(target["address"]).version == 6 else socket.AF_INET
     try:
-        tried = socket.socket(family, socket.SOCK_STREAM)
+        knock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:  # no IPv6 here, or no more sockets for this process
         target["state"] = "unreachable" if error.errno == errno.EAFNOSUPPORT else UNTRIED
         return None
-    tried.setblocking(False)
-    code = tried.connect_ex((target["address"], target["port"]))
+    knock.setblocking(False)
+    code = knock.connect_ex((target["address"], target["port"]))
     if code in (errno.EINPROGRESS, errno.EINTR):
-        return tried
-    tried.close()
+        return knock
+    knock.close()
     target["state"] = _state(code)
     return None
 
