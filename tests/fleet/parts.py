@@ -1,4 +1,4 @@
-"""volmig's parts as real processes, each on a machine of its own: a host name and a data directory."""
+"""volmig's parts as real processes, each each with its host name and data directory, as on a machine."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def can_have_names() -> bool:
 class Machine:
     """A host name and a data directory; what runs there has the database in common with others.
 
-    A `contained` one has process ids of its own as well, as a container has: its supervisor is process 1.
+    A `contained` one has its own process IDs as well, as a container has: its supervisor is process 1.
     """
 
     def __init__(self, root: Path, name: str, database: str, folder: str = "", contained: bool = False, **more: str):

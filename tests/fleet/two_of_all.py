@@ -57,21 +57,21 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from tests import factories
 from volmig import incarnation, people
-told = json.load(sys.stdin)
+given = json.load(sys.stdin)
 now, hosts = timezone.now(), {}
-for name, (address, data, role) in told["hosts"].items():
-    pinned = {"address": address, "port": told["port"], "user": "volmig", "host_key": told["host_key"]}
+for name, (address, data, role) in given["hosts"].items():
+    pinned = {"address": address, "port": given["port"], "user": "volmig", "host_key": given["host_key"]}
     hosts[name] = factories.a_hypervisor(name, *data, **pinned, pinned_at=now, seen_at=now, tried_at=now)
     if role != "destination":
         factories.a_volume_group(hosts[name], free=8 << 40)
     if role != "source":
         factories.mounts(hosts[name])
-for source, volume, uuid, destination, instance in told["migrations"]:
+for source, volume, uuid, destination, instance in given["migrations"]:
     factories.a_volume(hosts[source].volume_groups.get(), volume, uuid=uuid)
     factories.an_instance(hosts[destination], instance)
 olga, pavel = factories.operator(), factories.approver()
 tokens = [people.make_token(olga, "test", ["submit"], 1), people.make_token(pavel, "test", ["approve"], 1)]
-for each in told["directories"]:  # as manage.py adopt --join does on each machine
+for each in given["directories"]:  # as manage.py adopt --join does on each machine
     settings.DATA = Path(each)
     incarnation.join()
 print(json.dumps(tokens))
@@ -139,11 +139,11 @@ class Volmig:
         for name in PARTS:
             if name != "web1":
                 self.copy_keys(self.machines.get(name) or self.machine(name))
-        told = {
+        given = {
             "port": self.site.port, "host_key": self.site.host_key, "hosts": HOSTS, "migrations": self.known(),
             "directories": [str(self.machines[name].data) for name in PARTS],
         }  # fmt: skip
-        tokens = json.loads(first.run("-c", SEED, typed=json.dumps(told)).splitlines()[-1])
+        tokens = json.loads(first.run("-c", SEED, typed=json.dumps(given)).splitlines()[-1])
         self.tokens = dict(zip(("operator", "approver"), tokens, strict=True))
 
     def known(self) -> list[tuple[str, str, str, str, str]]:

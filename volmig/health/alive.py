@@ -153,7 +153,7 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
             machine,
             "",
             "Two machines, containers or data directories have this name and run the same part.",
-            "Give each its own host name, so that what is said here can be told apart.",
+            "Give each its own host name, so that this page can name each of them.",
             bad=False,
         )
         for machine in sorted(found)
