@@ -273,7 +273,6 @@ class SSHHost:
 
     def run(self, tried: str, command: str, stdin: bytes, timeout: float) -> "Output":
         if self.is_kept:
-            self.is_kept = False
             try:
                 return self.run_once(tried, command, stdin, timeout, STALE_SECONDS)
             except Unreachable as error:
@@ -282,6 +281,7 @@ class SSHHost:
             if self.connection:
                 self.connection.close()
             self.connection = log_in(self.address)
+            self.is_kept = False  # not before: when this login fails, the next call tries one, too
         return self.run_once(tried, command, stdin, timeout, CONNECT_SECONDS)
 
     def run_once(self, tried: str, command: str, stdin: bytes, timeout: float, to_open: float) -> "Output":

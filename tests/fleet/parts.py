@@ -1,4 +1,4 @@
-"""volmig's parts as real processes, each each with its host name and data directory, as on a machine."""
+"""volmig's parts as real processes, each with its host name and data directory, as on a machine."""
 
 import contextlib
 import os

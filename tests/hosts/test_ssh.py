@@ -116,6 +116,19 @@ def test_a_kept_connection_whose_other_end_is_gone_is_replaced_unnoticed(sshd):
     assert len(sshd.requests()) == 2
 
 
+def test_where_a_kept_connection_is_gone_and_no_login_succeeds_every_call_says_so(sshd, monkeypatch):
+    with ssh.connect(sshd.address) as host:
+        host.call(HELLO)
+    sshd.freeze()
+    with ssh.connect(sshd.address) as host:
+        with monkeypatch.context() as cut:
+            cut.setattr(ssh, "dial", lambda *_: ssh.socket.create_connection(("127.0.0.1", 1)))
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="Tried to log in to"):
+                    host.call(HELLO)
+        assert host.call(HELLO).state == "done", "the link is back"
+
+
 def test_a_connection_is_not_used_under_another_address(sshd):
     with ssh.connect(sshd.address) as host:
         host.call(HELLO)

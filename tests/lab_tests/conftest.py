@@ -105,6 +105,7 @@ def drive(lab, db, settings, monkeypatch):
     settings.SSH_KEY, settings.LOCK_MARGIN = str(lab.key), 0
     # Nobody else could take a job over, and the test's transaction would keep a beating heart from writing.
     settings.LEASE_SECONDS = 600
+    monkeypatch.setattr("jobs.tick.BEAT_EVERY", 600)
     driver = Driver(lab)
     monkeypatch.setattr("hosts.remote.ssh.SSHHost.call", driver.interposed(ssh.SSHHost.call))
     driver.watcher = Watcher()

@@ -198,11 +198,11 @@ def _begin(target: Args) -> Optional[socket.socket]:
         target["state"] = "unreachable" if error.errno == errno.EAFNOSUPPORT else UNTRIED
         return None
     knock.setblocking(False)
-    code = knock.connect_ex((target["address"], target["port"]))
-    if code in (errno.EINPROGRESS, errno.EINTR):
+    result = knock.connect_ex((target["address"], target["port"]))
+    if result in (errno.EINPROGRESS, errno.EINTR):
         return knock
     knock.close()
-    target["state"] = _state(code)
+    target["state"] = _state(result)
     return None
 
 
