@@ -68,20 +68,8 @@ class Attacks:
                 what = f"queuedtask-name-{name}-{queue}"
                 number = f"import os; os.system('{self.touch(what)}')" if "exec" in name else self.touch(what)
                 self.add(what, "volmig_queuedtask", **{**right, "queue": queue, "name": name, "number": number})
-        texts = (
-            "queue",
-            "number",
-            "waits",
-            "urgent",
-            "person",
-            "token",
-            "queued_at",
-            "taken_at",
-            "begun_at",
-            "run",
-            "done_at",
-        )
-        for column in texts:
+        columns = "queue number waits urgent queued_at taken_at begun_at run done_at"
+        for column in columns.split():
             for form in ("text", "pickle"):
                 what = f"queuedtask-{column}-{form}"
                 value = self.touch(what) if form == "text" else base64.b64encode(self.pickled(what)).decode()
