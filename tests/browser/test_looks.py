@@ -8,6 +8,7 @@ from django.utils import timezone
 from jobs.models import Policy
 from jobs.views import TABS
 from tests.browser.test_two_people import KEPT, PASSWORD
+from tests.fleet.beats import a_process
 from tests.pages import scenes
 from tests.volmig.test_matrix import MATRIX
 from volmig.accounts import factors
@@ -52,8 +53,11 @@ def pages(hosts, person):
         "/instances/",
         f"/instances/{scenes.OLD}/",
         "/checks/",
+        "/processes/",
         "/migrations/new?find_from=orders&find_to=orders",
     ]
+    a_process("web")
+    a_process("watcher", "a-machine-that-is-" + "long-" * 8, age=300)
     machines = [f"/hosts/{page}" for page in (*under, f"{hosts['cmp-lvm-08'].pk}/")]
     return [*plain, *accounts, *tabs, *ends, *machines, LOGIN]
 
@@ -61,6 +65,9 @@ def pages(hosts, person):
 # Answers that are no pages, a part of one, and pages that are looked at by themselves below.
 NO_PAGES = {
     "health",
+    "health_live",
+    "health_ready",
+    "metrics",
     "audit_export",
     "hosts:bundle",
     "jobs:export",

@@ -152,7 +152,7 @@ def test_whoever_writes_to_the_database_runs_no_code_in_a_worker(processes, atta
     # The last rows of each queue: whatever stands before them was read and judged when these have run.
     for queue, name in (("migrations", "jobs.watch.sweep"), ("background", "volmig.queue.sweep")):
         processes.rows(
-            "INSERT INTO volmig_queuedtask (queue, name, number, queued_at) VALUES (?, ?, NULL, ?)", queue, name, NOW
+            "INSERT INTO volmig_queuedtask (queue, name, urgent, queued_at) VALUES (?, ?, 0, ?)", queue, name, NOW
         )
     processes.start_workers()
     for name in ("jobs.watch.sweep", "volmig.queue.sweep"):
