@@ -212,7 +212,7 @@ class Volmig:
     def approve(self) -> None:
         while not self.over.wait(1):
             for port in self.ports.values():
-                with suppress(Stop):
+                with suppress(Stop, psycopg.Error):
                     api = self.api(port, "approver")
                     for asked in api.get("/approvals")["items"]:
                         about = api.get(f"/approvals/{asked['id']}")
