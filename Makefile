@@ -67,7 +67,7 @@ cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and 
 	$(BIN)/pytest -m real
 
 trust: .venv/ready packages ## attacks and bad nights at full size, each with its figure
-	TRUST=full $(TESTS) -s -m "not lab and not cloud" tests/trust
+	TRUST=full $(TESTS) -s -m "not lab and not cloud" tests/trust tests/fleet/test_two_machines.py tests/fleet/test_fault_matrix.py
 
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
 	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes

@@ -94,8 +94,17 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         return first
 
     def begin(self, run: uuid.UUID) -> bool:
-        """In the worker: whether this run may begin. It may not once another worker was given its rows."""
-        return bool(self.filter(run=run, done_at=None).update(begun_at=timezone.now()))
+        """In the worker: whether this run may begin. It may not once another worker was given its rows.
+
+        Equal calls that other workers were given before are met by this run as well. Those that were lost with their
+        workers would otherwise stay until they run once more, for nothing.
+        """
+        now = timezone.now()
+        if not self.filter(run=run, done_at=None).update(begun_at=now):
+            return False
+        name, number = self.filter(run=run).values_list("name", "number")[0]
+        self.filter(name=name, number=number, done_at=None, run__isnull=False).exclude(run=run).update(done_at=now)
+        return True
 
     def end(self, run: uuid.UUID) -> None:
         """The run ended, well or badly; its rows stay for a while for debouncing and caps."""

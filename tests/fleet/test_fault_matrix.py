@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(postgresql.programs() is None, reason="needs PostgreSQL's package"),
     pytest.mark.skipif(not can_have_names(), reason="only root can give machines names"),
 ]
+only_whole = pytest.mark.skipif(not FULL, reason="runs in make trust")
 MIGRATIONS = amount(10, 3)
 TASKS = 1000
 MOST_SECONDS = amount(600, 300)  # until all are done: none of this is about speed
@@ -99,16 +100,16 @@ def test_whatever_is_killed_is_started_again_and_everything_resumes(volmig, vict
     figure(f"kill -9 of {', '.join(victims)}: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")
 
 
+@only_whole
 def test_a_machine_whose_supervisor_is_killed_is_missed_until_it_is_started_again(volmig):
     """As systemd starts it again after a while (Restart=always); until then the other machine does the work."""
     with migrations_under_way(volmig) as began:
         before = list(family(volmig.supervisor("wrk2")))
         os.kill(volmig.supervisor("wrk2"), signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), 60)
-        if FULL:
-            volmig.until_said(r"wrk2: No heartbeat from the workers", began, 120)
+        volmig.until_said(r"wrk2: No heartbeat from the workers", began)
         volmig.up("wrk2")
-    said = volmig.until_said(r"wrk2: The workers ended unexpectedly", began, 120)
+    said = volmig.until_said(r"wrk2: The workers ended unexpectedly", began)
     figure(f"kill -9 of the supervisor of wrk2: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")
 
 
@@ -131,7 +132,7 @@ def test_a_database_that_is_away_is_waited_for(volmig, seconds):
 @contextlib.contextmanager
 def every_slot_taken(volmig):
     taken = []
-    deadline = time.monotonic() + amount(20, 8)
+    deadline = time.monotonic() + 20
     try:
         while time.monotonic() < deadline:
             try:
@@ -144,11 +145,11 @@ def every_slot_taken(volmig):
             connection.close()
 
 
+@only_whole
 def test_a_database_whose_connections_are_all_taken_is_waited_for(volmig):
-    with migrations_under_way(volmig) as began:
+    with migrations_under_way(volmig) as began, every_slot_taken(volmig):
         volmig.forget()
-        with every_slot_taken(volmig):
-            volmig.until_probed("The database has no free connection.")
+        volmig.until_probed("The database has no free connection.")
     said = volmig.until_said(r"The database had no free connection", began)
     figure(f"every connection taken: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")
 
@@ -163,14 +164,14 @@ def test_a_worker_machine_whose_disk_is_full_leaves_the_work_to_the_other(volmig
         with full.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free)
         assert os.statvfs(full.parent).f_bavail == 0
-        said = volmig.until_said(r"wrk1: The disk of the data directory is full", began, 60)
-        until(lambda: "This machine takes no tasks" in volmig.machines["wrk1"].log("workers"), 60)
-        taken = rows(volmig.address, "SELECT count(*) FROM jobs_job WHERE lease_owner LIKE 'wrk1:%'")
+        said = volmig.until_said(r"wrk1: The disk of the data directory is full", began)
+        until(lambda: "This machine takes no tasks" in volmig.machines["wrk1"].log("workers"), 300)
     full.unlink()
-    until(lambda: "this machine takes tasks" in volmig.machines["wrk1"].log("workers"), 60)
-    figure(f"data disk full on wrk1: {MIGRATIONS} migrations done by the other ({taken}); overview: {said}")
+    until(lambda: "this machine takes tasks" in volmig.machines["wrk1"].log("workers"), 300)
+    figure(f"data disk full on wrk1: {MIGRATIONS} migrations done by the other; overview: {said}")
 
 
+@only_whole
 def test_watchers_of_two_containers_with_one_name_and_one_process_id_share_the_work(volmig):
     for name in ("wat1", "wat2"):
         volmig.machines[name].stop()
@@ -187,7 +188,7 @@ def test_watchers_of_two_containers_with_one_name_and_one_process_id_share_the_w
         with migrations_under_way(volmig) as began:
             owners = "SELECT owner, count(*) FROM jobs_lease WHERE name LIKE 'part %' AND until > now() GROUP BY owner"
             until(lambda: sorted(count for _, count in rows(volmig.address, owners)) == [16, 16], 60)
-            volmig.until_followed_once(amount(20, 5))
+            volmig.until_followed_once(20)
         said = volmig.until_said("volmig-watcher: Two machines, containers or data directories have this name", began)
     finally:
         for twin in twins:
@@ -197,8 +198,9 @@ def test_watchers_of_two_containers_with_one_name_and_one_process_id_share_the_w
     figure(f"two containers with one name: parts shared 16 to 16, each hypervisor followed once; overview: {said}")
 
 
+@only_whole
 @pytest.mark.skipif(not clock.can_be_off(), reason="needs a C compiler")
-@pytest.mark.parametrize("seconds", amount([40, -40], [40]))
+@pytest.mark.parametrize("seconds", [40, -40])
 def test_a_watcher_whose_clock_is_off_does_no_harm(volmig, tmp_path, seconds):
     volmig.machines["wat1"].stop()
     volmig.up("wat1", **clock.off_by(seconds, tmp_path))
@@ -206,7 +208,7 @@ def test_a_watcher_whose_clock_is_off_does_no_harm(volmig, tmp_path, seconds):
         until(lambda: ("wat1", "watcher") in {each[:2] for each in volmig.parts()})
         with migrations_under_way(volmig) as began:
             way = "ahead of" if seconds > 0 else "behind"
-            said = volmig.until_said(rf"wat1: Its clock is {way} the database's\..* By (39|40)\.\d s", began, 60)
+            said = volmig.until_said(rf"wat1: Its clock is {way} the database's\..* By (39|40)\.\d s", began)
     finally:
         volmig.machines["wat1"].stop()
         volmig.up("wat1")
@@ -216,6 +218,7 @@ def test_a_watcher_whose_clock_is_off_does_no_harm(volmig, tmp_path, seconds):
 # Overload
 
 
+@only_whole
 def test_all_workers_started_into_a_backlog_with_little_processor_time_work_it_off(volmig):
     began = time.monotonic()
     for name in ("wrk1", "wrk2"):
@@ -226,7 +229,7 @@ def test_all_workers_started_into_a_backlog_with_little_processor_time_work_it_o
     for name in logged:
         volmig.up(name)
     with volmig.starved("wrk1", "wrk2", share=0.2):
-        said = volmig.until_said(r"Migrations wait for a worker: [\d,]+ tasks wait, the oldest for", began, 120)
+        said = volmig.until_said(r"Migrations wait for a worker: [\d,]+ tasks wait, the oldest for", began)
         until(lambda: len({each[0] for each in volmig.parts() if each[1] == "workers"}) == 2, 600, volmig.logs)
         until(lambda: volmig.waiting_tasks() < TASKS / 2, 600, volmig.logs)
     deadline = time.monotonic() + MOST_SECONDS

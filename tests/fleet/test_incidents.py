@@ -242,3 +242,18 @@ def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
     assert ended
     TableBroker(list_key="migrations").acknowledge(str(task.run))
     assert QueuedTask.objects.get().done_at == ended
+
+
+@pytest.mark.django_db
+def test_a_task_that_was_lost_with_its_worker_is_met_by_the_next_equal_one():
+    """Else each fault would leave a row of a migration behind, which runs once more minutes later."""
+    QueuedTask.objects.queue([call("jobs.tick.run", 7), call("jobs.tick.run", 8)])
+    lost, other = QueuedTask.objects.take("migrations"), QueuedTask.objects.take("migrations")
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    again = QueuedTask.objects.take("migrations")
+    assert (lost.number, other.number, again.number) == (7, 8, 7)
+    assert QueuedTask.objects.begin(again.run)
+    assert not QueuedTask.objects.begin(lost.run), "it came too late"
+    assert QueuedTask.objects.begin(other.run)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    assert QueuedTask.objects.waiting().get().number == 7, "what was queued since is done"

@@ -53,6 +53,7 @@ from pathlib import Path
 import django
 django.setup()
 from django.conf import settings
+from django.db import transaction
 from django.utils import timezone
 from hosts.models import Hypervisor
 from tests import factories
@@ -66,9 +67,10 @@ for name, (address, data, role) in given["hosts"].items():
         factories.a_volume_group(hosts[name], free=8 << 40)
     if role != "source":
         factories.mounts(hosts[name])
-for source, volume, uuid, destination, instance in given["migrations"]:
-    factories.a_volume(hosts[source].volume_groups.get(), volume, uuid=uuid)
-    factories.an_instance(hosts[destination], instance)
+with transaction.atomic():
+    for source, volume, uuid, destination, instance in given["migrations"]:
+        factories.a_volume(hosts[source].volume_groups.get(), volume, uuid=uuid)
+        factories.an_instance(hosts[destination], instance)
 olga, pavel = factories.operator(), factories.approver()
 tokens = [people.make_token(olga, "test", ["submit"], 1), people.make_token(pavel, "test", ["approve"], 1)]
 for each in given["directories"]:  # as manage.py adopt --join does on each machine
@@ -212,7 +214,7 @@ class Volmig:
     def approve(self) -> None:
         while not self.over.wait(1):
             for port in self.ports.values():
-                with suppress(Stop):
+                with suppress(Stop, psycopg.Error):
                     api = self.api(port, "approver")
                     for asked in api.get("/approvals")["items"]:
                         about = api.get(f"/approvals/{asked['id']}")
@@ -280,7 +282,7 @@ class Volmig:
     def until_under_way(self, numbers: list[int]) -> None:
         """Until some copy and one is past its approval, or all that there are have come that far."""
         far = {"approved", "swapping", "on_trial", "done"}
-        until(lambda: far & {*self.statuses(numbers).values()}, 120, lambda: f"{self.statuses(numbers)}\n{self.logs()}")
+        until(lambda: far & {*self.statuses(numbers).values()}, 900, lambda: f"{self.statuses(numbers)}\n{self.logs()}")
 
     def waiting(self, numbers: list[int]) -> list[tuple[Any, ...]]:
         ids = [ssh_site.instance(number) for number in numbers]
@@ -368,7 +370,7 @@ class Volmig:
         query = f"SELECT count(*) {ticks} GROUP BY number"
         return max((count for (count,) in rows(self.address, query)), default=0)
 
-    def until_said(self, pattern: str, since: float, seconds: float = 90) -> str:
+    def until_said(self, pattern: str, since: float, seconds: float = 300) -> str:
         """The sentence of the overview with this pattern, once it stands there."""
 
         def found() -> str:

@@ -94,6 +94,7 @@ def test_a_process_that_is_asked_to_stop_does_not_wait_on(monkeypatch, clock):
     database.wait("watcher", lambda seconds: True)
 
 
+@pytest.mark.django_db
 def test_an_outage_is_one_line_and_other_faults_keep_their_traceback(clock, caplog):
     outage = database.Outage("watcher")
     for _ in range(80):  # 20 s of a quarter of a second each
