@@ -62,6 +62,13 @@ def key_path(name: str) -> Path:
     return Path(own).absolute() / name if own else directory() / name
 
 
+def kept_at(name: str) -> Path:
+    """Returns where people keep a key: a unit has a copy of it for as long as it runs (systemd's LoadCredential=)."""
+    path, kept = key_path(name), os.environ.get("VOLMIG_KEYS_KEPT", "")
+    is_copy = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return Path(kept) / name if kept and is_copy else path
+
+
 def variable(name: str) -> str:
     """Returns the name, without VOLMIG_, of the variable that names the file of a key."""
     return f"{name.upper()}_FILE"
@@ -135,8 +142,13 @@ def sync_directory(path: Path) -> None:
 
 
 def share(path: Path, directory: Path) -> None:
-    """Lets the group of a directory do with a file what it may do with the directory: web and workers may be two."""
+    """Lets the group of a directory do with a file what it may do with the directory: web and workers may be two.
+
+    A directory that everybody may enter is no group's: its group may be that of all people of this machine.
+    """
     of = directory.stat()
+    if of.st_mode & 0o007:
+        return
     with suppress(PermissionError):  # a group that this user is not in, or a file of another user
         os.chown(path, -1, of.st_gid)
         path.chmod(0o600 | of.st_mode & 0o060)
@@ -225,9 +237,13 @@ def secret(name: str) -> str:
 
 def secret_or_provisional(name: str) -> str:
     """For the settings, which are read before the database is available: without a file a new secret, in memory."""
-    content = key(name)
-    if content is not None:
-        return content.decode().strip()
+    try:
+        content = key(name)
+        if content is not None:
+            return content.decode().strip()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ImproperlyConfigured(f"The key {name} in {key_path(name)} cannot be read: {why}.") from None
     return provisional.setdefault(name, new(name).decode())
 
 

@@ -15,6 +15,7 @@ YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
 # Read elsewhere: before the settings, by the client, by tests and labs.
 READ = {
     *("PART", "KEYS_WEB", "KEYS_WORKER", "DATA", "ADMIN_USER", "ADMIN_PASSWORD", "URL", "TOKEN", "CA_FILE"),
+    "KEYS_KEPT",
     *("CLOUD_SERVICE", "CLOUD_PLANE", "LAB_NAME", "LAB_KEEP", "LAB_CACHE", "LAB_MIRROR", "CLOUD_KEEP", "CLOUD_CACHE"),
     *("CLUSTER", "BEAT", "SUPERVISOR"),  # set by `manage.py up`, as PART is
 }
@@ -24,7 +25,8 @@ values: dict[str, str] = {}  # of all variables that were read, by name, with de
 # What may differ from machine to machine; everything else should be equal, see volmig.keys.differing_settings.
 PER_MACHINE = {
     *("DEBUG", "DB", "ALLOWED_HOSTS", "BEHIND_PROXY", "SECURE", "WORKERS", "BACKGROUND_WORKERS", "AUDIT_HEADS", "LAB"),
-    *("FAILPOINT", "SSH_KEY", "CLOUDS_YAML", "LOG_LEVEL", "ADMIN_USER", "ADMIN_PASSWORD"),
+    *("FAILPOINT", "SSH_KEY", "CLOUDS_YAML", "LOG_LEVEL", "LOG_FORMAT", "ADMIN_USER", "ADMIN_PASSWORD"),
+    *("STATIC", "METRICS_PORT", "METRICS_ADDRESS"),
 }
 ONLY_WORKERS = {"EMAIL_URL", "EMAIL_FROM", "NOTIFY_EMAILS", "WEBHOOK_URL", "WEBHOOK_SECRET"}  # pages send nothing
 # Except these: their _FILE variable names the file of a key, see volmig.data.

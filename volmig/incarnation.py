@@ -41,6 +41,8 @@ WHAT_TO_DO = (
     "An administrator compares each migration with what its hosts report and adopts it: page Adopt, or manage.py adopt."
 )
 
+WHERE_ADDED = "If this data directory was added or moved, let it act: manage.py adopt --join --as NAME."
+
 
 class ReadOnly(Exception):  # noqa: N818 - as Refused is
     """Nothing was sent: volmig is in read-only mode."""
@@ -75,6 +77,10 @@ class State:
     def is_local(self) -> bool:
         """Whether only this data directory is at fault; the database goes on elsewhere."""
         return self.code in LOCAL
+
+    @property
+    def what_to_do(self) -> str:
+        return WHERE_ADDED if self.is_local else WHAT_TO_DO
 
 
 # May it act?
@@ -225,7 +231,7 @@ def enter_read_only(reason: str, code: str = "other-owner") -> State:
     if known := read_only():
         return known
     state = State(code, reason, timezone.now(), secrets.token_hex(16))
-    log.error("volmig is read-only: %s %s", reason, WHAT_TO_DO)
+    log.error("volmig is read-only: %s %s", reason, state.what_to_do)
     try:
         if not state.is_local:
             _row()
@@ -235,7 +241,7 @@ def enter_read_only(reason: str, code: str = "other-owner") -> State:
     if not read_only():
         return state  # a local fault that its directory cannot keep: each check finds it again, and it is logged above
     Event.append("volmig.read_only", data={"code": code, "reason": reason})
-    announce("read_only", subject="volmig is read-only", text=f"{reason}\n{WHAT_TO_DO}", url_path="/adopt/")
+    announce("read_only", subject="volmig is read-only", text=f"{reason}\n{state.what_to_do}", url_path="/adopt/")
     return state
 
 

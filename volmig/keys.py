@@ -23,6 +23,7 @@ from django.utils import timezone
 
 from volmig import data, environment
 from volmig.database import AWAY, one_line
+from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
 
 log = logging.getLogger(__name__)
@@ -145,8 +146,8 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
             continue
         if how == "began":
             found.append(
-                f"This process on machine {here()} began with another {name} than {row.host} has registered since, and "
-                f"which lies here now: start it again."
+                f"This process on machine {here()} began with another {name} than {plain(row.host)} has registered "
+                f"since, and which lies here now: start it again."
             )
         elif how:
             wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
@@ -170,14 +171,14 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
     names = [name for group in by.values() for name in group]
     wrong = " and ".join(f"{how} {', '.join(group)}" for how, group in sorted(by.items()))
     on = max(rows[name].registered_at for name in names)
-    there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.key_path(name)) for name in names)
+    there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.kept_at(name)) for name in names)
     which = "the one that" if len(names) == 1 else "those that"
     said = f"Machine {here()} {wrong} (not {which} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
     if host == here() and there == at:
         said += f"put {at} back from a backup, or, if it was replaced on purpose, run manage.py keys --register"
     else:
         said += f"copy {there} of {host} to {at} of {here()}, then start it again"
-    return f"{said} ({SEVERAL})."
+    return plain(f"{said} ({SEVERAL}).")
 
 
 def unusable(name: str, error: Exception) -> str:
@@ -243,7 +244,7 @@ def register_first(name: str) -> None:
     if content is None:
         content = data.make(name, first_evidence_key() if name == data.EVIDENCE_KEY else b"")
     mark = fingerprints(name, content)[0]
-    defaults = {"fingerprint": mark, "host": here(), "path": str(path)}
+    defaults = {"fingerprint": mark, "host": here(), "path": str(data.kept_at(name))}
     row, _ = RegisteredKey.objects.get_or_create(name=name, defaults=defaults)
     if row.fingerprint != mark:
         if not was_there:
@@ -267,7 +268,7 @@ def register(name: str, content: bytes | None = None) -> tuple[str, str]:
         raise ValueError(f"There is no {data.key_path(name)}")
     mark = fingerprints(name, content)[0]
     before = RegisteredKey.objects.filter(name=name).values_list("fingerprint", flat=True).first() or ""
-    values = {"fingerprint": mark, "host": here(), "path": str(data.key_path(name)), "registered_at": timezone.now()}
+    values = {"fingerprint": mark, "host": here(), "path": str(data.kept_at(name)), "registered_at": timezone.now()}
     RegisteredKey.objects.update_or_create(name=name, defaults=values)
     return before, mark
 
@@ -362,5 +363,5 @@ def differing_settings() -> list[str]:
             names = [name for name in names if name not in environment.ONLY_WORKERS]
         if names:
             listed = ", ".join(f"VOLMIG_{name}" for name in names)
-            found.append(f"Machines {here()} and {other.host} differ in {listed}: set them alike ({SEVERAL}).")
+            found.append(f"Machines {here()} and {plain(other.host)} differ in {listed}: set them alike ({SEVERAL}).")
     return found

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import ProgrammingError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
@@ -310,6 +310,16 @@ def test_a_database_that_is_away_is_no_reason_to_restart_anything(monkeypatch):
 
 
 # On the overview
+
+
+def test_a_probe_of_a_database_that_was_not_prepared_says_so(monkeypatch):
+    def no_table(part):
+        raise ProgrammingError("relation health_process does not exist")
+
+    monkeypatch.setattr(alive, "faults", no_table)
+    out = io.StringIO()
+    call_command("health", "web", stdout=out)
+    assert "is not prepared" in out.getvalue()
 
 
 def test_parts_that_run_nowhere_need_the_attention_of_administrators(ada, dana, site):

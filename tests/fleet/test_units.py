@@ -85,7 +85,8 @@ def test_a_part_gets_the_keys_of_its_kind_and_no_others(name, part):
     loaded = {value.split(":")[0] for key, value in settings if key == "LoadCredential"}
     kind = "web" if part == "web" else "worker"
     assert loaded == {key for key, owner in OWNERS.items() if owner == kind}
-    assert ("Environment", f"VOLMIG_PART={part} VOLMIG_KEYS_{kind.upper()}=%d") in settings
+    keys = f"VOLMIG_KEYS_{kind.upper()}=%d VOLMIG_KEYS_KEPT=/etc/volmig/keys"
+    assert ("Environment", f"VOLMIG_PART={part} {keys}") in settings
     assert ("User", f"volmig-{kind}") in settings
 
 

@@ -7,8 +7,9 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from tests.volmig.test_production import run
-from volmig import environment
+from volmig import beats, environment
 from volmig.apps import variables_are_known
+from volmig.settings import served
 
 SECRET = "pa%20ss%3A"
 
@@ -33,6 +34,13 @@ def test_every_parameter_of_libpq_reaches_it():
             "application_name": "volmig",
         },
     }
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed_unless_the_address_says_otherwise():
+    told = served("postgres://volmig@db.example.org/volmig?connect_timeout=3")["OPTIONS"]
+    assert told["connect_timeout"] == "3"
+    assert int(told["tcp_user_timeout"]) <= 30_000
+    assert int(told["keepalives_idle"]) + int(told["keepalives_interval"]) * int(told["keepalives_count"]) <= 30
 
 
 def test_a_socket_and_several_hosts_are_written_as_libpq_has_them():
@@ -125,9 +133,13 @@ def test_every_variable_can_come_from_a_file(tmp_path, monkeypatch):
     assert "DATA_FILE" in dict(environment.unknown()), "nothing reads this one"
 
 
+def test_what_up_sets_for_its_parts_is_known_to_them():
+    assert {beats.VARIABLE, "VOLMIG_PART", "VOLMIG_CLUSTER"} <= {f"VOLMIG_{name}" for name in environment.READ}
+
+
 def test_nothing_reads_a_secret_but_by_the_function_that_reads_files():
     """A variable that is read from os.environ directly would have no file."""
-    direct = {"PART", "DATA", "CLUSTER"}  # no secrets; KEYS_… and …_FILE are read by volmig.data
+    direct = {"PART", "DATA", "CLUSTER", "KEYS_KEPT"}  # no secrets; KEYS_… and …_FILE are read by volmig.data
     found = set()
     for top in ("volmig", "hosts", "jobs"):
         for path in (settings.BASE_DIR / top).rglob("*.py"):

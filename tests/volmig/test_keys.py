@@ -103,6 +103,47 @@ def test_a_machine_without_keys_is_refused_with_one_sentence_that_says_what_to_c
         assert str(site.root / "b" / name) in said
 
 
+def test_a_key_of_which_a_unit_has_a_copy_is_named_where_it_is_kept(site, monkeypatch):
+    """The copy is gone when the unit ends, and nobody can write there."""
+    monkeypatch.setenv("VOLMIG_KEYS_KEPT", "/etc/volmig/keys")
+    for unit in ("a", "b"):
+        copies = site.root / f"credentials-{unit}"
+        copies.mkdir()
+        monkeypatch.setenv("VOLMIG_KEYS_WORKER", str(copies))
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(copies))
+        if unit == "a":
+            site.start(unit, "workers")
+    said = site.refused("b", "workers")
+    assert "copy /etc/volmig/keys/worker_key, /etc/volmig/keys/ssh_key of a to /etc/volmig/keys/worker_key, " in said
+
+
+def test_a_directory_that_everybody_may_enter_is_no_groups_and_its_keys_are_for_their_owner_alone(site):
+    """One that was made with mkdir: its group may be the one of all people of this machine."""
+    (site.root / "a").mkdir(mode=0o755)
+    (site.root / "a").chmod(0o755)
+    place = site.start("a")
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o600}
+
+
+def test_keys_of_a_database_that_was_not_prepared_are_a_sentence(site, monkeypatch):
+    site.on("a")
+    monkeypatch.setattr(keys, "are_kept", lambda: False)
+    with pytest.raises(CommandError, match=r"manage\.py prepare"):
+        call_command("keys")
+
+
+def test_what_the_database_says_of_other_machines_moves_no_cursor(site, capsys):
+    site.start("a")
+    RegisteredKey.objects.update(host="a\x1b[2J", path="/x\r\n$(reboot)")
+    said = site.refused("b")
+    assert said.isprintable()
+    Machine.objects.create(place="other", host="c\x1b[2J", settings={"APPROVERS": "another"})
+    assert all(line.isprintable() for line in keys.differing_settings())
+    with pytest.raises(CommandError):
+        call_command("keys")
+    assert "\x1b" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", data.KEYS)
 def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alone(site, name):
     first = site.start("a")
@@ -415,6 +456,14 @@ def test_a_file_that_is_named_and_holds_no_key_is_refused(tmp_path, monkeypatch,
         data.secret_or_provisional("audit_key")
 
 
+@pytest.mark.parametrize("content", [None, b"\xe9" * 48], ids=["a directory", "no text"])
+def test_a_key_that_cannot_be_read_is_a_sentence_that_names_its_file(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("VOLMIG_AUDIT_KEY_FILE", str(tmp_path / "key"))
+    (tmp_path / "key").mkdir() if content is None else (tmp_path / "key").write_bytes(content)
+    with pytest.raises(ImproperlyConfigured, match=r"The key audit_key in .*/key cannot be read: "):
+        data.secret_or_provisional("audit_key")
+
+
 def test_a_key_of_the_other_kind_is_not_read_from_its_file_either(tmp_path, monkeypatch):
     monkeypatch.setenv("VOLMIG_SSH_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("VOLMIG_PART", "web")
@@ -456,5 +505,8 @@ def test_another_clouds_yaml_is_named(site, tmp_path):
 
 def test_what_a_machine_of_its_own_may_have_is_not_compared():
     assert environment.values.keys() >= environment.PER_MACHINE - {"ADMIN_USER", "ADMIN_PASSWORD"}
+    assert {"METRICS_ADDRESS", "METRICS_PORT", "STATIC"} < environment.PER_MACHINE, (
+        "where it listens, and where it lies"
+    )
     assert not {"APPROVERS", "EMAIL_URL", "WEBHOOK_SECRET", "PUBLIC_URL"} & environment.PER_MACHINE
     assert os.environ["VOLMIG_DATA"]

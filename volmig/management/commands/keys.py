@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
 from volmig import data, keys
+from volmig.logs import plain
 from volmig.models import RegisteredKey
 from volmig.record.models import Event
 
@@ -37,11 +38,19 @@ class Command(BaseCommand):
         if name := options["register"] or options["renew"]:
             self.replace(name, renew=bool(options["renew"]))
             return
+        if not keys.are_kept():
+            raise CommandError(
+                "This database knows no keys yet: run  manage.py prepare  (or up), which registers them."
+            )
         rows = {row.name: row for row in RegisteredKey.objects.all()}
         for name in keys.mine_here():
             row = rows.get(name)
-            known = f"registered by {row.host}, {row.registered_at:%Y-%m-%d %H:%M} UTC" if row else "not registered yet"
-            self.stdout.write(f"{name}: {data.key_path(name)}, {known}")
+            known = (
+                f"registered by {plain(row.host)}, {row.registered_at:%Y-%m-%d %H:%M} UTC"
+                if row
+                else "not registered yet"
+            )
+            self.stdout.write(f"{name}: {data.kept_at(name)}, {known}")
         differing = keys.mismatches()
         for line in keys.differing_settings():
             self.stdout.write(line)

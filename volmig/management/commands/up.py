@@ -271,7 +271,7 @@ def compare_with_others() -> None:
 
 def say_if_read_only() -> None:
     if state := incarnation.check():
-        print(f"volmig is read-only: {state.reason} {incarnation.WHAT_TO_DO}", flush=True)
+        print(f"volmig is read-only: {state.reason} {state.what_to_do}", flush=True)
 
 
 def require_prepared() -> None:

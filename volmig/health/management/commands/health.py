@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, ProgrammingError
 
 from volmig.health import alive, ready
 
@@ -21,6 +21,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             faults = ready.within(SECONDS, lambda: alive.faults(options["part"]))
+        except ProgrammingError:  # as before the first migration: it has no such table
+            self.stdout.write("The database is not prepared for this release: run  manage.py prepare.")
+            return
         except (DatabaseError, InterfaceError, ready.TooSlow):
             # Nothing is known of this part, and to start it anew would not bring the database back.
             self.stdout.write("The database does not answer, so the heartbeats cannot be read.")
