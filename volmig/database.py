@@ -47,7 +47,7 @@ class Outage:
         if isinstance(error, AWAY):
             self.kind = "slots" if FULL.search(said) else "database"
         if not isinstance(error, AWAY):
-            log.error("%s: the database refused a statement. It goes on.", self.who, exc_info=error)
+            log.error("%s: the database refused a statement. Continuing.", self.who, exc_info=error)
         elif said != self.said or now - self.said_at > SAY_AGAIN:
             log.error("%s: waiting for the database: %s", self.who, said)
             self.said, self.said_at = said, now

@@ -132,7 +132,7 @@ def migrations() -> Iterator[Metric]:
     last = runs.aggregate(at=Min(Coalesce("progress_at", "started_at")))["at"]
     age = max(0.0, (now - last).total_seconds()) if last else 0.0
     yield one("progress_age_seconds", "Time since the copy that is silent for longest has moved data.", age)
-    yield one("backups_due", "Kept disks whose time has run out.", Footprint.objects.due().count())
+    yield one("backups_due", "Kept disks past their retention.", Footprint.objects.due().count())
 
 
 DOWN = ("expected", "late", "stalled", "halted")
