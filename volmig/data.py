@@ -142,13 +142,8 @@ def sync_directory(path: Path) -> None:
 
 
 def share(path: Path, directory: Path) -> None:
-    """Lets the group of a directory do with a file what it may do with the directory: web and workers may be two.
-
-    A directory that everybody may enter is no group's: its group may be that of all people of this machine.
-    """
+    """Lets the group of a directory do with a file what it may do with the directory: web and workers may be two."""
     of = directory.stat()
-    if of.st_mode & 0o007:
-        return
     with suppress(PermissionError):  # a group that this user is not in, or a file of another user
         os.chown(path, -1, of.st_gid)
         path.chmod(0o600 | of.st_mode & 0o060)
@@ -176,11 +171,12 @@ def replace(path: Path, content: bytes, shared: bool = False) -> None:
 def write_once(path: Path, content: bytes, shared: bool = False) -> bytes:
     """Writes a file unless it exists; returns what the file holds, whoever won the race.
 
-    Its mode is 0600; a `shared` file is for the group of its directory.
+    Its mode is 0600; a `shared` file is for the group of its directory, unless everybody may enter that: its group may
+    then be that of all people of this machine.
     """
     provisional = provisional_file(path, content)
     try:
-        if shared:
+        if shared and not path.parent.stat().st_mode & 0o007:
             share(provisional, path.parent)
         os.link(provisional, path)  # unlike rename, link never replaces what another process wrote first
         sync_directory(path.parent)
