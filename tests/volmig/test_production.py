@@ -46,7 +46,7 @@ for address in re.findall('(?:href|src)="(/static/[^"]+)"', page):
 def test_collected_files_are_served_under_names_with_their_hash_and_kept_for_ever(tmp_path):
     static = {"VOLMIG_STATIC": str(tmp_path / "static")}
     refused = run(["manage.py", "check"], tmp_path / "data", **static)
-    assert "no files were collected" in refused.stderr
+    assert "no files have been collected" in refused.stderr
     collected = run(["manage.py", "collectstatic", "--noinput", "--verbosity", "0"], tmp_path / "data", **static)
     assert collected.returncode == 0, collected.stderr
     assert run(["manage.py", "check"], tmp_path / "data", **static).returncode == 0
