@@ -5,12 +5,13 @@ each with a data directory of its own. Behind real SSH servers are fakes that be
 Migrations start evenly over the time after which the first of them has converted, so that all run at once while the
 first go through their later steps, with a second person's approval and at last a confirmation.
 
-`python -m tests.bench.fleet 10 50` prints the table for these sizes; `--one 10 FILE` measures one and writes the figures.
+`python -m tests.bench.fleet 10 50` prints the table of these sizes; `--one 10 FILE` writes the figures of one.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -359,7 +360,7 @@ def ages(rows: Sequence[tuple[float, float]]) -> Iterator[float]:
 
     The first fragment is left out: before it the page was not open.
     """
-    for (before, _), (reported, shown) in zip(rows, rows[1:], strict=False):
+    for (before, _), (reported, shown) in itertools.pairwise(rows):
         at = reported
         while at > before:
             yield shown - at
@@ -475,9 +476,7 @@ class Sampler:
     def counted(self) -> dict[str, Any]:
         lines = [json.loads(line) for line in (self.load.folder / "seconds.jsonl").read_text().splitlines()]
         within = [line for line in lines if line["at"] >= self.at_before]
-        logins = [
-            after.get("logins", 0) - before.get("logins", 0) for before, after in zip(within, within[1:], strict=False)
-        ]
+        logins = [after.get("logins", 0) - before.get("logins", 0) for before, after in itertools.pairwise(within)]
         last = lines[-1]
         return {
             "logins": spread(logins),
@@ -600,7 +599,7 @@ def judged(found: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
         yield bool(page) and page["median"] < 1.5 and page["most"] < 3, said
     shares = [each["watcher_ms"] for each in found]
     if len(shares) > 1:
-        falls = all(after <= before * 1.1 for before, after in zip(shares, shares[1:], strict=False))
+        falls = all(after <= before * 1.1 for before, after in itertools.pairwise(shares))
         yield falls, f"watcher CPU per host flat or falling: {shares} ms a second"
 
 

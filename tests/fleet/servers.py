@@ -10,6 +10,7 @@ Where the real hostctl would take part in a second what it takes is slept: `call
 """
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -72,7 +73,7 @@ def instance(number: int) -> str:
 def volume_uuid(number: int) -> str:
     digits = uuid.uuid5(uuid.NAMESPACE_OID, f"volume {number}").hex
     cuts = (0, 6, 10, 14, 18, 22, 26, 32)
-    return "-".join(digits[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False))
+    return "-".join(digits[begin:end] for begin, end in itertools.pairwise(cuts))
 
 
 class Site(fakes.Site):
