@@ -160,7 +160,8 @@ class Machine:
             "nfs_server": {}, "warnings": [],
             "volume_groups": [group | {"extent_size": 4 << 20}],
             "logical_volumes": [
-                {"vg": policies.GROUP, "name": name, "uuid": each.uuid, "size": each.size, "attributes": "-wi-a-----",
+                {"vg": policies.GROUP, "name": name, "uuid": each.uuid[:38],
+                 "size": each.size, "attributes": "-wi-a-----",
                  "tags": sorted(each.tags), "open": len(each.holders)}
                 for name, each in volumes
             ],
