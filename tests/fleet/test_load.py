@@ -52,3 +52,53 @@ def test_hypervisors_refuse_nothing_but_one_worker_after_another(found):
     """Two machines of workers act on the same hypervisors: each owns one for its call, and asks who did before."""
     others = {said: count for said, count in found["refusals"].items() if "other-owner" not in said}
     assert others == {}
+
+
+# What `make fleet` says of its figures
+
+
+def figures(size, **changed):
+    good = {
+        "size": size, "waiting": {"max": 1.0}, "rows": 2, "errors": [], "refused_logins": 0, "logins": {"max": 9},
+        "next_step": {"median": 1.0}, "progress": {"median": 1.0, "most": 2.0}, "watcher_ms": 2.0,
+    }  # fmt: skip
+    return good | changed
+
+
+def not_held(*found):
+    return [said for holds, said in fleet.judged(list(found)) if not holds]
+
+
+def test_good_figures_hold():
+    assert not_held(figures(10), figures(200), figures(500)) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "changed", "said"),
+    [
+        (200, {"waiting": {"max": 5.0}}, "oldest waiting task under 5 s"),
+        (500, {"waiting": {"max": 20.0}}, "oldest waiting task under 20 s"),
+        (10, {"rows": 3}, "two queue rows"),
+        (10, {"errors": ["Hypervisor 1: no answer"]}, "no false error"),
+        (10, {"refused_logins": 1}, "no false error"),
+        (10, {"logins": {"max": fleet.LOGINS + 1}}, "bounded logins"),
+        (200, {"next_step": {"median": 3.0}}, "end of a step"),
+        (200, {"progress": {"median": 1.5, "most": 2.0}}, "progress on the page"),
+        (200, {"progress": {"median": 1.0, "most": 3.0}}, "progress on the page"),
+        (200, {"progress": {}}, "progress on the page"),
+        (200, {"next_step": {}}, "end of a step"),
+    ],
+)
+def test_a_figure_that_is_too_high_or_missing_does_not_hold(size, changed, said):
+    [found] = not_held(figures(size, **changed))
+    assert said in found
+
+
+def test_watchers_that_need_more_for_each_hypervisor_of_a_larger_site_do_not_hold():
+    [found] = not_held(figures(10, watcher_ms=1.0), figures(50, watcher_ms=1.2))
+    assert "flat or falling" in found
+
+
+def test_the_age_of_progress_counts_every_report_until_a_page_shows_as_much():
+    """At 10.0 a page showed what was reported at 9.0; the next it was shown at 11.0, was reported at 10.5."""
+    assert list(fleet.ages([(9.0, 10.0), (10.5, 11.0)])) == pytest.approx([0.5, 0.75, 1.0, 1.25, 1.5, 1.75])
