@@ -15,7 +15,7 @@ PROCESSES := tests/lab_tests/test_killed_processes.py
 NAMED = 2>&1 | sed -u 's/^/$@ | /'
 LOGGED = $(NAMED) | { mkdir -p .cache && tee -a .cache/$@.log; }
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench lock packages
+.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench fleet lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,11 @@ reference: .venv/ready ## writes docs/reference.md, of the REST API and the clie
 
 bench: .venv/ready ## pages of a long history, then the manual procedure against volmig on the lab with links at 100 Mbit/s
 	@$(BIN)/python -m tests.bench
+
+# How many hypervisors, each with a migration that runs.
+FLEET ?= 10 50 200 500
+fleet: .venv/ready packages ## sites of FLEET="10 50 200 500" hypervisors behind real SSH, as many migrations: a table, 35 minutes
+	@$(BIN)/python -m tests.bench.fleet $(FLEET)
 
 lock: ## locks every package that requirements*.txt need, with versions and hashes (asks the package index)
 	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet --disable-pip-version-check $(LOCKER)

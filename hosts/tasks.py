@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from django.conf import settings
+from django.db import DataError
 from django.utils import timezone
 
 from hosts.models import WAY, Cloud, Hypervisor, Scan, site
@@ -119,7 +120,7 @@ def record_inventory(hypervisor: Hypervisor, inventory: dict[str, Any]) -> None:
     """Raises Garbled when it is not as agreed."""
     try:
         hypervisor.record_inventory(inventory)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:  # a text that is too long, too
         raise Garbled(f"read the inventory of {hypervisor}", f"a field is missing or malformed ({error})") from error
 
 

@@ -15,7 +15,7 @@ from jobs.engine.leftovers import Entry, Finding, Thing, Told
 from jobs.models import Footprint, Job, Refused, Removal, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES
-from volmig.queue import ask
+from volmig.queue import ask_each
 from volmig.refused import Sentence
 
 ON_SHARE = frozenset({"stage", "backup", "directory"})
@@ -301,10 +301,7 @@ def ask_anew(by: Any) -> int:
 
     All of them are one request of this person. Raises Refused when they have made too many.
     """
-    queued = 0
-    for pk in Hypervisor.objects.visible_to(by).reachable().values_list("pk", flat=True):
-        queued += ask("hosts.tasks.scan", pk, by=None if queued else by) is None
-    return queued
+    return ask_each("hosts.tasks.scan", Hypervisor.objects.visible_to(by).reachable().values_list("pk", flat=True), by)
 
 
 def scans_queued(count: int) -> str:

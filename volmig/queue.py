@@ -4,6 +4,7 @@ Ticks, for which guests wait, have a queue and workers of their own; everything 
 """
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -44,8 +45,8 @@ def call(dotted: str, *numbers: int, urgent: bool = False) -> QueuedTask:
 def ask(dotted: str, *numbers: int, by: Any) -> Sentence | None:
     """Queues a call because a person asked for it, unless the same one waits, runs, or ended a moment ago.
 
-    `by` is None for a further call of a request that was counted already. Returns None when it was queued, else a
-    sentence that says why nothing was. Raises Refused when the person has caused too many calls.
+    Returns None when it was queued, else a sentence that says why nothing was. Raises Refused when the person has
+    caused too many calls.
     """
     equal = QueuedTask.objects.filter(name=dotted, number=numbers[0] if numbers else None)
     if equal.waiting().exists():
@@ -57,6 +58,20 @@ def ask(dotted: str, *numbers: int, by: Any) -> Sentence | None:
         return Sentence("asked-a-moment-ago", f"This was done a moment ago. It can be requested again in {wait} s.")
     later(dotted, *numbers, by=by)
     return None
+
+
+def ask_each(dotted: str, numbers: Iterable[int], by: Any) -> int:
+    """Queues a call for each of these numbers because a person asked for all of them at once; returns how many.
+
+    Those that wait, run, or ended a moment ago are left out. It counts as one call of this person, and raises Refused
+    when they have caused too many.
+    """
+    equal = QueuedTask.objects.filter(name=dotted)
+    there = equal.waiting() | equal.running() | equal.filter(done_at__range=lately(AGAIN_AFTER))
+    if missing := set(numbers).difference(there.values_list("number", flat=True)):
+        count(by, settings.TASKS[dotted])
+        QueuedTask.objects.queue([call(dotted, number) for number in missing])
+    return len(missing)
 
 
 def count(by: Any, queue: str) -> None:

@@ -38,6 +38,9 @@ from hosts.remote.phrases import phrase
 CONNECT_SECONDS = 10
 STALE_SECONDS = 3  # until a kept connection, whose other end may be gone, is given up for a new one
 SILENCE_SECONDS = 10
+# How often paramiko's thread of a connection wakes up although nothing has arrived: hundreds are open. Its own tenth of
+# a second (Transport._active_check_timeout) is for the login, of which it has to notice soon that it takes too long.
+IDLE_LOOK_SECONDS = 5.0
 LOGINS = 4  # at a time to one bastion: sshd drops connections when ten have not logged in yet (its MaxStartups)
 TURN_SECONDS = 20  # that a login waits for its turn there
 ANSWER_CAP = 4 * 1024 * 1024
@@ -110,6 +113,7 @@ def log_in(address: Address) -> Connection:
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
             with HANDSHAKES.slot():
                 enter(connection.client, address, sock)
+            sock.settimeout(IDLE_LOOK_SECONDS)
     except BaseException as error:
         if isinstance(error, HostKeyChanged):
             error.address = address

@@ -7,7 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from django.db import connection
+from django.db import DataError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
@@ -21,6 +21,7 @@ from hosts.remote.host import Answer, Unreachable
 from hosts.remote.hostctl.facts import RELAY_PORTS
 from hosts.remote.hostctl.request import TARGETS_CAP
 from jobs import attention
+from jobs.leftovers import ask_anew
 from tests.factories import viewer
 from tests.fleet.discovering import Fleet
 from tests.trust.amounts import amount, figure
@@ -71,6 +72,31 @@ def test_a_refresh_costs_as_many_statements_among_100_hypervisors_as_among_10(fl
         assert first.reaches.count() == 3 * min(size - 1, RELAYS)
     assert counts[10] == counts[100], "\n".join(each["sql"][:200] for each in queries)
     figure(f"a refresh costs {counts[100]} statements of SQL among 10 and among 100 hypervisors")
+
+
+def test_to_ask_for_a_scan_of_all_costs_as_many_statements_for_90_hypervisors_as_for_20(fleet):
+    counts, by = [], viewer()
+    for more in (10, 10, 70):  # what the first reads of this person's teams is known after it
+        fleet.register(more)
+        QueuedTask.objects.all().delete()
+        with CaptureQueriesContext(connection) as queries:
+            assert ask_anew(by) == len(fleet.hosts)
+        counts.append(len(queries))
+        assert QueuedTask.objects.filter(name="hosts.tasks.scan").count() == len(fleet.hosts)
+        assert ask_anew(by) == 0, "they wait already"
+    assert counts[1] == counts[2], "\n".join(each["sql"][:200] for each in queries)
+
+
+def test_an_inventory_that_the_database_does_not_take_is_an_error_of_the_hypervisor(fleet, monkeypatch):
+    [row] = fleet.register(1)
+
+    def too_long(hypervisor, inventory):
+        raise DataError("value too long for type character varying(38)")
+
+    monkeypatch.setattr(Hypervisor, "record_inventory", too_long)
+    refreshed(row)
+    assert "a field is missing or malformed (value too long" in row.last_error
+    assert row.seen_at is not None, "what was seen before stays"
 
 
 # Who is probed

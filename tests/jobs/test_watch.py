@@ -4,7 +4,8 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
@@ -347,3 +348,45 @@ def test_the_rate_is_of_the_last_half_minute():
 
 def test_a_run_without_a_rate_has_no_time_left():
     assert StepRun(bytes_total=100).seconds_left is None
+
+
+def test_progress_of_a_run_that_was_heard_of_before_is_written_without_reading_it(running, site):
+    watcher = Watcher(site.connect)
+    for done in (1, 2):
+        watcher.lines.put(
+            (running.source_id, {"progress": line(running, done=done, total=9, read=0, written=0, at=done)})
+        )
+        with CaptureQueriesContext(connection) as queries:
+            watcher.write()
+    assert not [query["sql"] for query in queries if "SELECT" in query["sql"]]
+    assert running.running().bytes_done == 2
+
+
+def test_progress_that_comes_after_the_end_of_a_run_changes_nothing(running, site):
+    watcher, late = Watcher(site.connect), line(running, done=5, total=9, read=5, written=5, at=1)
+    watcher.lines.put((running.source_id, {"progress": late | {"done": 4}}))
+    watcher.write()
+    pk = running.running().pk
+    StepRun.objects.filter(pk=pk).update(ended_at=timezone.now(), result="done")
+    watcher.lines.put((running.source_id, {"progress": late}))
+    watcher.write()
+    assert StepRun.objects.get(pk=pk).bytes_done == 4
+
+
+def test_a_run_that_is_not_heard_of_any_more_is_forgotten(running, site, monkeypatch):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((running.source_id, {"progress": line(running, done=5, total=9, read=5, written=5, at=1)}))
+    watcher.write()
+    assert len(watcher.runs) == 1
+    monkeypatch.setattr("jobs.watch.LINGER", -1)
+    watcher.write()
+    watcher.lines.put((running.source_id, {"ended": line(running, state="done", step="nonesuch")}))
+    watcher.write()
+    assert not watcher.runs
+
+
+def test_what_a_hypervisor_calls_a_migration_goes_into_no_query(running, site):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((running.source_id, {"progress": line(running, done=5, total=9, at=1) | {"job": "no UUID"}}))
+    watcher.write()
+    assert running.running().bytes_done == 0
