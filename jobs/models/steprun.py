@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote.phrases import sentence
+from jobs.models.archive import ArchivedJSONField
 
 RESULTS = ("running", "done", "failed", "refused", "lost")
 
@@ -36,7 +37,7 @@ class StepRun(models.Model):
     lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, related_name="+")
-    args = models.JSONField(default=dict, blank=True)
+    args = ArchivedJSONField(default=dict, blank=True)
     unit = models.CharField(max_length=200, blank=True)
     boot_id = models.CharField(max_length=40, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
@@ -51,7 +52,7 @@ class StepRun(models.Model):
     ended_at = models.DateTimeField(null=True, blank=True)
     result = models.CharField(max_length=10, blank=True, choices=[(result, result) for result in RESULTS])
     evidence = models.JSONField(default=dict, blank=True)
-    commands = models.JSONField(default=list, blank=True)
+    commands = ArchivedJSONField(default=list, blank=True)
     error = models.JSONField(null=True, blank=True)
 
     objects = StepRunQuerySet.as_manager()
