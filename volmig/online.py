@@ -6,9 +6,12 @@ index that PostgreSQL calls invalid is built anew. SQLite has one writer anyway 
 tests/volmig/test_online.py rejects a migration that changes a big table in another way.
 """
 
+import time
+from collections.abc import Callable
 from typing import Any
 
-from django.db import NotSupportedError, connection
+from django.core.management import call_command
+from django.db import NotSupportedError, OperationalError, connection
 from django.db.migrations.operations import AddIndex, RemoveIndex
 from django.db.migrations.operations.base import Operation
 from django.db.models import ForeignKey
@@ -27,6 +30,9 @@ BIG = {
 UNFINISHED = """SELECT indexrelid::regclass::text, relname FROM pg_index
   JOIN pg_class ON pg_class.oid = indexrelid
  WHERE NOT indisvalid AND relnamespace = current_schema()::regnamespace ORDER BY 2"""
+LOCK_NOT_AVAILABLE = "55P03"
+LOCK_SECONDS = 2  # for which a change of a table may hold up those who come after it
+PAUSE_SECONDS = 5  # in which they go on
 TEMPORARY = ("_ccnew", "_ccold")  # of REINDEX CONCURRENTLY, perhaps with a number
 
 
@@ -43,6 +49,7 @@ class AddIndexOnline(AddIndex):
             drop(schema_editor, self.index.name)
         if not valid:
             online = {"concurrently": True} if is_postgresql(schema_editor) else {}
+            wait_for_others(schema_editor.connection)
             schema_editor.add_index(model, self.index, **online)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -62,6 +69,28 @@ class RemoveIndexOnline(RemoveIndex):
         AddIndexOnline(self.model_name, model.get_index_by_name(self.name)).database_forwards(
             app_label, schema_editor, from_state, to_state
         )
+
+
+class RemoveUnlistedIndexOnline(Operation):
+    """Removes an index that no model lists: an earlier migration made it by SQL of its own, for PostgreSQL alone."""
+
+    reversible = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        pass
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        drop(schema_editor, self.name)
+
+    def describe(self) -> str:
+        return f"Remove the index {self.name}"
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return self.__class__.__name__, [], {"name": self.name}
 
 
 class RemoveKeyIndexOnline(Operation):
@@ -138,7 +167,34 @@ def validity(schema_editor: Any, model: Any, name: str) -> bool | None:
 
 def drop(schema_editor: Any, name: str) -> None:
     online = "CONCURRENTLY " if is_postgresql(schema_editor) else ""
+    wait_for_others(schema_editor.connection)
     schema_editor.execute(f"DROP INDEX {online}IF EXISTS {schema_editor.quote_name(name)}")
+
+
+def wait_for_others(database: Any) -> None:
+    """What is built or dropped online holds nobody up, and has to wait for every transaction that goes on."""
+    if database.vendor == "postgresql":
+        with database.cursor() as cursor:
+            cursor.execute("SET lock_timeout = 0")
+
+
+def migrate(say: Callable[[str], None]) -> None:
+    """Brings the tables up to date. A change that waits for a lock on a table, behind a backup or a long query, makes
+    all who come after it wait, too: it gives up after a moment, lets them pass, and is tried again."""
+    while True:
+        try:
+            if connection.vendor == "postgresql":
+                with connection.cursor() as cursor:
+                    cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+            call_command("migrate", interactive=False, verbosity=0)
+            for name in rebuild_unfinished():
+                say(f"The index {name} was unfinished; it was built anew.")
+            return wait_for_others(connection)
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE:
+                raise
+            say("A table that has to be changed is in use by a long transaction. Trying again.")
+            time.sleep(PAUSE_SECONDS)
 
 
 def rebuild_unfinished() -> list[str]:
@@ -146,6 +202,7 @@ def rebuild_unfinished() -> list[str]:
     their names. PostgreSQL alone leaves such: they cost at each write and are used by no query."""
     if connection.vendor != "postgresql":
         return []
+    wait_for_others(connection)
     with connection.cursor() as cursor:
         cursor.execute(UNFINISHED)
         found: list[tuple[str, str]] = cursor.fetchall()

@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
@@ -246,9 +245,7 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
 
 def prepare() -> None:
     refuse_what_differs()
-    call_command("migrate", interactive=False, verbosity=0)
-    for name in online.rebuild_unfinished():
-        print(f"The index {name} was unfinished; it was built anew.", flush=True)
+    online.migrate(lambda line: print(line, flush=True))
     compare_with_others()
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)
