@@ -248,7 +248,7 @@ class Job(models.Model):
     requester = models.ForeignKey(User, models.PROTECT, related_name="+")
     last_editor = models.ForeignKey(User, models.PROTECT, related_name="+")
     ticket = models.CharField(max_length=100, blank=True)
-    source = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_from")
+    source = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_from", db_index=False)
     relay = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_through")
     destination = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_to")
     source_vg = models.CharField(max_length=128)

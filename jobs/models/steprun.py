@@ -30,7 +30,7 @@ class StepRun(models.Model):
     has not begun.
     """
 
-    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs")
+    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs", db_index=False)
     step = models.CharField(max_length=30)
     direction = models.CharField(max_length=4, choices=[("do", "do"), ("undo", "undo")], default="do")
     attempt = models.PositiveIntegerField(default=1)

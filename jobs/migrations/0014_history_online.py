@@ -1,0 +1,30 @@
+"""Indexes for what is archived and for what of the ledger still stands; those go that another begins with."""
+
+from django.db import migrations, models
+
+from volmig.online import AddIndexOnline, RemoveKeyIndexOnline
+
+STANDS = models.Q(("state", "gone"), _negated=True)
+
+
+class Migration(migrations.Migration):
+    atomic = False
+    dependencies = [
+        ("jobs", "0013_archives"),
+    ]
+
+    operations = [
+        AddIndexOnline(
+            "job",
+            models.Index(
+                fields=["id"],
+                condition=models.Q(("archived_at", None), ("ended_at__isnull", False)),
+                name="job_unarchived",
+            ),
+        ),
+        AddIndexOnline("footprint", models.Index(fields=["hypervisor"], condition=STANDS, name="footprint_left_on")),
+        AddIndexOnline("footprint", models.Index(fields=["share"], condition=STANDS, name="footprint_left_of")),
+        RemoveKeyIndexOnline("job", "source"),  # job_hypervisors
+        RemoveKeyIndexOnline("footprint", "job"),  # one_footprint
+        RemoveKeyIndexOnline("steprun", "job"),  # one_attempt
+    ]
