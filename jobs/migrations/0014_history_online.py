@@ -22,6 +22,10 @@ class Migration(migrations.Migration):
                 name="job_unarchived",
             ),
         ),
+        AddIndexOnline(
+            "job",
+            models.Index(fields=["-id"], condition=models.Q(("waiting_for", ""), _negated=True), name="job_waiting"),
+        ),
         AddIndexOnline("footprint", models.Index(fields=["hypervisor"], condition=STANDS, name="footprint_left_on")),
         AddIndexOnline("footprint", models.Index(fields=["share"], condition=STANDS, name="footprint_left_of")),
         RemoveKeyIndexOnline("job", "source"),  # job_hypervisors

@@ -311,6 +311,7 @@ class Job(models.Model):
             models.Index(fields=["instance_id", "-id"], name="job_instance_id"),
             models.Index(fields=["outcome", "-id"], name="job_outcome"),
             models.Index(fields=["-id"], condition=~Q(halt_reason=""), name="job_halted"),
+            models.Index(fields=["-id"], condition=~Q(waiting_for=""), name="job_waiting"),
             models.Index(fields=[*ROLES, "id"], name="job_hypervisors"),
             models.Index(fields=["created_at", "id"], name="job_created_at"),
             models.Index(fields=["ended_at", "id"], name="job_ended_at"),
