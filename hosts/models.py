@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, Subquery, Sum
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.functional import cached_property
@@ -31,7 +31,7 @@ from hosts.remote.hostctl.policy import fingerprint
 from hosts.rows import keep, write
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
-from volmig.accounts.roles import OwnedQuerySet
+from volmig.accounts.roles import OwnedQuerySet, is_in_every_team, may, sees_all
 from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.outbound import is_metadata
@@ -592,8 +592,20 @@ def kept_count(**of: Any) -> Coalesce:
 def of_ledger(figure: Any, **of: Any) -> Coalesce:
     """A figure of what still stands, as a query for each row: joined with the ledger, a database would read all that
     ever stood on a hypervisor, which after years is millions of rows."""
-    left = apps.get_model("jobs", "Footprint")._default_manager.left()  # type: ignore[attr-defined]
-    return Coalesce(Subquery(left.filter(**of).order_by().values("kind").annotate(figure=figure).values("figure")), 0)
+    left = ledger_left().filter(**of)
+    return Coalesce(Subquery(left.order_by().values("kind").annotate(figure=figure).values("figure")), 0)
+
+
+def ledger_left() -> QuerySet[Any]:
+    """What of the ledger of migrations still stands."""
+    found: QuerySet[Any] = apps.get_model("jobs", "Footprint")._default_manager.left()
+    return found
+
+
+def to_hypervisors_of(user: Any) -> dict[str, Any]:
+    """The filter of the ledger for those who do not see all: each row's migration is read for it."""
+    every = may(user, "view") and (sees_all(user) or is_in_every_team(user))
+    return {} if every else {"job__destination__in": seen_by(user)}
 
 
 def seen_by(user: Any) -> HypervisorQuerySet:
@@ -713,7 +725,7 @@ class ShareQuerySet(models.QuerySet["Share"]):
         figures = {
             name: Subquery(here.annotate(least=Min(name)).values("least")) for name in ("size", "free", "seen_at")
         }
-        own = {"share": OuterRef("pk"), "job__destination__in": seen}
+        own = {"share": OuterRef("pk"), **to_hypervisors_of(user)}
         ledger = {"held": held(**own), "kept": kept(**own), "backups": kept_count(**own)}
         mounts = Prefetch(
             "mounts", mine.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "path")
@@ -722,7 +734,8 @@ class ShareQuerySet(models.QuerySet["Share"]):
 
     def with_backups(self, user: Any) -> Self:
         """Those on which migrations to the person's hypervisors left disks that wait for their purge."""
-        return self.with_figures(user).filter(backups__gt=0)
+        there = ledger_left().filter(share=OuterRef("pk"), **KEPT, **to_hypervisors_of(user))
+        return self.with_figures(user).filter(Exists(there))
 
 
 class Share(models.Model):

@@ -26,7 +26,12 @@ class Migration(migrations.Migration):
             "job",
             models.Index(fields=["-id"], condition=models.Q(("waiting_for", ""), _negated=True), name="job_waiting"),
         ),
-        AddIndexOnline("footprint", models.Index(fields=["hypervisor"], condition=STANDS, name="footprint_left_on")),
+        AddIndexOnline(
+            "footprint",
+            models.Index(
+                fields=["hypervisor", "name"], condition=models.Q(("state", "reserved")), name="footprint_reserved"
+            ),
+        ),
         AddIndexOnline("footprint", models.Index(fields=["share"], condition=STANDS, name="footprint_left_of")),
         RemoveKeyIndexOnline("job", "source"),  # job_hypervisors
         RemoveKeyIndexOnline("footprint", "job"),  # one_footprint

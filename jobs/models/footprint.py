@@ -88,7 +88,9 @@ class Footprint(models.Model):
                 name="footprint_kept",
             ),
             # What stands is little, what ever stood is ten rows for each migration.
-            models.Index(fields=["hypervisor"], condition=~models.Q(state="gone"), name="footprint_left_on"),
+            models.Index(
+                fields=["hypervisor", "name"], condition=models.Q(state="reserved"), name="footprint_reserved"
+            ),
             models.Index(fields=["share"], condition=~models.Q(state="gone"), name="footprint_left_of"),
         ]
 

@@ -87,19 +87,19 @@ def memory() -> float:
 
 
 def sizes(jobs: int) -> None:
-    """Prints what the tables take on PostgreSQL."""
+    """Prints what the tables take."""
     from django.db import connection
 
     if connection.vendor != "postgresql":
-        return print(f"  the file: {Path(str(connection.settings_dict['NAME'])).stat().st_size / 1e6:,.0f} MB")
+        print(f"  the file: {Path(str(connection.settings_dict['NAME'])).stat().st_size / 1e6:,.0f} MB")
+        return
     with connection.cursor() as cursor:
         cursor.execute(SIZES)
         rows = cursor.fetchall()
         cursor.execute("SELECT pg_database_size(current_database())")
         (whole,) = cursor.fetchone()
-    print(
-        f"  {'table':24} {'rows':>12} {'table':>10} {'TOAST':>10} {'indexes':>10} {'bytes a row':>12} {'a migration':>12}"
-    )
+    places = f"{'table':>10} {'TOAST':>10} {'indexes':>10}"
+    print(f"  {'table':24} {'rows':>12} {places} {'bytes a row':>12} {'a migration':>12}")
     for name, count, heap, toast, indexes in rows:
         total = heap + toast + indexes
         columns = "".join(f"{size / 1e6:7,.0f} MB " for size in (heap, toast, indexes))
@@ -119,7 +119,8 @@ def unused() -> None:
                 print(f"  {table:18} {name:40} {size / 1e6:8,.0f} MB {scans:10,} scans{' (unique)' if unique else ''}")
 
 
-SIZES = """SELECT relname, reltuples, pg_table_size(oid) - coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0),
+SIZES = """SELECT relname, reltuples,
+  pg_table_size(oid) - coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0),
   coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0), pg_indexes_size(oid)
   FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND reltuples > 1000
   ORDER BY pg_total_relation_size(oid) DESC"""
@@ -149,7 +150,7 @@ def look(seed: Any) -> list[str]:
     few.hypervisors.add(*seed.hosts[:6])
     Team.objects.filter(everybody=True).update(everybody=False)
     few.members.add(User.objects.get(username="vera"))
-    print(f"  {'page':66} {'median':>8} {'95 %':>8} {'queries':>8} {'they take':>10} {'CPU':>8}")
+    print(f"  {'page':66} {'median':>8} {'95 %':>8} {'queries':>8} {'they take':>10} {'blocks':>9} {'CPU':>8}")
     # As the web server does: what is there already, here also what was sown, is not for the collector any more.
     importlib.import_module("volmig.asgi")
     slow = []
@@ -164,13 +165,27 @@ def look(seed: Any) -> list[str]:
         cpu = (time.process_time() - worked) / TIMES
         with CaptureQueriesContext(connection) as queries:
             clients[who].get(path)
+        read = sum(blocks(query["sql"]) for query in queries) if connection.vendor == "postgresql" else 0
         median, most = statistics.median(times), statistics.quantiles(times, n=20)[-1]
         mark = "" if median <= MEDIAN and most <= MOST else "  too slow"
         slow += [title] if mark else []
         asked = sum(float(query["time"]) for query in queries)
-        figures = f"{median * 1000:5.0f} ms {most * 1000:5.0f} ms {len(queries):8} {asked * 1000:7.0f} ms"
+        figures = f"{median * 1000:5.0f} ms {most * 1000:5.0f} ms {len(queries):8} {asked * 1000:7.0f} ms {read:9,}"
         print(f"  {title:66} {figures} {cpu * 1000:5.0f} ms{mark}", flush=True)
     return slow
+
+
+def blocks(statement: str) -> int:
+    """How many pages of 8 KB PostgreSQL reads for a query, wherever they lie: it does not depend on the machine."""
+    from django.db import connection
+
+    if not statement.startswith("SELECT") or "FOR UPDATE" in statement:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.replace("%", "%%"), ())
+        (found,) = cursor.fetchone()
+    plan = found[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def scrape() -> list[str]:

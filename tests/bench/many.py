@@ -153,7 +153,8 @@ class Seed:
             pk=self.first + number, uuid=own, source_id=source.pk, relay_id=relay.pk, destination_id=destination.pk,
             requester=chance.choice(self.people), source_vg="vg_nova0", source_lv=f"{old}_disk.local",
             lv_uuid=f"lv-{lv}"[:38], instance_id=new, instance_name=name, ticket=f"OPS-{1000 + number // 3}", at=at,
-            by=chance.choice(self.deciders), status=status, outcome=outcome, source_size=chance.randrange(1, 4000) * GIB,
+            by=chance.choice(self.deciders), status=status, outcome=outcome,
+            source_size=chance.randrange(1, 4000) * GIB,
             ended_at=at + dt.timedelta(hours=chance.uniform(0.2, 60)) if outcome else None,
             halt_reason="Something was seen that is not foreseen." if not outcome and number % 9 == 0 else "",
         )  # fmt: skip
