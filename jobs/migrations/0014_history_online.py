@@ -32,6 +32,14 @@ class Migration(migrations.Migration):
                 fields=["hypervisor", "name"], condition=models.Q(("state", "reserved")), name="footprint_reserved"
             ),
         ),
+        AddIndexOnline(
+            "footprint",
+            models.Index(
+                fields=["id"],
+                condition=models.Q(("kind", "backup"), ("state", "present")),
+                name="footprint_kept_by_age",
+            ),
+        ),
         AddIndexOnline("footprint", models.Index(fields=["share"], condition=STANDS, name="footprint_left_of")),
         RemoveKeyIndexOnline("job", "source"),  # job_hypervisors
         RemoveKeyIndexOnline("footprint", "job"),  # one_footprint

@@ -87,6 +87,9 @@ class Footprint(models.Model):
                 condition=models.Q(kind="backup", state="present"),
                 name="footprint_kept",
             ),
+            models.Index(
+                fields=["id"], condition=models.Q(kind="backup", state="present"), name="footprint_kept_by_age"
+            ),
             # What stands is little, what ever stood is ten rows for each migration.
             models.Index(
                 fields=["hypervisor", "name"], condition=models.Q(state="reserved"), name="footprint_reserved"

@@ -207,7 +207,7 @@ class Seed:
 
 
 class Alike:
-    """What all migrations have alike but for keys: plan, facts, checks, journal and ledger, as the engine makes them."""
+    """What all migrations have alike but for their keys: plan, facts, checks, journal and ledger."""
 
     def __init__(self) -> None:
         made = planning.make(sound.MIGRATION, sound.FACTS)
