@@ -9,11 +9,13 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, Subquery, Sum
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.functional import cached_property
 
@@ -29,7 +31,7 @@ from hosts.remote.hostctl.policy import fingerprint
 from hosts.rows import keep, write
 from volmig import data
 from volmig.accounts.models import STANDARD, Team
-from volmig.accounts.roles import OwnedQuerySet
+from volmig.accounts.roles import OwnedQuerySet, is_in_every_team, may, sees_all
 from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.outbound import is_metadata
@@ -414,7 +416,7 @@ class Hypervisor(models.Model):
             for row in seen
         ]
         keep(self.mounts.all(), found, ("hypervisor", "path"), now)
-        Share.objects.filter(mounts=None, footprints=None).delete()
+        Share.objects.forget_unmounted()
 
     def record_instances(self, domains: list[dict[str, Any]], now: dt.datetime) -> None:
         paths = [PurePosixPath(path) for path in self.mounts.values_list("path", flat=True)]
@@ -570,27 +572,40 @@ class DataAddress(models.Model):
 
 
 RESERVED = {"kind": "space", "state": "reserved"}  # rows of the ledger of migrations, which stand above
-
-
-def held(ledger: str, **of: Any) -> Sum:
-    """The bytes that migrations keep free for what is not there yet; `ledger` leads to their footprints."""
-    return Sum(f"{ledger}__bytes", filter=those(ledger, RESERVED | of), default=0)
-
-
-def those(ledger: str, of: dict[str, Any]) -> Q:
-    return Q(**{f"{ledger}__{name}": value for name, value in of.items()})
-
-
 KEPT = {"kind": "backup", "state": "present"}  # disks that swaps left over, until their purge
 
 
-def kept(ledger: str, **of: Any) -> Sum:
+def held(**of: Any) -> Coalesce:
+    """The bytes that migrations keep free for what is not there yet, by the rows of their ledger that fit `of`."""
+    return of_ledger(Sum("bytes"), **RESERVED, **of)
+
+
+def kept(**of: Any) -> Coalesce:
     """The bytes that such disks hold."""
-    return Sum(f"{ledger}__bytes", filter=those(ledger, KEPT | of), default=0)
+    return of_ledger(Sum("bytes"), **KEPT, **of)
 
 
-def kept_count(ledger: str, **of: Any) -> Count:
-    return Count(ledger, filter=those(ledger, KEPT | of))
+def kept_count(**of: Any) -> Coalesce:
+    return of_ledger(Count("pk"), **KEPT, **of)
+
+
+def of_ledger(figure: Any, **of: Any) -> Coalesce:
+    """A figure of what still stands, as a query for each row: joined with the ledger, a database would read all that
+    ever stood on a hypervisor, which after years is millions of rows."""
+    left = ledger_left().filter(**of)
+    return Coalesce(Subquery(left.order_by().values("kind").annotate(figure=figure).values("figure")), 0)
+
+
+def ledger_left() -> QuerySet[Any]:
+    """What of the ledger of migrations still stands."""
+    found: QuerySet[Any] = apps.get_model("jobs", "Footprint")._default_manager.left()
+    return found
+
+
+def to_hypervisors_of(user: Any) -> dict[str, Any]:
+    """The filter of the ledger for those who do not see all: each row's migration is read for it."""
+    every = may(user, "view") and (sees_all(user) or is_in_every_team(user))
+    return {} if every else {"job__destination__in": seen_by(user)}
 
 
 def seen_by(user: Any) -> HypervisorQuerySet:
@@ -602,7 +617,7 @@ class VolumeGroupQuerySet(models.QuerySet["VolumeGroup"]):
         return self.filter(hypervisor__in=seen_by(user))
 
     def with_held(self) -> Self:
-        return self.annotate(held=held("hypervisor__footprints", name=F("name")))
+        return self.annotate(held=held(hypervisor=OuterRef("hypervisor"), name=OuterRef("name")))
 
 
 class VolumeGroup(models.Model):
@@ -687,6 +702,13 @@ class ShareQuerySet(models.QuerySet["Share"]):
             known |= {share.source: share for share in self.filter(source__in=missing)}
         return known
 
+    def forget_unmounted(self) -> None:
+        """Deletes those that nobody mounts and of which the ledger knows nothing."""
+        ledger = apps.get_model("jobs", "Footprint")._default_manager
+        for share in self.filter(mounts=None):  # few: asked for each, for a join reads the whole ledger
+            if not ledger.filter(share=share).exists():
+                share.delete()
+
     def visible_to(self, user: Any) -> Self:
         """Those that a hypervisor of the person's mounts."""
         return self.filter(pk__in=Mount.objects.filter(hypervisor__in=seen_by(user).active()).values("share"))
@@ -703,12 +725,8 @@ class ShareQuerySet(models.QuerySet["Share"]):
         figures = {
             name: Subquery(here.annotate(least=Min(name)).values("least")) for name in ("size", "free", "seen_at")
         }
-        own = {"job__destination__in": seen}
-        ledger = {
-            "held": held("footprints", **own),
-            "kept": kept("footprints", **own),
-            "backups": kept_count("footprints", **own),
-        }
+        own = {"share": OuterRef("pk"), **to_hypervisors_of(user)}
+        ledger = {"held": held(**own), "kept": kept(**own), "backups": kept_count(**own)}
         mounts = Prefetch(
             "mounts", mine.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "path")
         )
@@ -716,7 +734,8 @@ class ShareQuerySet(models.QuerySet["Share"]):
 
     def with_backups(self, user: Any) -> Self:
         """Those on which migrations to the person's hypervisors left disks that wait for their purge."""
-        return self.with_figures(user).filter(backups__gt=0)
+        there = ledger_left().filter(share=OuterRef("pk"), **KEPT, **to_hypervisors_of(user))
+        return self.with_figures(user).filter(Exists(there))
 
 
 class Share(models.Model):

@@ -254,7 +254,7 @@ def relays(
 
 def held_in_groups() -> dict[tuple[int, str], int]:
     """Bytes that jobs hold reserved and have not taken yet, by hypervisor and volume group."""
-    rows = Footprint.objects.filter(kind="space", state="reserved", hypervisor__isnull=False)
+    rows = Footprint.objects.left().filter(kind="space", state="reserved", hypervisor__isnull=False)
     return {
         (row["hypervisor"], row["name"]): row["held"]
         for row in rows.values("hypervisor", "name").annotate(held=Sum("bytes"))

@@ -2,6 +2,7 @@
 
 from jobs.models.adoption import Adoption
 from jobs.models.approval import Approval, Decision
+from jobs.models.archive import Archive
 from jobs.models.backup import Rehearsal
 from jobs.models.footprint import Footprint
 from jobs.models.job import Job
@@ -16,6 +17,7 @@ from jobs.models.word import Word
 __all__ = [
     "Adoption",
     "Approval",
+    "Archive",
     "Decision",
     "Footprint",
     "Job",

@@ -56,7 +56,7 @@ class FootprintQuerySet(OwnedQuerySet["Footprint"]):
 
     def reserved_bytes(self, **where: Any) -> int:
         """Bytes kept free for things that are not there yet, e.g. on hypervisor=… with name=… (a volume group)."""
-        return self.filter(state="reserved", **where).aggregate(sum=Sum("bytes"))["sum"] or 0
+        return self.left().filter(state="reserved", **where).aggregate(sum=Sum("bytes"))["sum"] or 0
 
     def mark(self, kind: str, state: str, **found: Any) -> int:
         return self.filter(kind=kind).update(state=state, since=timezone.now(), **found)
@@ -65,7 +65,7 @@ class FootprintQuerySet(OwnedQuerySet["Footprint"]):
 class Footprint(models.Model):
     """One thing; `identity` tells it from another of the same name (lv_uuid, inode, filesystem UUID)."""
 
-    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="footprints")
+    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="footprints", db_index=False)
     kind = models.CharField(max_length=12, choices=[(kind, kind) for kind in KINDS])
     hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, blank=True, related_name="footprints")
     share = models.ForeignKey(Share, models.PROTECT, null=True, blank=True, related_name="footprints")
@@ -87,6 +87,14 @@ class Footprint(models.Model):
                 condition=models.Q(kind="backup", state="present"),
                 name="footprint_kept",
             ),
+            models.Index(
+                fields=["id"], condition=models.Q(kind="backup", state="present"), name="footprint_kept_by_age"
+            ),
+            # What stands is little, what ever stood is ten rows for each migration.
+            models.Index(
+                fields=["hypervisor", "name"], condition=models.Q(state="reserved"), name="footprint_reserved"
+            ),
+            models.Index(fields=["share"], condition=~models.Q(state="gone"), name="footprint_left_of"),
         ]
 
     def __str__(self) -> str:

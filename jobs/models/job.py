@@ -21,6 +21,7 @@ from jobs.engine import plan as planning
 from jobs.engine.facts import Facts
 from jobs.models import backup, sealing, story, word
 from jobs.models.approval import NO_REASON, Approval
+from jobs.models.archive import Archive, ArchivedJSONField
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
 from jobs.models.steprun import StepRun
@@ -49,6 +50,7 @@ MOVED = (
 TERMS = ("rate", "ticket", "rollback_minutes")
 LONGEST_SLEEP = dt.timedelta(minutes=10)  # of a migration that is at work: it looks then whatever it waits for
 NO_LIMIT = Sentence("no-limit", "The bandwidth limit has to be more than nothing.")
+RESTING = sorted(states.ENDED - {"purging"})  # statuses in which nobody works on it
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
 
@@ -93,6 +95,22 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         return self.filter(Q(lease_until=None) | abandoned()).filter(
             Q(wake_at__lte=Now()) | Q(lease_until__isnull=False)
         )
+
+    def unarchived(self) -> Self:
+        """Those that ended and whose columns still hold what belongs into an archive."""
+        return self.filter(archived_at=None, ended_at__isnull=False, status__in=RESTING)
+
+    def archive(self, most: int, after: int = 0) -> int | None:
+        """Archive up to `most` of them with keys above `after`, each in a short transaction; what somebody has locked
+        or works on is left for the next time. Returns the last key, None when there are no more.
+        """
+        found = list(self.unarchived().filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)[:most])
+        for pk in found:
+            with transaction.atomic():
+                rows = Job.objects.select_for_update(skip_locked=True).unarchived().filter(pk=pk, lease_until=None)
+                if rows.values_list("pk").first():
+                    Archive.objects.keep(pk)
+        return found[-1] if len(found) == most else None
 
     def follow_the_clock(self) -> None:
         """Have times that lie in the future count from now: they were noted before this machine's clock was set back.
@@ -230,7 +248,7 @@ class Job(models.Model):
     requester = models.ForeignKey(User, models.PROTECT, related_name="+")
     last_editor = models.ForeignKey(User, models.PROTECT, related_name="+")
     ticket = models.CharField(max_length=100, blank=True)
-    source = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_from")
+    source = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_from", db_index=False)
     relay = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_through")
     destination = models.ForeignKey(Hypervisor, models.PROTECT, related_name="jobs_to")
     source_vg = models.CharField(max_length=128)
@@ -249,7 +267,7 @@ class Job(models.Model):
     outcome = models.CharField(max_length=20, blank=True)
     outcome_reason = models.TextField(blank=True)
     halt_reason = models.TextField(blank=True)
-    halt_data = models.JSONField(default=dict, blank=True)
+    halt_data = ArchivedJSONField(default=dict, blank=True)
     waiting_for = models.TextField(blank=True)
     wait_kind = models.CharField(max_length=10, blank=True)  # what that is about; see engine.condition
     wait_hosts = models.CharField(max_length=200, blank=True)
@@ -258,10 +276,10 @@ class Job(models.Model):
     start_requested_at = models.DateTimeField(null=True, blank=True)
     start_when_checked = models.BooleanField(default=False)
     confirmed_at = models.DateTimeField(null=True, blank=True)
-    checks = models.JSONField(default=list, blank=True)
-    facts = models.JSONField(default=dict, blank=True)
+    checks = ArchivedJSONField(default=list, blank=True)
+    facts = ArchivedJSONField(default=dict, blank=True)
     facts_at = models.DateTimeField(null=True, blank=True)
-    plan = models.JSONField(default=dict, blank=True)
+    plan = ArchivedJSONField(default=dict, blank=True)
     digest = models.CharField(max_length=64, blank=True)
     hostctl = models.CharField(max_length=16, blank=True)
     version = models.PositiveIntegerField(default=1)
@@ -275,6 +293,7 @@ class Job(models.Model):
     wake_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)  # since its last end
 
     objects = JobQuerySet.as_manager()
 
@@ -292,11 +311,13 @@ class Job(models.Model):
             models.Index(fields=["instance_id", "-id"], name="job_instance_id"),
             models.Index(fields=["outcome", "-id"], name="job_outcome"),
             models.Index(fields=["-id"], condition=~Q(halt_reason=""), name="job_halted"),
+            models.Index(fields=["-id"], condition=~Q(waiting_for=""), name="job_waiting"),
             models.Index(fields=[*ROLES, "id"], name="job_hypervisors"),
             models.Index(fields=["created_at", "id"], name="job_created_at"),
             models.Index(fields=["ended_at", "id"], name="job_ended_at"),
             models.Index(fields=["instance_name", "id"], name="job_instance_name"),
             models.Index(fields=["source_size", "id"], name="job_source_size"),
+            models.Index(fields=["id"], condition=Q(archived_at=None, ended_at__isnull=False), name="job_unarchived"),
         ]
 
     def __str__(self) -> str:
@@ -619,6 +640,8 @@ class Job(models.Model):
         old, new = self.status, states.next(self.status, event)
         if new in states.ENDED and not self.ended_at:
             values["ended_at"] = timezone.now()
+        if new in RESTING and self.archived_at:
+            values["archived_at"] = None  # there is more to archive now
         values = {"waiting_for": "", **values, "status": new}
         with transaction.atomic():
             if not Job.objects.filter(pk=self.pk, status=old, fence=self.fence).update(**values):

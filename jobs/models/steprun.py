@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote.phrases import sentence
+from jobs.models.archive import ArchivedJSONField
 
 RESULTS = ("running", "done", "failed", "refused", "lost")
 
@@ -61,14 +62,14 @@ class StepRun(models.Model):
     has not begun.
     """
 
-    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs")
+    job = models.ForeignKey("jobs.Job", models.PROTECT, related_name="runs", db_index=False)
     step = models.CharField(max_length=30)
     direction = models.CharField(max_length=4, choices=[("do", "do"), ("undo", "undo")], default="do")
     attempt = models.PositiveIntegerField(default=1)
     lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     hypervisor = models.ForeignKey(Hypervisor, models.PROTECT, null=True, related_name="+")
-    args = models.JSONField(default=dict, blank=True)
+    args = ArchivedJSONField(default=dict, blank=True)
     unit = models.CharField(max_length=200, blank=True)
     boot_id = models.CharField(max_length=40, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
@@ -83,7 +84,7 @@ class StepRun(models.Model):
     ended_at = models.DateTimeField(null=True, blank=True)
     result = models.CharField(max_length=10, blank=True, choices=[(result, result) for result in RESULTS])
     evidence = models.JSONField(default=dict, blank=True)
-    commands = models.JSONField(default=list, blank=True)
+    commands = ArchivedJSONField(default=list, blank=True)
     error = models.JSONField(null=True, blank=True)
 
     objects = StepRunQuerySet.as_manager()

@@ -1,16 +1,21 @@
-"""How long pages of the history and of the record take with 100,000 migrations and 1,000,000 events.
+"""How long every list takes with a history of years: by default 100,000 migrations and 1,000,000 events.
 
-`python -m tests.bench.history` measures SQLite and PostgreSQL; JOBS=1000 in the environment makes it small.
+`python -m tests.bench.history` measures SQLite and PostgreSQL; `--jobs 1000000 --on postgresql` is the figure of
+docs/sizing.md. Ten events are made for each migration. Needs about 32 KB of disk for each migration on PostgreSQL, in
+the directory of temporary files, and gives it back at the end.
 """
 
+import argparse
 import importlib
 import os
+import resource
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +25,34 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = int(os.environ.get("JOBS", "100000"))
 TIMES = int(os.environ.get("TIMES", "20"))
 MEDIAN, MOST = 0.1, 0.25  # seconds
+# What was sown is vacuumed at once; a vacuum by itself amid the measurements would be counted, too.
+POSTGRESQL = ("shared_buffers=512MB", "maintenance_work_mem=512MB", "autovacuum=off", "wal_level=minimal")
+POSTGRESQL += ("max_wal_senders=0",)
+NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
-def main() -> bool:
-    """Measures both databases in processes of their own; whether everything was quick enough."""
+def main(jobs: int = JOBS, which: str = "") -> bool:
+    """Measures both databases, or one, in processes of their own; whether everything was quick enough."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left running or lying about
-    good = on("SQLite", "")
+    good = which == "postgresql" or on("SQLite", "", jobs)
+    if which == "sqlite":
+        return good
     if postgresql.programs() is None:
         print("\nNo PostgreSQL on this machine (apt-get install postgresql): not measured.")
-        return good
-    # What was sown is vacuumed at once; a vacuum by itself amid the measurements would be counted, too.
-    with postgresql.cluster("shared_buffers=256MB", "autovacuum=off") as address:
-        return on("PostgreSQL", address) and good
+        return good and not which
+    with postgresql.cluster(*POSTGRESQL) as address:
+        return on("PostgreSQL", address, jobs) and good
 
 
-def on(name: str, database: str) -> bool:
+def on(name: str, database: str, jobs: int) -> bool:
     with tempfile.TemporaryDirectory(prefix="volmig-bench-") as data:
         told = {"VOLMIG_DATA": data, "VOLMIG_DB": database, "VOLMIG_ALLOWED_HOSTS": "testserver"}
         environment = {**os.environ, **told, "DJANGO_SETTINGS_MODULE": "volmig.settings"}
-        command = [sys.executable, "-m", "tests.bench.history", name]
+        command = [sys.executable, "-m", "tests.bench.history", "--measure", name, "--jobs", str(jobs)]
         return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
 
-def measure(database: str) -> None:
+def measure(database: str, jobs: int) -> None:
     import django
 
     django.setup()
@@ -54,17 +64,69 @@ def measure(database: str) -> None:
 
     call_command("migrate", verbosity=0)
     began = time.monotonic()
-    seed = Seed(JOBS)
+    seed = Seed(jobs)
     seed.sow()
-    print(f"\n{database}: {JOBS:,} migrations and {JOBS * 10:,} events, made in {time.monotonic() - began:.0f} s")
+    print(f"\n{database}: {jobs:,} migrations and {jobs * 10:,} events, made in {time.monotonic() - began:.0f} s")
+    print(f"  most memory of this process while they were made: {memory():,.0f} MiB")
+    sizes(jobs)
     slow = look(seed) + scrape()
-    began = time.monotonic()
+    unused()
+    before, began = memory(), time.monotonic()
     faults = verify()
     took = time.monotonic() - began
-    print(f"  the record's {JOBS * 10:,} events verified in {took:.1f} s: {took / JOBS * 10000:.1f} s for 100,000")
+    print(f"  verify_audit: {jobs * 10:,} events in {took:.1f} s, {took / jobs * 10000:.1f} s for 100,000")
+    print(f"  most memory of this process before and after: {before:,.0f} and {memory():,.0f} MiB")
     connection.close()
     if slow or faults:
         sys.exit("\n".join([f"{database}: too slow: {', '.join(slow)}" if slow else "", *faults[:3]]).strip())
+
+
+def memory() -> float:
+    """The most that this process ever held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def sizes(jobs: int) -> None:
+    """Prints what the tables take."""
+    from django.db import connection
+
+    if connection.vendor != "postgresql":
+        print(f"  the file: {Path(str(connection.settings_dict['NAME'])).stat().st_size / 1e6:,.0f} MB")
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(SIZES)
+        rows = cursor.fetchall()
+        cursor.execute("SELECT pg_database_size(current_database())")
+        (whole,) = cursor.fetchone()
+    places = f"{'table':>10} {'TOAST':>10} {'indexes':>10}"
+    print(f"  {'table':24} {'rows':>12} {places} {'bytes a row':>12} {'a migration':>12}")
+    for name, count, heap, toast, indexes in rows:
+        total = heap + toast + indexes
+        columns = "".join(f"{size / 1e6:7,.0f} MB " for size in (heap, toast, indexes))
+        print(f"  {name:24} {count:12,.0f} {columns} {total / max(count, 1):11,.0f} {total / jobs:12,.0f}")
+    print(f"  the database: {whole / 1e9:.1f} GB, {whole / jobs / 1000:.1f} KB for each migration", flush=True)
+
+
+def unused() -> None:
+    """Prints the indexes of big tables and how often the pages above used them."""
+    from django.db import connection
+
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+            cursor.execute(INDEXES)
+            for table, name, scans, size, unique in cursor.fetchall():
+                print(f"  {table:18} {name:40} {size / 1e6:8,.0f} MB {scans:10,} scans{' (unique)' if unique else ''}")
+
+
+SIZES = """SELECT relname, reltuples,
+  pg_table_size(oid) - coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0),
+  coalesce(pg_total_relation_size(nullif(reltoastrelid, 0)), 0), pg_indexes_size(oid)
+  FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND reltuples > 1000
+  ORDER BY pg_total_relation_size(oid) DESC"""
+INDEXES = """SELECT relname, indexrelname, idx_scan, pg_relation_size(indexrelid), indisunique
+  FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid) JOIN pg_class USING (relname)
+  WHERE pg_class.relkind = 'r' AND reltuples > 5000 ORDER BY 1, 3 DESC"""
 
 
 def look(seed: Any) -> list[str]:
@@ -74,7 +136,7 @@ def look(seed: Any) -> list[str]:
     from django.test import Client
     from django.test.utils import CaptureQueriesContext
 
-    from volmig.accounts.models import Team
+    from volmig.accounts.models import Team, Token
 
     clients = {}
     for name, roles in {"ada": ["auditor", "operator", "approver"], "vera": ["viewer"]}.items():
@@ -82,11 +144,13 @@ def look(seed: Any) -> list[str]:
         user.groups.set(Group.objects.filter(name__in=roles))
         clients[name] = Client()
         clients[name].force_login(user)
+    letters = Token.objects.make(User.objects.get(username="ada"), "bench", ("approve", "audit"), 30)[1]
+    clients["program"] = Client(headers={"Authorization": f"Bearer {letters}"})
     few = Team.objects.create(name="few")
     few.hypervisors.add(*seed.hosts[:6])
     Team.objects.filter(everybody=True).update(everybody=False)
     few.members.add(User.objects.get(username="vera"))
-    print(f"  {'page':66} {'median':>8} {'95 %':>8} {'queries':>8} {'they take':>10} {'CPU':>8}")
+    print(f"  {'page':66} {'median':>8} {'95 %':>8} {'queries':>8} {'they take':>10} {'blocks':>9} {'CPU':>8}")
     # As the web server does: what is there already, here also what was sown, is not for the collector any more.
     importlib.import_module("volmig.asgi")
     slow = []
@@ -101,13 +165,27 @@ def look(seed: Any) -> list[str]:
         cpu = (time.process_time() - worked) / TIMES
         with CaptureQueriesContext(connection) as queries:
             clients[who].get(path)
+        read = sum(blocks(query["sql"]) for query in queries) if connection.vendor == "postgresql" else 0
         median, most = statistics.median(times), statistics.quantiles(times, n=20)[-1]
         mark = "" if median <= MEDIAN and most <= MOST else "  too slow"
         slow += [title] if mark else []
         asked = sum(float(query["time"]) for query in queries)
-        figures = f"{median * 1000:5.0f} ms {most * 1000:5.0f} ms {len(queries):8} {asked * 1000:7.0f} ms"
+        figures = f"{median * 1000:5.0f} ms {most * 1000:5.0f} ms {len(queries):8} {asked * 1000:7.0f} ms {read:9,}"
         print(f"  {title:66} {figures} {cpu * 1000:5.0f} ms{mark}", flush=True)
     return slow
+
+
+def blocks(statement: str) -> int:
+    """How many pages of 8 KB PostgreSQL reads for a query, wherever they lie: it does not depend on the machine."""
+    from django.db import connection
+
+    if not statement.startswith("SELECT") or "FOR UPDATE" in statement:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.replace("%", "%%"), ())
+        (found,) = cursor.fetchone()
+    plan = found[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def scrape() -> list[str]:
@@ -127,7 +205,7 @@ def scrape() -> list[str]:
 
 def pages(seed: Any) -> list[tuple[str, str, str]]:
     told, middle = seed.told, seed.told[len(seed.told) // 2]
-    deep = seed.told[len(seed.told) // 50].pk
+    deep, last = told[len(told) // 50].pk, told[-100].pk
     day = middle.at.date()
     history = {
         "first page": "",
@@ -186,16 +264,80 @@ def pages(seed: Any) -> list[tuple[str, str, str]]:
         for title in ("first page", "deep page", "search: instances that begin with billing", "state: done")
     ]
     rows += [(f"audit: {title}", "ada", f"/audit/?{query}") for title, query in audit.items()]
-    return [
-        *rows,
-        ("overview", "ada", "/"),
-        ("approvals", "ada", "/approvals/"),
-        ("inbox count", "ada", "/approvals/count"),
-    ]
+    shown = {
+        "overview": "/",
+        "approvals": "/approvals/",
+        "inbox count": "/approvals/count",
+        "attention count": "/attention/count",
+        "kept disks": "/backups/",
+        "kept disks that are due": "/backups/?due=1",
+        "leftovers": "/leftovers/",
+        "a migration that ended: plan": f"/migrations/{middle.pk}/?tab=plan",
+        "a migration that ended: log": f"/migrations/{middle.pk}/?tab=log",
+        "a migration that ended: evidence": f"/migrations/{middle.pk}/?tab=evidence",
+        "a migration that ended: approvals": f"/migrations/{middle.pk}/?tab=approvals",
+        "a migration that ended: events": f"/migrations/{middle.pk}/?tab=events",
+        "a migration under way": f"/migrations/{told[-5].pk}/",
+        "hypervisors": "/hosts/",
+        "one hypervisor": f"/hosts/{seed.hosts[3].pk}/",
+        "clouds": "/hosts/clouds/",
+        "instances": "/instances/",
+        "instances: search": "/instances/?q=web",
+        "one instance": f"/instances/{uuid.UUID(int=seed.hosts[3].pk * 1000 + 7)}/",
+        "asking for a migration": "/migrations/new",
+        "people": "/accounts/",
+        "one person": f"/accounts/{middle.requester.pk}/",
+        "teams": "/teams/",
+        "evidence": "/evidence/",
+        "processes": "/processes/",
+        "checks": "/checks/",
+        "account": "/account/",
+    }
+    rows += [(title, "ada", path) for title, path in shown.items()]
+    for title, path in {
+        "migrations": "jobs",
+        "migrations, deep": f"jobs?after={deep}",
+        "migrations: search": "jobs?q=billing",
+        "migrations: state": "jobs?status=failed",
+        "migrations by size": "jobs?sort=largest",
+        "one migration": f"jobs/{middle.pk}",
+        "its plan": f"jobs/{middle.pk}/plan",
+        "its progress": f"jobs/{middle.pk}/progress",
+        "its events": f"jobs/{middle.pk}/events",
+        "its approvals": f"jobs/{middle.pk}/approvals",
+        "the last migrations": f"jobs?before={last}",
+        "approvals": "approvals",
+        "kept disks": "backups",
+        "kept disks that are due": "backups?due=true",
+        "leftovers": "leftovers",
+        "hypervisors": "hypervisors",
+        "one hypervisor": f"hypervisors/{seed.hosts[3].pk}",
+        "its volumes": f"hypervisors/{seed.hosts[3].pk}/volumes",
+        "volumes": "volumes?q=disk",
+        "shares": "shares",
+        "clouds": "clouds",
+        "instances": "servers",
+        "instances: search": "servers?q=web",
+        "events": "events",
+        "events, deep": "events?after=5000",
+        "events: person": f"events?who={middle.requester.username}",
+        "events: action": "events?what=approval",
+    }.items():
+        rows.append((f"API: {title}", "program", f"/api/v1/{path}"))
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    parsed = argparse.ArgumentParser(description=__doc__)
+    parsed.add_argument("--jobs", type=int, default=JOBS, help="migrations; ten events are made for each")
+    parsed.add_argument("--on", choices=NAMES, default="", help="one database alone")
+    parsed.add_argument("--measure", default="", help=argparse.SUPPRESS)
+    return parsed
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        measure(sys.argv[1])
+    args = parser().parse_args()
+    if args.measure:
+        measure(args.measure, args.jobs)
     else:
-        sys.exit(0 if main() else 1)
+        sys.exit(0 if main(args.jobs, args.on) else 1)

@@ -1,54 +1,103 @@
-"""Fills a database with the history of years: migrations by the 100,000, ten events of each, in a valid chain."""
+"""Fills a database with the history of years: migrations by the million, ten events of each, in a valid chain.
+
+Every migration has what a real one leaves: words, approvals and decisions, a journal, a ledger, and an archive with its
+plan. What is alike in all of them the database itself copies; what is signed or differs comes by COPY, some thousand
+migrations at a time, so that memory is bounded whatever the number.
+"""
 
 import datetime as dt
 import json
 import random
+import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, overload
 
 from django.contrib.auth.models import Group, User
 from django.db import connection, models, transaction
 from django.utils import timezone
 
-from hosts.models import Hypervisor
+from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Mount, Scan, Server, Share, VolumeGroup
+from jobs.engine import checks, consent
 from jobs.engine import plan as planning
-from jobs.models import Approval, Decision, Job, Word, word
+from jobs.models import Approval, Archive, Decision, Footprint, Job, StepRun, Word, word
+from jobs.models import archive as archives
 from tests.engine import sound
 from volmig.record.models import SIGNED, ChainHead, Event, sign
 
 GIB = 1 << 30
-BATCH = 2000
+BATCH = 2000  # rows that are written at once where there is no COPY
+MANY = 5000  # migrations whose rows are in memory at a time
 ENDS = [("purged", "done", 55), ("done", "done", 20), ("undone", "failed", 8), ("undone", "cancelled", 5)]
 ENDS += [("undone", "rejected", 2), ("undone", "blocked", 4), ("rolled_back", "rolled back", 5)]
+KEPT_FOR = 0.06  # of the time: about three months, after which every kept disk was purged
+OPEN = 40  # the last ones are under way
 KINDS = ["db", "web", "queue", "cache", "billing", "search", "mail", "archive", "ci", "metrics"]
 PLACES = ["eu", "us", "ap", "lab", "edge"]
 STORY = ["job.submit", "job.status", "job.status", "job.start", "step.done", "step.done", "step.done", "step.done"]
 STORY += ["approval.ask", "approval.approve"]
 STEPS = ["relay_lv", "convert", "compare", "stage"]
+TABLES = (Job, Word, Approval, Decision, Event, Archive, StepRun, Footprint)
+LEDGER = ("space", "lv", "filesystem", "mount", "export", "stage", "fence", "fence", "lock", "backup")
+PLAIN = """SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename = %s
+  AND to_regclass(quote_ident(indexname)) NOT IN (SELECT conindid FROM pg_constraint)"""
+
+
+class History(Sequence[SimpleNamespace]):
+    """The migrations by their place in time, each made anew whenever it is asked for."""
+
+    def __init__(self, seed: "Seed") -> None:
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.seed.jobs
+
+    @overload
+    def __getitem__(self, index: int) -> SimpleNamespace: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SimpleNamespace]: ...
+    def __getitem__(self, index: int | slice) -> SimpleNamespace | list[SimpleNamespace]:
+        if isinstance(index, slice):
+            return [self.seed.tell(number) for number in range(*index.indices(len(self)))]
+        return self.seed.tell(range(len(self))[index])
 
 
 class Seed:
     """The same history each time, from `jobs` migrations with ten events each."""
 
     def __init__(self, jobs: int) -> None:
-        self.jobs, self.chance, self.now = jobs, random.Random(2026), timezone.now()
+        self.jobs, self.chance, self.now = jobs, random.Random(), timezone.now()
         self.began = self.now - dt.timedelta(days=4 * 365)
+        self.told = History(self)
 
     def sow(self) -> None:
         self.people = [self.person(f"operator-{n}", "operator") for n in range(30)]
         self.deciders = [self.person(f"approver-{n}", "approver") for n in range(10)]
         self.hosts = [self.hypervisor(f"cmp-{n:03}", n) for n in range(60)]
         self.first = (Job.objects.order_by("-pk").values_list("pk", flat=True).first() or 0) + 1
-        rows = self.migrations()
-        insert(Job, rows)
-        insert(Word, self.words())
-        insert(Approval, self.approvals())
-        insert(Decision, self.decisions())
-        insert(Event, self.events())
+        head = ChainHead.objects.filter(pk=1).first() or ChainHead()
+        self.seq, self.hash = head.seq, head.hash
+        self.like = Alike()
+        self.word_key = 0
+        self.site()
+        with Unindexed():
+            for start in range(0, self.jobs, MANY):
+                self.some(self.told[start : start + MANY])
+                progress(f"{start + MANY:,} migrations")
+            self.like.spread(self.first, self.first + self.jobs - OPEN)
+            progress("journals, ledgers and archives")
         ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
         settle()
+        progress("indexes and statistics")
+
+    def some(self, told: list[SimpleNamespace]) -> None:
+        insert(Job, map(self.migration, told))
+        insert(Word, (row for each in told for row in self.words(each)))
+        insert(Approval, map(self.approval, told))
+        insert(Decision, map(self.decision, told))
+        insert(Event, (self.event(each, n, action) for each in told for n, action in enumerate(STORY)))
 
     def person(self, name: str, role: str) -> User:
         user = User.objects.create(username=name, password="!")
@@ -58,74 +107,94 @@ class Seed:
     def hypervisor(self, name: str, number: int) -> Hypervisor:
         return Hypervisor.objects.create(name=name, address=f"192.0.2.{number}", host_key="ssh-ed25519 AAAA")
 
-    def migrations(self) -> Iterator[dict[str, Any]]:
-        self.told: list[SimpleNamespace] = []
-        plan = json.dumps(planning.make(sound.MIGRATION, sound.FACTS).to_json())
-        facts, weights = json.dumps(sound.FACTS.to_json()), [weight for *_, weight in ENDS]
-        same = Job(uuid=uuid.UUID(int=0), relay_vg="vg_nova0", share_source="filer:/export/nova", disk="disk.local")
-        for number in range(self.jobs):
-            at = self.began + (self.now - self.began) * (number / self.jobs)
-            status, outcome = self.chance.choices(ENDS, weights)[0][:2]
-            if number > self.jobs - 40:
-                status, outcome = self.chance.choice(["preparing", "awaiting_approval", "on_trial", "planned"]), ""
-            source, relay, destination = self.chance.sample(self.hosts, 3)
-            name = f"{self.chance.choice(KINDS)}-{self.chance.choice(PLACES)}-{self.chance.randrange(20000)}"
-            old, new = (str(uuid.UUID(int=self.chance.getrandbits(128))) for _ in range(2))
-            told = SimpleNamespace(
-                pk=self.first + number, source_id=source.pk, relay_id=relay.pk, destination_id=destination.pk,
-                requester=self.chance.choice(self.people), source_vg="vg_nova0", source_lv=f"{old}_disk.local",
-                lv_uuid=f"lv-{uuid.UUID(int=self.chance.getrandbits(128))}"[:38], instance_id=new, instance_name=name,
-                ticket=f"OPS-{1000 + number // 3}", at=at, by=self.chance.choice(self.deciders),
+    def site(self) -> None:
+        """What hypervisors and Nova reported: 50 instances and volumes on each."""
+        seen = {"seen_at": self.now}
+        share = Share.objects.create(source="filer:/export/nova")
+        cloud = Cloud.objects.create(name="prod")
+        for host in self.hosts:
+            Mount.objects.create(hypervisor=host, share=share, path="/var/lib/nova/instances", **seen)
+            group = VolumeGroup.objects.create(
+                hypervisor=host, name="vg_nova0", uuid=f"vg-{host.name}", size=900 * GIB, free=400 * GIB,
+                extent_size=1 << 22, **seen,
             )  # fmt: skip
-            self.told.append(told)
-            yield {field.attname: getattr(same, field.attname) for field in Job._meta.concrete_fields} | {
-                "id": told.pk, "uuid": uuid.UUID(int=self.chance.getrandbits(128)), "requester_id": told.requester.pk,
-                "last_editor_id": told.requester.pk, "source_size": self.chance.randrange(1, 4000) * GIB,
-                "status": status, "outcome": outcome, "created_at": at,
-                "ended_at": at + dt.timedelta(hours=self.chance.uniform(0.2, 60)) if outcome else None,
-                "plan": plan, "facts": facts, "checks": "[]", "halt_data": "{}", "digest": "ab" * 32,
-                "halt_reason": "Something was seen that is not foreseen." if not outcome and number % 9 == 0 else "",
-                **{key: value for key, value in vars(told).items() if key not in ("pk", "at", "by", "requester")},
-            }  # fmt: skip
+            Scan.objects.create(hypervisor=host, tried_at=self.now, began_at=self.now)
+            ids = [str(uuid.UUID(int=host.pk * 1000 + number)) for number in range(50)]
+            Instance.objects.bulk_create(
+                Instance(hypervisor=host, uuid=each, name=f"instance-{each[-8:]}", state="running", **seen)
+                for each in ids
+            )
+            Server.objects.bulk_create(
+                Server(cloud=cloud, uuid=each, name=f"web-{each[-8:]}", host=host.name, status="ACTIVE", **seen)
+                for each in ids
+            )
+            LogicalVolume.objects.bulk_create(
+                LogicalVolume(
+                    volume_group=group, name=f"{each}_disk.local", uuid=each, size=GIB, attributes="-wi-a-----",
+                    is_open=False, **seen,
+                )
+                for each in ids
+            )  # fmt: skip
 
-    def words(self) -> Iterator[dict[str, Any]]:
-        key = 0
-        for told in self.told:
-            for text in {word.plain(each) for each in (*word.of_job(told), word.person(told.by.username))}:
-                key += 1
-                yield {"id": key, "job_id": told.pk, "text": text}
+    def tell(self, number: int) -> SimpleNamespace:
+        """What is known of one migration, by chance, and the same each time."""
+        chance = self.chance
+        chance.seed(2026 + 7919 * number)
+        at = self.began + (self.now - self.began) * (number / self.jobs)
+        status, outcome = chance.choices(ENDS, [weight for *_, weight in ENDS])[0][:2]
+        if number < self.jobs * (1 - KEPT_FOR) and status in ("done", "rolled_back"):
+            status = "purged"
+        if number >= self.jobs - OPEN:
+            status, outcome = chance.choice(["preparing", "awaiting_approval", "on_trial", "planned"]), ""
+        source, relay, destination = chance.sample(self.hosts, 3)
+        name = f"{chance.choice(KINDS)}-{chance.choice(PLACES)}-{chance.randrange(20000)}"
+        old, new, lv, own = (str(uuid.UUID(int=chance.getrandbits(128))) for _ in range(4))
+        return SimpleNamespace(
+            pk=self.first + number, uuid=own, source_id=source.pk, relay_id=relay.pk, destination_id=destination.pk,
+            requester=chance.choice(self.people), source_vg="vg_nova0", source_lv=f"{old}_disk.local",
+            lv_uuid=f"lv-{lv}"[:38], instance_id=new, instance_name=name, ticket=f"OPS-{1000 + number // 3}", at=at,
+            by=chance.choice(self.deciders), status=status, outcome=outcome,
+            source_size=chance.randrange(1, 4000) * GIB,
+            ended_at=at + dt.timedelta(hours=chance.uniform(0.2, 60)) if outcome else None,
+            halt_reason="Something was seen that is not foreseen." if not outcome and number % 9 == 0 else "",
+        )  # fmt: skip
 
-    def approvals(self) -> Iterator[dict[str, Any]]:
-        for told in self.told:
-            yield {
-                "id": told.pk, "job_id": told.pk, "kind": "swap", "version": 1, "digest": "cd" * 32,
-                "bound": json.dumps({"job": str(told.pk)}), "requester_id": told.requester.pk,
-                "last_editor_id": told.requester.pk, "created_at": told.at,
-                "expires_at": told.at + dt.timedelta(days=1), "voided_at": None, "void_reason": "",
-                "void_changes": "[]", "consumed_at": told.at + dt.timedelta(hours=1), "approvers": 1,
-                "granted_by_id": None, "seals": "{}",
-            }  # fmt: skip
+    def migration(self, told: SimpleNamespace) -> dict[str, Any]:
+        own = {key: value for key, value in vars(told).items() if key not in ("pk", "uuid", "at", "by", "requester")}
+        kept = self.like.references(told.pk) if told.outcome else self.like.columns
+        return self.like.job | own | kept | {
+            "id": told.pk, "uuid": uuid.UUID(told.uuid), "requester_id": told.requester.pk,
+            "last_editor_id": told.requester.pk, "created_at": told.at,
+            "archived_at": told.ended_at,
+        }  # fmt: skip
 
-    def decisions(self) -> Iterator[dict[str, Any]]:
-        for told in self.told:
-            yield {
-                "id": told.pk, "approval_id": told.pk, "person_id": told.by.pk, "requester_id": told.requester.pk,
-                "last_editor_id": told.requester.pk, "verdict": "approve", "reason": "as agreed", "at": told.at,
-                "withdrawn_at": None,
-            }  # fmt: skip
+    def words(self, told: SimpleNamespace) -> Iterator[dict[str, Any]]:
+        for text in {word.plain(each) for each in (*word.of_job(told), word.person(told.by.username))}:
+            self.word_key += 1
+            yield {"id": self.word_key, "job_id": told.pk, "text": text}
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        head = ChainHead.objects.filter(pk=1).first() or ChainHead()
-        self.seq, self.hash = head.seq, head.hash
-        for told in self.told:
-            for number, action in enumerate(STORY):
-                self.seq += 1
-                yield self.event(told, number, action)
+    def approval(self, told: SimpleNamespace) -> dict[str, Any]:
+        return {
+            "id": told.pk, "job_id": told.pk, "kind": "swap", "version": 1, "digest": "cd" * 32,
+            "bound": self.like.bound, "requester_id": told.requester.pk,
+            "last_editor_id": told.requester.pk, "created_at": told.at,
+            "expires_at": told.at + dt.timedelta(days=1), "voided_at": None, "void_reason": "",
+            "void_changes": "[]", "consumed_at": told.at + dt.timedelta(hours=1), "approvers": 1,
+            "granted_by_id": None, "seals": "{}",
+        }  # fmt: skip
+
+    def decision(self, told: SimpleNamespace) -> dict[str, Any]:
+        return {
+            "id": told.pk, "approval_id": told.pk, "person_id": told.by.pk, "requester_id": told.requester.pk,
+            "last_editor_id": told.requester.pk, "verdict": "approve", "reason": "as agreed", "at": told.at,
+            "withdrawn_at": None,
+        }  # fmt: skip
 
     def event(self, told: SimpleNamespace, number: int, action: str) -> dict[str, Any]:
+        self.seq += 1
         who = told.by if action == "approval.approve" else None if action.startswith("step") else told.requester
         step = STEPS[number % 4] if action.startswith("step") else ""
-        data = {"n": number, "evidence": {"seconds": 4.2}, "hypervisor": "cmp-001"}
+        data = {"n": number, "hypervisor": "cmp-001"} | self.like.event_data.get(action, {})
         values = {
             "seq": self.seq, "at": told.at + dt.timedelta(seconds=number), "actor_id": who and who.pk,
             "actor_name": who.username if who else "", "role": "operator" if who else "", "session": "",
@@ -137,35 +206,187 @@ class Seed:
         return values | {"id": self.seq, "data": json.dumps(data), "prev_hash": before, "hash": self.hash}
 
 
+class Alike:
+    """What all migrations have alike but for their keys: plan, facts, checks, journal and ledger."""
+
+    def __init__(self) -> None:
+        made = planning.make(sound.MIGRATION, sound.FACTS)
+        evidence = {"stage_verify": {"sha256": "ab" * 32, "inode": 4711, "file_size": 1 << 30}}
+        found = [check.to_json() for check in checks.look(sound.case())]
+        plain = {"plan": made.to_json(), "facts": sound.FACTS.to_json(), "checks": found, "halt_data": {}}
+        self.columns = {name: json.dumps(value) for name, value in plain.items()}
+        bound = consent.swap(sound.MIGRATION, sound.FACTS, made, evidence, "0123456789abcdef")
+        self.bound = json.dumps(bound)
+        self.runs = [self.run(each) for each in made.to_json()["steps"]]
+        long = {f"{run['step']}.do.1.{name}": run[name] for run in self.runs for name in archives.OF_RUN}
+        long |= {name: self.columns[name] for name in archives.OF_JOB}
+        packed = {name: archives.compact(text) for name, text in long.items() if archives.is_bulky(text)}
+        self.content = archives.packed(packed)
+        self.check, self.packed = archives.check_of(self.content), set(packed)
+        empty = Job(uuid=uuid.UUID(int=0), relay_vg="vg_nova0", share_source="filer:/export/nova", disk="disk.local")
+        self.job = {field.attname: getattr(empty, field.attname) for field in Job._meta.concrete_fields}
+        self.job |= {"digest": "ab" * 32, "hostctl": "0123456789abcdef", "facts_at": timezone.now()}
+        self.event_data: dict[str, dict[str, Any]] = {
+            "approval.ask": {"digest": "cd" * 32, "bound": bound, "approvers": 1},
+            "step.done": {"attempt": 1, "direction": "do", "evidence": {"seconds": 4.2, "bytes_read": 1 << 34}},
+        }
+
+    def run(self, told: dict[str, Any]) -> dict[str, Any]:
+        """An attempt that went well, in the shape that hostctl reports."""
+        report = {
+            "at": "2026-01-01T00:00:00+00:00",
+            "exit": 0,
+            "probe": False,
+            "stderr": "",
+            "stdout": "",
+            "seconds": 0.1,
+        }
+        ran = [{**report, **each, "argv": each["text"].split()} for each in told["commands"]]
+        return {
+            "step": told["name"], "on": told["on"], "args": json.dumps(told["args"]), "commands": json.dumps(ran),
+            "evidence": json.dumps({"seconds": 4.2, "bytes_read": 1 << 34, "boot_id": "ab" * 16}),
+        }  # fmt: skip
+
+    def reference(self, key: Any, part: str) -> str:
+        return f"{archives.REFERENCE}{key}:{self.check}:{part}"
+
+    def references(self, key: int) -> dict[str, str]:
+        return {
+            name: json.dumps(self.reference(key, name)) if name in self.packed else text
+            for name, text in self.columns.items()
+        }
+
+    def spread(self, first: int, end: int) -> None:
+        """Copies archive, journal and ledger for the migrations from key `first` to before `end`."""
+        keep("alike_run", "key integer, step text, place text, args text, commands text, evidence text", self.stored())
+        keep("alike_mark", "key integer, kind text", list(enumerate(LEDGER)))
+        postgresql = connection.vendor == "postgresql"
+        words = {"jsonb": "::jsonb" if postgresql else "", "false": "false" if postgresql else "0"}
+        words |= {"runs": len(self.runs), "marks": len(LEDGER), "among": "WHERE j.id >= %s AND j.id < %s ORDER BY j.id"}
+        execute(ARCHIVES.format(**words), [self.content, first, end])
+        execute(RUNS.format(**words), [first, end])
+        execute(MARKS.format(**words), [first, end])
+
+    def stored(self) -> list[tuple[Any, ...]]:
+        """The journal's rows, with references into the archive of a migration that is still to be named."""
+        rows = []
+        for key, run in enumerate(self.runs):
+            parts = {name: f"{run['step']}.do.1.{name}" for name in archives.OF_RUN}
+            columns = {
+                name: json.dumps(self.reference("<key>", part)) if part in self.packed else run[name]
+                for name, part in parts.items()
+            }
+            rows.append((key, run["step"], run["on"], columns["args"], columns["commands"], run["evidence"]))
+        return rows
+
+
+ARCHIVES = """INSERT INTO jobs_archive (id, job_id, content, made_at)
+SELECT j.id, j.id, %s, j.ended_at FROM jobs_job j {among}"""
+RUNS = """INSERT INTO jobs_steprun
+ (id, job_id, step, direction, attempt, lap, fence, hypervisor_id, args, unit, boot_id, started_at, bytes_done,
+  bytes_total, bytes_read, bytes_written, rate, unread, ended_at, result, evidence, commands)
+SELECT j.id * {runs} + r.key, j.id, r.step, 'do', 1, 1, 1,
+  CASE r.place WHEN 'source' THEN j.source_id WHEN 'relay' THEN j.relay_id ELSE j.destination_id END,
+  replace(r.args, '<key>', CAST(j.id AS text)){jsonb}, 'volmig-' || j.uuid || '-' || r.step || '-do-1',
+  '0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa', j.created_at, 0, 0, 0, 0, 0, {false}, j.ended_at, 'done',
+  r.evidence{jsonb}, replace(r.commands, '<key>', CAST(j.id AS text)){jsonb}
+FROM jobs_job j CROSS JOIN alike_run r {among}, r.key"""
+MARKS = """INSERT INTO jobs_footprint
+ (id, job_id, kind, hypervisor_id, share_id, name, identity, bytes, state, since, keep_until)
+SELECT j.id * {marks} + m.key, j.id, m.kind, CASE m.kind WHEN 'backup' THEN NULL ELSE j.relay_id END,
+  CASE m.kind WHEN 'backup' THEN (SELECT min(id) FROM hosts_share) END,
+  '/var/lib/nova/instances/.volmig/' || j.uuid || '/' || m.kind || m.key, '4711', j.source_size,
+  CASE WHEN m.kind = 'backup' AND j.status IN ('done', 'rolled_back') THEN 'present' ELSE 'gone' END,
+  j.ended_at, j.ended_at
+FROM jobs_job j CROSS JOIN alike_mark m {among}, m.key"""
+
+
+def keep(table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
+    """Puts rows into a temporary table."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TEMPORARY TABLE {table} ({columns})")
+        marks = ", ".join(["%s"] * len(rows[0]))
+        cursor.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+
+
+def execute(statement: str, params: list[Any]) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(statement, params)
+
+
+class Unindexed:
+    """While rows come in, PostgreSQL has no indexes but those of keys and constraints, and asks no foreign key."""
+
+    def __enter__(self) -> None:
+        self.made: list[str] = []
+        if connection.vendor != "postgresql":
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("SET session_replication_role = replica")
+            for model in TABLES:
+                cursor.execute(PLAIN, [model._meta.db_table])
+                for name, definition in cursor.fetchall():
+                    self.made.append(definition)
+                    cursor.execute(f'DROP INDEX "{name}"')
+
+    def __exit__(self, *_: object) -> None:
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                for definition in self.made:
+                    cursor.execute(definition)
+                cursor.execute("SET session_replication_role = DEFAULT")
+
+
+BEGAN = time.monotonic()
+
+
+def progress(what: str) -> None:
+    """One line that is written over, on a terminal alone."""
+    if sys.stderr.isatty():
+        print(f"\r{time.monotonic() - BEGAN:6.0f} s: {what:60}", end="", file=sys.stderr, flush=True)
+
+
 def insert(model: type[models.Model], rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows of plain values as fast as the database takes them; JSON comes as text."""
     columns = {field.attname: field.column for field in model._meta.concrete_fields}
-    plain: dict[type, Any] = SQLITE if connection.vendor == "sqlite" else {}
-    names: list[str] = []
-    batch: list[tuple[Any, ...]] = []
-    for row in rows:
-        names = names or list(row)
-        batch.append(tuple(plain[type(value)](value) if type(value) in plain else value for value in row.values()))
-        if len(batch) == BATCH:
-            write(model, [columns[name] for name in names], batch)
-            batch = []
-    write(model, [columns[name] for name in names], batch)
+    rows = iter(rows)
+    row = next(rows, None)
+    if row is None:
+        return
+    names = list(row)
+    values = (tuple(each.values()) for each in chain(row, rows))
+    WAYS[connection.vendor](model, [columns[name] for name in names], values)
 
 
-# As Django writes them there.
-SQLITE = {dt.datetime: lambda at: str(at.astimezone(dt.UTC).replace(tzinfo=None)), uuid.UUID: lambda key: key.hex}
+def chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield first
+    yield from rest
 
 
-def write(model: type[models.Model], columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+def copy(model: type[models.Model], columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
     listed = ", ".join(f'"{column}"' for column in columns)
+    statement = f"COPY {model._meta.db_table} ({listed}) FROM STDIN"
+    with transaction.atomic(), connection.cursor() as cursor, cursor.copy(statement) as sink:
+        for row in rows:
+            sink.write_row(row)
+
+
+def insert_many(model: type[models.Model], columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    listed, marks = ", ".join(f'"{column}"' for column in columns), ", ".join("?" * len(columns))
+    as_written = (
+        tuple(SQLITE[type(value)](value) if type(value) in SQLITE else value for value in row) for row in rows
+    )
     with transaction.atomic(), connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            with cursor.copy(f"COPY {model._meta.db_table} ({listed}) FROM STDIN") as copy:
-                for row in rows:
-                    copy.write_row(row)
-            return
-        marks = ", ".join("?" * len(columns))
-        cursor.connection.executemany(f"INSERT INTO {model._meta.db_table} ({listed}) VALUES ({marks})", rows)  # noqa: S608
+        statement = f"INSERT INTO {model._meta.db_table} ({listed}) VALUES ({marks})"  # noqa: S608
+        cursor.connection.executemany(statement, as_written)
+
+
+WAYS: dict[str, Callable[..., None]] = {"postgresql": copy, "sqlite": insert_many}
+# As Django writes them there.
+SQLITE: dict[type, Callable[[Any], Any]] = {
+    dt.datetime: lambda at: str(at.astimezone(dt.UTC).replace(tzinfo=None)),
+    uuid.UUID: lambda key: key.hex,
+}
 
 
 def settle() -> None:
@@ -173,7 +394,7 @@ def settle() -> None:
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:
-        for model in (Job, Word, Approval, Decision, Event):
+        for model in TABLES:
             table = model._meta.db_table
             cursor.execute(f"VACUUM ANALYZE {table}")
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608

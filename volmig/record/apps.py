@@ -9,9 +9,9 @@ from django.db.models.signals import post_migrate
 NAMES = ("record_event_no_update", "record_event_no_delete")
 SQLITE = """CREATE TRIGGER IF NOT EXISTS {name} BEFORE {act} ON record_event
 BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END"""
+FUNCTION = """CREATE OR REPLACE FUNCTION record_refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'the record is append-only'; END $$"""
 POSTGRESQL = """
-CREATE OR REPLACE FUNCTION record_refuse() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN RAISE EXCEPTION 'the record is append-only'; END $$;
 DROP TRIGGER IF EXISTS record_event_no_update ON record_event;
 DROP TRIGGER IF EXISTS record_event_no_delete ON record_event;
 CREATE TRIGGER record_event_no_update BEFORE UPDATE OR DELETE ON record_event
@@ -19,6 +19,9 @@ CREATE TRIGGER record_event_no_update BEFORE UPDATE OR DELETE ON record_event
 CREATE TRIGGER record_event_no_delete BEFORE TRUNCATE ON record_event
   FOR EACH STATEMENT EXECUTE FUNCTION record_refuse()
 """
+THERE = (
+    "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'record_event'::regclass AND tgname = ANY(%s) AND tgenabled = 'O'"
+)
 
 
 class RecordConfig(AppConfig):
@@ -36,7 +39,11 @@ def make_triggers(using: str = "default", **_: Any) -> None:
         return
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(POSTGRESQL)
+            cursor.execute(FUNCTION)
+            cursor.execute(THERE, [list(NAMES)])
+            # Making one waits until nobody reads the table, and holds all writers up until then.
+            if cursor.fetchone()[0] < len(NAMES):
+                cursor.execute(POSTGRESQL)
             return
         for name, act in zip(NAMES, ("UPDATE", "DELETE"), strict=True):
             cursor.execute(SQLITE.format(name=name, act=act))

@@ -189,7 +189,9 @@ class Event(models.Model):
 
     seq = models.BigIntegerField(unique=True)
     at = models.DateTimeField()
-    actor = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+")
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+", db_index=False
+    )
     actor_name = models.CharField(max_length=150, blank=True)
     role = models.CharField(max_length=200, blank=True)
     session = models.CharField(max_length=16, blank=True)
@@ -210,7 +212,10 @@ class Event(models.Model):
             models.Index(fields=["action", "-seq"], name="event_by_action"),
             models.Index(fields=["actor", "-seq"], name="event_by_actor"),
             models.Index(fields=["actor_name", "-seq"], name="event_by_name"),
-            models.Index(fields=["object", "-seq"], name="event_by_object"),
+            # By PostgreSQL an index in the order of a language is of no use for LIKE.
+            models.Index(
+                fields=["object", "-seq"], opclasses=["varchar_pattern_ops", "int8_ops"], name="event_of_object"
+            ),
             models.Index(fields=["at", "seq"], name="event_by_time"),
         ]
 

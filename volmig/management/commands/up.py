@@ -18,14 +18,13 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import beats, data, database, incarnation, keys, systemd
+from volmig import beats, data, database, incarnation, keys, online, systemd
 from volmig.health import heart
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
@@ -36,6 +35,7 @@ QUEUES = {"workers": MIGRATIONS, "background": BACKGROUND}  # a cluster for each
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
 PREPARES = 0x766F6C6D6967  # names a lock of the database
+LOCK_PAUSE = 0.2  # seconds between tries to get it
 LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
@@ -213,13 +213,20 @@ def alone() -> Iterator[None]:
     """One after the other: parts that start at once would make the same tables."""
     if connection.vendor == "postgresql":  # they may be on several machines
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [PREPARES])
+            # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
+            while not is_locked(cursor):
+                time.sleep(LOCK_PAUSE)
             yield
             cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
     else:
         with (settings.DATA / "up-prepare.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def is_locked(cursor: Any) -> bool:
+    cursor.execute("SELECT pg_try_advisory_lock(%s)", [PREPARES])
+    return bool(cursor.fetchone()[0])
 
 
 def when_possible(who: str, act: Callable[[], None]) -> None:
@@ -238,7 +245,7 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
 
 def prepare() -> None:
     refuse_what_differs()
-    call_command("migrate", interactive=False, verbosity=0)
+    online.migrate(lambda line: print(line, flush=True))
     compare_with_others()
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)

@@ -1,0 +1,212 @@
+"""Changes of big tables that stop no writer: what migrations use for tables that grow with the history.
+
+PostgreSQL builds and drops these indexes CONCURRENTLY, which no transaction can contain: such a migration has
+`atomic = False` and nothing else in it. When it is interrupted it is simply run again: what was done is left, and an
+index that PostgreSQL calls invalid is built anew. SQLite has one writer anyway and makes ordinary indexes.
+tests/volmig/test_online.py rejects a migration that changes a big table in another way.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management import call_command
+from django.db import NotSupportedError, OperationalError, connection
+from django.db.migrations.operations import AddIndex, RemoveIndex
+from django.db.migrations.operations.base import Operation
+from django.db.models import ForeignKey
+
+# As (app, model): a row for each migration or event at least. Nothing is ever deleted from them.
+BIG = {
+    ("jobs", "approval"),
+    ("jobs", "archive"),
+    ("jobs", "decision"),
+    ("jobs", "footprint"),
+    ("jobs", "job"),
+    ("jobs", "steprun"),
+    ("jobs", "word"),
+    ("record", "event"),
+}
+UNFINISHED = """SELECT indexrelid::regclass::text, relname FROM pg_index
+  JOIN pg_class ON pg_class.oid = indexrelid
+ WHERE NOT indisvalid AND relnamespace = current_schema()::regnamespace ORDER BY 2"""
+LOCK_NOT_AVAILABLE = "55P03"
+LOCK_SECONDS = 2  # for which a change of a table may hold up those who come after it
+PAUSE_SECONDS = 5  # in which they go on
+TEMPORARY = ("_ccnew", "_ccold")  # of REINDEX CONCURRENTLY, perhaps with a number
+
+
+class AddIndexOnline(AddIndex):
+    """AddIndex for a big table."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if not self.allow_migrate_model(schema_editor.connection.alias, model):
+            return
+        valid = validity(schema_editor, model, self.index.name)
+        if valid is False:
+            drop(schema_editor, self.index.name)
+        if not valid:
+            online = {"concurrently": True} if is_postgresql(schema_editor) else {}
+            wait_for_others(schema_editor.connection)
+            schema_editor.add_index(model, self.index, **online)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        drop(schema_editor, self.index.name)
+
+
+class RemoveIndexOnline(RemoveIndex):
+    """RemoveIndex for a big table."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        drop(schema_editor, self.name)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        model = to_state.models[app_label, self.model_name_lower]
+        AddIndexOnline(self.model_name, model.get_index_by_name(self.name)).database_forwards(
+            app_label, schema_editor, from_state, to_state
+        )
+
+
+class RemoveUnlistedIndexOnline(Operation):
+    """Removes an index that no model lists: an earlier migration made it by SQL of its own, for PostgreSQL alone."""
+
+    reversible = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        pass
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        drop(schema_editor, self.name)
+
+    def describe(self) -> str:
+        return f"Remove the index {self.name}"
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return self.__class__.__name__, [], {"name": self.name}
+
+
+class RemoveKeyIndexOnline(Operation):
+    """Removes the index that Django makes for a foreign key, where another index begins with the same column."""
+
+    reduces_to_sql = True
+    reversible = True
+
+    def __init__(self, model_name: str, name: str) -> None:
+        self.model_name, self.name = model_name, name
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        key = (app_label, self.model_name.lower())
+        field = state.models[key].fields[self.name].clone()
+        field.db_index = False
+        state.alter_field(*key, self.name, field, preserve_default=True)
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        for name in self._names(schema_editor, model):
+            drop(schema_editor, name)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        refuse_transaction(schema_editor)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if not self._names(schema_editor, model):
+            field = model._meta.get_field(self.name)
+            schema_editor.execute(schema_editor._create_index_sql(model, fields=[field]))
+
+    def _names(self, schema_editor: Any, model: Any) -> list[str]:
+        """Indexes of this column alone that no constraint needs."""
+        field: ForeignKey[Any, Any] = model._meta.get_field(self.name)
+        return sorted(
+            name
+            for name, each in constraints(schema_editor, model).items()
+            if each["columns"] == [field.column] and each["index"] and not each["unique"]
+            if name not in {index.name for index in model._meta.indexes}
+        )
+
+    def describe(self) -> str:
+        return f"Remove the index of {self.name} alone from {self.model_name}"
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return self.__class__.__name__, [], {"model_name": self.model_name, "name": self.name}
+
+
+def refuse_transaction(schema_editor: Any) -> None:
+    if schema_editor.connection.in_atomic_block and is_postgresql(schema_editor):
+        raise NotSupportedError("An index of a big table is built outside of transactions: set atomic = False.")
+
+
+def is_postgresql(schema_editor: Any) -> bool:
+    return bool(schema_editor.connection.vendor == "postgresql")
+
+
+def constraints(schema_editor: Any, model: Any) -> dict[str, dict[str, Any]]:
+    with schema_editor.connection.cursor() as cursor:
+        found: dict[str, dict[str, Any]] = schema_editor.connection.introspection.get_constraints(
+            cursor, model._meta.db_table
+        )
+    return found
+
+
+def validity(schema_editor: Any, model: Any, name: str) -> bool | None:
+    """Whether the index is there and complete; None when it is not there."""
+    if not is_postgresql(schema_editor):
+        return True if name in constraints(schema_editor, model) else None
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [name])
+        row = cursor.fetchone()
+    return row and bool(row[0])
+
+
+def drop(schema_editor: Any, name: str) -> None:
+    online = "CONCURRENTLY " if is_postgresql(schema_editor) else ""
+    wait_for_others(schema_editor.connection)
+    schema_editor.execute(f"DROP INDEX {online}IF EXISTS {schema_editor.quote_name(name)}")
+
+
+def wait_for_others(database: Any) -> None:
+    """What is built or dropped online holds nobody up, and has to wait for every transaction that goes on."""
+    if database.vendor == "postgresql":
+        with database.cursor() as cursor:
+            cursor.execute("SET lock_timeout = 0")
+
+
+def migrate(say: Callable[[str], None]) -> None:
+    """Brings the tables up to date. A change that waits for a lock on a table, behind a backup or a long query, makes
+    all who come after it wait, too: it gives up after a moment, lets them pass, and is tried again."""
+    while True:
+        try:
+            if connection.vendor == "postgresql":
+                with connection.cursor() as cursor:
+                    cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+            call_command("migrate", interactive=False, verbosity=0)
+            for name in rebuild_unfinished():
+                say(f"The index {name} was unfinished; it was built anew.")
+            return wait_for_others(connection)
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE:
+                raise
+            say("A table that has to be changed is in use by a long transaction. Trying again.")
+            time.sleep(PAUSE_SECONDS)
+
+
+def rebuild_unfinished() -> list[str]:
+    """Builds indexes anew whose building was interrupted, or removes them where another takes their place; returns
+    their names. PostgreSQL alone leaves such: they cost at each write and are used by no query."""
+    if connection.vendor != "postgresql":
+        return []
+    wait_for_others(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(UNFINISHED)
+        found: list[tuple[str, str]] = cursor.fetchall()
+        for quoted, name in found:
+            is_temporary = any(part in name for part in TEMPORARY)
+            cursor.execute(f"{'DROP' if is_temporary else 'REINDEX'} INDEX CONCURRENTLY {quoted}")
+    return [name for _, name in found]
