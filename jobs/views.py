@@ -35,6 +35,7 @@ from volmig.refused import Sentence
 from volmig.step_up import typed_at
 
 PAGE = 50
+LISTED = 25  # migrations of each kind on the overview; the history has all of them
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
 WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
 MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
@@ -64,17 +65,23 @@ def overview(request: HttpRequest) -> HttpResponse:
     """Is anything wrong, and must I act?"""
     jobs = Job.objects.visible_to(request.user)
     active = jobs.active().order_by("-pk")
-    # Only what moves shows its journal, and the time left by its plan.
-    running = list(active.filter(MOVES).with_names().with_runs().defer("facts", "checks", "halt_data"))
-    still = list(active.exclude(MOVES).select_related("requester").defer(*BULKY))
+    # Only what moves shows its journal, and the time left by its plan. Of hundreds the history shows the rest.
+    moving = active.filter(MOVES)
+    running = list(moving.with_names().with_runs().defer("facts", "checks", "halt_data")[: LISTED + 1])
+    still = list(active.exclude(MOVES).filter(halt_reason="").select_related("requester").defer(*BULKY)[: LISTED + 1])
+    counts = {
+        "running_count": moving.count() if len(running) > LISTED else len(running),
+        "waiting_count": active.exclude(MOVES).filter(halt_reason="").count() if len(still) > LISTED else len(still),
+    }
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
         "jobs/overview.html",
         "jobs/_overview.html",
         {
-            "running": running,
-            "waiting": [job for job in still if not job.halt_reason],
+            "running": running[:LISTED],
+            "waiting": still[:LISTED],
+            **counts,
             "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
