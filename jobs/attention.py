@@ -13,7 +13,8 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet
+from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -66,11 +67,11 @@ def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
     return jobs.filter(WATCHED).with_names().prefetch_related(runs).defer(*unshown)
 
 
-def at_work(jobs: JobQuerySet, now: dt.datetime) -> list[tuple[Job, Condition]]:
-    """Those of `jobs` whose condition may need attention, each with its condition; of many, at most SECONDS old."""
-    keys = list(jobs.filter(WATCHED).order_by().values_list("pk", flat=True))
-    if len(keys) <= FEW:
-        return [(job, job.condition(now)) for job in jobs_at_work(jobs)]
+def at_work(jobs: JobQuerySet, now: dt.datetime, count: int) -> list[tuple[Job, Condition]]:
+    """The `count` of `jobs` whose condition may need attention, each with it; that of many is SECONDS old at most."""
+    if count <= FEW:
+        return [(job, job.condition(now)) for job in jobs_at_work(jobs)] if count else []
+    keys = jobs.filter(WATCHED).order_by().values_list("pk", flat=True)
     known = snapshot.states(SECONDS)
     return [known[key] for key in keys if key in known]
 
@@ -107,11 +108,9 @@ class Snapshot:
         hosts = Hypervisor.objects.defer("facts").in_bulk(
             {getattr(job, f"{role}_id") for job in jobs for role in ROLES}
         )
-        people = get_user_model().objects.in_bulk({job.requester_id for job in jobs})
         for job in jobs:
             # Where it has changed since: the plan of a moment ago. The next reading has the new one.
             job.plan = self.plans.get((job.pk, job.digest), {})
-            job.requester = people[job.requester_id]
             for role in ROLES:
                 setattr(job, role, hosts[getattr(job, f"{role}_id")])
             for run in job.runs.all():
@@ -128,7 +127,7 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
         return []
     now = timezone.now()
     there = present(user, now)
-    work = at_work(Job.objects.visible_to(user), now) if there["jobs"] else []
+    work = at_work(Job.objects.visible_to(user), now, there["jobs"])
     rows, urgent = [job for job, _ in work], [(job, state) for job, state in work if state.attention]
     named = {getattr(job, f"{role}_id") for job, _ in urgent for role in ROLES}
     found = [of_job(job, state) for job, state in urgent]
@@ -141,11 +140,10 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
 
 
-def present(user: Any, now: dt.datetime) -> dict[str, bool]:
-    """Of which kinds there is something that may need attention; one query."""
+def present(user: Any, now: dt.datetime) -> dict[str, int]:
+    """Of which kinds there is something that may need attention, and of migrations how many; one query."""
     mine = Hypervisor.objects.visible_to(user).active()
     kinds: dict[str, QuerySet[Any]] = {
-        "jobs": Job.objects.visible_to(user).filter(WATCHED),
         "quarantine": mine.filter(IN_QUARANTINE),
         "unseen": mine.filter(unseen(now)),
         "late": mine.late(),
@@ -154,9 +152,10 @@ def present(user: Any, now: dt.datetime) -> dict[str, bool]:
         # Only administrators can do something about volmig's own machines.
         "processes": Process.objects.all() if may(user, "administer") else Process.objects.none(),
     }
-    there = [Exists(rows.order_by()) for rows in kinds.values()]
+    jobs = Job.objects.visible_to(user).filter(WATCHED).order_by().values(one=Value(1)).annotate(count=Count("pk", distinct=True))
+    there: list[Any] = [Coalesce(Subquery(jobs.values("count")), 0), *(Exists(rows.order_by()) for rows in kinds.values())]
     found = get_user_model().objects.filter(pk=user.pk).values_list(*there)
-    return dict(zip(kinds, found.get(), strict=True))
+    return dict(zip(("jobs", *kinds), found.get(), strict=True))
 
 
 def unseen(now: dt.datetime) -> Q:
@@ -272,8 +271,8 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
 
     Conditions change with time alone, and then no row changes.
     """
-    now, mode = timezone.now(), incarnation.read_only()
-    states = {job.pk: mark(job, state, now) for job, state in at_work(Job.objects.all(), now)}
+    now, mode, jobs = timezone.now(), incarnation.read_only(), Job.objects.all()
+    states = {job.pk: mark(job, state, now) for job, state in at_work(jobs, now, jobs.filter(WATCHED).count())}
     soon = Approval.objects.expiring(now, EXPIRES_SOON)
     others = (
         tuple(soon.order_by("pk").values_list("pk", flat=True)),

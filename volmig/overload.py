@@ -53,7 +53,9 @@ class Lane:
 
     async def enter(self) -> bool:
         """Whether there is a place, which the caller has to leave again."""
-        if self.places.locked() and self.waiting >= self.room:
+        if not self.places.locked():
+            return await self.places.acquire()  # at once
+        if self.waiting >= self.room:
             return False
         self.waiting += 1
         try:

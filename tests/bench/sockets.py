@@ -40,6 +40,7 @@ PAGES = {"overview": 25, "migration": 35, "history": 10, "hosts": 4, "inbox": 15
 BESIDE = 1 + 8  # connections of a web process beside those of requests: notifications, and volmig.database's
 REQUESTS = 8  # VOLMIG_WEB_REQUESTS
 MOST = 1.0  # seconds, for 95 % of pages
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND application_name <> 'bench'"
 GROWTH = 1.05  # of memory, from the second minute to the last
 
 
@@ -66,9 +67,21 @@ class Seen:
         return [each for times in self.pages.values() for each in times]
 
 
-def measure(seconds: float, sockets: int, rate: float, jobs: int, processes: int) -> Seen:
-    """Starts all that it takes, PostgreSQL included, with its usual 100 connections, and ends it again."""
-    seen, port = Seen(), free_port()
+@dataclass(frozen=True)
+class Site:
+    """Web processes over a PostgreSQL of their own. `cookies` are of people who logged in, by name."""
+
+    base: str
+    address: str
+    web: int
+    began: float
+    numbers: list[int]
+    cookies: dict[str, str]
+
+
+@contextlib.contextmanager
+def site(jobs: int, processes: int) -> Iterator[Site]:
+    """Starts all that it takes, PostgreSQL with its usual 100 connections included, and ends it again."""
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(postgresql.cluster("max_connections=100"))
         data = stack.enter_context(tempfile.TemporaryDirectory(prefix="volmig-bench-"))
@@ -81,14 +94,21 @@ def measure(seconds: float, sockets: int, rate: float, jobs: int, processes: int
         told = subprocess.run(
             [*run, "seed", str(jobs)], cwd=ROOT, env=own, check=True, stdout=subprocess.PIPE, text=True
         )
-        numbers = [int(each) for each in told.stdout.split()]
+        port = free_port()
         up = [sys.executable, "manage.py", "up", "web", "--bind", f"127.0.0.1:{port}"]
-        web = stack.enter_context(running(up, environment))
-        base = f"http://127.0.0.1:{port}"
+        web, base = stack.enter_context(running(up, environment)), f"http://127.0.0.1:{port}"
         answering(base, web)
         cookies = {name: sign_in(base, name) for name in PEOPLE}
         stack.enter_context(running([*run, "write"], own))
-        asyncio.run(load(seen, base, cookies, numbers, Sizes(seconds, sockets, rate, began), address, web.pid))
+        yield Site(base, address, web.pid, began, [int(each) for each in told.stdout.split()], cookies)
+
+
+def measure(seconds: float, sockets: int, rate: float, jobs: int, processes: int) -> Seen:
+    """All of it at once for so many seconds."""
+    seen = Seen()
+    with site(jobs, processes) as at:
+        sizes = Sizes(seconds, sockets, rate, at.began)
+        asyncio.run(load(seen, at.base, at.cookies, at.numbers, sizes, at.address, at.web))
     return seen
 
 
@@ -188,31 +208,35 @@ async def ask(seen: Seen, base: str, cookie: str, numbers: list[int], until: flo
 
 
 async def one(seen: Seen, base: str, cookie: str, kind: str, path: str, due: float) -> None:
-    host, port = base.removeprefix("http://").split(":")
     try:
         async with asyncio.timeout(60):
-            reader, writer = await asyncio.open_connection(host, int(port))
-            lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", f"Cookie: {cookie}", "Connection: close", "", ""]
-            writer.write("\r\n".join(lines).encode())
-            answer = await reader.read()
-            writer.close()
+            answer = await get(base, path, cookie)
         seen.answers[answer.split(b" ", 2)[1].decode()] += 1
     except (OSError, TimeoutError, IndexError) as error:
         seen.answers[type(error).__name__] += 1
     seen.pages[kind].append(time.monotonic() - due)
 
 
+async def get(base: str, path: str, cookie: str) -> bytes:
+    """A whole answer, over a connection of its own."""
+    host, port = base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", f"Cookie: {cookie}", "Connection: close", "", ""]
+        writer.write("\r\n".join(lines).encode())
+        return await reader.read()
+    finally:
+        writer.close()
+
+
 async def sample(seen: Seen, until: float, address: str, web: int) -> None:
     """Every second: connections of the web processes, by PostgreSQL's own word, and their memory."""
     began = time.monotonic()
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND application_name <> 'bench'"
-    async with await psycopg.AsyncConnection.connect(
-        f"{address}&application_name=bench".replace("postgres://volmig@/volmig?", "postgresql://volmig@/volmig?"),
-        autocommit=True,
-    ) as database:
+    own = address.replace("postgres://", "postgresql://") + "&application_name=bench"
+    async with await psycopg.AsyncConnection.connect(own, autocommit=True) as database:
         worked = cpu(servers(web))
         while time.monotonic() < until - 1:
-            row = await (await database.execute(count)).fetchone()
+            row = await (await database.execute(CONNECTIONS)).fetchone()
             seen.connections.append(int(row[0]))
             processes = servers(web)
             seen.memory.append((time.monotonic() - began, sum(map(memory, processes))))
