@@ -38,7 +38,7 @@ WRITES = 4  # of progress in one second, as the watcher writes it
 TURNS = 2  # migrations in a second of which a step ends
 PAGES = {"overview": 25, "migration": 35, "history": 10, "hosts": 4, "inbox": 15, "audit": 6, "healthz": 5}
 BESIDE = 1 + 8  # connections of a web process beside those of requests: notifications, and volmig.database's
-REQUESTS = 8  # VOLMIG_WEB_REQUESTS
+REQUESTS = 8  # VOLMIG_WEB_REQUESTS, where it is not set
 MOST = 1.0  # seconds, for 95 % of pages
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND application_name <> 'bench'"
 GROWTH = 1.05  # of memory, from the second minute to the last
@@ -179,7 +179,8 @@ async def page(seen: Seen, base: str, cookie: str, number: int, which: int, unti
                     async for message in socket:
                         seen.messages += 1
                         bar = re.search(r'<progress max="\d+" value="(\d+)"', str(message))
-                        if bar and int(bar[1]) > newest:
+                        # What is ahead of the clock was there before anything moved.
+                        if bar and newest < int(bar[1]) < (time.time() - sizes.began) * 1000:
                             newest = int(bar[1])
                             seen.heard.add(which)
                             seen.late.append(time.time() - sizes.began - newest / 1000)
@@ -247,7 +248,7 @@ async def sample(seen: Seen, until: float, address: str, web: int) -> None:
 
 def servers(web: int) -> list[int]:
     """The processes that serve pages, under the one that started them."""
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
     return [int(pid) for pid, parent, args in rows if int(parent) == web and "uvicorn" in args]
 
