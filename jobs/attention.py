@@ -152,8 +152,17 @@ def present(user: Any, now: dt.datetime) -> dict[str, int]:
         # Only administrators can do something about volmig's own machines.
         "processes": Process.objects.all() if may(user, "administer") else Process.objects.none(),
     }
-    jobs = Job.objects.visible_to(user).filter(WATCHED).order_by().values(one=Value(1)).annotate(count=Count("pk", distinct=True))
-    there: list[Any] = [Coalesce(Subquery(jobs.values("count")), 0), *(Exists(rows.order_by()) for rows in kinds.values())]
+    jobs = (
+        Job.objects.visible_to(user)
+        .filter(WATCHED)
+        .order_by()
+        .values(one=Value(1))
+        .annotate(count=Count("pk", distinct=True))
+    )
+    there: list[Any] = [
+        Coalesce(Subquery(jobs.values("count")), 0),
+        *(Exists(rows.order_by()) for rows in kinds.values()),
+    ]
     found = get_user_model().objects.filter(pk=user.pk).values_list(*there)
     return dict(zip(("jobs", *kinds), found.get(), strict=True))
 

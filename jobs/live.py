@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE = 0.25  # seconds between two turns at least: qemu-img itself reports no faster than that is worth showing
-SHARE = 0.25  # of the time, which the tailer's turns may take at most: pages come from the same process
+SHARE = 0.25  # of a processor, which the tailer's turns may take: pages come from the same process
 RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
-CONDITIONS_SHARE = 0.1  # of the time, which those polls may take
+CONDITIONS_SHARE = 0.1  # of a processor, which those polls may take
 CONDITIONS_EVERY = 2.0  # seconds between two polls for what only the passing of time has changed
 BEAT_EVERY = 3.0  # seconds; a page that hears nothing for three of them says that it is stale
 LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
@@ -171,6 +171,7 @@ class Tailer:
         self.inbox: tuple[Any, ...] | None = None
         self.conditions: Conditions | None = None
         self.due: dict[str, float] = {}
+        self.worked = 0.0  # processor seconds of the reader's thread
 
     def add(self, socket: "JobConsumer") -> None:
         """Start to follow what `socket` watches; its first messages come with the next turn."""
@@ -196,11 +197,11 @@ class Tailer:
         following = loop.create_task(seen.follow())
         try:
             while self.sockets:
-                began, pause = loop.time(), PAUSE
+                before, pause = self.worked, PAUSE
                 try:
                     await self.turn(seen)
                     outage.over()
-                    pause = max(PAUSE, (loop.time() - began) * (1 / SHARE - 1))
+                    pause = max(PAUSE, (self.worked - before) * (1 / SHARE - 1))
                 except database.AWAY as error:
                     pause = outage.failed(error)
                 except Exception:
@@ -248,8 +249,10 @@ class Tailer:
 
     async def read(self, call: Callable[..., T], *values: Any) -> T:
         """In the tailer's thread, so that neither pages nor sockets that connect stand before it."""
-        in_thread = database_sync_to_async(call, thread_sensitive=False, executor=self.thread)
-        found: T = await in_thread(*values)
+        in_thread = database_sync_to_async(timed, thread_sensitive=False, executor=self.thread)
+        found: T
+        found, worked = await in_thread(call, *values)
+        self.worked += worked
         return found
 
     def watching(self) -> dict[int, set["JobConsumer"]]:
@@ -309,10 +312,9 @@ class Tailer:
 
     async def follow_conditions(self) -> None:
         """Tell the pages of what stalls, is late or has come back, which no row tells of."""
-        began, before = asyncio.get_running_loop().time(), self.conditions
+        worked, before = self.worked, self.conditions
         self.conditions = now = await self.read(attention.marks)
-        took = asyncio.get_running_loop().time() - began
-        self.due["conditions"] = began + max(CONDITIONS_EVERY, took / CONDITIONS_SHARE)
+        self.due["conditions"] += max(0.0, (self.worked - worked) / CONDITIONS_SHARE - CONDITIONS_EVERY)
         if before is None or now == before:
             return
         differing = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
@@ -353,6 +355,12 @@ class Tailer:
             for text in self.nudges.pop(socket):
                 self.send({socket}, text, text)
             self.room -= 1
+
+
+def timed(call: Callable[..., T], *values: Any) -> tuple[T, float]:
+    """What a call returns, and the processor seconds that it took in its thread."""
+    began = time.thread_time()
+    return call(*values), time.thread_time() - began
 
 
 class Outbox:
