@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import BadRequest
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -66,22 +66,22 @@ def overview(request: HttpRequest) -> HttpResponse:
     jobs = Job.objects.visible_to(request.user)
     active = jobs.active().order_by("-pk")
     # Only what moves shows its journal, and the time left by its plan. Of hundreds the history shows the rest.
-    moving = active.filter(MOVES)
-    running = list(moving.with_names().with_runs().defer("facts", "checks", "halt_data")[: LISTED + 1])
-    still = list(active.exclude(MOVES).filter(halt_reason="").select_related("requester").defer(*BULKY)[: LISTED + 1])
-    counts = {
-        "running_count": moving.count() if len(running) > LISTED else len(running),
-        "waiting_count": active.exclude(MOVES).filter(halt_reason="").count() if len(still) > LISTED else len(still),
-    }
+    moving, waiting = active.filter(MOVES), active.filter(halt_reason="", status__in=WAITING)
+    running = list(moving.with_names().with_runs().defer("facts", "checks", "halt_data")[:LISTED])
+    counted = active.order_by().aggregate(
+        moving=Count("pk", distinct=True, filter=MOVES),
+        waiting=Count("pk", distinct=True, filter=Q(halt_reason="", status__in=WAITING)),
+    )
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
         "jobs/overview.html",
         "jobs/_overview.html",
         {
-            "running": running[:LISTED],
-            "waiting": still[:LISTED],
-            **counts,
+            "running": running,
+            "running_count": counted["moving"],
+            "waiting": list(waiting.select_related("requester").defer(*BULKY)[:LISTED]),
+            "waiting_count": counted["waiting"],
             "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
@@ -91,7 +91,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "hypervisors": hypervisors.count(),
             "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
-            "any_job": bool(running or still) or jobs.exists(),
+            "any_job": bool(counted["moving"] or counted["waiting"]) or jobs.exists(),
         },
     )
 
