@@ -93,7 +93,7 @@ check: .venv/ready ## the quick ones: linters, types, import arrows, templates, 
 reference: .venv/ready ## writes docs/reference.md, of the REST API and the client
 	@$(BIN)/python -m tests.api.reference
 
-bench: .venv/ready ## pages of a long history, then the manual procedure against volmig on the lab with links at 100 Mbit/s
+bench: .venv/ready ## pages of a long history, 500 live pages, then the manual procedure against volmig on the lab with links at 100 Mbit/s
 	@$(BIN)/python -m tests.bench
 
 # How many hypervisors, each with a migration that runs.

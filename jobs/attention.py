@@ -6,12 +6,15 @@ One query says whether there can be anything; what there is of each kind is read
 from __future__ import annotations
 
 import datetime as dt
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet
+from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -33,6 +36,8 @@ WRONG_CLOCK = Q(clock_off__gt=SKEW) | Q(clock_off__lt=-SKEW)
 TROUBLED = Q(wait_kind__in=(*TROUBLE, "fault")) & ~Q(waiting_for="")
 WATCHED = ~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED
 CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
+# Of more migrations at work than FEW conditions are not computed for each page anew, but for all pages of this process.
+FEW, SECONDS = 20, 2.0
 UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan
 
 
@@ -62,14 +67,68 @@ def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
     return jobs.filter(WATCHED).with_names().prefetch_related(runs).defer(*unshown)
 
 
+def at_work(jobs: JobQuerySet, now: dt.datetime, count: int) -> list[tuple[Job, Condition]]:
+    """The `count` of `jobs` whose condition may need attention, each with it; that of many is SECONDS old at most."""
+    if count <= FEW:
+        return [(job, job.condition(now)) for job in jobs_at_work(jobs)] if count else []
+    keys = jobs.filter(WATCHED).order_by().values_list("pk", flat=True)
+    known = snapshot.states(SECONDS)
+    return [known[key] for key in keys if key in known]
+
+
+class Snapshot:
+    """The conditions of all migrations at work; one thread at a time computes them, and the others wait for it.
+
+    Forecasts are in the plans, which are large: each is read once, for a plan with the same digest is the same.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.known: dict[int, tuple[Job, Condition]] = {}
+        self.plans: dict[tuple[int, str], dict[str, Any]] = {}
+        self.at = float("-inf")
+
+    def states(self, age: float) -> dict[int, tuple[Job, Condition]]:
+        """By the number of the migration, not older than `age` seconds."""
+        with self.lock:
+            if time.monotonic() - self.at > age:
+                began, now = time.monotonic(), timezone.now()
+                self.known = {job.pk: (job, job.condition(now)) for job in self.read()}
+                self.at = began
+            return self.known
+
+    def read(self) -> list[Job]:
+        rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS))
+        runs = Prefetch("runs", rows.defer("args", "commands", "error"))
+        jobs = list(Job.objects.filter(WATCHED).defer(*BULKY).prefetch_related(runs))
+        self.plans = {key: plan for key, plan in self.plans.items() if key in {(job.pk, job.digest) for job in jobs}}
+        lacking = [job.pk for job in jobs if (job.pk, job.digest) not in self.plans]
+        for pk, digest, plan in Job.objects.filter(pk__in=lacking).values_list("pk", "digest", "plan"):
+            self.plans[pk, digest] = plan
+        hosts = Hypervisor.objects.defer("facts").in_bulk(
+            {getattr(job, f"{role}_id") for job in jobs for role in ROLES}
+        )
+        for job in jobs:
+            # Where it has changed since: the plan of a moment ago. The next reading has the new one.
+            job.plan = self.plans.get((job.pk, job.digest), {})
+            for role in ROLES:
+                setattr(job, role, hosts[getattr(job, f"{role}_id")])
+            for run in job.runs.all():
+                run.hypervisor = hosts.get(run.hypervisor_id) if run.hypervisor_id else None
+        return jobs
+
+
+snapshot = Snapshot()
+
+
 def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     """Everything that this person may see and someone should act on, the worst first; `mode` is read-only mode."""
     if not may(user, "view"):
         return []
     now = timezone.now()
     there = present(user, now)
-    rows = list(jobs_at_work(Job.objects.visible_to(user))) if there["jobs"] else []
-    urgent = [(job, state) for job in rows if (state := job.condition(now)).attention]
+    work = at_work(Job.objects.visible_to(user), now, there["jobs"])
+    rows, urgent = [job for job, _ in work], [(job, state) for job, state in work if state.attention]
     named = {getattr(job, f"{role}_id") for job, _ in urgent for role in ROLES}
     found = [of_job(job, state) for job, state in urgent]
     found += hypervisors(user, rows, named, now) if there["quarantine"] or (rows and there["unseen"]) else []
@@ -81,11 +140,10 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     return sorted(found, key=lambda item: (not item.bad, item.since or now))
 
 
-def present(user: Any, now: dt.datetime) -> dict[str, bool]:
-    """Of which kinds there is something that may need attention; one query."""
+def present(user: Any, now: dt.datetime) -> dict[str, int]:
+    """Of which kinds there is something that may need attention, and of migrations how many; one query."""
     mine = Hypervisor.objects.visible_to(user).active()
     kinds: dict[str, QuerySet[Any]] = {
-        "jobs": Job.objects.visible_to(user).filter(WATCHED),
         "quarantine": mine.filter(IN_QUARANTINE),
         "unseen": mine.filter(unseen(now)),
         "late": mine.late(),
@@ -94,9 +152,19 @@ def present(user: Any, now: dt.datetime) -> dict[str, bool]:
         # Only administrators can do something about volmig's own machines.
         "processes": Process.objects.all() if may(user, "administer") else Process.objects.none(),
     }
-    there = [Exists(rows.order_by()) for rows in kinds.values()]
+    jobs = (
+        Job.objects.visible_to(user)
+        .filter(WATCHED)
+        .order_by()
+        .values(one=Value(1))
+        .annotate(count=Count("pk", distinct=True))
+    )
+    there: list[Any] = [
+        Coalesce(Subquery(jobs.values("count")), 0),
+        *(Exists(rows.order_by()) for rows in kinds.values()),
+    ]
     found = get_user_model().objects.filter(pk=user.pk).values_list(*there)
-    return dict(zip(kinds, found.get(), strict=True))
+    return dict(zip(("jobs", *kinds), found.get(), strict=True))
 
 
 def unseen(now: dt.datetime) -> Q:
@@ -212,9 +280,8 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
 
     Conditions change with time alone, and then no row changes.
     """
-    now, mode = timezone.now(), incarnation.read_only()
-    rows = list(jobs_at_work(Job.objects.all()))
-    states = {job.pk: mark(job, now) for job in rows}
+    now, mode, jobs = timezone.now(), incarnation.read_only(), Job.objects.all()
+    states = {job.pk: mark(job, state, now) for job, state in at_work(jobs, now, jobs.filter(WATCHED).count())}
     soon = Approval.objects.expiring(now, EXPIRES_SOON)
     others = (
         tuple(soon.order_by("pk").values_list("pk", flat=True)),
@@ -226,6 +293,6 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
     return states, others
 
 
-def mark(job: Job, now: dt.datetime) -> tuple[Any, ...]:
-    state, down = job.condition(now), job.down()
+def mark(job: Job, state: Condition, now: dt.datetime) -> tuple[Any, ...]:
+    down = job.down()
     return state.kind, state.sentence, state.attention, down and (down.since, down.until, down.over(now))

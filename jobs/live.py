@@ -1,16 +1,21 @@
-"""Live pages: one tailer per web process reads what changed in the database and tells every socket that watches it."""
+"""Live pages: one tailer per web process reads what changed in the database and tells every socket that watches it.
+
+It reads what has changed and is watched, and renders it once for all sockets that show it: a fragment is the same for
+everybody who may see its migration. Whatever depends on who looks is fetched by each page, of which only so many are
+asked to do so in a second.
+"""
 
 import asyncio
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
-from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
@@ -21,19 +26,24 @@ from django.urls import path
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from jobs import attention
+from jobs import attention, changes
 from jobs.models import Approval, Decision, Job, StepRun
+from jobs.models.footprint import BULKY
 from volmig import database
 from volmig.accounts.roles import may
 from volmig.health import heart
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-POLL = 0.25  # seconds between two looks: qemu-img itself reports no faster than that is worth showing
+PAUSE = 0.25  # seconds between two turns at least: qemu-img itself reports no faster than that is worth showing
+SHARE = 0.25  # of a processor, which the tailer's turns may take: pages come from the same process
 RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
-CONDITIONS_EVERY = 2.0  # seconds between two looks for what only the passing of time has changed
+CONDITIONS_SHARE = 0.1  # of a processor, which those polls may take
+CONDITIONS_EVERY = 2.0  # seconds between two polls for what only the passing of time has changed
 BEAT_EVERY = 3.0  # seconds; a page that hears nothing for three of them says that it is stale
 LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
+NUDGES = 10  # pages that are asked in one second to fetch what has changed: each makes requests of its own
 ENDED = 4403  # close code: do not reconnect, the permission is gone
 INBOX = -1  # what a page watches that shows nothing live but how much waits for this person
 LIST = 0  # what a socket watches that follows all jobs and not one; no job has this number
@@ -62,19 +72,22 @@ RUN_FIELDS = (
     "ended_at",
 )
 
+SMALL = tuple(each.attname for each in Job._meta.concrete_fields if each.attname not in ("id", *BULKY))
+INBOX_NEWS = json.dumps({"inbox": True})
+
 Mark = tuple[str, int, int]  # session key, user, what it watches
 Marks = dict[int, tuple[Any, Any]]  # job -> (what turns pages, what only moves bars)
 Conditions = tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]  # of each migration at work, and everything else
 
 
-def group(number: int) -> str:
-    """The channel group of those who watch job `number`, or the list."""
-    return f"job-{number}" if number > 0 else {LIST: "jobs", INBOX: "inbox"}[number]
-
-
 def fragment(job: Job) -> str:
     """The progress fragment of a job: the same for everybody who may see it."""
     return render_to_string("jobs/_progress.html", {"job": job})
+
+
+def bars(job: Job) -> str:
+    """The part of the fragment that differs where only figures of the running step have moved."""
+    return render_to_string("jobs/_moved.html", {"job": job})
 
 
 def marks(numbers: Iterable[int] | None) -> Marks:
@@ -102,121 +115,272 @@ def waiting() -> tuple[Any, ...]:
     return tuple(rows.values())
 
 
-def look(numbers: set[int], before: Marks) -> tuple[Marks, dict[int, str]]:
-    """The present marks of the watched jobs and the fragment of each that differs from `before`."""
-    now = marks(numbers)
-    changed = [number for number in now if now[number] != before.get(number)]
-    return now, fragments(set(changed))
+class Reader:
+    """What of the watched migrations has changed since it was read last, rendered. Lives in one thread."""
 
+    def __init__(self) -> None:
+        self.marks: Marks = {}
+        self.jobs: dict[int, Job] = {}  # with their journals, as of when they turned last
 
-def fragments(numbers: set[int]) -> dict[int, str]:
-    return {job.pk: fragment(job) for job in Job.objects.with_runs().filter(pk__in=numbers)}
+    def look(self, numbers: set[int], watched: set[int]) -> tuple[dict[int, str], dict[int, str]]:
+        """The whole fragment of each of `numbers` that turned, and the bars of each of which only those moved."""
+        for gone in self.jobs.keys() - watched:
+            del self.jobs[gone]
+        before = {number: mark for number, mark in self.marks.items() if number in watched}
+        now = marks(numbers)
+        turned = {number for number in now if before.get(number, ("",))[0] != now[number][0]}
+        moved = {number for number in now if number not in turned and before[number][1] != now[number][1]}
+        renewed = self.renew({number: now[number][1][-1] for number in moved & self.jobs.keys()})
+        parts = {number: bars(self.jobs[number]) for number in renewed}
+        whole = self.fragments(turned | (moved - renewed))
+        self.marks = before | now  # only now: what failed is read again
+        return whole, parts
+
+    def fragments(self, numbers: set[int]) -> dict[int, str]:
+        """The whole fragments of these, read anew."""
+        found = {job.pk: job for job in Job.objects.with_runs().filter(pk__in=numbers)}
+        self.jobs |= found
+        return {number: fragment(job) for number, job in found.items()}
+
+    def renew(self, rows: dict[int, tuple[Any, ...]]) -> set[int]:
+        """Puts the newest figures into jobs that were read before; returns those of which that is all that changed."""
+        done = set()
+        for number, *values in Job.objects.filter(pk__in=rows).values_list("pk", *SMALL):
+            job, row = self.jobs[number], rows[number]
+            run = next((each for each in job.runs.all() if each.pk == row[0]), None)
+            if run is not None:
+                vars(job).update(zip(SMALL, values, strict=True))
+                vars(run).update(zip(RUN_FIELDS[2:], row[2:], strict=True))
+                done.add(number)
+        return done
 
 
 class Tailer:
-    """Follows the watched jobs for all sockets of one event loop; runs only while there is one."""
+    """Follows what all sockets of one event loop watch; runs only while there is one."""
 
     def __init__(self) -> None:
         self.sockets: set[JobConsumer] = set()
+        self.fresh: set[JobConsumer] = set()  # that have been sent nothing yet
+        self.nudges: dict[JobConsumer, set[str]] = {}  # what makes their pages fetch something; oldest first
+        self.room, self.delivered_at = float(NUDGES), 0.0
         self.task: asyncio.Task[None] | None = None
+        self.thread = ThreadPoolExecutor(1, "live pages")
+        self.reader = Reader()
+        self.list_marks: Marks | None = None
+        self.list_moved, self.listed_at = False, 0.0
+        self.inbox: tuple[Any, ...] | None = None
+        self.conditions: Conditions | None = None
+        self.due: dict[str, float] = {}
+        self.worked = 0.0  # processor seconds of the reader's thread
 
     def add(self, socket: "JobConsumer") -> None:
-        """Start to follow what `socket` watches."""
+        """Start to follow what `socket` watches; its first messages come with the next turn."""
         self.sockets.add(socket)
+        self.fresh.add(socket)
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.run())
+        elif self.seen is not None:
+            self.seen.wake.set()
 
     def drop(self, socket: "JobConsumer") -> None:
         """Forget a socket; the last one ends the task at its next turn."""
         self.sockets.discard(socket)
+        self.fresh.discard(socket)
+        self.nudges.pop(socket, None)
+
+    seen: changes.Changes | None = None
 
     async def run(self) -> None:
-        """Look, tell, sleep, until nobody watches; an error costs one turn and is logged."""
-        jobs: Marks = {}
-        everything: Marks = {}
-        inbox: tuple[Any, ...] | None = None
-        conditions: Conditions | None = None
-        told_list = checked = looked = beaten = 0.0
-        outage, pause = database.Outage("live pages"), POLL
-        while self.sockets:
-            now = asyncio.get_running_loop().time()
-            try:
-                jobs = await self.follow_jobs(jobs)
-                inbox = await self.follow_inbox(inbox)
-                if self.watched()[LIST]:
-                    everything, told_list = await self.follow_list(everything, told_list, now)
-                if now - looked >= CONDITIONS_EVERY:
-                    looked = now
-                    conditions = await self.follow_conditions(conditions)
-                if now - checked >= RECHECK:
-                    checked = now
-                    await self.close_ended()
-                # Last, and only when all went well: a page is live only while its changes are polled.
-                if now - beaten >= BEAT_EVERY:
-                    beaten = now
-                    await send(INBOX, json.dumps({"beat": round(time.time(), 3)}))
-                outage.over()
-                pause = POLL
-            except database.AWAY as error:
-                pause = outage.failed(error)
-            except Exception:
-                log.exception("live pages: a poll failed; the next follows")
-            await asyncio.sleep(pause)
+        """Wait for a change, read, send, until nobody watches; an error costs one turn and is logged."""
+        outage, loop = database.Outage("live pages"), asyncio.get_running_loop()
+        self.seen = seen = changes.of_this_database()
+        following = loop.create_task(seen.follow())
+        try:
+            while self.sockets:
+                before, pause = self.worked, PAUSE
+                try:
+                    await self.turn(seen)
+                    outage.over()
+                    pause = max(PAUSE, (self.worked - before) * (1 / SHARE - 1))
+                except database.AWAY as error:
+                    pause = outage.failed(error)
+                except Exception:
+                    log.exception("live pages: a turn failed; the next follows")
+                await asyncio.sleep(pause)
+                await seen.wait(self.idle_seconds())
+        finally:
+            self.seen = None
+            following.cancel()
 
-    def watched(self) -> Counter[int]:
-        """How many sockets watch each job."""
-        return Counter(socket.number for socket in self.sockets)
+    async def turn(self, seen: changes.Changes) -> None:
+        """What changed goes to those who watch it; then what is due by the clock."""
+        turned, moved, everything = taken = seen.take()
+        try:
+            await self.follow_jobs(turned | moved, everything)
+            await self.follow_list(turned, moved, everything)
+            if turned or everything:
+                await self.follow_inbox()
+        except BaseException:
+            seen.put_back(*taken)
+            raise
+        if self.is_due("conditions", CONDITIONS_EVERY):
+            await self.follow_conditions()
+            await self.follow_inbox()
+        if self.is_due("recheck", RECHECK):
+            await self.close_ended()
+        self.deliver()
+        # Last, and only when all went well: a page is live only while its changes are read.
+        if self.is_due("beat", BEAT_EVERY):
+            self.send(self.sockets, "beat", json.dumps({"beat": round(time.time(), 3)}))
 
-    async def follow_jobs(self, before: Marks) -> Marks:
-        """Send the fragment of every watched job that moved, and `changed` when more than its bars may have."""
-        numbers = set(self.watched()) - {LIST, INBOX}
-        if not numbers:
-            return {}
-        now: Marks
-        now, fragments = await database_sync_to_async(look)(numbers, before)
-        for number, html in fragments.items():
-            await send(number, html)
-            # A first look too: what moved since its page was fetched, the tailer has never seen otherwise.
-            if number not in before or before[number][0] != now[number][0]:
-                await send(number, changed(number))
-        return now
+    def is_due(self, what: str, every: float) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now < self.due.get(what, 0.0):
+            return False
+        self.due[what] = now + every
+        return True
 
-    async def follow_list(self, before: Marks, told: float, at: float) -> tuple[Marks, float]:
-        """Nudge the lists: at once when a job turned, every two seconds when bars moved."""
-        now = await database_sync_to_async(marks)(None)
-        turned = {n: mark[0] for n, mark in now.items()} != {n: mark[0] for n, mark in before.items()}
-        if now == before or not (turned or at - told >= LIST_EVERY):
-            return before, told
-        await send(LIST, changed(LIST))
-        return now, at
+    def idle_seconds(self) -> float:
+        """For how long nothing has to be done unless something changes."""
+        if self.fresh or self.nudges:
+            return 0.0
+        times = [*self.due.values(), *([self.listed_at + LIST_EVERY] if self.list_moved else [])]
+        return max(0.0, min(times, default=0.0) - asyncio.get_running_loop().time())
 
-    async def follow_inbox(self, before: tuple[Any, ...] | None) -> tuple[Any, ...]:
-        """Tell every page when what waits for people is not what it was; each then asks how much waits for its own."""
-        now: tuple[Any, ...] = await database_sync_to_async(waiting)()
-        if now != before:
-            await send(INBOX, json.dumps({"inbox": True}))
-        return now
+    async def read(self, call: Callable[..., T], *values: Any) -> T:
+        """In the tailer's thread, so that neither pages nor sockets that connect stand before it."""
+        in_thread = database_sync_to_async(timed, thread_sensitive=False, executor=self.thread)
+        found: T
+        found, worked = await in_thread(call, *values)
+        self.worked += worked
+        return found
 
-    async def follow_conditions(self, before: Conditions | None) -> Conditions:
+    def watching(self) -> dict[int, set["JobConsumer"]]:
+        """The sockets that watch each job, the list, or nothing but the inbox."""
+        found: dict[int, set[JobConsumer]] = defaultdict(set)
+        for socket in self.sockets:
+            found[socket.number].add(socket)
+        return found
+
+    async def follow_jobs(self, numbers: set[int], everything: bool) -> None:
+        """Send what of the watched jobs moved, and have pages fetch the rest of those that turned.
+
+        A new socket gets all of it: what moved since its page was fetched nobody has sent it.
+        """
+        watching, fresh = self.watching(), set(self.fresh)
+        watched = watching.keys() - {LIST, INBOX}
+        wanted = watched if everything else numbers & watched
+        whole, parts = await self.read(self.reader.look, wanted, watched) if wanted else ({}, {})
+        if missing := {socket.number for socket in fresh} & watched - whole.keys():
+            first = await self.read(self.reader.fragments, missing)
+        for number, html in whole.items():
+            self.send(watching[number], "whole", html)
+            self.nudge(watching[number], changed(number))
+        for number, html in parts.items():
+            self.send(watching[number] - fresh, "bars", html)
+        for socket in fresh & self.sockets:
+            if socket.number in missing and socket.number in first:
+                self.send({socket}, "whole", first[socket.number])
+            if socket.number != INBOX:
+                self.nudge({socket}, changed(socket.number))
+        self.fresh -= fresh
+
+    async def follow_list(self, turned: set[int], moved: set[int], everything: bool) -> None:
+        """Nudge the lists: when a job turned, and every two seconds when bars moved."""
+        lists, before = self.watching()[LIST], self.list_marks
+        if not lists:
+            self.list_marks, self.list_moved = None, False
+            return
+        if everything:
+            self.list_marks = now = await self.read(marks, None)
+            if before is not None:  # else all of them are new, and have been nudged
+                turned = turned | {
+                    n for n in now.keys() | before.keys() if now.get(n, (0,))[0] != before.get(n, (0,))[0]
+                }
+                moved = moved | {n for n in now.keys() & before.keys() if now[n] != before[n]}
+        self.list_moved |= bool(moved)
+        time_now = asyncio.get_running_loop().time()
+        if turned or (self.list_moved and time_now - self.listed_at >= LIST_EVERY):
+            self.listed_at, self.list_moved = time_now, False
+            self.nudge(lists, changed(LIST))
+
+    async def follow_inbox(self) -> None:
+        """Have every page ask how much waits for its own person, when what waits for people is not what it was."""
+        before, self.inbox = self.inbox, await self.read(waiting)
+        if before is not None and self.inbox != before:
+            self.nudge(self.sockets, INBOX_NEWS)
+
+    async def follow_conditions(self) -> None:
         """Tell the pages of what stalls, is late or has come back, which no row tells of."""
-        now: Conditions = await database_sync_to_async(attention.marks)()
+        worked, before = self.worked, self.conditions
+        self.conditions = now = await self.read(attention.marks)
+        self.due["conditions"] += max(0.0, (self.worked - worked) / CONDITIONS_SHARE - CONDITIONS_EVERY)
         if before is None or now == before:
-            return now
-        changes = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
-        for number, html in (await database_sync_to_async(fragments)(changes & set(self.watched()))).items():
-            await send(number, html)
-            await send(number, changed(number))
-        await send(LIST, changed(LIST))
-        await send(INBOX, json.dumps({"inbox": True}))
-        return now
+            return
+        differing = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
+        watching = self.watching()
+        if seen := differing & watching.keys():
+            for number, html in (await self.read(self.reader.fragments, seen)).items():
+                self.send(watching[number], "whole", html)
+                self.nudge(watching[number], changed(number))
+        self.nudge(watching[LIST], changed(LIST))
+        self.nudge(self.sockets, INBOX_NEWS)
 
     async def close_ended(self) -> None:
         """Close the sockets whose person may no longer see what they show."""
         sockets = list(self.sockets)
-        allowed = await database_sync_to_async(still_allowed)({mark_of(socket) for socket in sockets})
+        allowed = await self.read(still_allowed, {mark_of(socket) for socket in sockets})
         ended = [socket for socket in sockets if mark_of(socket) not in allowed]
+        for socket in ended:
+            self.drop(socket)
         # One whose browser just left raises; the others have to be closed all the same.
         await asyncio.gather(*(socket.close(code=ENDED) for socket in ended), return_exceptions=True)
+
+    def send(self, sockets: Iterable["JobConsumer"], kind: str, text: str) -> None:
+        """Put a message out for each; one of the same kind that still waits there is replaced."""
+        for socket in sockets:
+            socket.outbox.put(kind, text)
+
+    def nudge(self, sockets: Iterable["JobConsumer"], text: str) -> None:
+        """Have these pages fetch something, when it is their turn."""
+        for socket in sockets:
+            self.nudges.setdefault(socket, set()).add(text)
+
+    def deliver(self) -> None:
+        """To as many pages as there is room for: those of one migration first, then those that have waited longest."""
+        now = asyncio.get_running_loop().time()
+        self.room = min(float(NUDGES), self.room + NUDGES * (now - self.delivered_at))
+        self.delivered_at = now
+        for socket in sorted(self.nudges, key=lambda each: each.number in (LIST, INBOX))[: int(self.room)]:
+            for text in self.nudges.pop(socket):
+                self.send({socket}, text, text)
+            self.room -= 1
+
+
+def timed(call: Callable[..., T], *values: Any) -> tuple[T, float]:
+    """What a call returns, and the processor seconds that it took in its thread."""
+    began = time.thread_time()
+    return call(*values), time.thread_time() - began
+
+
+class Outbox:
+    """What a socket is still to be sent, the newest of each kind: a browser that reads slowly holds no memory."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, str] = {}
+        self.ready = asyncio.Event()
+
+    def put(self, kind: str, text: str) -> None:
+        if kind == "whole":
+            self.messages.pop("bars", None)  # older than this
+        self.messages[kind] = text
+        self.ready.set()
+
+    async def take(self) -> list[str]:
+        await self.ready.wait()
+        self.ready.clear()
+        messages, self.messages = self.messages, {}
+        return list(messages.values())
 
 
 def mark_of(socket: "JobConsumer") -> Mark:
@@ -252,14 +416,6 @@ def changed(number: int) -> str:
     return json.dumps({"changed": number})
 
 
-async def send(number: int, text: str) -> None:
-    """Give a message to all who watch job `number`."""
-    layer = get_channel_layer()
-    if layer is None:
-        raise RuntimeError("no channel layer is configured")
-    await layer.group_send(group(number), {"type": "told", "text": text})
-
-
 tailers: dict[int, Tailer] = {}
 heart.gauge("websockets", lambda: sum(len(each.sockets) for each in tuple(tailers.values())))
 
@@ -275,6 +431,8 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     number = LIST
     user_id: int
     session_key: str
+    outbox: Outbox
+    writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve the connection; however it ends, nothing goes on for it."""
@@ -283,41 +441,42 @@ class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         finally:
             # Not in `disconnect`: telling a browser that just left raises, and that is then not called.
             tailer().drop(self)
-            for number in {self.number, INBOX}:
-                await self.channel_layer.group_discard(group(number), self.channel_name)
+            if self.writing is not None:
+                self.writing.cancel()
 
     async def connect(self) -> None:
-        """Accept those who may see the job, send them its present fragment and follow it."""
+        """Accept those who may see what they ask for, and follow it; the tailer sends the present fragment."""
         user = self.scope["user"]
         self.number = self.scope["url_route"]["kwargs"].get("number", LIST)
-        found, html = await database_sync_to_async(first_look)(user, self.number)
+        found = await database_sync_to_async(may_watch)(user, self.number)
+        await self.accept()
         if not found:
-            await self.accept()
             await self.close(code=ENDED)
             return
         self.user_id, self.session_key = user.pk, self.scope["session"].session_key
-        for number in {self.number, INBOX}:
-            await self.channel_layer.group_add(group(number), self.channel_name)
-        await self.accept()
-        if html:
-            await self.send(html)
-        if self.number == LIST or self.number in tailer().watched():  # else its first look tells
-            await self.send(changed(self.number))
+        self.outbox = Outbox()
+        self.writing = asyncio.get_running_loop().create_task(self.write())
         tailer().add(self)
 
-    async def told(self, message: dict[str, str]) -> None:
-        """Pass on what the tailer said."""
-        await self.send(message["text"])
+    async def write(self) -> None:
+        """Send what the tailer puts out, until the browser leaves."""
+        try:
+            while True:
+                for text in await self.outbox.take():
+                    await self.send(text)
+        except Exception:  # whatever the server raises for a browser that left: nothing more is for it
+            tailer().drop(self)
 
 
-def first_look(user: Any, number: int) -> tuple[bool, str]:
-    """Whether `user` may watch `number`, and the fragment to begin with."""
+def may_watch(user: Any, number: int) -> bool:
+    """Whether `user` may see what `number` stands for."""
     if number in (LIST, INBOX):
-        return may(user, "view"), ""
+        return may(user, "view")
     try:
-        return True, fragment(Job.objects.with_runs().find(user, "view", pk=number))
+        Job.objects.defer(*BULKY).find(user, "view", pk=number)
     except (Http404, PermissionDenied):
-        return False, ""
+        return False
+    return True
 
 
 routes = [

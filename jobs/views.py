@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import BadRequest
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -35,6 +35,7 @@ from volmig.refused import Sentence
 from volmig.step_up import typed_at
 
 PAGE = 50
+LISTED = 25  # migrations of each kind on the overview; the history has all of them
 TABS = {"plan": "Plan", "log": "Log", "evidence": "Evidence", "approvals": "Approvals", "events": "Events"}
 WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
 MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
@@ -64,9 +65,13 @@ def overview(request: HttpRequest) -> HttpResponse:
     """Is anything wrong, and must I act?"""
     jobs = Job.objects.visible_to(request.user)
     active = jobs.active().order_by("-pk")
-    # Only what moves shows its journal, and the time left by its plan.
-    running = list(active.filter(MOVES).with_names().with_runs().defer("facts", "checks", "halt_data"))
-    still = list(active.exclude(MOVES).select_related("requester").defer(*BULKY))
+    # Only what moves shows its journal, and the time left by its plan. Of hundreds the history shows the rest.
+    moving, waiting = active.filter(MOVES), active.filter(halt_reason="", status__in=WAITING)
+    running = list(moving.with_names().with_runs().defer("facts", "checks", "halt_data")[:LISTED])
+    counted = active.order_by().aggregate(
+        moving=Count("pk", distinct=True, filter=MOVES),
+        waiting=Count("pk", distinct=True, filter=Q(halt_reason="", status__in=WAITING)),
+    )
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     return show(
         request,
@@ -74,7 +79,9 @@ def overview(request: HttpRequest) -> HttpResponse:
         "jobs/_overview.html",
         {
             "running": running,
-            "waiting": [job for job in still if not job.halt_reason],
+            "running_count": counted["moving"],
+            "waiting": list(waiting.select_related("requester").defer(*BULKY)[:LISTED]),
+            "waiting_count": counted["waiting"],
             "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
@@ -84,7 +91,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "hypervisors": hypervisors.count(),
             "drifting": sum(row.found.drifts for row in rows(hypervisors)),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
-            "any_job": bool(running or still) or jobs.exists(),
+            "any_job": bool(counted["moving"] or counted["waiting"]) or jobs.exists(),
         },
     )
 

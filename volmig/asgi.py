@@ -17,18 +17,21 @@ pages = get_asgi_application()  # loads the apps, so it comes before what import
 
 from jobs import sealing  # noqa: E402
 from jobs.live import routes  # noqa: E402
-from volmig import data, keys  # noqa: E402
+from volmig import data, database, keys  # noqa: E402
 from volmig.health import heart  # noqa: E402
+from volmig.overload import Bounded, Sockets  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
 
 if data.kind() == "web":
+    database.pool(settings.WEB_REQUESTS)
     comparing = ThreadPoolExecutor(1)  # uvicorn's loop runs already, in which no query is allowed
     comparing.submit(keys.at_start).result()
     comparing.shutdown()
     sealing.begin()
     heart.start("web")
-live = SameOrigin(AuthMiddlewareStack(URLRouter(routes)))
-application = ProtocolTypeRouter({"http": pages, "websocket": live, "lifespan": heart.lifespan})
+live = Sockets(SameOrigin(AuthMiddlewareStack(URLRouter(routes))), settings.WEBSOCKETS)
+bounded = Bounded(pages, settings.WEB_REQUESTS)
+application = ProtocolTypeRouter({"http": bounded, "websocket": live, "lifespan": heart.lifespan})
 
 # All that pages need is loaded now, not by the first of them, and it stays: the collector passes it over from here on.
 # It looked through every view and library again and again, 100 ms each time, amid somebody's page.

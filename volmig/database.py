@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from time import monotonic
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, connections
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -21,6 +21,13 @@ WRONG = re.compile(
 # What it says, too, when it is there and every connection that it allows is taken.
 FULL = re.compile(r"too many (clients|connections)|remaining connection slots")
 AWAY = (OperationalError, InterfaceError)
+# SQLSTATE classes and codes of a server that is away, full, shutting down or starting (PostgreSQL, appendix A).
+AWAY_CLASSES, AWAY_CODES = ("08", "53"), {"57P01", "57P02", "57P03", "57P05"}
+BUSY_FILE = re.compile(r"database is locked|unable to open database file|database or disk is full|disk I/O error")
+# Of a web process, beside one for each request that is answered: the probe of a health check, the two requests of
+# health checks themselves, heartbeat, metrics, live pages (what changed; who may see it), sealing.
+BESIDE_REQUESTS = 8
+POOL_SECONDS = 2.0  # that a request waits for a connection; then 503
 
 
 class Unusable(Exception):  # noqa: N818 - a sentence for an operator
@@ -77,8 +84,41 @@ def note(kind: str, who: str, seconds: float) -> None:
         Incident.objects.note(kind, socket.gethostname(), who, seconds)
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether a statement failed because the database is away, full or busy, and not because of what it says."""
+    if not isinstance(error, AWAY):
+        return False
+    if connection.vendor != "postgresql":
+        return bool(BUSY_FILE.search(str(error)))
+    code = getattr(error.__cause__, "sqlstate", None)
+    return code is None or code.startswith(AWAY_CLASSES) or code in AWAY_CODES
+
+
+def pool(requests: int) -> None:
+    """In a web process, whose threads live for one request each: they share connections, this many at most.
+
+    Without it each thread has a connection that stays open until the thread is collected. To be called before the
+    first query; for other processes, which have few threads, and hold locks for as long as a connection lasts, never.
+    """
+    if connection.vendor != "postgresql":
+        return
+    own = connections.settings["default"]
+    own["CONN_MAX_AGE"] = 0  # given back after each request
+    own["OPTIONS"]["pool"] = {
+        "name": "web",
+        "min_size": 1,
+        "max_size": requests + BESIDE_REQUESTS,
+        "timeout": POOL_SECONDS,
+        "max_idle": 60.0,  # seconds after which what a burst needed is closed
+        # Tries of one connection end after so long, and the next request begins new ones: their pauses double, and
+        # after a long outage nobody should wait for the end of a long one.
+        "reconnect_timeout": 4.0,
+        "num_workers": 2,
+    }
 
 
 def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:

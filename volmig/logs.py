@@ -17,6 +17,8 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
+from volmig import database
+
 FIELDS = ("request", "migration", "step", "direction", "attempt", "hypervisor")
 KNOWN_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 LONGEST = 16384  # characters of a message or a traceback; what is behind them is left out
@@ -57,6 +59,16 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class NoTraceback(logging.Filter):
+    """A database that is away is one line for each request, and no traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and database.is_away(record.exc_info[1]):
+            record.msg, record.args = f"{record.getMessage()}: {database.one_line(record.exc_info[1] or '')}", ()
+            record.exc_info = None
+        return True
 
 
 class Line(logging.Formatter):

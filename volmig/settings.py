@@ -173,7 +173,6 @@ CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
     "queue": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},  # results of tasks are not kept anywhere
 }
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
@@ -247,6 +246,10 @@ CONVERSIONS_PER_RELAY = number("CONVERSIONS_PER_RELAY", 2)
 APPROVERS = max(0, number("APPROVERS", 1))  # 0: a site of one person, and every page and record says so
 APPROVERS_NEED_TOTP = flag("APPROVERS_NEED_TOTP", False)
 NEED_TOTP = words("NEED_TOTP")  # roles that are worth nothing to people without a second factor
+# Web processes that `manage.py up web` starts on one address; a file as database takes one writer at a time.
+WEB_PROCESSES = max(1, number("WEB_PROCESSES", 2 if text("DB") else 1))
+WEB_REQUESTS = max(1, number("WEB_REQUESTS", 8))  # that each of them answers at a time; each may hold a connection
+WEBSOCKETS = max(1, number("WEBSOCKETS", 1000))  # open live pages of each of them
 API_PER_MINUTE = max(1, number("API_PER_MINUTE", 600))  # requests of one token, to each web process
 APPROVAL_HOURS = number("APPROVAL_HOURS", 24)
 STOP_DEADLINE = number("STOP_DEADLINE", 180)
@@ -279,6 +282,7 @@ DEFAULT_FROM_EMAIL = text("EMAIL_FROM", "volmig@localhost")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {"no_traceback": {"()": "volmig.logs.NoTraceback"}},
     "formatters": {"line": {"()": "volmig.logs.Line"}, "json": {"()": "volmig.logs.Json"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": choice("LOG_FORMAT", "line", "json")}},
     "root": {"handlers": ["console"], "level": text("LOG_LEVEL", "INFO")},
@@ -286,6 +290,7 @@ LOGGING = {
     "loggers": {
         "paramiko": {"level": "CRITICAL"},
         "django-q": {"level": "WARNING"},
+        "django.request": {"filters": ["no_traceback"]},
         "uvicorn": {"level": "WARNING", "handlers": [], "propagate": True},  # not in uvicorn's own format
     },
 }

@@ -9,6 +9,7 @@ from volmig import evidence, teams, views
 from volmig.api import description as api
 from volmig.health import views as health
 
+handler500 = "volmig.overload.fault"
 urlpatterns = [
     path("login/", views.login, name="login"),
     path("login/code/", views.login_code, name="login_code"),

@@ -84,6 +84,12 @@ def phases(job: Any) -> list[Phase]:
     return drawn
 
 
+@register.filter
+def running_row(job: Any) -> Box | None:
+    """The part of the pipeline in which a step is under way."""
+    return next((row for phase in phases(job) for row in phase.rows if row.run is not None), None)
+
+
 def box(title: str, rows: list[Any]) -> Box | None:
     """Steps that are drawn as one; the state is the one that matters most to an eye."""
     if not rows:

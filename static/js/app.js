@@ -94,10 +94,13 @@
   /* the live connection: live is what a beat of the last seconds proves, and nothing else */
   const STALE = 9000, // the server sends a beat every 3 s
     RETRY = 10000;
+  const POLL = 30000; // a page for which the server has no live connection asks so often what has changed
   let beatAt = 0,
     renewedAt = 0,
     ended = false,
-    linked = false;
+    linked = false,
+    crowded = false,
+    polledAt = 0;
   function connection(state, word) {
     all("[data-live]").forEach((element) => {
       element.dataset.state = state;
@@ -107,17 +110,29 @@
   const clockOf = (at) => new Date(at).toISOString().slice(11, 19) + " UTC";
   const tell = (name) => document.body.dispatchEvent(new CustomEvent(name, { bubbles: true }));
   function alive() {
+    crowded = false;
+    linked = true;
     beatAt = Date.now();
     if (!ended) connection("live", "live");
   }
   function watchTheLink() {
-    if (ended || !beatAt) return;
+    if (ended) return;
+    if (crowded) return poll();
+    if (!beatAt) return;
     const silent = Date.now() - beatAt;
     if (silent <= STALE && linked && navigator.onLine) return;
     if (silent <= STALE && navigator.onLine) return connection("reconnecting", "reconnecting");
     const since = clockOf(serverNow() * 1000 - silent);
     connection("stale", `${navigator.onLine ? "stale" : "offline"} since ${since} (${spoken(silent / 1000)})`);
     if (silent > STALE && Date.now() - renewedAt > RETRY) renew();
+  }
+  /* the server has as many live connections as it takes: the page asks, and goes on trying for one */
+  function poll() {
+    connection("reconnecting", "busy: updated every 30 s");
+    if (Date.now() - polledAt < POLL) return;
+    polledAt = Date.now();
+    tell("changed");
+    tell("inbox");
   }
   /* a connection of which nothing is heard is given up for a new one: TCP itself would take minutes to notice */
   function renew() {
@@ -138,6 +153,7 @@
     if (!document.hidden) tick();
   });
   document.addEventListener("htmx:ws:after:connection", () => {
+    if (crowded) return; // it may be closed at once; a message proves that it is not
     linked = true;
     alive();
     tell("inbox");
@@ -147,6 +163,11 @@
     if (event.detail && event.detail.reason === "removed") return;
     linked = false;
     ended = code === 4403;
+    crowded = code === 1013;
+    if (crowded) {
+      polledAt = polledAt || Date.now(); // the page itself has just come
+      return poll();
+    }
     if (ended) connection("ended", "not live: reload the page");
     else if (Date.now() - beatAt <= STALE) connection("reconnecting", "reconnecting");
     else watchTheLink();

@@ -1,4 +1,4 @@
-"""`make bench`: pages of a long history, the manual procedure against volmig, downtime by size, progress latency."""
+"""`make bench`: pages of a long history, live pages, the manual procedure against volmig, downtime, latency."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.bench import history, latency, manual
+from tests.bench import history, latency, manual, sockets
 from tests.lab.image import say
 from tests.lab.lab import Instance, Lab
 from tests.site import Site
@@ -21,6 +21,7 @@ MBIT = 100
 
 def main() -> None:
     quick = history.main()
+    lively = sockets.main()
     lab = Lab()
     site = Site(lab, DATA, PORT)
     os.environ.update(site.environment)
@@ -32,6 +33,8 @@ def main() -> None:
             lab.down()
     if not quick:
         sys.exit("Pages of the history or of the record take too long.")
+    if not lively:
+        sys.exit("Live pages take too long, or too much.")
 
 
 def _bench(lab: Lab, site: Site) -> None:

@@ -13,6 +13,7 @@ from jobs.models import Approval, Job, StepRun
 from tests.factories import admin
 from tests.pages import scenes
 from volmig import incarnation
+from volmig.accounts.models import Team
 from volmig.api import shapes
 from volmig.client import bar
 
@@ -119,10 +120,37 @@ def test_it_is_asked_for_by_the_same_few_queries_whatever_is_listed(dana, usable
             asked = scenes.approval(waiting)
             Approval.objects.filter(pk=asked.pk).update(expires_at=timezone.now() + dt.timedelta(minutes=30))
             Job.objects.filter(pk=waiting.pk).update(wait_kind="host", waiting_for="No.", waiting_since=ago(100))
-        with CaptureQueriesContext(connection) as queries:
-            attention.items(dana, None)
-        counts.append(len(queries))
-    assert counts[0] == counts[1] <= 5
+        counts += [queries_of(dana), queries_of(dana)]
+    few, again, many, many_again = counts
+    assert few == again <= 5
+    assert many <= few + 3, "of many they are read for all pages of this process: hypervisors and plans once"
+    assert many_again < few, "and not for each page"
+
+
+def queries_of(person):
+    with CaptureQueriesContext(connection) as queries:
+        attention.items(person, None)
+    return len(queries)
+
+
+def test_of_many_migrations_the_same_is_listed_as_of_few(dana, usable, monkeypatch):
+    for number in range(15):
+        still(dana, instance_name=f"s{number}")
+        down(dana, 200, instance_name=f"d{number}")
+        scenes.halted(dana)
+    many = attention.items(dana, None)
+    monkeypatch.setattr(attention, "FEW", 1000)
+    assert len(many) == 45
+    assert sorted(map(str, many)) == sorted(map(str, attention.items(dana, None)))
+
+
+def test_what_a_person_may_not_see_is_not_listed_from_what_all_pages_share(dana, usable, person):
+    for _ in range(attention.FEW + 1):
+        scenes.halted(dana)
+    assert attention.items(dana, None)
+    stranger = person("sam", "viewer")
+    Team.objects.update(everybody=False)
+    assert attention.items(stranger, None) == []
 
 
 def test_where_nothing_is_at_work_one_query_says_so(dana, usable, django_assert_num_queries):

@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,13 +50,17 @@ STUCK_SECONDS = {"workers": 30, "background": settings.TASK_SECONDS + 30}
 FIRST_BEAT_SECONDS, LONGEST_START_SECONDS = 120.0, 1800.0
 
 
-def commands(bind: str) -> dict[str, list[str]]:
-    host, _, port = bind.rpartition(":")
+def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[str]]:
+    """What starts each process; web processes accept from `shared`, where there is one, in place of their own."""
+    host, port = split(bind)
+    where = ["--fd", str(shared.fileno())] if shared else ["--host", host, "--port", str(port)]
     manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
     # WhiteNoise reads files in one piece, which is right for files as small as ours.
     quiet = ["-W", "ignore:StreamingHttpResponse must consume"]
-    serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", "--host", host.strip("[]"), "--port", port]
+    serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", *where]
     manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "on", "--no-access-log", "--log-level", "warning"]
+    # Each live page would hold memory for its compressor, and small messages are most of what it is sent.
+    manners += ["--ws-per-message-deflate", "false"]
     # uvicorn believes a proxy's headers of whoever sits on this machine: guesses would come from any address one likes.
     proxy = "--proxy-headers" if settings.BEHIND_PROXY else "--no-proxy-headers"
     watch = "import django; django.setup(); from jobs.watch import main; main()"
@@ -64,6 +69,27 @@ def commands(bind: str) -> dict[str, list[str]]:
         **{name: [*manage, "qcluster"] for name in QUEUES},
         "watcher": [sys.executable, "-c", watch],
     }
+
+
+def split(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    try:
+        return host.strip("[]"), int(port)
+    except ValueError:
+        raise CommandError(f"--bind must be an address and a port, such as 127.0.0.1:8000, not {bind}.") from None
+
+
+def listen(bind: str) -> socket.socket:
+    """The socket that several web processes accept from: whichever is idle takes the next connection, so one that
+    hangs or starts anew takes none. Raises CommandError when the address is taken."""
+    host, port = split(bind)
+    try:
+        shared = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise CommandError(f"Not started: cannot listen on {bind}: {error.strerror or error}.") from error
+    # Each connection has it from here: uvicorn does not know what kind of socket it was given, so asyncio sets nothing.
+    shared.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return shared
 
 
 def as_child() -> None:
@@ -94,6 +120,7 @@ class Child:
     pause: float = 1
     due: float = field(default_factory=time.monotonic)
     patience: float = FIRST_BEAT_SECONDS
+    inherits: tuple[int, ...] = ()  # file descriptors that stay open in it
     cluster: str = ""  # of workers: 16 hex digits, new at every start
 
     def start(self) -> None:
@@ -113,6 +140,7 @@ class Child:
             cwd=settings.BASE_DIR,
             env=environment,
             stdin=subprocess.DEVNULL,
+            pass_fds=self.inherits,
             preexec_fn=as_child,  # safe: the supervisor has no threads
         )
 
@@ -186,13 +214,25 @@ class Command(BaseCommand):
             when_possible(f"up {options['part']}", require_prepared if options["no_prepare"] else prepare)
         except (database.Unusable, keys.KeysDiffer) as error:
             raise CommandError(f"Not started. {error}") from error
-        chosen = commands(options["bind"])
+        several = "web" in parts and settings.WEB_PROCESSES > 1
+        shared = listen(options["bind"]) if several else None
         try:
-            names = [name for part in parts for name in PARTS[part]]
-            supervise([Child(name, chosen[name]) for name in names], options["bind"])
+            supervise(children_of(parts, options["bind"], shared), options["bind"])
         finally:
             for lock in locks:
                 lock.close()
+            if shared:
+                shared.close()
+
+
+def children_of(parts: list[str], bind: str, shared: socket.socket | None) -> list[Child]:
+    chosen, names = commands(bind, shared), [name for part in parts for name in PARTS[part]]
+    inherits = (shared.fileno(),) if shared else ()
+    return [
+        Child(name, chosen[name], inherits=inherits if name == "web" else ())
+        for name in names
+        for _ in range(settings.WEB_PROCESSES if name == "web" else 1)
+    ]
 
 
 def only_one(name: str) -> IO[str]:

@@ -1,0 +1,251 @@
+"""More requests than can be answered: a short wait, 503 with a time to come back, and health checks beside all that."""
+
+import asyncio
+import logging
+import sys
+
+import psycopg
+import pytest
+from django.db import InterfaceError, OperationalError, connection
+from django.test import RequestFactory
+
+from volmig import database, logs, overload
+
+SHORT = 0.05  # seconds of patience, where a test waits for their end
+
+
+class Client:
+    """One request and what it is answered."""
+
+    def __init__(self, path="/", body=()):
+        self.scope, self.body, self.sent = {"type": "http", "path": path}, list(body), []
+
+    async def receive(self):
+        if self.body:
+            return self.body.pop(0)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def headers(self):
+        return dict(self.sent[0]["headers"])
+
+
+class Application:
+    """Answers when it is let; counts how many requests it has at a time."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.go.wait()
+        self.now -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"page"})
+
+
+async def started(bounded, clients):
+    tasks = [asyncio.create_task(bounded(each.scope, each.receive, each.send)) for each in clients]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_so_many_are_answered_some_wait_and_the_rest_is_refused_at_once():
+    async def run():
+        application, clients = Application(), [Client() for _ in range(30)]
+        bounded = overload.Bounded(application, 3)
+        tasks = await started(bounded, clients)
+        refused = [each for each in clients if each.status == 503]
+        assert len(refused) == 30 - 3 - 3 * overload.WAITING, "while nothing was answered yet"
+        assert {each.headers[b"retry-after"] for each in refused} == {b"5"}
+        application.go.set()
+        await asyncio.gather(*tasks)
+        assert application.most == 3
+        assert sum(each.status == 200 for each in clients) == 3 + 3 * overload.WAITING
+
+    asyncio.run(run())
+
+
+def test_whoever_waits_too_long_is_refused_and_leaves_the_place_to_others():
+    async def run():
+        application, first, second = Application(), Client(), Client()
+        bounded = overload.Bounded(application, 1)
+        bounded.pages.patience = SHORT
+        tasks = await started(bounded, [first, second])
+        await tasks[1]
+        assert second.status == 503
+        application.go.set()
+        await tasks[0]
+        third = Client()
+        await bounded(third.scope, third.receive, third.send)
+        assert (first.status, third.status) == (200, 200)
+
+    asyncio.run(run())
+
+
+def test_health_checks_are_answered_while_pages_take_every_place():
+    async def run():
+        application = Application()
+        bounded = overload.Bounded(application, 1)
+        tasks = await started(bounded, [Client() for _ in range(10)])
+        application.go.set()  # for who comes from now on; the others are still at it
+        probe = Client("/healthz/live")
+        await bounded(probe.scope, probe.receive, probe.send)
+        assert probe.status == 200
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_sends_slowly_takes_no_place():
+    async def run():
+        application, slow, quick = Application(), Client(), Client()
+        application.go.set()
+        bounded = overload.Bounded(application, 1)
+        never = asyncio.Event()
+        slow.receive = never.wait
+        tasks = await started(bounded, [slow])
+        await bounded(quick.scope, quick.receive, quick.send)
+        assert quick.status == 200
+        tasks[0].cancel()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_slowly_takes_no_place():
+    async def run():
+        application, slow, quick = Application(), Client(), Client()
+        application.go.set()
+        bounded = overload.Bounded(application, 1)
+        reads = asyncio.Event()
+
+        async def send(message):
+            await reads.wait()
+            slow.sent.append(message)
+
+        slow.send = send
+        tasks = await started(bounded, [slow])
+        await bounded(quick.scope, quick.receive, quick.send)
+        assert (slow.status, quick.status) == (None, 200)
+        reads.set()
+        await tasks[0]
+        assert slow.status == 200
+
+    asyncio.run(run())
+
+
+def test_what_a_client_sent_in_pieces_arrives_whole():
+    async def run():
+        pieces = [{"type": "http.request", "body": bytes([n]) * 10, "more_body": n < 4} for n in range(5)]
+        client, got = Client(body=pieces), b""
+
+        async def application(scope, receive, send):
+            nonlocal got
+            more = True
+            while more:
+                message = await receive()
+                got, more = got + message["body"], message["more_body"]
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        await overload.Bounded(application, 1)(client.scope, client.receive, client.send)
+        return got
+
+    assert asyncio.run(run()) == b"".join(bytes([n]) * 10 for n in range(5))
+
+
+def test_an_application_that_fails_gives_its_place_back():
+    async def run():
+        async def broken(scope, receive, send):
+            raise RuntimeError("broken")
+
+        bounded = overload.Bounded(broken, 1)
+        for _ in range(3):
+            client = Client()
+            with pytest.raises(RuntimeError, match="broken"):
+                await bounded(client.scope, client.receive, client.send)
+
+    asyncio.run(run())
+
+
+def test_websockets_beyond_the_limit_are_accepted_and_closed_with_a_code_that_says_to_come_back():
+    async def run():
+        over = asyncio.Event()
+
+        async def stays(scope, receive, send):
+            await over.wait()
+
+        sockets = overload.Sockets(stays, 2)
+        tasks = await started(sockets, [Client(), Client()])
+        third = Client()
+        await sockets(third.scope, third.receive, third.send)
+        over.set()
+        await asyncio.gather(*tasks)
+        fourth = Client()
+        await sockets(fourth.scope, fourth.receive, fourth.send)
+        return third.sent, fourth.sent
+
+    third, fourth = asyncio.run(run())
+    assert [message["type"] for message in third] == ["websocket.accept", "websocket.close"]
+    assert (third[1]["code"], fourth) == (1013, [])
+
+
+def full():
+    error = OperationalError("FATAL: sorry, too many clients already")
+    error.__cause__ = psycopg.errors.TooManyConnections()
+    return error
+
+
+def raised(error, path="/", method="GET"):
+    try:
+        raise error
+    except type(error):
+        return overload.fault(getattr(RequestFactory(), method.lower())(path))
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="as PostgreSQL says it")
+@pytest.mark.parametrize(
+    "error", [full(), OperationalError("couldn't get a connection after 2.00 sec"), InterfaceError()]
+)
+def test_a_database_that_is_away_or_full_is_503_and_says_so(error):
+    answer = raised(error)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+    assert "volmig gets no connection to its database" in answer.content.decode()
+    assert "Check what became of your request" in raised(error, method="POST").content.decode()
+    assert raised(error, "/api/v1/jobs")["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="as SQLite says it")
+def test_a_file_that_another_process_writes_is_503():
+    assert raised(OperationalError("database is locked")).status_code == 503
+
+
+@pytest.mark.parametrize("error", [ValueError("a fault"), psycopg.OperationalError("not Django's")])
+def test_every_other_fault_stays_500(error):
+    assert raised(error).status_code == 500
+
+
+def test_a_statement_that_is_wrong_is_a_fault_and_not_an_outage():
+    wrong = OperationalError("no such column: nonesuch")
+    wrong.__cause__ = psycopg.errors.UndefinedColumn()
+    assert not database.is_away(wrong)
+
+
+def test_an_outage_is_one_line_without_a_traceback():
+    try:
+        raise OperationalError("database is locked" if connection.vendor == "sqlite" else "connection refused")
+    except OperationalError:
+        record = logging.LogRecord("django.request", logging.ERROR, "", 1, "Error: %s", ("/",), sys.exc_info())
+    logs.NoTraceback().filter(record)
+    assert record.exc_info is None
+    assert record.getMessage().startswith("Error: /: ")
