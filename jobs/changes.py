@@ -1,4 +1,4 @@
-"""Which migrations changed, as far as a page would: heard from PostgreSQL, or asked of the file that SQLite writes.
+"""Which migrations changed, as far as a page would: heard from PostgreSQL, or read from the file that SQLite writes.
 
 PostgreSQL notifies of every commit that changes what a page shows (triggers of migration notify_changes), with the
 number of the migration. Nothing depends on that: whoever misses a notification sees the change at the next full poll.
@@ -43,7 +43,7 @@ class Changes:
         return taken
 
     def put_back(self, turned: set[int], moved: set[int], everything: bool) -> None:
-        """It could not be read: it is still to be looked at."""
+        """It could not be read: it is still to be read."""
         self.turned |= turned
         self.moved |= moved
         self.all |= everything
@@ -121,7 +121,7 @@ class Notified(Changes):
 
 
 async def connect() -> psycopg.AsyncConnection[Any]:
-    """A connection of its own, for a pool gives its connections to whoever comes next."""
+    """A separate connection, for a pool gives its connections to whoever comes next."""
     parameters = connection.get_connection_params()
     for name in ("cursor_factory", "context", "prepare_threshold"):  # of Django's cursors, which are not asynchronous
         parameters.pop(name, None)

@@ -72,7 +72,7 @@ class RemoveIndexOnline(RemoveIndex):
 
 
 class RemoveUnlistedIndexOnline(Operation):
-    """Removes an index that no model lists: an earlier migration made it by SQL of its own, for PostgreSQL alone."""
+    """Removes an index that no model lists: an earlier migration made it in plain SQL, for PostgreSQL alone."""
 
     reversible = False
 

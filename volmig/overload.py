@@ -1,4 +1,4 @@
-"""What a web process does when more is asked of it than it can answer: a short wait, then 503 at once.
+"""What a web process does when it gets more requests than it can answer: a short wait, then 503 at once.
 
 Requests take a place in a lane: so many are answered at a time, some wait for their turn for a moment, all others get
 503 with Retry-After within milliseconds. Health checks have a lane of their own, and websockets take no place in any.
@@ -32,7 +32,7 @@ RETRY_AFTER = 5  # seconds, in the answer
 BUFFER = 1024 * 1024  # bytes of a request, and of an answer, for which a slow client keeps no place from others
 TRY_AGAIN = 1013  # of RFC 6455's registry of close codes: the server is overloaded
 
-BUSY = "volmig is busy: more is asked of it than it can answer."
+BUSY = "volmig is busy: it gets more requests than it can answer."
 NO_DATABASE = "volmig gets no connection to its database."
 PAGE = """<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -101,8 +101,8 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         return self.filter(archived_at=None, ended_at__isnull=False, status__in=RESTING)
 
     def archive(self, most: int, after: int = 0) -> int | None:
-        """Archive up to `most` of them with keys above `after`, each in a short transaction; what somebody has locked
-        or works on is left for the next time. Returns the last key, None when there are no more.
+        """Archive up to `most` of them with keys above `after`, each in a short transaction; what is locked
+        or worked on is left for the next time. Returns the last key, None when there are no more.
         """
         found = list(self.unarchived().filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)[:most])
         for pk in found:

@@ -1,7 +1,7 @@
 """`make fleet`: sites of 10 to 500 hypervisors with as many running migrations, measured.
 
 Every part is a process as operators start it: PostgreSQL, a web process, two machines of workers and two of watchers,
-each with a data directory of its own. Behind real SSH servers are fakes that behave (tests/fleet/servers.py).
+each with its own data directory. Behind real SSH servers are fakes that behave (tests/fleet/servers.py).
 Migrations start evenly over the time after which the first of them has converted, so that all run at once while the
 first go through their later steps, with a second person's approval and at last a confirmation.
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10, 50, 200, 500)
 SPARE = 20  # hypervisors more than migrations
 SHORT = {"seal": 3.0, "compare": 10.0, "stage": 5.0, "stage_verify": 5.0}  # seconds that these units run
-SOCKETS = 40  # pages that are looked at, at most
+SOCKETS = 40  # pages that are open, at most
 DURABLE = ("fsync=on", "full_page_writes=on", "synchronous_commit=on", "max_connections=100")
 MACHINES = {"wrk1": "workers", "wrk2": "workers", "wat1": "watcher", "wat2": "watcher", "web1": "web"}
 EACH = ("web1", "workers", "watcher", "postgresql", "servers", "driver")
@@ -176,7 +176,7 @@ class Load:
         (self.folder / "servers.json").write_text(json.dumps(asked))
         self.begin("servers", [sys.executable, "-m", "tests.fleet.servers", str(self.folder)], "web1")
         self.until(lambda: (self.folder / "hosts.json").exists(), "the SSH servers listen")
-        self.told = json.loads((self.folder / "hosts.json").read_text())
+        self.given = json.loads((self.folder / "hosts.json").read_text())
 
     def register(self) -> None:
         from django.utils import timezone
@@ -184,7 +184,7 @@ class Load:
         from hosts.models import Hypervisor
 
         way = {"port": self.port, "user": "volmig", "pinned_at": timezone.now()}
-        Hypervisor.objects.bulk_create(Hypervisor(name=name, **way, **at) for name, at in self.told["hosts"].items())
+        Hypervisor.objects.bulk_create(Hypervisor(name=name, **way, **at) for name, at in self.given["hosts"].items())
         for each in Hypervisor.objects.all():
             each.seal_key()
 
@@ -353,7 +353,7 @@ class Pages:
                     with contextlib.suppress(TimeoutError):
                         message = str(await asyncio.wait_for(page.recv(), 1))
                         if shown := shown_by(message):  # not 0, which nobody reported
-                            self.shown[number].append((self.load.told["began"] + shown / 1000, time.time()))
+                            self.shown[number].append((self.load.given["began"] + shown / 1000, time.time()))
         except (OSError, websockets.WebSocketException, TimeoutError) as error:
             self.closed.append(f"{type(error).__name__}: {error}")
 

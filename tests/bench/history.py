@@ -46,8 +46,8 @@ def main(jobs: int = JOBS, which: str = "") -> bool:
 
 def on(name: str, database: str, jobs: int) -> bool:
     with tempfile.TemporaryDirectory(prefix="volmig-bench-") as data:
-        told = {"VOLMIG_DATA": data, "VOLMIG_DB": database, "VOLMIG_ALLOWED_HOSTS": "testserver"}
-        environment = {**os.environ, **told, "DJANGO_SETTINGS_MODULE": "volmig.settings"}
+        ours = {"VOLMIG_DATA": data, "VOLMIG_DB": database, "VOLMIG_ALLOWED_HOSTS": "testserver"}
+        environment = {**os.environ, **ours, "DJANGO_SETTINGS_MODULE": "volmig.settings"}
         command = [sys.executable, "-m", "tests.bench.history", "--measure", name, "--jobs", str(jobs)]
         return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
@@ -204,8 +204,8 @@ def scrape() -> list[str]:
 
 
 def pages(seed: Any) -> list[tuple[str, str, str]]:
-    told, middle = seed.told, seed.told[len(seed.told) // 2]
-    deep, last = told[len(told) // 50].pk, told[-100].pk
+    stories, middle = seed.stories, seed.stories[len(seed.stories) // 2]
+    deep, last = stories[len(stories) // 50].pk, stories[-100].pk
     day = middle.at.date()
     history = {
         "first page": "",
@@ -231,10 +231,10 @@ def pages(seed: Any) -> list[tuple[str, str, str]]:
         "state: halted": "status=halted",
         "state that none is in": "status=rolling_back",
         "a day": f"since={day}&until={day}",
-        "until a day long ago": f"until={told[len(told) // 40].at.date()}",
-        "from a day on": f"since={told[len(told) // 40].at.date()}",
+        "until a day long ago": f"until={stories[len(stories) // 40].at.date()}",
+        "from a day on": f"since={stories[len(stories) // 40].at.date()}",
         "hypervisor, person and state": f"host={seed.hosts[3].pk}&person={middle.requester.username}&status=purged",
-        "search, state and days": f"q=billing&status=done&since={told[len(told) // 2].at.date()}",
+        "search, state and days": f"q=billing&status=done&since={stories[len(stories) // 2].at.date()}",
         "by instance": "sort=name",
         "by instance, deep": f"sort=name&after={middle.pk}",
         "by size": "sort=largest",
@@ -254,8 +254,8 @@ def pages(seed: Any) -> list[tuple[str, str, str]]:
         "on: one migration": f"on=Migration {middle.pk}:",
         "on: nothing": "on=nonesuch",
         "migration": f"job={middle.pk}",
-        "since a day long ago": f"since={told[len(told) // 40].at.date()}T00:00",
-        "since yesterday": f"since={told[-60].at.date()}T00:00",
+        "since a day long ago": f"since={stories[len(stories) // 40].at.date()}T00:00",
+        "since yesterday": f"since={stories[-60].at.date()}T00:00",
         "person, action and migration": f"who={middle.requester.username}&what=job&job={middle.pk}",
     }
     rows = [(f"history: {title}", "ada", f"/migrations/?{query}") for title, query in history.items()]
@@ -277,7 +277,7 @@ def pages(seed: Any) -> list[tuple[str, str, str]]:
         "a migration that ended: evidence": f"/migrations/{middle.pk}/?tab=evidence",
         "a migration that ended: approvals": f"/migrations/{middle.pk}/?tab=approvals",
         "a migration that ended: events": f"/migrations/{middle.pk}/?tab=events",
-        "a migration under way": f"/migrations/{told[-5].pk}/",
+        "a migration under way": f"/migrations/{stories[-5].pk}/",
         "hypervisors": "/hosts/",
         "one hypervisor": f"/hosts/{seed.hosts[3].pk}/",
         "clouds": "/hosts/clouds/",

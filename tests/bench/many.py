@@ -70,7 +70,7 @@ class Seed:
     def __init__(self, jobs: int) -> None:
         self.jobs, self.chance, self.now = jobs, random.Random(), timezone.now()
         self.began = self.now - dt.timedelta(days=4 * 365)
-        self.told = History(self)
+        self.stories = History(self)
 
     def sow(self) -> None:
         self.people = [self.person(f"operator-{n}", "operator") for n in range(30)]
@@ -84,7 +84,7 @@ class Seed:
         self.site()
         with Unindexed():
             for start in range(0, self.jobs, MANY):
-                self.some(self.told[start : start + MANY])
+                self.some(self.stories[start : start + MANY])
                 progress(f"{start + MANY:,} migrations")
             self.like.spread(self.first, self.first + self.jobs - OPEN)
             progress("journals, ledgers and archives")
@@ -92,12 +92,12 @@ class Seed:
         settle()
         progress("indexes and statistics")
 
-    def some(self, told: list[SimpleNamespace]) -> None:
-        insert(Job, map(self.migration, told))
-        insert(Word, (row for each in told for row in self.words(each)))
-        insert(Approval, map(self.approval, told))
-        insert(Decision, map(self.decision, told))
-        insert(Event, (self.event(each, n, action) for each in told for n, action in enumerate(STORY)))
+    def some(self, stories: list[SimpleNamespace]) -> None:
+        insert(Job, map(self.migration, stories))
+        insert(Word, (row for each in stories for row in self.words(each)))
+        insert(Approval, map(self.approval, stories))
+        insert(Decision, map(self.decision, stories))
+        insert(Event, (self.event(each, n, action) for each in stories for n, action in enumerate(STORY)))
 
     def person(self, name: str, role: str) -> User:
         user = User.objects.create(username=name, password="!")
@@ -159,47 +159,47 @@ class Seed:
             halt_reason="Something was seen that is not foreseen." if not outcome and number % 9 == 0 else "",
         )  # fmt: skip
 
-    def migration(self, told: SimpleNamespace) -> dict[str, Any]:
-        own = {key: value for key, value in vars(told).items() if key not in ("pk", "uuid", "at", "by", "requester")}
-        kept = self.like.references(told.pk) if told.outcome else self.like.columns
+    def migration(self, story: SimpleNamespace) -> dict[str, Any]:
+        own = {key: value for key, value in vars(story).items() if key not in ("pk", "uuid", "at", "by", "requester")}
+        kept = self.like.references(story.pk) if story.outcome else self.like.columns
         return self.like.job | own | kept | {
-            "id": told.pk, "uuid": uuid.UUID(told.uuid), "requester_id": told.requester.pk,
-            "last_editor_id": told.requester.pk, "created_at": told.at,
-            "archived_at": told.ended_at,
+            "id": story.pk, "uuid": uuid.UUID(story.uuid), "requester_id": story.requester.pk,
+            "last_editor_id": story.requester.pk, "created_at": story.at,
+            "archived_at": story.ended_at,
         }  # fmt: skip
 
-    def words(self, told: SimpleNamespace) -> Iterator[dict[str, Any]]:
-        for text in {word.plain(each) for each in (*word.of_job(told), word.person(told.by.username))}:
+    def words(self, story: SimpleNamespace) -> Iterator[dict[str, Any]]:
+        for text in {word.plain(each) for each in (*word.of_job(story), word.person(story.by.username))}:
             self.word_key += 1
-            yield {"id": self.word_key, "job_id": told.pk, "text": text}
+            yield {"id": self.word_key, "job_id": story.pk, "text": text}
 
-    def approval(self, told: SimpleNamespace) -> dict[str, Any]:
+    def approval(self, story: SimpleNamespace) -> dict[str, Any]:
         return {
-            "id": told.pk, "job_id": told.pk, "kind": "swap", "version": 1, "digest": "cd" * 32,
-            "bound": self.like.bound, "requester_id": told.requester.pk,
-            "last_editor_id": told.requester.pk, "created_at": told.at,
-            "expires_at": told.at + dt.timedelta(days=1), "voided_at": None, "void_reason": "",
-            "void_changes": "[]", "consumed_at": told.at + dt.timedelta(hours=1), "approvers": 1,
+            "id": story.pk, "job_id": story.pk, "kind": "swap", "version": 1, "digest": "cd" * 32,
+            "bound": self.like.bound, "requester_id": story.requester.pk,
+            "last_editor_id": story.requester.pk, "created_at": story.at,
+            "expires_at": story.at + dt.timedelta(days=1), "voided_at": None, "void_reason": "",
+            "void_changes": "[]", "consumed_at": story.at + dt.timedelta(hours=1), "approvers": 1,
             "granted_by_id": None, "seals": "{}",
         }  # fmt: skip
 
-    def decision(self, told: SimpleNamespace) -> dict[str, Any]:
+    def decision(self, story: SimpleNamespace) -> dict[str, Any]:
         return {
-            "id": told.pk, "approval_id": told.pk, "person_id": told.by.pk, "requester_id": told.requester.pk,
-            "last_editor_id": told.requester.pk, "verdict": "approve", "reason": "as agreed", "at": told.at,
+            "id": story.pk, "approval_id": story.pk, "person_id": story.by.pk, "requester_id": story.requester.pk,
+            "last_editor_id": story.requester.pk, "verdict": "approve", "reason": "as agreed", "at": story.at,
             "withdrawn_at": None,
         }  # fmt: skip
 
-    def event(self, told: SimpleNamespace, number: int, action: str) -> dict[str, Any]:
+    def event(self, story: SimpleNamespace, number: int, action: str) -> dict[str, Any]:
         self.seq += 1
-        who = told.by if action == "approval.approve" else None if action.startswith("step") else told.requester
+        who = story.by if action == "approval.approve" else None if action.startswith("step") else story.requester
         step = STEPS[number % 4] if action.startswith("step") else ""
         data = {"n": number, "hypervisor": "cmp-001"} | self.like.event_data.get(action, {})
         values = {
-            "seq": self.seq, "at": told.at + dt.timedelta(seconds=number), "actor_id": who and who.pk,
+            "seq": self.seq, "at": story.at + dt.timedelta(seconds=number), "actor_id": who and who.pk,
             "actor_name": who.username if who else "", "role": "operator" if who else "", "session": "",
-            "address": "192.0.2.9" if who else "", "action": action, "job": told.pk,
-            "object": step or f"Migration {told.pk}: vg_nova0/{told.source_lv} to {told.instance_name} disk.local",
+            "address": "192.0.2.9" if who else "", "action": action, "job": story.pk,
+            "object": step or f"Migration {story.pk}: vg_nova0/{story.source_lv} to {story.instance_name} disk.local",
             "data": data,
         }  # fmt: skip
         before, self.hash = self.hash, sign(self.hash, [values[name] for name in SIGNED])
@@ -231,7 +231,7 @@ class Alike:
             "step.done": {"attempt": 1, "direction": "do", "evidence": {"seconds": 4.2, "bytes_read": 1 << 34}},
         }
 
-    def run(self, told: dict[str, Any]) -> dict[str, Any]:
+    def run(self, begun: dict[str, Any]) -> dict[str, Any]:
         """An attempt that went well, in the shape that hostctl reports."""
         report = {
             "at": "2026-01-01T00:00:00+00:00",
@@ -241,9 +241,9 @@ class Alike:
             "stdout": "",
             "seconds": 0.1,
         }
-        ran = [{**report, **each, "argv": each["text"].split()} for each in told["commands"]]
+        ran = [{**report, **each, "argv": each["text"].split()} for each in begun["commands"]]
         return {
-            "step": told["name"], "on": told["on"], "args": json.dumps(told["args"]), "commands": json.dumps(ran),
+            "step": begun["name"], "on": begun["on"], "args": json.dumps(begun["args"]), "commands": json.dumps(ran),
             "evidence": json.dumps({"seconds": 4.2, "bytes_read": 1 << 34, "boot_id": "ab" * 16}),
         }  # fmt: skip
 

@@ -91,7 +91,7 @@ def site(jobs: int, processes: int) -> Iterator[Site]:
         environment["BEGAN"] = str(began := time.time())
         own = environment | {"VOLMIG_DB": f"{address}&application_name=bench"}
         run = [sys.executable, "-m", "tests.bench.sockets"]
-        told = subprocess.run(
+        printed = subprocess.run(
             [*run, "seed", str(jobs)], cwd=ROOT, env=own, check=True, stdout=subprocess.PIPE, text=True
         )
         port = free_port()
@@ -100,7 +100,7 @@ def site(jobs: int, processes: int) -> Iterator[Site]:
         answering(base, web)
         cookies = {name: sign_in(base, name) for name in PEOPLE}
         stack.enter_context(running([*run, "write"], own))
-        yield Site(base, address, web.pid, began, [int(each) for each in told.stdout.split()], cookies)
+        yield Site(base, address, web.pid, began, [int(each) for each in printed.stdout.split()], cookies)
 
 
 def measure(seconds: float, sockets: int, rate: float, jobs: int, processes: int) -> Seen:
@@ -219,7 +219,7 @@ async def one(seen: Seen, base: str, cookie: str, kind: str, path: str, due: flo
 
 
 async def get(base: str, path: str, cookie: str) -> bytes:
-    """A whole answer, over a connection of its own."""
+    """A whole answer, over a new connection."""
     host, port = base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:

@@ -1,4 +1,4 @@
-"""Hypervisors by the hundred: a real SSH server for each, on a loopback address of its own, before fakes that behave.
+"""Hypervisors by the hundred: a real SSH server for each, on its own loopback address, before fakes that behave.
 
 `python -m tests.fleet.servers FOLDER` serves what FOLDER/servers.json says (see Settings) and writes there:
 `hosts.json`, how each is reached, once all listen; `seconds.jsonl`, a line a second of what the servers counted;
@@ -185,9 +185,9 @@ class Machine:
         return self.parts["source"].answer("done", {"results": results})
 
     def leftovers(self, request: Request) -> Answer:
-        told = [part.leftovers({}) for part in self.parts.values()]
+        said = [part.leftovers({}) for part in self.parts.values()]
         return self.parts["source"].answer(
-            "done", told[-1] | {"things": [each for one in told for each in one["things"]]}
+            "done", said[-1] | {"things": [each for one in said for each in one["things"]]}
         )
 
     def tell(self, line: dict[str, Any]) -> None:
@@ -360,12 +360,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
         try:
             while not self.channel.is_closing():
                 await asyncio.sleep(REPORT_EVERY)
-                told = list(drained(lines))
+                said = list(drained(lines))
                 if time.monotonic() - beat >= BEAT:
                     beat = time.monotonic()
-                    told.append({"beat": time.time()})
-                if told:
-                    self.channel.write(b"".join(json.dumps(line).encode() + b"\n" for line in told))
+                    said.append({"beat": time.time()})
+                if said:
+                    self.channel.write(b"".join(json.dumps(line).encode() + b"\n" for line in said))
         except OSError:
             return
         finally:

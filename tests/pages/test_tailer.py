@@ -130,23 +130,23 @@ def test_a_browser_that_left_while_it_was_sent_something_is_forgotten(db, monkey
         pass
 
     async def visit(tailer):
-        told, said = asyncio.Queue(), []
+        received, said = asyncio.Queue(), []
 
         async def send(message):
             said.append(message)
             if message.get("text") == "news":
                 raise OSError("the browser left")
 
-        await told.put({"type": "websocket.connect"})
+        await received.put({"type": "websocket.connect"})
         scope = {"type": "websocket", "user": User(pk=7), "session": SimpleNamespace(session_key="any")}
         scope["url_route"] = {"kwargs": {"number": 1}}
-        serving = asyncio.create_task(live.JobConsumer()(scope, told.get, send))
+        serving = asyncio.create_task(live.JobConsumer()(scope, received.get, send))
         while not tailer.sockets:
             await asyncio.sleep(0)
         tailer.send(tailer.sockets, "whole", "news")
         while tailer.sockets:
             await asyncio.sleep(0)
-        await told.put({"type": "websocket.disconnect", "code": 1006})
+        await received.put({"type": "websocket.disconnect", "code": 1006})
         await serving
         return said
 

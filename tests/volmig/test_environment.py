@@ -15,11 +15,11 @@ SECRET = "pa%20ss%3A"
 
 
 def test_every_parameter_of_libpq_reaches_it():
-    told = environment.postgresql(
+    options = environment.postgresql(
         f"postgres://vol%40mig:{SECRET}@db.example.org:5433/vol%2Fmig?sslmode=verify-full&sslrootcert=/etc/ca.pem"
         "&options=-c%20statement_timeout%3D60s&target_session_attrs=read-write&application_name=volmig"
     )
-    assert told == {
+    assert options == {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": "vol/mig",
         "USER": "vol@mig",
@@ -37,16 +37,18 @@ def test_every_parameter_of_libpq_reaches_it():
 
 
 def test_a_server_that_is_gone_without_a_word_is_noticed_unless_the_address_says_otherwise():
-    told = served("postgres://volmig@db.example.org/volmig?connect_timeout=3")["OPTIONS"]
-    assert told["connect_timeout"] == "3"
-    assert int(told["tcp_user_timeout"]) <= 30_000
-    assert int(told["keepalives_idle"]) + int(told["keepalives_interval"]) * int(told["keepalives_count"]) <= 30
+    options = served("postgres://volmig@db.example.org/volmig?connect_timeout=3")["OPTIONS"]
+    assert options["connect_timeout"] == "3"
+    assert int(options["tcp_user_timeout"]) <= 30_000
+    assert (
+        int(options["keepalives_idle"]) + int(options["keepalives_interval"]) * int(options["keepalives_count"]) <= 30
+    )
 
 
 def test_a_socket_and_several_hosts_are_written_as_libpq_has_them():
     assert environment.postgresql("postgres://volmig@/volmig?host=/run/postgresql")["HOST"] == "/run/postgresql"
-    told = environment.postgresql("postgresql:///volmig?host=a,b&port=1,2&user=u&password=p")
-    assert (told["HOST"], told["PORT"], told["USER"], told["PASSWORD"]) == ("a,b", "1,2", "u", "p")
+    options = environment.postgresql("postgresql:///volmig?host=a,b&port=1,2&user=u&password=p")
+    assert (options["HOST"], options["PORT"], options["USER"], options["PASSWORD"]) == ("a,b", "1,2", "u", "p")
 
 
 @pytest.mark.parametrize(

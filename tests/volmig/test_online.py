@@ -236,7 +236,7 @@ class Other:
 
 
 class Behind:
-    """A call in a thread with a connection of its own, which is known by its process number."""
+    """A call in a thread with its own connection, which is known by its process number."""
 
     def __init__(self, act):
         self.act, self.error, self.pid, self.known = act, None, 0, threading.Event()
