@@ -62,8 +62,8 @@ class Outage:
         return pause
 
     def over(self) -> None:
-        """The database has answered."""
-        if self.since is not None:
+        """What failed has succeeded. That may have asked nothing of the database, so it is asked before it is said."""
+        if self.since is not None and not (may_ask() and fault()):
             lasted = monotonic() - self.since
             log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
             kind, self.since, self.said, self.kind = self.kind, None, "", ""
@@ -78,10 +78,17 @@ def note(kind: str, who: str, seconds: float) -> None:
     """
     from volmig.health.models import Incident  # this module is read before models are
 
+    if may_ask():
+        Incident.objects.note(kind, socket.gethostname(), who, seconds)
+
+
+def may_ask() -> bool:
+    """Whether queries are allowed here: not in an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        Incident.objects.note(kind, socket.gethostname(), who, seconds)
+        return True
+    return False
 
 
 def one_line(error: BaseException | str) -> str:

@@ -116,15 +116,22 @@ def test_a_machine_whose_supervisor_is_killed_is_missed_until_it_is_started_agai
 # The database
 
 
+@contextlib.contextmanager
+def stopped(server):
+    server.stop("fast")
+    try:
+        yield
+    finally:
+        server.start()
+
+
 @pytest.mark.parametrize("seconds", amount([20, 300], [5]))
 def test_a_database_that_is_away_is_waited_for(volmig, seconds):
-    with migrations_under_way(volmig) as began:
-        volmig.postgresql.stop("fast")
+    with migrations_under_way(volmig) as began, stopped(volmig.postgresql):
         volmig.forget()
         time.sleep(seconds)  # an outage is measured in time
         volmig.until_probed("The database does not answer.")
-        assert not {200} & {status for statuses in volmig.answers.values() for status in statuses}
-        volmig.postgresql.start()
+        assert 200 not in {status for statuses in volmig.answers.values() for status in statuses}
     said = volmig.until_said(r"The database was unreachable from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", began)
     figure(f"PostgreSQL down for {seconds} s: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")
 

@@ -75,6 +75,18 @@ def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site
 
 
 @pytest.mark.django_db
+def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monkeypatch, caplog):
+    """As a turn of the watcher in which nothing was due."""
+    with monkeypatch.context() as away:
+        away.setattr(database, "fault", lambda: OperationalError("connection refused"))
+        outage("watcher", OperationalError("connection refused"))
+    assert "answers again" not in caplog.text
+    assert not Incident.objects.exists()
+    outage("watcher", OperationalError("connection refused"))
+    assert Incident.objects.count() == 1
+
+
+@pytest.mark.django_db
 def test_two_outages_are_two(ada, site):
     Incident.objects.note("database", "wat1", "watcher", 10)
     Incident.objects.update(

@@ -249,7 +249,8 @@ class Volmig:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz/ready", timeout=10) as answer:
                 return list(json.load(answer)["reasons"])
         except urllib.error.HTTPError as error:
-            return list(json.load(error)["reasons"])
+            said = error.read().decode()
+            return list(json.loads(said)["reasons"]) if error.code == 503 else [f"{error.code}: {said[:200]}"]
 
     def look(self, name: str) -> None:
         try:
