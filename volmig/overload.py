@@ -153,7 +153,10 @@ async def refuse(scope: Any, send: Send) -> None:
 
 
 def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
-    """503 as the caller reads it: a page, or for the API a problem (RFC 9457)."""
+    """503 as the caller reads it: a page, or for the API JSON.
+
+    No problem (RFC 9457): those with 503 are of read-only mode, while clients try again after what a proxy could say.
+    """
     if path.startswith("/api/"):
         problem = {
             "type": "about:blank",
@@ -161,7 +164,7 @@ def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
             "status": 503,
             "detail": f"{sentence} {effect}",
         }
-        response = HttpResponse(json.dumps(problem), status=503, content_type="application/problem+json")
+        response = HttpResponse(json.dumps(problem), status=503, content_type="application/json")
     else:
         page = PAGE.format(sentence=sentence, effect=effect, seconds=RETRY_AFTER)
         response = HttpResponse(page, status=503)

@@ -222,7 +222,7 @@ def test_a_database_that_is_away_or_full_is_503_and_says_so(error):
     assert (answer.status_code, answer["Retry-After"]) == (503, "5")
     assert "volmig gets no connection to its database" in answer.content.decode()
     assert "Check what became of your request" in raised(error, method="POST").content.decode()
-    assert raised(error, "/api/v1/jobs")["Content-Type"] == "application/problem+json"
+    assert raised(error, "/api/v1/jobs")["Content-Type"] == "application/json", "the client tries again"
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="as SQLite says it")
