@@ -63,7 +63,7 @@ def test_a_database_without_the_newest_migration_is_not_ready(client):
     recorder = MigrationRecorder(connection)
     recorder.record_unapplied("health", "0001_initial")
     try:
-        assert not_ready(client) == ["1 database migration is not applied: run manage.py migrate."]
+        assert not_ready(client) == ["1 database migration is not applied: run manage.py prepare."]
     finally:
         recorder.record_applied("health", "0001_initial")
 
@@ -144,7 +144,7 @@ def test_a_database_of_a_release_without_fingerprints_of_keys_is_not_ready_and_s
     recorder.record_unapplied("volmig", "0005_keys")
     monkeypatch.setattr(RegisteredKey._meta, "db_table", "volmig_of_tomorrow")
     try:
-        assert not_ready(client) == ["1 database migration is not applied: run manage.py migrate."]
+        assert not_ready(client) == ["1 database migration is not applied: run manage.py prepare."]
     finally:
         recorder.record_applied("volmig", "0005_keys")
 

@@ -134,6 +134,14 @@ def test_tasks_are_counted_by_queue_with_those_that_equal_another(db):
     assert found['volmig_queue_oldest_seconds{queue="background"}'] == 0
 
 
+def test_a_port_that_another_process_has_is_no_fault_and_an_address_of_another_machine_is_one(served, caplog):
+    caplog.set_level("INFO")
+    assert port.serve("127.0.0.1", served) is None
+    assert caplog.records == []
+    assert port.serve("192.0.2.1", 0) is None
+    assert "Metrics are not on port 0 of 192.0.2.1" in caplog.text
+
+
 def test_a_lost_process_is_not_among_those_that_run(db):
     a_process("watcher", figures={"streaming": 3, "turn_seconds": 0.4})
     a_process("watcher", "m2", age=300, figures={"streaming": 5})

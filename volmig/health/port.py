@@ -1,5 +1,6 @@
 """A port that serves /metrics and nothing else, in whichever process of the machine binds it first."""
 
+import errno
 import logging
 import socket
 import threading
@@ -49,12 +50,13 @@ def answer(environ: dict[str, Any]) -> tuple[str, str, bytes]:
 
 
 def serve(address: str, port: int) -> ThreadingWSGIServer | None:
-    """Serve in a thread; None when the port is taken, as by another process of this machine."""
+    """Serve in a thread; None when the port is taken, as by another process of this machine, or cannot be used."""
     try:
         kind = Server6 if ":" in address else ThreadingWSGIServer
         server: ThreadingWSGIServer = make_server(address, port, application, kind, Quiet)
     except OSError as error:
-        log.debug("Port %s of %s is taken: %s", port, address, error)
+        level = logging.DEBUG if error.errno == errno.EADDRINUSE else logging.ERROR
+        log.log(level, "Metrics are not on port %s of %s: %s", port, address, error)
         return None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     log.info("Metrics are on http://%s:%s/metrics", address, server.server_port)

@@ -103,7 +103,7 @@ def migrations() -> list[str]:
     if not missing:
         return []
     what = "database migration is" if missing == 1 else "database migrations are"
-    return [f"{missing} {what} not applied: run manage.py migrate."]
+    return [f"{missing} {what} not applied: run manage.py prepare."]
 
 
 def disk() -> list[str]:

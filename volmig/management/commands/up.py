@@ -59,8 +59,8 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
     quiet = ["-W", "ignore:StreamingHttpResponse must consume"]
     serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", *where]
     manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "on", "--no-access-log", "--log-level", "warning"]
-    # Each live page would hold memory for its compressor, and small messages are most of what it is sent.
-    manners += ["--ws-per-message-deflate", "false"]
+    # Each live page would hold memory for its compressor; it is sent small messages, mostly, and sends nothing.
+    manners += ["--ws-per-message-deflate", "false", "--ws-max-size", "1024"]
     # uvicorn believes a proxy's headers of whoever sits on this machine: guesses would come from any address one likes.
     proxy = "--proxy-headers" if settings.BEHIND_PROXY else "--no-proxy-headers"
     watch = "import django; django.setup(); from jobs.watch import main; main()"
