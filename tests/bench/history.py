@@ -139,12 +139,12 @@ def look(seed: Any) -> list[str]:
     from volmig.accounts.models import Team, Token
 
     clients = {}
-    for name, roles in {"ada": ["auditor", "operator", "approver"], "vera": ["viewer"]}.items():
+    for name, roles in {"ada": ["auditor", "operator", "approver", "administrator"], "vera": ["viewer"]}.items():
         user = User.objects.create(username=name)
         user.groups.set(Group.objects.filter(name__in=roles))
         clients[name] = Client()
         clients[name].force_login(user)
-    letters = Token.objects.make(User.objects.get(username="ada"), "bench", ("approve", "audit"), 30)[1]
+    letters = Token.objects.make(User.objects.get(username="ada"), "bench", ("approve", "audit", "administer"), 30)[1]
     clients["program"] = Client(headers={"Authorization": f"Bearer {letters}"})
     few = Team.objects.create(name="few")
     few.hypervisors.add(*seed.hosts[:6])
