@@ -132,7 +132,10 @@ def test_a_database_that_is_away_is_waited_for(volmig, seconds):
         time.sleep(seconds)  # an outage is measured in time
         volmig.until_probed("The database does not answer.")
         assert 200 not in {status for statuses in volmig.answers.values() for status in statuses}
-    said = volmig.until_said(r"The database was unreachable from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", began)
+    volmig.until_said(r"The database was unreachable from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", began)
+    whole = "SELECT max(ended_at - began_at) >= make_interval(secs => %s) FROM health_incident WHERE kind = 'database'"
+    until(lambda: rows(volmig.address, whole, seconds - 1)[0][0])
+    said = volmig.until_said(r"The database was unreachable from .* Noticed by: .*watcher on wat", began)
     figure(f"PostgreSQL down for {seconds} s: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")
 
 

@@ -133,7 +133,7 @@ def newer_protocol(job):
 @pytest.mark.parametrize("newer", [newer_tables, newer_plan, newer_protocol])
 def test_a_downgrade_is_refused_with_a_clear_message_before_anything_is_changed(waiting, capsys, monkeypatch, newer):
     said = newer(waiting)
-    monkeypatch.setattr(up, "call_command", lambda *_, **__: pytest.fail("the database was changed"))
+    monkeypatch.setattr(up.online, "migrate", lambda *_: pytest.fail("the database was changed"))
     for refused in (up.prepare, lambda: call_command("upgrade_check")):
         with pytest.raises(CommandError) as caught:
             refused()
