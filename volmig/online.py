@@ -93,6 +93,39 @@ class RemoveUnlistedIndexOnline(Operation):
         return self.__class__.__name__, [], {"name": self.name}
 
 
+class AddTriggersOnline(Operation):
+    """Triggers on big tables of PostgreSQL; SQLite gets none.
+
+    `make` and `drop` are statements that can be run again. Each is a transaction for itself: a new trigger keeps those
+    who write into its table waiting, but for no longer than that one statement takes.
+    """
+
+    reversible = True
+
+    def __init__(self, make: list[str], drop: list[str]) -> None:
+        self.make, self.drop = make, drop
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        pass
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        self._run(schema_editor, self.make)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        self._run(schema_editor, self.drop)
+
+    def _run(self, schema_editor: Any, statements: list[str]) -> None:
+        refuse_transaction(schema_editor)
+        for each in statements if is_postgresql(schema_editor) else ():
+            schema_editor.execute(each)
+
+    def describe(self) -> str:
+        return "Add triggers"
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return self.__class__.__name__, [], {"make": self.make, "drop": self.drop}
+
+
 class RemoveKeyIndexOnline(Operation):
     """Removes the index that Django makes for a foreign key, where another index begins with the same column."""
 
@@ -140,7 +173,7 @@ class RemoveKeyIndexOnline(Operation):
 
 def refuse_transaction(schema_editor: Any) -> None:
     if schema_editor.connection.in_atomic_block and is_postgresql(schema_editor):
-        raise NotSupportedError("An index of a big table is built outside of transactions: set atomic = False.")
+        raise NotSupportedError("A big table is changed outside of transactions: set atomic = False.")
 
 
 def is_postgresql(schema_editor: Any) -> bool:

@@ -6,6 +6,8 @@ it otherwise. Rows of the past, as a restore or a seed writes them, notify nobod
 
 from django.db import migrations
 
+from volmig.online import AddTriggersOnline
+
 NUMBERS = {"jobs_job": "NEW.id", "jobs_steprun": "NEW.job_id", "jobs_approval": "NEW.job_id"}
 OF_DECISION = "(SELECT job_id FROM jobs_approval WHERE id = NEW.approval_id)"
 JOB = "status outcome halt_reason waiting_for version rate cancel_requested_at facts_at"
@@ -39,29 +41,23 @@ def trigger(name):
         old, new = (", ".join(f"{row}.{column}" for column in columns) for row in ("OLD", "NEW"))
         when = f"({old}) IS DISTINCT FROM ({new})"
     return (
-        f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW WHEN ({when})"
+        f"CREATE OR REPLACE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW WHEN ({when})"
         f" EXECUTE FUNCTION {table}_notify('{kind}')"
     )
 
 
-def make(apps, schema_editor):
-    if schema_editor.connection.vendor != "postgresql":
-        return
-    for table in sorted({table for table, *_ in TRIGGERS.values()}):
-        schema_editor.execute(function(table))
-    for name in TRIGGERS:
-        schema_editor.execute(trigger(name))
-
-
-def drop(apps, schema_editor):
-    if schema_editor.connection.vendor != "postgresql":
-        return
-    for name, (table, *_) in TRIGGERS.items():
-        schema_editor.execute(f"DROP TRIGGER IF EXISTS {name} ON {table}")
-    for table in sorted({table for table, *_ in TRIGGERS.values()}):
-        schema_editor.execute(f"DROP FUNCTION IF EXISTS {table}_notify()")
+TABLES = sorted({table for table, *_ in TRIGGERS.values()})
 
 
 class Migration(migrations.Migration):
+    atomic = False
     dependencies = [("jobs", "0014_history_online")]
-    operations = [migrations.RunPython(make, drop)]
+    operations = [
+        AddTriggersOnline(
+            make=[*map(function, TABLES), *map(trigger, TRIGGERS)],
+            drop=[
+                *(f"DROP TRIGGER IF EXISTS {name} ON {table}" for name, (table, *_) in TRIGGERS.items()),
+                *(f"DROP FUNCTION IF EXISTS {table}_notify()" for table in TABLES),
+            ],
+        )
+    ]

@@ -34,6 +34,7 @@ ONLINE = (
     online.RemoveIndexOnline,
     online.RemoveKeyIndexOnline,
     online.RemoveUnlistedIndexOnline,
+    online.AddTriggersOnline,
 )
 SMALL = (
     migrations.CreateModel,
