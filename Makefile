@@ -11,6 +11,10 @@ SHELL := /bin/bash
 TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/review.py,jobs/views.py
+# What differs by database, and what only PostgreSQL has: it runs there, too.
+BY_DATABASE := tests/fleet/test_health.py tests/fleet/test_incidents.py tests/fleet/test_metrics.py \
+  tests/jobs/test_archives.py tests/jobs/test_ticks.py tests/jobs/test_watch.py tests/pages/test_changes.py \
+  tests/volmig/test_checks.py tests/volmig/test_online.py tests/volmig/test_overload.py
 PROCESSES := tests/lab_tests/test_killed_processes.py
 NAMED = 2>&1 | sed -u 's/^/$@ | /'
 LOGGED = $(NAMED) | { mkdir -p .cache && tee -a .cache/$@.log; }
@@ -61,6 +65,7 @@ test-hosts:
 	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(LOGGED) || failed=1; \
 	  $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(LOGGED) || failed=1; \
 	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(LOGGED) || failed=1; \
+  $(BIN)/python -m tests.postgresql $(BY_DATABASE) $(LOGGED) || failed=1; \
 	  exit $$failed
 
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
