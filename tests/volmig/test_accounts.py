@@ -232,7 +232,7 @@ async def close_code(client, end):
     socket = ApplicationCommunicator(application, {**scope, "subprotocols": []})
     await socket.send_input({"type": "websocket.connect"})
     assert (await socket.receive_output(timeout=5))["type"] == "websocket.accept"
-    await asyncio.sleep(3 * live.POLL)  # some checks go by, and it stays open
+    await asyncio.sleep(3 * live.PAUSE)  # some checks go by, and it stays open
     while not await socket.receive_nothing(timeout=0.1):
         assert (await socket.receive_output())["type"] == "websocket.send"
     await sync_to_async(end)()
