@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.rig import free_port
+from volmig.management.commands import up
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME, PASSWORD = "volmig.example.org", "correct horse battery"
@@ -171,6 +173,13 @@ def proxy(request, tmp_path_factory, pages):
 
 def values(headers, name):
     return [value for each, value in headers if each == name]
+
+
+@pytest.mark.parametrize("configuration", ["nginx/volmig.conf", "caddy/Caddyfile"])
+def test_a_proxy_closes_idle_connections_before_the_web_process_does(configuration):
+    text = (ROOT / "packaging" / configuration).read_text()
+    (seconds,) = re.findall(r"^\s*keepalive(?:_timeout)? (\d+)s;?$", text, re.M)
+    assert int(seconds) < up.KEEP_ALIVE_SECONDS
 
 
 def test_plain_http_is_sent_to_https(proxy):

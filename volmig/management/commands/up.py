@@ -41,6 +41,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # A worker finishes the tick that it is in, at most about 20 s, before it stops.
 PATIENCE_SECONDS = 30
 COMPARE_SECONDS = 30  # between comparisons of keys and settings with those of other machines
+KEEP_ALIVE_SECONDS = 75  # for which an idle connection of a client or a proxy stays open
 START_SECONDS = 20  # a part that ends within them was never able to start; a busy machine needs several to import all
 # Seconds of silence after which workers are stuck. A worker that is killed while it waits for a task takes the lock of
 # the cluster's own queue along, and no other gets anything any more. Ticks beat while they run; all tasks at both ends.
@@ -59,6 +60,8 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
     quiet = ["-W", "ignore:StreamingHttpResponse must consume"]
     serve = [*quiet, "-m", "uvicorn", "volmig.asgi:application", *where]
     manners = ["--timeout-graceful-shutdown", "3", "--lifespan", "on", "--no-access-log", "--log-level", "warning"]
+    # Longer than proxies keep an idle connection: what they send while it is being closed here would be lost.
+    manners += ["--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)]
     # Each live page would hold memory for its compressor; it is sent small messages, mostly, and sends nothing.
     manners += ["--ws-per-message-deflate", "false", "--ws-max-size", "1024"]
     # uvicorn believes a proxy's headers of whoever sits on this machine: guesses would come from any address one likes.
