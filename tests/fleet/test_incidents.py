@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 from django.db import OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from jobs import attention
@@ -67,10 +68,10 @@ def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site
     [(_, said, _)] = listed(ada, "over")
     assert said.startswith("The database had no free connection from")
 
-    def refuse():
+    def refuse(_wrapper):
         raise OperationalError(CLIENTS)
 
-    monkeypatch.setattr(ready.connection, "ensure_connection", refuse)
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", refuse)
     assert ready.database() == ["The database has no free connection."]
 
 

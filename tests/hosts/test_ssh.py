@@ -534,8 +534,8 @@ def behind(monkeypatch):
 
     found = Bastion()
     monkeypatch.setattr(ssh, "enter", found.enter)
-    monkeypatch.setattr(ssh, "dial", lambda *_: None)
-    monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: None)
+    monkeypatch.setattr(ssh, "dial", lambda *_: socket.socket())
+    monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: socket.socket())
     monkeypatch.setattr(ssh, "logins", {})
     return found
 
