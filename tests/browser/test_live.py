@@ -134,8 +134,10 @@ def test_the_overview_follows_without_a_reload(logged_in, hosts):
 def test_the_socket_of_a_disabled_person_is_closed_within_seconds(logged_in, hosts):
     page = logged_in("dana", "operator")
     job = scenes.job(User.objects.get(username="dana"), "preparing")
+    # What a page fetches when it goes live; later it would be sent to the login instead.
     actions, facts, tab = (page.expect_response(f"**/*part={part}*") for part in ("actions", "facts", "tab"))
-    with actions, facts, tab:  # what a page fetches when it goes live; later it would be sent to the login instead
+    counts = [page.expect_response(f"**/{what}/count") for what in ("attention", "approvals")]
+    with actions, facts, tab, counts[0], counts[1]:
         page.goto(f"/migrations/{job.pk}/")
     wait_live(page)
     User.objects.filter(username="dana").update(is_active=False)

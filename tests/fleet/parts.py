@@ -61,7 +61,7 @@ class Machine:
         return self.run("manage.py", *words, typed=typed, status=status)
 
     def up(self, part: str, *words: str, **more: str) -> "subprocess.Popen[bytes]":
-        with (self.data / f"{part}.log").open("ab") as log:
+        with self.log_file(part).open("ab") as log:
             process = subprocess.Popen(
                 self.command("manage.py", "up", part, *words, contained=self.contained),
                 cwd=ROOT,
@@ -74,8 +74,12 @@ class Machine:
         self.started[part] = process
         return process
 
+    def log_file(self, part: str) -> Path:
+        """Beside the data directory: a test that fills its disk still reads what was said of that."""
+        return self.data.parent / f"{self.data.name}-{part}.log"
+
     def log(self, part: str) -> str:
-        return (self.data / f"{part}.log").read_text()
+        return self.log_file(part).read_text()
 
     def refused(self, part: str) -> str:
         """What `up` says of a machine that must not start; it makes nothing but its lock and its directory."""

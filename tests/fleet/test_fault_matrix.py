@@ -175,7 +175,7 @@ def test_a_worker_machine_whose_disk_is_full_leaves_the_work_to_the_other(volmig
             os.posix_fallocate(file.fileno(), 0, free)
         assert os.statvfs(full.parent).f_bavail == 0
         said = volmig.until_said(r"wrk1: The disk of the data directory is full", began)
-        until(lambda: "This machine takes no tasks" in volmig.machines["wrk1"].log("workers"), 300)
+        until(lambda: "This machine takes no tasks" in volmig.machines["wrk1"].log("workers"), 300, volmig.logs)
     full.unlink()
     until(lambda: "this machine takes tasks" in volmig.machines["wrk1"].log("workers"), 300)
     figure(f"data disk full on wrk1: {MIGRATIONS} migrations done by the other; overview: {said}")

@@ -182,7 +182,7 @@ class Volmig:
         return "\n".join(
             f"== {name}\n{path.read_text()[-3000:]}"
             for name, machine in self.machines.items()
-            for path in machine.data.glob("*.log")
+            for path in machine.data.parent.glob(f"{machine.data.name}-*.log")
         )
 
     # What people do
