@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = int(os.environ.get("JOBS", "100000"))
 TIMES = int(os.environ.get("TIMES", "20"))
 MEDIAN, MOST = 0.1, 0.25  # seconds
-# What was sown is vacuumed at once; a vacuum by itself amid the measurements would be counted, too.
+# What was sown is vacuumed at once; one that begins amid the measurements would be counted, too.
 POSTGRESQL = ("shared_buffers=512MB", "maintenance_work_mem=512MB", "autovacuum=off", "wal_level=minimal")
 POSTGRESQL += ("max_wal_senders=0",)
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
