@@ -180,7 +180,9 @@ END
         for unit in (*PARTS, "postgresql@15-main", "nginx"):
             pids = f"$(cat /sys/fs/cgroup$(systemctl show --property=ControlGroup --value {unit})/cgroup.procs)"
             summed = "awk '$1 == \"Pss:\" { kilobytes += $2 } END { print kilobytes }'"
-            kilobytes = self.machine.run(f"for pid in {pids}; do cat /proc/$pid/smaps_rollup; done | {summed}").stdout
+            kilobytes = self.machine.run(
+                f"for pid in {pids}; do cat /proc/$pid/smaps_rollup || true; done 2>/dev/null | {summed}"
+            ).stdout
             figure(f"one machine at rest | {unit}: {int(kilobytes) / 1024:.0f} MiB of memory")
         open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND pid <> pg_backend_pid()"
         count = self.machine.run(f'cd / && runuser -u postgres -- psql -d volmig -Atc "{open_ones}"').stdout.strip()
