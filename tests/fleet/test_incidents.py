@@ -63,6 +63,16 @@ def test_an_outage_of_the_database_is_listed_once_when_it_is_over(outage, ada, s
 
 
 @pytest.mark.django_db
+def test_rows_that_hold_anything_do_not_take_the_overview_away(ada, site):
+    for part in ("12", "9", "no number"):
+        Incident.objects.note("lease", "wrk1", part, 5.0)
+    Incident.objects.note("of a later release", "wrk1", "x", 5.0)
+    [(_, said, detail)] = listed(ada, "over")
+    assert said.startswith("Workers lost 3 migrations from ")
+    assert detail.startswith("Migrations 9, 12, no number.")
+
+
+@pytest.mark.django_db
 def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site, monkeypatch):
     outage("watcher", OperationalError(CLIENTS))
     [(_, said, _)] = listed(ada, "over")

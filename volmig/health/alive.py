@@ -23,8 +23,6 @@ TOOK_OVER = dt.timedelta(seconds=15)  # by which the end of a process may lie af
 TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to live at the same time
 SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
 NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
-# Seconds that the oldest task of a queue may wait for a worker.
-PATIENCE = {MIGRATIONS: 30.0, BACKGROUND: 300.0}
 CALLED = {
     "web": "the web process",
     "workers": "the workers",
@@ -160,21 +158,22 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
     ]
 
 
+# Of each queue: for how many seconds its oldest task may wait, for which part, and what is said of it.
 WAITING = {
-    MIGRATIONS: ("workers", "Migrations wait for a worker", "VOLMIG_WORKERS"),
-    BACKGROUND: ("background", "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
+    MIGRATIONS: (30.0, "workers", "Migrations wait for a worker", "VOLMIG_WORKERS"),
+    BACKGROUND: (300.0, "background", "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
 }
 
 
 def backlog() -> list[Trouble]:
     """Queues whose oldest task has waited for too long."""
     now = timezone.now()
-    waiting = QueuedTask.objects.waiting().order_by().values("queue")
+    waiting = QueuedTask.objects.waiting().filter(queue__in=WAITING).order_by().values("queue")
     found = []
     for row in waiting.annotate(count=Count("pk"), oldest=Min("queued_at")):
         age = (now - row["oldest"]).total_seconds()
-        if row["queue"] in PATIENCE and age > PATIENCE[row["queue"]]:
-            part, what, variable = WAITING[row["queue"]]
+        patience, part, what, variable = WAITING[row["queue"]]
+        if age > patience:
             tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
             advice = f"The workers work it off. If this lasts, start more of them ({variable}, or another machine)."
             said = f"{what}: {tasks}, the oldest for {spoken(age)}."
@@ -227,7 +226,8 @@ def ended_unexpectedly(kind: str, group: Group) -> Trouble:
 
 
 def lost_leases(kind: str, group: Group) -> Trouble:
-    numbers = sorted({row.part for row in group.rows}, key=int)
+    # In the order of numbers, although a row of the database could hold anything.
+    numbers = sorted({row.part for row in group.rows}, key=lambda each: (len(each), each))
     one = len(numbers) == 1
     which = f"migration {numbers[0]}" if one else f"{len(numbers)} migrations"
     said = f"Workers lost {which} {group.when}: they ended, or could not reach the database. Others took over."

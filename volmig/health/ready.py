@@ -8,11 +8,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import TypeVar
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
-from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 from volmig import keys, schema
@@ -84,16 +82,10 @@ def write() -> None:
                 Probe.objects.create(pk=1, at=now)
 
 
-@cache
-def shipped() -> frozenset[tuple[str, str]]:
-    """The migrations that this version comes with; they do not change while it runs."""
-    return frozenset(schema.known())
-
-
 def unapplied() -> int:
     """How many database migrations are missing; 0 when that cannot be read."""
     try:
-        return len(shipped() - MigrationRecorder(connection).applied_migrations().keys())
+        return len(schema.unapplied())
     except (DatabaseError, InterfaceError):
         return 0
 

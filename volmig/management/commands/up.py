@@ -21,11 +21,10 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connection
-from django.db.migrations.executor import MigrationExecutor
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import beats, data, database, incarnation, keys, online, systemd
+from volmig import beats, data, database, incarnation, keys, online, schema, systemd
 from volmig.health import heart
 from volmig.models import QueuedTask
 from volmig.people import first_administrator
@@ -327,17 +326,12 @@ def say_if_read_only() -> None:
 def require_prepared() -> None:
     """Raises CommandError when the database is not as this release needs it; changes no tables."""
     refuse_what_differs()
-    if missing := unapplied():
-        lacking = f"The database lacks {len(missing)} of this release's database migrations, the first is {missing[0]}."
+    if missing := schema.unapplied():
+        first = ".".join(missing[0])
+        lacking = f"The database lacks {len(missing)} of this release's database migrations, the first is {first}."
         raise CommandError(f"{lacking} Run  manage.py prepare  once (volmig-migrate.service), then start this again.")
     compare_with_others()
     say_if_read_only()
-
-
-def unapplied() -> list[str]:
-    """The database migrations that this release has and the database lacks, in order."""
-    executor = MigrationExecutor(connection)
-    return [str(migration) for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
 def supervise(children: list[Child], bind: str) -> None:
