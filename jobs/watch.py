@@ -21,6 +21,7 @@ from hosts.remote import ssh
 from hosts.remote.host import Address, Garbled, Host, HostError
 from hosts.tasks import note
 from jobs.engine import states
+from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
 from jobs.models.steprun import Progress
 from jobs.queue import wake
@@ -180,6 +181,7 @@ class Watcher:
         self.write()
         if self._is_due("follow", FOLLOW_EVERY):
             self.follow()
+            self._wake(run.job for run in self.runs.values() if run.has_stalled())
         if 0 not in self.parts:
             return  # another watcher sweeps
         if self._is_due("sweep", SWEEP_EVERY):
@@ -286,6 +288,7 @@ class Following:
         self.pk, self.job, self.speed = run.pk, run.job_id, Speed()
         self.before = run.bytes_done, run.bytes_read, run.bytes_written
         self.progress_at, self.heard_at = run.progress_at, 0.0
+        self.moved_at, self.is_moving = time.monotonic(), True
 
     def moved(self, figures: dict[str, Any]) -> Progress:
         """What is to be written of these figures.
@@ -295,9 +298,16 @@ class Following:
         now = int(figures["done"]), int(figures.get("read", 0)), int(figures.get("written", 0))
         if now != self.before or self.progress_at is None:
             self.before, self.progress_at = now, timezone.now()
+            self.moved_at, self.is_moving = time.monotonic(), True
         done, read, written = now
         rate = self.speed.add(float(figures["at"]), done)
         return Progress(self.pk, done, int(figures["total"]), read, written, rate, self.progress_at)
+
+    def has_stalled(self) -> bool:
+        """Whether it has just stopped moving: its job relies on this and sleeps for long while its work moves."""
+        stalls = self.is_moving and time.monotonic() - self.moved_at > MOVING.total_seconds()
+        self.is_moving = self.is_moving and not stalls
+        return stalls
 
 
 class Speed:

@@ -29,6 +29,8 @@ UNDO_PAUSES: Final = (5, 30)  # seconds before an undo is tried again: what hold
 FLAGGED_AFTER: Final = timedelta(seconds=90)
 BUSY_FOR_LONG: Final = timedelta(minutes=10)
 LOOK_AGAIN: Final = timedelta(seconds=30)  # running work is followed by the watcher; this is for when it is not
+MOVING: Final = timedelta(seconds=15)  # work whose bytes moved within this time is followed: its end wakes the job
+LOOK_WHILE_MOVING: Final = timedelta(minutes=2)  # the watcher wakes the job when it stops moving, too
 OVER: Final = frozenset({"done", "failed", "refused", "lost"})
 # Passes without a word to volmig: the host is back, or an administrator has pinned its key or installed hostctl there.
 SHUT: Final = (Unreachable, HostKeyChanged, HostKeyUnknown, HostctlDiffers)
@@ -338,7 +340,12 @@ class _Work:
         sentence = (
             f"{undoing}{planned.step.title} is running on {planned.hypervisor}.{_still(planned, run, self.clock())}"
         )
-        return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else LOOK_AGAIN))
+        return Wait(sentence, self.clock() + (timedelta(seconds=again) if again else self._look_after(run)))
+
+    def _look_after(self, run: Run) -> timedelta:
+        """For how long running work needs no look. Each costs several calls, and hundreds may run at once."""
+        moving = run.progress_at is not None and abs(self.clock() - run.progress_at) < MOVING
+        return LOOK_WHILE_MOVING if moving else LOOK_AGAIN
 
     # Judging
 

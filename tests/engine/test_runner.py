@@ -177,6 +177,15 @@ def test_running_work_is_waited_for_and_asked_about_again_as_the_same_attempt(st
     assert [run.attempt for run in stage.journal.runs("convert", "do")] == [1]
 
 
+@pytest.mark.parametrize(("since", "pause"), [(None, 30), (14, 120), (-14, 120), (15, 30), (-40, 30)])
+def test_work_whose_bytes_move_is_looked_after_less_often(stage, since, pause):
+    stage.says("convert", Answer("running"), Answer("running"))
+    stage.advance()
+    (run,) = stage.journal.runs("convert", "do")
+    run.progress_at = None if since is None else stage.now - dt.timedelta(seconds=since)
+    assert (stage.advance().until - stage.now).total_seconds() == pause, "a watcher's clock may be wrong"
+
+
 def test_work_that_moves_no_byte_is_told_although_its_hypervisor_answers(stage):
     stage.says("convert", Answer("running"), Answer("running"))
     stage.advance()

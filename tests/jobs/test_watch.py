@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
 from jobs import tick
+from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
 from jobs.queue import wake
 from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
@@ -390,3 +391,25 @@ def test_what_a_hypervisor_calls_a_migration_goes_into_no_query(running, site):
     watcher.lines.put((running.source_id, {"progress": line(running, done=5, total=9, at=1) | {"job": "no UUID"}}))
     watcher.write()
     assert running.running().bytes_done == 0
+
+
+def test_work_that_stops_moving_wakes_its_job_once_until_it_moves_again(running, site):
+    watcher = Watcher(site.connect)
+
+    def turn(done, stalls=False):
+        """How many ticks are queued after a turn in which so many bytes were reported."""
+        QueuedTask.objects.all().delete()
+        progress = line(running, done=done, total=900, read=done, written=done, at=float(done))
+        watcher.lines.put((running.source_id, {"progress": progress}))
+        if stalls:
+            [following] = watcher.runs.values()
+            following.moved_at -= MOVING.total_seconds()
+        watcher.due.clear()
+        watcher.turn()
+        return QueuedTask.objects.count()
+
+    assert turn(1) == 0
+    assert [turn(1, stalls=True), turn(1, stalls=True)] == [1, 0], "the same bytes, again and again"
+    assert turn(2) == 0
+    assert turn(3, stalls=True) == 0, "it has moved since"
+    assert turn(3, stalls=True) == 1
