@@ -31,6 +31,7 @@ from volmig import incarnation, logs
 
 TICK_SECONDS = 20.0
 FACTS_SECONDS = 20.0
+JUDGES = 6  # sessions that a job remembers
 # Until the instance may be down, all hypervisors of a job have to say who owns them.
 UP = states.ACTIVE - {"swapping", "rolling_back", "on_trial"}
 Connect = Callable[[Address], Host]
@@ -156,9 +157,11 @@ class Hands:
     def judge_all(self) -> dict[str, HostError]:
         """Have every hypervisor of the job say who owns it, once in a session; those that do not, and why.
 
-        Raises ReadOnly as soon as one knows more than the database.
+        Raises ReadOnly as soon as one knows more than the database. With several machines of workers a job goes from
+        one session to another and back, so those that have asked are all remembered.
         """
-        if self.job.judged_by == incarnation.SESSION:
+        judges = self.job.judged_by.split()
+        if incarnation.SESSION in judges:
             return {}
         silent: dict[str, HostError] = {}
         for role, each in self.ask(dict.fromkeys(HYPERVISORS, self.about("status"))).items():
@@ -168,7 +171,7 @@ class Hands:
                 found = (each.answer and each.answer.found) or "it did not say"
                 silent[role] = each.error or NoFacts(f"ask {host_of(self.job, role)} who owns it", found)
         if not silent:
-            self.job.put(judged_by=incarnation.SESSION)
+            self.job.put(judged_by=" ".join([incarnation.SESSION, *judges[: JUDGES - 1]]))
         return silent
 
     def judge_status(self, hypervisor: Hypervisor, said: Mapping[str, Any]) -> None:

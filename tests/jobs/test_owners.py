@@ -146,6 +146,17 @@ def test_a_session_asks_the_hosts_once_for_each_job(prepared, site):
     assert len(site.destination.asked("status")) == 1
 
 
+def test_of_two_machines_each_asks_the_hosts_once_though_a_job_goes_from_one_to_the_other(prepared, site, monkeypatch):
+    ours = incarnation.SESSION
+    asked = []
+    for session in ("b" * 32, ours, "b" * 32, ours):
+        monkeypatch.setattr(incarnation, "SESSION", session)
+        Hands(Job.objects.get(pk=prepared.pk), site.connect, None).judge_all()
+        asked.append(len(site.destination.asked("status")))
+    assert asked == [2, 2, 2, 2]
+    assert Job.objects.get(pk=prepared.pk).judged_by.split() == ["b" * 32, ours]
+
+
 def test_nothing_leaves_by_the_door_while_volmig_is_read_only(prepared, site, sent):
     job = claim_now(prepared.pk, "worker", 30)
     incarnation.enter_read_only("somebody says so")
