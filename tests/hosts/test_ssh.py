@@ -92,6 +92,13 @@ def test_two_calls_go_over_one_connection(sshd):
     assert logins(sshd) == 1
 
 
+def test_small_packets_leave_at_once(sshd):
+    """A call is several in a row: each would wait for the acknowledgement of the one before."""
+    with ssh.connect(sshd.address) as host:
+        sock = host.transport().sock
+        assert sock.getsockopt(ssh.socket.IPPROTO_TCP, ssh.socket.TCP_NODELAY)
+
+
 def test_the_next_one_who_enters_uses_the_connection_again(sshd):
     for _ in range(3):
         with ssh.connect(sshd.address) as host:
