@@ -23,11 +23,11 @@ from volmig import beats
 from volmig.database import AWAY, Outage
 from volmig.health import heart, tallies
 from volmig.models import LOST_AFTER, QueuedTask
-from volmig.queue import BACKGROUND, queue_minute
+from volmig.parts import BACKGROUND, of_queue
+from volmig.queue import queue_minute
 from volmig.record import publisher
 
 log = logging.getLogger(__name__)
-PARTS = {"migrations": "workers"}  # what `manage.py up` calls a queue's cluster, where its name differs
 # A cluster whose workers are all busy takes no task until one of them ends, if only by its limit.
 PATIENCE = settings.TASK_SECONDS + LOST_AFTER + 15.0
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
@@ -43,7 +43,7 @@ class TableBroker(Broker):  # type: ignore[misc]
     def dequeue(self) -> list[tuple[str, str]] | None:
         """One task for the workers, as (run, package); None after a pause when none waits, or without a database."""
         beats.beat()
-        heart.turn(PARTS.get(str(self.list_key), str(self.list_key)), PATIENCE)
+        heart.turn(of_queue(str(self.list_key)).name, PATIENCE)
         if self.outage is None:
             self.outage = Outage(f"workers ({self.list_key})")
             if self.list_key == os.environ.get("Q_CLUSTER_NAME") == BACKGROUND:

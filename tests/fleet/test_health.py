@@ -172,11 +172,11 @@ def small_disk(tmp_path):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_full_data_directory_is_not_ready_and_is_on_the_overview(client, ada, small_disk, settings):
-    a_process("web", started_at=timezone.now(), place=heart.place())
+    a_process("web", started_at=timezone.now(), pid_space=heart.pid_space())
     settings.DATA = small_disk
     (small_disk / "rest").write_bytes(bytes(3 << 20))
     assert not_ready(client) == ["The disk of the data directory is full: 0 MiB free."]
-    Process.objects.update(place=heart.place())
+    Process.objects.update(pid_space=heart.pid_space())
     [item] = [item for item in attention.items(ada, None) if item.kind == "process-disk"]
     assert (item.subject, item.sentence, item.bad) == ("m1", "The disk of the data directory is full.", True)
 
@@ -203,7 +203,7 @@ def test_a_heartbeat_says_who_where_and_how_much_room_there_is(beating, monkeypa
     one, beat = beating("web")
     beat()
     row = Process.objects.with_age().get()
-    assert (row.part, row.place, row.pid, row.late) == ("web", heart.place(), os.getpid(), False)
+    assert (row.part, row.pid_space, row.pid, row.late) == ("web", heart.pid_space(), os.getpid(), False)
     assert 0 < row.disk_free <= row.disk_size
     assert (row.figures, abs(row.skew) < 1) == ({"websockets": 3.0}, True)
     Process.objects.update(beaten_at=timezone.now() - dt.timedelta(seconds=60))
@@ -230,13 +230,13 @@ def test_a_loop_that_hangs_sends_no_heartbeat_although_its_thread_lives(beating)
 
 @pytest.mark.django_db(transaction=True)
 def test_a_process_takes_the_place_of_the_one_that_was_killed_there_and_of_no_other(beating):
-    killed = a_process("workers", age=300, place=heart.place())
+    killed = a_process("workers", age=300, pid_space=heart.pid_space())
     others = [
-        a_process("background", age=300, place=heart.place()),
+        a_process("background", age=300, pid_space=heart.pid_space()),
         a_process("workers", "m2", age=300),
-        a_process("workers", age=1, place=heart.place(), pid=os.getpid()),
+        a_process("workers", age=1, pid_space=heart.pid_space(), pid=os.getpid()),
     ]
-    crashed = a_process("workers", age=1, place=heart.place(), pid=4_000_000)
+    crashed = a_process("workers", age=1, pid_space=heart.pid_space(), pid=4_000_000)
     ancient = a_process("workers", "m3", age=90000)
     beating()[1]()
     there = {*Process.objects.values_list("name", flat=True)}
@@ -290,7 +290,7 @@ def test_a_probe_fails_by_its_own_heartbeat_alone():
     a_process("workers", "m2")
     code, said = probe("workers")
     assert (code, said[0]) == (1, "No heartbeat from the workers of this machine.")
-    here = {"place": heart.place()}
+    here = {"pid_space": heart.pid_space()}
     workers, background = a_process("workers", **here), a_process("background", **here)
     a_process("watcher", age=300, **here)
     assert probe("workers") == (0, ["Every heartbeat of this part is recent."])

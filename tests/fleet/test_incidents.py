@@ -134,11 +134,13 @@ def test_noting_never_fails_for_the_databases_sake(monkeypatch):
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_was_killed_is_listed_once_another_has_taken_its_place(ada, site):
     for _ in range(2):
-        a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=NOBODY)
-        Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
-        Process.objects.filter(place=heart.place()).delete()
-    a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=os.getpid())
-    Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
+        a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=7, pid=NOBODY)
+        Process(
+            name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()
+        ).beat()
+        Process.objects.filter(pid_space=heart.pid_space()).delete()
+    a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=7, pid=os.getpid())
+    Process(name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()).beat()
     [(subject, said, _)] = listed(ada, "over")
     assert subject == "wat1"
     assert said.startswith("The watcher ended unexpectedly 2 times, last between ")
@@ -176,22 +178,22 @@ def test_a_migration_that_a_worker_lost_is_listed(ada, site):
 @pytest.mark.django_db
 def test_two_containers_with_one_name_are_told_apart_by_nobody(ada, site):
     hour = timezone.now() - dt.timedelta(hours=1)
-    a_process("watcher", machine="twin", place="one", started_at=hour)
+    a_process("watcher", machine="twin", pid_space="one", started_at=hour)
     assert listed(ada, "name") == []
-    other = a_process("watcher", machine="twin", place="other", started_at=timezone.now())
+    other = a_process("watcher", machine="twin", pid_space="other", started_at=timezone.now())
     assert listed(ada, "name") == [], "it may have taken the place of the first"
     Process.objects.filter(pk=other.pk).update(started_at=hour)
     assert [subject for subject, *_ in listed(ada, "name")] == ["twin"]
-    a_process("web", machine="m2", place="one", started_at=hour)
-    a_process("workers", machine="m2", place="other", started_at=hour)
+    a_process("web", machine="m2", pid_space="one", started_at=hour)
+    a_process("workers", machine="m2", pid_space="other", started_at=hour)
     assert len(listed(ada, "name")) == 1, "one machine may have a data directory for each part"
 
 
 @pytest.mark.django_db
 def test_one_of_two_with_one_name_that_is_lost_is_missed(ada, site):
     hour = timezone.now() - dt.timedelta(hours=1)
-    a_process("watcher", machine="twin", place="one", started_at=hour, age=300)
-    other = a_process("watcher", machine="twin", place="other", started_at=hour)
+    a_process("watcher", machine="twin", pid_space="one", started_at=hour, age=300)
+    other = a_process("watcher", machine="twin", pid_space="other", started_at=hour)
     assert [subject for subject, *_ in listed(ada, "late")] == ["twin"]
     Process.objects.filter(pk=other.pk).update(started_at=timezone.now() - dt.timedelta(seconds=280))
     assert listed(ada, "late") == []

@@ -13,7 +13,7 @@ from django.utils import timezone
 from volmig.health import heart
 from volmig.health.models import KEPT, Incident, Process
 from volmig.models import QueuedTask
-from volmig.queue import BACKGROUND, MIGRATIONS
+from volmig.parts import BACKGROUND, MIGRATIONS, called, of_group, of_queue
 from volmig.templatetags.units import spoken
 
 STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
@@ -23,13 +23,6 @@ TOOK_OVER = dt.timedelta(seconds=15)  # by which the end of a process may lie af
 TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to live at the same time
 SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
 NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
-CALLED = {
-    "web": "the web process",
-    "workers": "the workers",
-    "background": "the background workers",
-    "watcher": "the watcher",
-}
-GROUPS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # as `manage.py up` has them
 MISSING = {
     "workers": ("No workers run.", "Migrations stand still until they are started: manage.py up workers."),
     "background": (
@@ -110,7 +103,7 @@ def late(rows: list[Process]) -> list[Trouble]:
             "late",
             row.machine,
             row.part,
-            f"No heartbeat from {CALLED.get(row.part, row.part)}: the process has ended or hangs.",
+            f"No heartbeat from {called(row.part)}: the process has ended or hangs.",
             f"Check {row.machine}.",
             since=row.beaten_at,
         )
@@ -121,10 +114,10 @@ def late(rows: list[Process]) -> list[Trouble]:
 
 def machines(rows: list[Process]) -> list[Trouble]:
     """Disks and clocks, each machine once. Of the disk of this machine what it is now: full, it takes no heartbeat."""
-    here, own = heart.place(), heart.disk()
+    here, own = heart.pid_space(), heart.disk()
     found = {}
     for row in rows:
-        local = row.place == here
+        local = row.pid_space == here
         if row.late and not local:
             continue
         free, size = (own["disk_free"], own["disk_size"]) if local else (row.disk_free, row.disk_size)
@@ -141,7 +134,7 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
     found = set()
     for one in alive:
         for other in alive:
-            if (one.machine, one.part) == (other.machine, other.part) and one.place < other.place:
+            if (one.machine, one.part) == (other.machine, other.part) and one.pid_space < other.pid_space:
                 lived = min(one.beaten_at, other.beaten_at) - max(one.started_at, other.started_at)
                 if lived >= TOGETHER:
                     found.add(one.machine)
@@ -158,10 +151,10 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
     ]
 
 
-# Of each queue: for how many seconds its oldest task may wait, for which part, and what is said of it.
+# Of each queue: for how many seconds its oldest task may wait, what is said of it, and what makes more workers.
 WAITING = {
-    MIGRATIONS: (30.0, "workers", "Migrations wait for a worker", "VOLMIG_WORKERS"),
-    BACKGROUND: (300.0, "background", "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
+    MIGRATIONS: (30.0, "Migrations wait for a worker", "VOLMIG_WORKERS"),
+    BACKGROUND: (300.0, "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
 }
 
 
@@ -172,11 +165,12 @@ def backlog() -> list[Trouble]:
     found = []
     for row in waiting.annotate(count=Count("pk"), oldest=Min("queued_at")):
         age = (now - row["oldest"]).total_seconds()
-        patience, part, what, variable = WAITING[row["queue"]]
+        patience, what, variable = WAITING[row["queue"]]
         if age > patience:
             tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
             advice = f"The workers work it off. If this lasts, start more of them ({variable}, or another machine)."
             said = f"{what}: {tasks}, the oldest for {spoken(age)}."
+            part = of_queue(row["queue"]).name
             found.append(Trouble("backlog", "", part, said, advice, bad=row["queue"] == MIGRATIONS))
     return found
 
@@ -218,10 +212,10 @@ def outage(kind: str, group: Group) -> Trouble:
 
 def ended_unexpectedly(kind: str, group: Group) -> Trouble:
     last = group.rows[-1]
-    called, often = CALLED.get(last.part, last.part), len(group.rows)
+    name, often = called(last.part), len(group.rows)
     how_often = f"ended unexpectedly {often} times, last" if often > 1 else "ended unexpectedly"
     when = times(last.began_at, last.ended_at, "between", "and")
-    said = f"{called[:1].upper()}{called[1:]} {how_often} {when}, and started again."
+    said = f"{name[:1].upper()}{name[1:]} {how_often} {when}, and started again."
     return ended(kind, group, last.machine, said, f"If it happens again, read the log of {last.machine}.")
 
 
@@ -276,12 +270,15 @@ def faults(group: str) -> list[str]:
 
     By their own heartbeats alone: what is wrong elsewhere is no reason to start them anew.
     """
-    mine = {row.part: row for row in Process.objects.with_age().filter(place=heart.place()).order_by("beaten_at")}
+    mine = {
+        row.part: row for row in Process.objects.with_age().filter(pid_space=heart.pid_space()).order_by("beaten_at")
+    }
     found = []
-    for part in GROUPS[group]:
-        if part not in mine:
-            found.append(f"No heartbeat from {CALLED[part]} of this machine.")
-        elif mine[part].late:
-            ago = spoken(mine[part].age.total_seconds())
-            found.append(f"The last heartbeat from {CALLED[part]} of this machine was {ago} ago.")
+    for part in of_group(group):
+        row = mine.get(part.name)
+        if row is None:
+            found.append(f"No heartbeat from {part.called} of this machine.")
+        elif row.late:
+            ago = spoken(row.age.total_seconds())
+            found.append(f"The last heartbeat from {part.called} of this machine was {ago} ago.")
     return found

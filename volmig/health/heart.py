@@ -22,7 +22,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
-from volmig import __version__, database
+from volmig import __version__, data, database
 from volmig.health import tallies
 from volmig.health.models import Process
 
@@ -69,17 +69,16 @@ def gauge(name: str, read: Callable[[], float]) -> None:
     gauges[name] = read
 
 
-def place() -> str:
-    """What this machine, PID namespace and data directory are called together: hostnames alone may be the same.
+def pid_space() -> str:
+    """Names where a PID is that of one process of this data directory: its place, the host and the PID namespace.
 
-    The same for every process and every command there, also within the units, which hide all of /proc/sys.
+    Hostnames alone may be the same. It is the same for every process and every command there, also within the units,
+    which hide all of /proc/sys.
     """
-    machine, namespace = "", 0
-    with contextlib.suppress(OSError):
-        machine = Path("/etc/machine-id").read_text().strip()
+    namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    named = f"{machine} {socket.gethostname()} {namespace} {settings.DATA}"
+    named = f"{data.place(settings.DATA)} {socket.gethostname()} {namespace}"
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
@@ -111,7 +110,7 @@ class Heart(threading.Thread):
         self.process = Process(
             name=uuid.uuid4().hex,
             machine=socket.gethostname(),
-            place=place(),
+            pid_space=pid_space(),
             part=part,
             pid=os.getpid(),
             version=__version__,

@@ -28,10 +28,10 @@ from jobs.engine import states
 from jobs.engine.checks import SKEW
 from jobs.models import Approval, Footprint, Job, StepRun
 from volmig import __version__, incarnation
-from volmig.health.models import PARTS, Process, Tally
+from volmig.health.models import Process, Tally
 from volmig.health.tallies import SERIES, Series
 from volmig.models import Notice, QueuedTask
-from volmig.queue import BACKGROUND, MIGRATIONS
+from volmig.parts import BACKGROUND, MIGRATIONS, PARTS
 from volmig.record.models import ChainHead, Event
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4

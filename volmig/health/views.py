@@ -12,7 +12,8 @@ from jobs.models import Lease
 from volmig.accounts.roles import needs
 from volmig.health import alive, metrics, ready
 from volmig.health.models import Incident, Process
-from volmig.queue import BACKGROUND, MIGRATIONS, last_done
+from volmig.parts import BACKGROUND, MIGRATIONS
+from volmig.queue import last_done
 
 IDLE = 150  # seconds: every minute gives the workers something to do
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,11 +27,9 @@ from jobs import upgrade
 from volmig import beats, data, database, incarnation, keys, online, schema, systemd
 from volmig.health import heart
 from volmig.models import QueuedTask
+from volmig.parts import GROUPS, PARTS, of_group
 from volmig.people import first_administrator
-from volmig.queue import BACKGROUND, MIGRATIONS
 
-PARTS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # and their processes
-QUEUES = {"workers": MIGRATIONS, "background": BACKGROUND}  # a cluster for each: refreshes never delay a tick
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
 PREPARES = 0x766F6C6D6967  # names a lock of the database
@@ -68,7 +66,7 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
     watch = "import django; django.setup(); from jobs.watch import main; main()"
     return {
         "web": [sys.executable, *serve, *manners, proxy],
-        **{name: [*manage, "qcluster"] for name in QUEUES},
+        **{part.name: [*manage, "qcluster"] for part in PARTS.values() if part.queue},
         "watcher": [sys.executable, "-c", watch],
     }
 
@@ -131,9 +129,9 @@ class Child:
         for each in data.variables_of("worker" if self.name == "web" else "web"):
             environment.pop(each, None)
         environment[heart.SUPERVISOR] = str(os.getpid())
-        environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
-        environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
-        if self.name in QUEUES:
+        environment["Q_CLUSTER_NAME"] = self.queue  # read once, when django-q is imported
+        environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.queue else ""
+        if self.queue:
             environment[beats.VARIABLE] = str(self.beat_file)
             beats.prepare(self.beat_file)
         self.started = time.monotonic()
@@ -153,11 +151,16 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-        elif self.name in QUEUES and (why := self.why_stuck()):
+        elif self.queue and (why := self.why_stuck()):
             print(f"{self.name} {why}; restarting", file=sys.stderr)
             if beats.silent_for(self.beat_file) is None:
                 self.patience = min(2 * self.patience, LONGEST_START_SECONDS)
             self.process.kill()  # what that cuts off is done again
+
+    @property
+    def queue(self) -> str:
+        """The queue of its tasks; empty for a part that is no cluster of workers."""
+        return PARTS[self.name].queue
 
     @property
     def beat_file(self) -> Path:
@@ -204,22 +207,22 @@ class Command(BaseCommand):
     help = "Starts volmig: web, workers and watcher, or the part that is named. Ctrl-C stops all of it."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
+        parser.add_argument("part", nargs="?", default="all", choices=("all", *GROUPS))
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
         only = "do not prepare the database; refuse to start on one that `manage.py prepare` has not prepared"
         parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        parts = list(PARTS) if options["part"] == "all" else [options["part"]]
-        locks = [only_one(part) for part in parts if part != "web"]  # of several for one port, only one gets it
+        groups = GROUPS if options["part"] == "all" else (options["part"],)
+        locks = [only_one(group) for group in groups if group != "web"]  # of several for one port, only one gets it
         try:
             when_possible(f"up {options['part']}", require_prepared if options["no_prepare"] else prepare)
         except (database.Unusable, keys.KeysDiffer) as error:
             raise CommandError(f"Not started. {error}") from error
-        several = "web" in parts and settings.WEB_PROCESSES > 1
+        several = "web" in groups and settings.WEB_PROCESSES > 1
         shared = listen(options["bind"]) if several else None
         try:
-            supervise(children_of(parts, options["bind"], shared), options["bind"])
+            supervise(children_of(groups, options["bind"], shared), options["bind"])
         finally:
             for lock in locks:
                 lock.close()
@@ -227,8 +230,8 @@ class Command(BaseCommand):
                 shared.close()
 
 
-def children_of(parts: list[str], bind: str, shared: socket.socket | None) -> list[Child]:
-    chosen, names = commands(bind, shared), [name for part in parts for name in PARTS[part]]
+def children_of(groups: Iterable[str], bind: str, shared: socket.socket | None) -> list[Child]:
+    chosen, names = commands(bind, shared), [part.name for part in of_group(*groups)]
     inherits = (shared.fileno(),) if shared else ()
     return [
         Child(name, chosen[name], inherits=inherits if name == "web" else ())
