@@ -52,12 +52,10 @@ def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
     seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances"))
-    late = Hypervisor.objects.visible_to(request.user).late()
     context = {
         "hypervisors": seen,
         "reachability": reachability(seen),
-        "late": late.aggregate(count=Count("pk"), oldest=Min("tried_at")),
-        "refresh_seconds": settings.REFRESH_SECONDS,
+        "late": Hypervisor.objects.visible_to(request.user).lateness(),
         "shares": Share.objects.visible_to(request.user).with_figures(request.user),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),

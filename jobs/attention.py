@@ -13,7 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet, Subquery, Value
+from django.db.models import Count, Exists, Prefetch, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -238,16 +238,12 @@ def of_trouble(found: alive.Trouble) -> Item:
 
 
 def late_refreshes(user: Any) -> list[Item]:
-    """Workers do not keep up with refreshing hypervisors: what pages and checks show gets old."""
-    rows = Hypervisor.objects.visible_to(user).late()
-    late = rows.aggregate(count=Count("pk"), oldest=Min("tried_at"))
-    if not late["count"]:  # refreshed meanwhile
+    """Workers do not keep up with refreshing hypervisors."""
+    late = Hypervisor.objects.visible_to(user).lateness()
+    if late is None:  # refreshed meanwhile
         return []
-    many = f"{late['count']} hypervisors have" if late["count"] > 1 else "1 hypervisor has"
-    said = f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
-    why = "The background workers do not keep up."
-    advice = "Check that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
-    return [Item("Refreshes are late", said, "/hosts/", "Open", late["oldest"], False, detail=why, advice=advice)]
+    subject, why = "Refreshes are late", late.reason
+    return [Item(subject, late.sentence, "/hosts/", "Open", late.oldest, False, detail=why, advice=late.advice)]
 
 
 def read_only(user: Any, mode: incarnation.State) -> list[Item]:
