@@ -96,6 +96,7 @@ class StepRun(models.Model):
         ]
         indexes = [
             models.Index(fields=["hypervisor"], condition=models.Q(result="running"), name="run_running"),
+            models.Index(fields=["hypervisor"], condition=models.Q(ended_at=None), name="run_open"),
             models.Index(fields=["progress_at"], name="run_progress_at"),
         ]
 

@@ -1,5 +1,6 @@
 """The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
 
+import re
 import threading
 from datetime import timedelta
 
@@ -54,6 +55,29 @@ def test_only_the_newest_progress_is_written(running, site, django_assert_max_nu
     with django_assert_max_num_queries(6):
         watcher.write()
     assert running.running().bytes_done == 199
+
+
+@pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="PostgreSQL reads a small table as a whole, whatever its indexes"
+)
+def test_no_query_of_a_watcher_reads_all_runs_there_ever_were(running, site):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((running.source_id, {"joined": True}))
+    watcher.lines.put((running.source_id, {"progress": line(running, done=1, total=2, read=1, written=1, at=1.0)}))
+    with CaptureQueriesContext(connection) as queries:
+        watcher.take_share()
+        watcher.write()
+        watcher.follow()
+        way_to(running.source)
+        sweep()
+    watcher.let_go()
+    of_runs, steps = [each["sql"] for each in queries if re.match("(SELECT|UPDATE).*jobs_steprun", each["sql"])], []
+    with connection.cursor() as cursor:
+        for statement in of_runs:
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}")
+            steps += [row[-1] for row in cursor.fetchall()]
+    assert any("run_open" in step for step in steps), "open runs are asked for"
+    assert [step for step in steps if re.match(r"SCAN jobs_steprun\b(?! USING .*INDEX)", step)] == []
 
 
 def test_an_end_wakes_the_job(running, site):
