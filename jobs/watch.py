@@ -171,8 +171,9 @@ class Watcher:
         connection.close()
 
     def take_share(self) -> None:
-        before, self.parts = self.parts, frozenset(Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS))
-        if before and not self.parts:  # one that lives always has some
+        held = Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS)
+        before, self.parts = self.parts, frozenset(held.parts)
+        for _ in before - held.renewed:  # what it gave back itself, for a watcher that came, is no loss
             tallies.count("volmig_watcher_leases_lost")
 
     def turn(self) -> None:

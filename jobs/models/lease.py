@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+from typing import NamedTuple
 
 from django.db import IntegrityError, models, transaction
 from django.db.models import Max, Q
@@ -19,6 +20,16 @@ def is_over(seconds: float) -> Q:
     return Q(until__lt=Now()) | Q(until__gt=Now() + (dt.timedelta(seconds=seconds) + CLOCKS_DIFFER))
 
 
+class Held(NamedTuple):
+    """What an owner has of the parts now, and what it still had when it renewed them, before it gave any back.
+
+    What it had the last time, and is not among the latter, was taken by another.
+    """
+
+    parts: set[int]
+    renewed: set[int]
+
+
 class LeaseQuerySet(models.QuerySet["Lease"]):
     def take(self, name: str, owner: str, seconds: float) -> bool:
         """Take or renew the lease for so many seconds of database time; False while another owner has it."""
@@ -32,7 +43,7 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
             return False
         return True
 
-    def share(self, what: str, parts: int, owner: str, seconds: float) -> set[int]:
+    def share(self, what: str, parts: int, owner: str, seconds: float) -> "Held":
         """Take or renew a fair share of the parts, 0 to `parts` - 1, of what several owners do together.
 
         Each owner says by its own lease that it lives, gives back what it holds beyond its share, and takes what
@@ -55,7 +66,8 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
         free = rows.filter(is_over(seconds))
         for name in free.values_list("name", flat=True)[: max(0, most - len(held))]:
             free.filter(name=name).update(owner=owner, until=until)  # unless another one was faster
-        return {numbers[name] for name in mine.values_list("name", flat=True)}
+        now = {numbers[name] for name in mine.values_list("name", flat=True)}
+        return Held(now, {numbers[name] for name in held})
 
     def give_back_all(self, owner: str) -> None:
         """Let go of everything that this owner holds, and of the lease by which it lives."""

@@ -92,7 +92,7 @@ def still(dana):
 
 
 def leases_lost(dana):
-    for _ in range(9):
+    for _ in range(90):
         tallies.record("volmig_watcher_leases_lost")
 
 

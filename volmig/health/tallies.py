@@ -37,7 +37,7 @@ SERIES = {
     "volmig_ssh_connect_seconds": Series("Time to open an SSH connection, with the wait for its turn.", (), QUICK),
     "volmig_downtime_seconds": Series("Time for which an instance was shut off by a swap or a rollback.", (), LONG),
     "volmig_audit_lock_wait_seconds": Series("Time that an event waited for its place in the audit log.", (), QUICK),
-    "volmig_watcher_leases_lost": Series("Times that a watcher lost its lease to another."),
+    "volmig_watcher_leases_lost": Series("Leases of a watcher that another one took."),
     "volmig_migrations_ended": Series("Migrations that ended, by outcome.", ("outcome",)),
 }
 Key = tuple[str, str, str]
