@@ -37,14 +37,15 @@ class Unusable(Exception):  # noqa: N818 - a sentence for an operator
 class Outage:
     """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile.
 
-    Once it is back the outage is noted there, for the overview.
+    A database that is there and refuses statements is an outage, too: the first refusal of a kind is said, with its
+    traceback, and not each of those that follow it. Once it is back the outage is noted there, for the overview.
     """
 
     def __init__(self, who: str, longest: float = LONGEST, noted: bool = True) -> None:
         self.who, self.longest, self.noted = who, longest, noted
         self.since: float | None = None
         self.pause, self.said, self.said_at = FIRST, "", 0.0
-        self.kind = ""
+        self.kind, self.refusals = "", set[str]()
 
     def failed(self, error: BaseException) -> float:
         """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
@@ -54,12 +55,19 @@ class Outage:
         if isinstance(error, AWAY):
             self.kind = "slots" if FULL.search(said) else "database"
         if not isinstance(error, AWAY):
-            log.error("%s: the database refused a statement. Continuing.", self.who, exc_info=error)
+            self.refused(error)
         elif said != self.said or now - self.said_at > SAY_AGAIN:
             log.error("%s: waiting for the database: %s", self.who, said)
             self.said, self.said_at = said, now
         pause, self.pause = self.pause, min(self.pause * 2, self.longest)
         return pause
+
+    def refused(self, error: BaseException) -> None:
+        """By its class, for what it says may have other values each time."""
+        if (kind := type(error).__name__) not in self.refusals:
+            self.refusals.add(kind)
+            again = "It is tried again; the same is not logged again until it has succeeded."
+            log.error("%s: the database refused a statement. %s", self.who, again, exc_info=error)
 
     def over(self) -> None:
         """What failed has succeeded. That may have asked nothing of the database, so it is asked before it is said."""
@@ -67,6 +75,7 @@ class Outage:
             lasted = monotonic() - self.since
             log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
             kind, self.since, self.said, self.kind = self.kind, None, "", ""
+            self.refusals.clear()
             if kind and self.noted:
                 note(kind, self.who, lasted)
 
