@@ -5,9 +5,8 @@ import math
 from typing import NamedTuple
 
 from django.db import IntegrityError, models, transaction
-from django.db.models import Max, Q
+from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from volmig.models import CLOCKS_DIFFER
 
@@ -75,8 +74,10 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
 
     def silent(self, name: str) -> float | None:
         """Seconds since the last lease of this name ran out: 0 while one is held, None when there never was one."""
-        until = self.filter(name__startswith=name).aggregate(at=Max("until"))["at"]
-        return None if until is None else round(max(0.0, (timezone.now() - until).total_seconds()), 1)
+        over = ExpressionWrapper(Now() - F("until"), output_field=models.DurationField())
+        rows = self.filter(name__startswith=name).order_by("-until")
+        age: dt.timedelta | None = rows.annotate(over=over).values_list("over", flat=True).first()
+        return None if age is None else round(max(0.0, age.total_seconds()), 1)
 
 
 class Lease(models.Model):
