@@ -63,6 +63,23 @@ def test_an_outage_of_the_database_is_listed_once_when_it_is_over(outage, ada, s
 
 
 @pytest.mark.django_db
+def test_what_is_over_is_shown_apart_and_not_counted(outage, client, ada, site):
+    outage("watcher", OperationalError(CLIENTS))
+    client.force_login(ada)
+    page = client.get("/").content.decode()
+    assert "Resolved in the last 30 minutes" in page
+    assert "The database had no free connection from" in page
+    assert "Needs attention" not in page
+    assert "<b>0</b><span>need attention" in page
+    assert "data-attention" not in page, "nothing red in the menu"
+    site["watcher"].delete()
+    page = client.get("/").content.decode()
+    assert 'data-attention="1"' in page
+    assert page.index("No watcher runs.") < page.index("Resolved in the last 30 minutes")
+    assert 'data-attention="1"' in client.get("/attention/count").content.decode()
+
+
+@pytest.mark.django_db
 def test_rows_that_hold_anything_do_not_take_the_overview_away(ada, site):
     for part in ("12", "9", "no number"):
         Incident.objects.note("lease", "wrk1", part, 5.0)
