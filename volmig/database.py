@@ -25,8 +25,8 @@ AWAY = (OperationalError, InterfaceError)
 AWAY_CLASSES, AWAY_CODES = ("08", "53"), {"57P01", "57P02", "57P03", "57P05"}
 BUSY_FILE = re.compile(r"database is locked|unable to open database file|database or disk is full|disk I/O error")
 # Of a web process, beside one for each request that is answered: the probe of a health check, the two requests of
-# health checks themselves, heartbeat, metrics, live pages (what changed; who may see it), sealing.
-BESIDE_REQUESTS = 8
+# health checks themselves, two logins, heartbeat, metrics, live pages (what changed; who may see it), sealing.
+BESIDE_REQUESTS = 10
 POOL_SECONDS = 2.0  # that a request waits for a connection; then 503
 
 

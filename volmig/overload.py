@@ -1,7 +1,8 @@
 """What a web process does when it gets more requests than it can answer: a short wait, then 503 at once.
 
 Requests take a place in a lane: so many are answered at a time, some wait for their turn for a moment, all others get
-503 with Retry-After within milliseconds. Health checks have a lane of their own, and websockets take no place in any.
+503 with Retry-After within milliseconds. Health checks have a lane of their own, and logins another: whoever comes to
+find out why all is slow gets in, and who guesses passwords takes no page's place. Websockets take no place in any.
 Each request that has a place holds one connection to the database at most, so the lanes also bound those.
 """
 
@@ -25,7 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 HEALTH = frozenset({"/healthz", "/healthz/live", "/healthz/ready", "/metrics"})
-HEALTH_WIDTH = 2  # health checks at a time
+LOGIN = frozenset({"/login/", "/login/code/"})
+HEALTH_WIDTH, LOGIN_WIDTH = 2, 2  # at a time; in each web process, and so in volmig.database.BESIDE_REQUESTS
 WAITING = 4  # requests that may wait for each one that is answered
 PATIENCE = 2.0  # seconds that a request waits for its turn
 RETRY_AFTER = 5  # seconds, in the answer
@@ -77,9 +79,11 @@ class Bounded:
         self.application = application
         self.pages = Lane(width, WAITING * width)
         self.health = Lane(HEALTH_WIDTH, WAITING * HEALTH_WIDTH)
+        self.logins = Lane(LOGIN_WIDTH, WAITING * LOGIN_WIDTH)
+        self.lanes = dict.fromkeys(HEALTH, self.health) | dict.fromkeys(LOGIN, self.logins)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        lane = self.health if scope["path"] in HEALTH else self.pages
+        lane = self.lanes.get(scope["path"], self.pages)
         request, answer = Request(receive), Answer(send)
         await request.read()  # before it has a place: whoever sends slowly keeps none
         sending = asyncio.create_task(answer.pass_on())
