@@ -19,6 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.defaults import server_error
 
 from volmig import database
+from volmig.health import tallies
 
 Message = Any  # ASGI's dictionaries, each with its "type"
 Receive = Callable[[], Awaitable[Message]]
@@ -148,8 +149,14 @@ class Answer:
             await sending
 
 
+def count(reason: str) -> None:
+    """For /metrics; in memory, until the next heartbeat of this process."""
+    tallies.count("volmig_unavailable_answers", reason=reason)
+
+
 async def refuse(scope: Any, send: Send) -> None:
     """503, without a thread, a session or the database."""
+    count("busy")
     response = unavailable(scope["path"], BUSY, NOTHING_DONE)
     headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -182,6 +189,7 @@ def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
 def fault(request: HttpRequest) -> HttpResponse:
     """In place of 500 where it is the database that is away, full, or busy; else what Django answers."""
     if database.is_away(sys.exc_info()[1]):
+        count("database")
         effect = NOTHING_DONE if request.method in ("GET", "HEAD") else MAYBE_DONE
         return unavailable(request.path, NO_DATABASE, effect)
     return server_error(request)
@@ -204,6 +212,7 @@ class Sockets:
 
     async def send_away(self, receive: Receive, send: Send) -> None:
         """A refusal before the handshake ends tells a browser nothing, so it is accepted and closed."""
+        count("live-pages")
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.close", "code": TRY_AGAIN, "reason": "too many live pages"})

@@ -96,6 +96,10 @@ def leases_lost(dana):
         tallies.record("volmig_watcher_leases_lost")
 
 
+def busy(dana):
+    tallies.write(dict.fromkeys(tallies.keys("volmig_unavailable_answers", {"reason": "busy"}), 300.0))
+
+
 def slow_log(dana):
     for _ in range(5):
         tallies.record("volmig_audit_lock_wait_seconds", 0.9)
@@ -155,6 +159,7 @@ CASES = {
     "VolmigClockDiffers": lambda dana: a_process("watcher", "m2", skew=-40.0),
     "VolmigHypervisorClockDiffers": hypervisor(clock_off=-6.5),
     "VolmigDatabaseConnections": many_connections,
+    "VolmigBusy": busy,
     "VolmigAuditHeadsLate": no_head,
     "VolmigAuditLogSlow": slow_log,
     "VolmigDowntimesLong": long_downtimes,

@@ -1,6 +1,7 @@
 """More requests than can be answered: a short wait, 503 with a time to come back, and health checks beside all that."""
 
 import asyncio
+import json
 import logging
 import sys
 
@@ -11,6 +12,7 @@ from django.test import RequestFactory
 from django.urls import reverse
 
 from volmig import database, logs, overload
+from volmig.health import tallies
 
 SHORT = 0.05  # seconds of patience, where a test waits for their end
 
@@ -140,6 +142,27 @@ def test_a_flood_of_logins_takes_no_place_from_others(path):
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setattr(tallies, "counted", {})
+    return lambda: {json.loads(labels)["reason"]: number for (_, labels, _), number in tallies.counted.items()}
+
+
+def test_every_answer_of_503_is_counted_by_its_reason(counted):
+    async def run():
+        application = Application()
+        bounded, sockets = overload.Bounded(application, 1), overload.Sockets(application, 0)
+        tasks = await started(bounded, [Client() for _ in range(1 + overload.WAITING + 3)])
+        await sockets(Client().scope, Client().receive, Client().send)
+        application.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    raised(OperationalError("database is locked" if connection.vendor == "sqlite" else "the server is away"))
+    assert counted() == {"busy": 3, "live-pages": 1, "database": 1}
+    assert counted().keys() == {*tallies.UNAVAILABLE}
 
 
 def test_the_pool_of_connections_has_one_for_each_place_beside_requests():
