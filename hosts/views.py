@@ -10,7 +10,7 @@ from django.contrib import messages
 from django.db.models import Count, Min, Prefetch, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from hosts.clouds import FOUND
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
@@ -36,6 +36,7 @@ from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import published_ssh_key
+from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.refused import Refused
 
@@ -150,7 +151,7 @@ def administered(rows: Callable[[], Any] = Hypervisor.objects.active) -> Callabl
     return decorate
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 @administered()
 def policy(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     """The policy to install, with the seal key in it; the audit log has who was shown it."""
@@ -158,7 +159,7 @@ def policy(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     return render(request, "hosts/policy.html", {"host": host, "document": document})
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 @administered()
 def seal_key(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     host.replace_seal_key(request.user)
@@ -238,7 +239,7 @@ def nova(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "hosts/nova.html", context)
 
 
-@require_POST
+@posted_from("hosts:nova", "pk")
 @needs("administer")
 def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
     """Has the workers check the credential, or read computes and instances again."""
@@ -319,7 +320,7 @@ def pin(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     return render(request, "hosts/pin.html", {"host": host, "form": form, "offered": offered, "old": old, "kind": kind})
 
 
-@require_POST
+@posted_from("hosts:pin", "pk")
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
@@ -327,7 +328,7 @@ def offer(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("hosts:pin", host.pk)
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 def refresh(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "view", pk=pk)
     queued = f"{host.name} is being refreshed. The ages below show when the figures are new."
@@ -345,7 +346,7 @@ def show(request: HttpRequest, queue: Callable[[], str | None], queued: str) -> 
         messages.info(request, said or queued)
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 def retire(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
     form = RetireForm(request.POST, host)

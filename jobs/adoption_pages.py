@@ -8,7 +8,7 @@ from django.contrib import messages
 from django.db.models import Max
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor
 from jobs import adopting
@@ -17,6 +17,7 @@ from jobs.engine.steps import NAMED
 from jobs.models import Adoption, Refused
 from volmig import incarnation
 from volmig.accounts.roles import needs
+from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.step_up import fresh
 
@@ -78,7 +79,7 @@ def title(run: Mapping[str, Any]) -> str:
     return f"Undo: {words}" if run["direction"] == "undo" else words
 
 
-@require_POST
+@posted_from("adopt")
 @needs("administer")
 @fresh
 def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:

@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
 from jobs import attention
@@ -30,6 +30,7 @@ from volmig import incarnation
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
 from volmig.paging import page
+from volmig.posting import posted_from
 from volmig.record.models import Event
 from volmig.refused import Sentence
 from volmig.step_up import typed_at
@@ -240,7 +241,7 @@ def evidence(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(archive(job), content_type="application/zip", headers=told)
 
 
-@require_POST
+@posted_from("jobs:job", "number")
 def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
     """One of the things that can be done to a job."""
     job = Job.objects.find(request.user, "submit", pk=number)
@@ -481,7 +482,7 @@ def choice(row: Row, user: Any) -> dict[str, Any]:
     }
 
 
-@require_POST
+@posted_from("jobs:leftovers")
 @needs("view")
 def scan(request: HttpRequest) -> HttpResponse:
     """Scan every hypervisor again, unless it was requested or done a moment ago."""
@@ -494,7 +495,7 @@ def scan(request: HttpRequest) -> HttpResponse:
     return redirect("jobs:leftovers")
 
 
-@require_POST
+@posted_from("jobs:leftovers")
 def leftover(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Have one thing removed, or marked as gone; which one, the form tells by kind, name, job and identity."""
     host = Hypervisor.objects.find(request.user, "submit", pk=pk)
