@@ -17,6 +17,8 @@ from jobs.engine.steps import NAMED
 from jobs.models import Adoption, Refused
 from volmig import incarnation
 from volmig.accounts.roles import needs
+from volmig.health import absent
+from volmig.parts import BACKGROUND
 from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.step_up import fresh
@@ -35,6 +37,8 @@ def adopt(request: HttpRequest) -> HttpResponse:
         "state": state,
         "attempt": adopting.last_attempt(state) if state else None,
         "compared_at": compared_at,
+        "requested": adopting.requested(),
+        "no_worker": absent.no_worker(BACKGROUND) if state else "",
         "nothing_to_ask": adopting.nothing_to_ask(state.episode) if state else False,
         "migrations": migrations,
         "left": sum(each["row"].adopted_at is None for each in migrations),

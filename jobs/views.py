@@ -29,7 +29,9 @@ from jobs.review import Review
 from volmig import incarnation
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
+from volmig.health import absent
 from volmig.paging import page
+from volmig.parts import BACKGROUND
 from volmig.posting import posted_from
 from volmig.record.models import Event
 from volmig.refused import Sentence
@@ -492,6 +494,8 @@ def scan(request: HttpRequest) -> HttpResponse:
         messages.error(request, str(refused))
     else:
         messages.info(request, scans_queued(queued))
+        if waits := absent.no_worker(BACKGROUND):
+            messages.warning(request, waits)
     return redirect("jobs:leftovers")
 
 

@@ -4,12 +4,15 @@ import datetime as dt
 import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.core.management import call_command
 from django.db import ProgrammingError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
@@ -22,7 +25,7 @@ from tests.fleet.beats import GIB, a_process
 from volmig import incarnation, keys
 from volmig.health import alive, heart, ready
 from volmig.health.models import Process
-from volmig.models import RegisteredKey
+from volmig.models import QueuedTask, RegisteredKey
 
 SQLITE = connection.vendor == "sqlite"
 
@@ -394,3 +397,57 @@ def test_the_page_of_processes_shows_who_lives_and_what_is_wrong(client, ada, da
     assert "No heartbeat from the workers" in page
     client.force_login(dana)
     assert client.get("/processes/").status_code == 403
+
+
+# Whoever requests something learns that nobody does it
+
+
+@pytest.fixture
+def page(client, ada):
+    """A browser of ada's that has just typed the password."""
+    client.force_login(ada)
+    session = client.session
+    session["password_at"] = time.time()
+    session.save()
+    return lambda path, method="get": getattr(client, method)(path, follow=True).content.decode()
+
+
+def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when(page, site, sound):
+    incarnation.enter_read_only("src: another session acted there")
+    lost = timezone.now() - dt.timedelta(seconds=300)
+    Process.objects.filter(part="background").update(beaten_at=lost)
+    shown = page("/adopt/compare/", "post")
+    said = f"No background workers run since {timezone.localtime(lost):%Y-%m-%d %H:%M:%S %Z}."
+    assert said in shown
+    assert "Start them: manage.py up workers." in shown
+    assert "it waits for a worker" in shown
+    Process.objects.filter(part="background").delete()  # they were stopped
+    assert "No background workers run and none has ended a task lately." in page("/adopt/")
+    a_process("background", started_at=timezone.now())
+    shown = page("/adopt/")
+    assert "background workers" not in shown
+    assert "it waits for a worker" in shown
+    QueuedTask.objects.filter(name="jobs.adopting.compare").update(taken_at=timezone.now())
+    assert "a worker is at it" in page("/adopt/")
+    QueuedTask.objects.update(done_at=timezone.now())
+    assert "Requested" not in page("/adopt/")
+
+
+@pytest.mark.parametrize("path", ["/hosts/{}/refresh/", "/hosts/{}/offer/", "/leftovers/scan"])
+def test_what_a_page_requests_of_workers_says_so_as_well(page, site, sound, path):
+    path = path.format(sound["cmp-lvm-07"].pk)
+    assert "No background workers run" not in page(path, "post")
+    QueuedTask.objects.all().delete()
+    site["background"].delete()
+    assert "No background workers run" in page(path, "post")
+
+
+def test_every_view_that_queues_work_for_a_person_says_when_nobody_does_it():
+    """A page that asks for background work and does not would wait for ever without a word."""
+    asking = {}
+    for path in (*Path(settings.BASE_DIR, "hosts").glob("*views.py"), *Path(settings.BASE_DIR, "jobs").glob("*.py")):
+        text = path.read_text()
+        if "render(" in text and re.search(r"\bask(_anew|_key)?\(", text):
+            asking[path.name] = "absent.no_worker(" in text
+    assert asking
+    assert all(asking.values()), asking

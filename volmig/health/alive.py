@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from django.db.models import Count, Min
 from django.utils import timezone
 
-from volmig.health import heart
+from volmig.health import absent, heart
 from volmig.health.models import KEPT, Incident, Process
 from volmig.models import QueuedTask
 from volmig.parts import BACKGROUND, MIGRATIONS, called, of_group, of_queue
 from volmig.templatetags.units import spoken
 
-STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
 SKEW = 5.0  # seconds; leases, which are for 10 s and more, are by the database's clock, alarms by that of the machine
 LOW, LOW_SHARE = 1024**3, 0.1  # free bytes of a data directory's disk, and share of it, of which both are too little
 TOOK_OVER = dt.timedelta(seconds=15)  # by which the end of a process may lie after its last heartbeat
@@ -70,22 +69,11 @@ def troubles() -> list[Trouble]:
 
 def missing(rows: list[Process]) -> list[Trouble]:
     """Parts of which no process runs anywhere, unless volmig is only just starting."""
-    alive = [row for row in rows if not row.late]
-    if not any(row.beaten_at - row.started_at >= STARTING for row in alive):
-        return []
-    there = {row.part for row in alive}
+    gone = absent.parts(rows)
     return [
-        Trouble(
-            "missing",
-            "",
-            part,
-            sentence,
-            advice,
-            bad=part != "background",
-            since=max((row.beaten_at for row in rows if row.part == part), default=None),
-        )
+        Trouble("missing", "", part, sentence, advice, bad=part != "background", since=gone[part])
         for part, (sentence, advice) in MISSING.items()
-        if part not in there
+        if part in gone
     ]
 
 
