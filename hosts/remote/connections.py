@@ -18,6 +18,7 @@ IDLE_SECONDS = 60.0
 OLDEST_SECONDS = 600.0  # for so long at most a key that was removed from authorized_keys still works
 MOST_OF_A_HOST, MOST = 2, 64  # that are kept idle, by each process
 HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND = 10, 20  # of each process
+HANDSHAKE_SECONDS = 3.0  # for which a handshake counts among these; one that computes takes a tenth of a second
 
 
 class Closable(Protocol):
@@ -109,21 +110,46 @@ class Connections:
 
 
 class Pace:
-    """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine."""
+    """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine.
 
-    def __init__(self, at_once: int, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.room, self.lock = threading.BoundedSemaphore(at_once), threading.Lock()
+    One that takes longer than `longest` seconds waits for a host that is stuck and uses nothing of this machine: it
+    counts no more, so that such hosts keep no others waiting.
+    """
+
+    def __init__(
+        self,
+        at_once: int,
+        per_second: float,
+        sleep: Callable[[float], None] = time.sleep,
+        longest: float = HANDSHAKE_SECONDS,
+    ) -> None:
+        self.at_once, self.longest = at_once, longest
+        self.turns = threading.Condition()
+        self.under_way: dict[object, float] = {}  # when each began, on the monotonic clock
         self.gap, self.sleep, self.next_at = 1 / per_second, sleep, 0.0
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        with self.room:
-            with self.lock:
-                now = time.monotonic()
-                wait, self.next_at = max(0.0, self.next_at - now), max(now, self.next_at) + self.gap
+        mine = object()
+        with self.turns:
+            while (seconds := self._full_for(time.monotonic())) > 0:
+                self.turns.wait(seconds)
+            now = time.monotonic()
+            wait, self.next_at = max(0.0, self.next_at - now), max(now, self.next_at) + self.gap
+            self.under_way[mine] = now + wait
+        try:
             if wait:
                 self.sleep(wait)
             yield
+        finally:
+            with self.turns:
+                del self.under_way[mine]
+                self.turns.notify()
+
+    def _full_for(self, now: float) -> float:
+        """Seconds until one of those that take up all slots has lasted too long to count; 0 when a slot is free."""
+        counting = sorted(at + self.longest - now for at in self.under_way.values() if at + self.longest > now)
+        return counting[-self.at_once] if len(counting) >= self.at_once else 0.0
 
 
 KEPT = Connections()

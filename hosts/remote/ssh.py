@@ -41,6 +41,7 @@ SILENCE_SECONDS = 10
 # How often paramiko's thread of a connection wakes up although nothing has arrived: hundreds are open. Its own tenth of
 # a second (Transport._active_check_timeout) is for the login, of which it has to notice soon that it takes too long.
 IDLE_LOOK_SECONDS = 5.0
+CHANNEL_LOOK_SECONDS = 0.02  # between looks whether a machine behind a bastion has said something
 LOGINS = 4  # at a time to one bastion: sshd drops connections when ten have not logged in yet (its MaxStartups)
 TURN_SECONDS = 20  # that a login waits for its turn there
 ANSWER_CAP = 4 * 1024 * 1024
@@ -95,6 +96,27 @@ def dial(host: str, port: int) -> socket.socket:
     return socket.create_connection((host, port), timeout=CONNECT_SECONDS)
 
 
+def await_banner(sock: paramiko.Channel | socket.socket, address: Address, seconds: float) -> None:
+    """Waits for the first byte, which stays unread; returns, too, where the connection ends without one.
+
+    A machine that hangs still takes connections, for its kernel does. Raises Unreachable.
+    """
+    try:
+        if isinstance(sock, socket.socket):
+            sock.settimeout(seconds)
+            sock.recv(1, socket.MSG_PEEK)
+            return
+        until = time.monotonic() + seconds  # a channel cannot be peeked at
+        while not (sock.recv_ready() or sock.eof_received or sock.closed):
+            if time.monotonic() > until:
+                raise TimeoutError
+            time.sleep(CHANNEL_LOOK_SECONDS)
+    except TimeoutError as error:
+        found = f"it took the connection and sent nothing for {seconds:.0f} s"
+        next_step = "Check whether it hangs, and that the port is sshd's. Retrying automatically."
+        raise Unreachable(f"log in to {address}", found, next_step, False) from error
+
+
 def connect(address: Address) -> "SSHHost":
     """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried.
 
@@ -109,8 +131,10 @@ def log_in(address: Address) -> Connection:
     connection = Connection(paramiko.SSHClient(), bastion)
     try:
         with meter.connecting(), told_plainly(f"log in to {address}"):
-            # Only who answers takes a slot: many machines that are away must not keep others waiting.
+            # Only who speaks takes a slot: many machines that are away, or stuck, must not keep others waiting.
+            until = time.monotonic() + CONNECT_SECONDS
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
+            await_banner(sock, address, max(1.0, until - time.monotonic()))
             with HANDSHAKES.slot():
                 enter(connection.client, address, sock)
             sock.settimeout(IDLE_LOOK_SECONDS)

@@ -186,6 +186,72 @@ def test_handshakes_are_paced():
     assert sum(slept) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4, abs=0.05)
 
 
+def test_no_more_handshakes_than_slots_are_under_way_at_a_time():
+    pace, inside, most, lock = connections.Pace(2, 1e6), [], [], threading.Lock()
+
+    def shake():
+        with pace.slot():
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+            time.sleep(0.01)
+            with lock:
+                inside.pop()
+
+    threads = [threading.Thread(target=shake) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), max(most), pace.under_way) == (20, 2, {})
+
+
+def test_a_handshake_that_is_stuck_gives_its_slot_to_others():
+    pace, entered = connections.Pace(1, 1e6, longest=0.1), threading.Event()
+
+    def shake():
+        with pace.slot():
+            entered.set()
+
+    with pace.slot():
+        threading.Thread(target=shake).start()
+        assert entered.wait(20), "while the first is still at it"
+
+
+@pytest.mark.parametrize("is_behind", [False, True], ids=["reached directly", "behind a bastion"])
+def test_hosts_that_take_connections_and_never_speak_keep_no_others_waiting(sshd, tmp_path, monkeypatch, is_behind):
+    monkeypatch.setattr(ssh, "HANDSHAKES", connections.Pace(1, 1e6, longest=1000))
+    silent, said = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)], []
+
+    def enter(port):
+        try:
+            ssh.connect(dataclasses.replace(sshd.address, port=port, bastion=bastion.address if is_behind else None))
+        except Unreachable as error:
+            said.append(error)
+
+    with Sshd(tmp_path / "bastion", forced=False, user_key=sshd.user_key) as bastion:
+        threads = [threading.Thread(target=enter, args=(each.getsockname()[1],), daemon=True) for each in silent]
+        for thread in threads:
+            thread.start()
+        taken = [each.accept()[0] for each in silent]  # all of them wait for a banner now
+        with ssh.connect(sshd.address) as host:
+            assert host.transport().is_active()
+        assert all(thread.is_alive() for thread in threads), "they had not given up before"
+        for each in (*taken, *silent):
+            each.close()
+        for thread in threads:
+            thread.join(60)
+    assert len(said) == 3
+
+
+def test_a_host_that_never_speaks_is_named_as_that(sshd, monkeypatch):
+    monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = dataclasses.replace(sshd.address, port=silent.getsockname()[1])
+        with pytest.raises(Unreachable, match=r"it took the connection and sent nothing for 1 s"):
+            ssh.connect(address)
+
+
 def test_an_overloaded_host_is_not_reported_as_one_that_refused_the_login(sshd, monkeypatch):
     """It takes the connection, agrees on keys, and then has no time for the login."""
     monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
@@ -535,6 +601,7 @@ def behind(monkeypatch):
     found = Bastion()
     monkeypatch.setattr(ssh, "enter", found.enter)
     monkeypatch.setattr(ssh, "dial", lambda *_: socket.socket())
+    monkeypatch.setattr(ssh, "await_banner", lambda *_: None)
     monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: socket.socket())
     monkeypatch.setattr(ssh, "logins", {})
     return found
