@@ -14,6 +14,6 @@ class Migration(migrations.Migration):
     operations = [
         AddIndexOnline(
             "steprun",
-            models.Index(fields=["hypervisor"], condition=models.Q(("ended_at", None)), name="run_open"),
+            models.Index(fields=["ended_at", "hypervisor"], condition=models.Q(("ended_at", None)), name="run_open"),
         ),
     ]
