@@ -52,7 +52,7 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return colours
-    found = SimpleLazyObject(lambda: attention.items(user, mode))  # not every part of a page shows it
+    found: Any = SimpleLazyObject(lambda: attention.items(user, mode))  # not every part of a page shows it
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
         "attention": SimpleLazyObject(lambda: [item for item in found if not item.resolved]),
