@@ -108,10 +108,14 @@ def is_away(error: BaseException | None) -> bool:
     """Whether a statement failed because the database is away, full or busy, and not because of what it says."""
     if not isinstance(error, AWAY):
         return False
-    if connection.vendor != "postgresql":
+    if not is_postgresql():
         return bool(BUSY_FILE.search(str(error)))
     code = getattr(error.__cause__, "sqlstate", None)
     return code is None or code.startswith(AWAY_CLASSES) or code in AWAY_CODES
+
+
+def is_postgresql() -> bool:
+    return bool(connection.vendor == "postgresql")
 
 
 def pool(requests: int) -> None:
@@ -120,7 +124,7 @@ def pool(requests: int) -> None:
     Without it each thread has a connection that stays open until the thread is collected. To be called before the
     first query; for other processes, which have few threads, and hold locks for as long as a connection lasts, never.
     """
-    if connection.vendor != "postgresql":
+    if not is_postgresql():
         return
     own = connections.settings["default"]
     own["CONN_MAX_AGE"] = 0  # given back after each request
@@ -145,7 +149,7 @@ def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
     """
     outage, began = Outage(who, longest=15, noted=False), monotonic()  # before the first start it has no tables
     while error := fault():
-        if connection.vendor != "postgresql":
+        if not is_postgresql():
             raise Unusable(f"The database {connection.settings_dict['NAME']} cannot be opened: {one_line(error)}.")
         if is_wrong(error) and monotonic() - began > PATIENCE:
             raise Unusable(

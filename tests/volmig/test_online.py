@@ -418,6 +418,68 @@ def test_a_change_of_a_table_that_is_in_use_lets_the_others_pass_and_is_tried_ag
     assert said
 
 
+ENABLE = "ALTER TABLE jobs_job ENABLE TRIGGER USER"  # a change that needs the table for a moment
+
+
+@only_postgresql
+def test_a_change_after_an_online_one_lets_the_others_pass_as_well(tables, monkeypatch):
+    """As 0015 of jobs, in whose upgrade 0014 comes first and waits for everybody without a limit."""
+    monkeypatch.setattr(online, "LOCK_SECONDS", 1)
+    built, held, paused, resumed, said = *(threading.Event() for _ in range(4)), []
+
+    def migrate(*_, **__):
+        run(online.AddIndexOnline("job", INDEX))
+        built.set()
+        held.wait(30)
+        run(online.AddTriggersOnline([ENABLE], []))
+
+    def pause(_):
+        paused.set()
+        resumed.wait(30)
+
+    monkeypatch.setattr(online, "call_command", migrate)
+    monkeypatch.setattr(online, "time", SimpleNamespace(sleep=pause))
+    preparing = Behind(lambda: online.migrate(said.append))
+    assert built.wait(60)
+    other = Other(WRITES)
+    held.set()
+    try:
+        assert paused.wait(15), "it waits without a limit, and all writers wait behind it"
+        writes()
+    finally:
+        other.end()
+        resumed.set()
+        assert preparing.end() is None
+    assert said == ["A table that has to be changed is in use by a long transaction. Trying again."] * len(said)
+
+
+def lock_timeout():
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        return cursor.fetchone()[0]
+
+
+@only_postgresql
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: run(online.AddIndexOnline("job", INDEX)),
+        lambda: run(online.AddIndexOnline("job", INDEX), backwards=True),
+        lambda: run(online.RemoveUnlistedIndexOnline("job_probe")),
+        online.rebuild_unfinished,
+        lambda: online.migrate(print),
+    ],
+)
+def test_whoever_waits_without_a_limit_puts_the_limit_back(tables, monkeypatch, change):
+    monkeypatch.setattr(online, "call_command", lambda *_, **__: None)
+    online.set_lock_timeout("1234ms")
+    try:
+        change()
+        assert lock_timeout() == "1234ms"
+    finally:
+        online.set_lock_timeout("0")
+
+
 def test_an_error_that_is_no_lock_is_not_tried_again(tables, monkeypatch):
     def migrate(*_, **__):
         raise OperationalError("no such column")

@@ -90,7 +90,7 @@ def is_orphan() -> bool:
 
 def skew() -> float | None:
     """By how many seconds this machine's clock is ahead of the database's; None when the answer took too long."""
-    if connection.vendor != "postgresql":
+    if not database.is_postgresql():
         return 0.0  # in a file: it has the clock of this machine
     began = time.time()
     with connection.cursor() as cursor:

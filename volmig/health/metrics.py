@@ -28,6 +28,7 @@ from jobs.engine import states
 from jobs.engine.checks import SKEW
 from jobs.models import Approval, Footprint, Job, StepRun
 from volmig import __version__, incarnation
+from volmig.database import is_postgresql
 from volmig.health.models import Process, Tally
 from volmig.health.tallies import SERIES, UNAVAILABLE, Series
 from volmig.models import Notice, QueuedTask
@@ -198,7 +199,7 @@ def audit() -> Iterator[Metric]:
 def database() -> Iterator[Metric]:
     """Connections, of PostgreSQL alone."""
     rows: list[tuple[str, float]] = []
-    if connection.vendor == "postgresql":
+    if is_postgresql():
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),"
