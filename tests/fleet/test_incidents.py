@@ -3,12 +3,18 @@
 import datetime as dt
 import errno
 import os
+import queue
 import uuid
+from multiprocessing import Value
 
 import pytest
+from django.conf import settings
 from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
+from django_q.monitor import monitor
+from django_q.signing import SignedPackage
+from django_q.worker import worker
 
 from jobs import attention
 from jobs.models import Job
@@ -19,7 +25,7 @@ from volmig import broker, database, incarnation
 from volmig.broker import TableBroker
 from volmig.health import alive, heart, ready
 from volmig.health.models import Incident, Process
-from volmig.models import QueuedTask
+from volmig.models import QueuedTask, QueuedTaskQuerySet
 from volmig.queue import call
 
 NOBODY = 4_000_000  # no process has this number
@@ -284,6 +290,51 @@ def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
     assert ended
     TableBroker(list_key="migrations").acknowledge(str(task.run))
     assert QueuedTask.objects.get().done_at == ended
+
+
+def carry_out(task):
+    """As a cluster does: with django-q's worker and monitor, each of which has its own process there."""
+    tasks, results = queue.Queue(), queue.Queue()
+    tasks.put(SignedPackage.loads(broker.package(task)) | {"ack_id": str(task.run)})
+    tasks.put("STOP")
+    worker(tasks, results, Value("f", -1))
+    results.put("STOP")
+    monitor(results, TableBroker(list_key=task.queue))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("statement", ["update", "values_list"])
+def test_a_call_that_could_not_begin_waits_again_and_is_not_done(monkeypatch, statement):
+    """A person asked for it, and the database was away for a moment just then."""
+    ran = []
+    monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    task = QueuedTask.objects.take("migrations")
+    asked = getattr(QueuedTaskQuerySet, statement)
+
+    def refuse_once(rows, *args, **values):
+        monkeypatch.setattr(QueuedTaskQuerySet, statement, asked)
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(QueuedTaskQuerySet, statement, refuse_once)
+    carry_out(task)
+    assert (ran, QueuedTask.objects.get().done_at) == ([], None)
+    long_ago = timezone.now() - dt.timedelta(seconds=settings.TASK_RETRY + 1)
+    QueuedTask.objects.update(taken_at=long_ago)
+    carry_out(QueuedTask.objects.take("migrations"))
+    assert ran == [7]
+    assert QueuedTask.objects.get().done_at
+
+
+@pytest.mark.django_db
+def test_a_call_that_failed_is_done_and_not_made_again(monkeypatch):
+    def fail(number):
+        raise ValueError(number)
+
+    monkeypatch.setattr(broker, "import_string", lambda dotted: fail)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    carry_out(QueuedTask.objects.take("migrations"))
+    assert QueuedTask.objects.get().done_at
 
 
 @pytest.mark.django_db
