@@ -1,6 +1,8 @@
 """Health that is true: each answer is bad when what it is about is bad, and what is wrong is on the overview."""
 
+import asyncio
 import datetime as dt
+import errno
 import io
 import json
 import os
@@ -184,6 +186,30 @@ def test_a_full_data_directory_is_not_ready_and_is_on_the_overview(client, ada, 
     assert (item.subject, item.sentence, item.bad) == ("m1", "The disk of the data directory is full.", True)
 
 
+@pytest.fixture
+def failing_disk(monkeypatch):
+    """The disk of the data directory answers with an error."""
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(heart.shutil, "disk_usage", fail)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_data_directory_that_cannot_be_read_is_not_ready_takes_no_page_away_and_is_listed(
+    client, ada, failing_disk, beating
+):
+    beating("web")[1]()
+    assert not_ready(client) == ["The data directory cannot be read."]
+    [item] = [item for item in attention.items(ada, None) if item.kind == "process-disk"]
+    assert (item.sentence, item.bad) == ("The data directory cannot be read.", True)
+    client.force_login(ada)
+    assert "The data directory cannot be read." in client.get("/processes/").content.decode()
+    assert attention.marks(), "open pages are updated on"
+    assert heart.disk_is_full(), "no task is taken there"
+
+
 # Heartbeats
 
 
@@ -229,6 +255,61 @@ def test_a_loop_that_hangs_sends_no_heartbeat_although_its_thread_lives(beating)
     row = Process.objects.with_age().get()
     assert not row.late
     assert row.figures["turn_seconds"] >= 6
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_web_process_whose_event_loop_hangs_sends_no_heartbeat(monkeypatch):
+    monkeypatch.setenv("VOLMIG_PART", "web")
+    monkeypatch.setattr(heart, "hearts", {})
+    monkeypatch.setattr(heart, "TURN_EVERY", 0.01)
+    monkeypatch.setattr(heart.Heart, "start", lambda self: None)  # it beats when the test wants it
+    messages, rows = iter(["startup", "shutdown"]), []
+
+    def beaten(one):
+        one.beat()
+        return Process.objects.count()
+
+    async def serve():
+        while not heart.hearts:
+            await asyncio.sleep(0)
+        [one] = heart.hearts.values()
+        one.turned -= 1 + heart.LOOP_PATIENCE
+        turned = one.turned
+        rows.append(ready.within(20, lambda: beaten(one)))  # meanwhile the loop does nothing else
+        while one.turned == turned:
+            await asyncio.sleep(0)
+        rows.append(ready.within(20, lambda: beaten(one)))
+
+    async def receive():
+        if (kind := next(messages)) == "shutdown":
+            await asyncio.wait_for(serve(), 20)
+        return {"type": f"lifespan.{kind}"}
+
+    async def send(message):
+        rows.append(message["type"])
+
+    asyncio.run(heart.lifespan({"type": "lifespan"}, receive, send))
+    assert rows == ["lifespan.startup.complete", 0, 1, "lifespan.shutdown.complete"]
+    assert not Process.objects.exists(), "it stopped in an orderly way"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heart_goes_on_after_an_error_that_nobody_expected(monkeypatch, caplog):
+    monkeypatch.setattr(heart, "EVERY", 0)
+    monkeypatch.setattr(heart.util, "Finalize", lambda *_, **__: None)
+    one, reads = heart.Heart("watcher", None), []
+
+    def read():
+        reads.append(1)
+        if len(reads) == 1:
+            raise ZeroDivisionError
+        one.over.set()
+        return 3
+
+    monkeypatch.setattr(heart, "gauges", {"streaming": read})
+    ready.within(20, one.run)
+    assert Process.objects.get().figures == {"streaming": 3.0}
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
@@ -304,6 +385,17 @@ def test_a_probe_fails_by_its_own_heartbeat_alone():
     assert probe("watcher")[0] == 1
     Process.objects.exclude(pk=workers.pk).delete()
     assert probe("workers") == (1, ["No heartbeat from the background workers of this machine."])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_probe_sees_that_one_of_two_web_processes_hangs_and_leaves_one_that_ended_to_its_supervisor():
+    here = {"pid_space": heart.pid_space()}
+    hangs = a_process("web", age=80, pid=os.getpid(), **here)
+    a_process("web", pid=os.getpid(), **here)
+    code, [said] = probe("web")
+    assert (code, said[:49]) == (1, "The last heartbeat from the web process of this m")
+    Process.objects.filter(pk=hangs.pk).update(pid=4_000_000)
+    assert probe("web") == (0, ["Every heartbeat of this part is recent."])
 
 
 @pytest.mark.django_db(transaction=True)

@@ -91,7 +91,7 @@ def test_rows_that_hold_anything_do_not_take_the_overview_away(ada, site):
         Incident.objects.note("lease", "wrk1", part, 5.0)
     Incident.objects.note("of a later release", "wrk1", "x", 5.0)
     [(_, said, detail)] = listed(ada, "over")
-    assert said.startswith("Workers lost 3 migrations from ")
+    assert said.startswith("Workers stopped handling 3 migrations from ")
     assert detail.startswith("Migrations 9, 12, no number.")
 
 
@@ -118,6 +118,22 @@ def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monk
     assert not Incident.objects.exists()
     outage("watcher", OperationalError("connection refused"))
     assert Incident.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [
+        ((0, 0), "from 12:00:00 to 12:00:09 UTC"),
+        ((24, 24), "from 29 November, 12:00:00 to 12:00:09 UTC"),
+        ((24, 0), "from 29 November, 12:00:00 to 30 November, 12:00:09 UTC"),
+    ],
+)
+def test_times_of_another_day_have_their_day(monkeypatch, hours, shown):
+    """The page of processes lists a day."""
+    noon = dt.datetime(2026, 11, 30, 12, tzinfo=dt.UTC)
+    monkeypatch.setattr(timezone, "now", lambda: noon + dt.timedelta(hours=3))
+    began, ended = (noon - dt.timedelta(hours=each) for each in hours)
+    assert alive.times(began, ended + dt.timedelta(seconds=9)) == shown
 
 
 @pytest.mark.django_db
@@ -188,7 +204,7 @@ def test_a_migration_that_a_worker_lost_is_listed(ada, site):
     Incident.objects.update(began_at=timezone.now() - dt.timedelta(seconds=9))
     [(subject, said, detail)] = listed(ada, "over")
     assert subject == "volmig"
-    assert said.startswith(f"Workers lost migration {job.pk} from ")
+    assert said.startswith(f"Workers stopped handling migration {job.pk} from ")
     assert detail == f"Migration {job.pk}. Its worker was wrk1:77:abc."
     Job.objects.filter(pk=job.pk).update(lease_until=None, lease_owner="", wake_at=LONG_AGO)
     Job.objects.claim(job.pk, "wrk2:5:def", 30)

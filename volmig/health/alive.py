@@ -52,18 +52,22 @@ class Trouble:
 
 def troubles() -> list[Trouble]:
     """What is wrong with volmig's own processes and machines, and what was a moment ago; three queries."""
+    return [*now(), *over(Incident.objects.lately(SHOWN))]
+
+
+def now() -> list[Trouble]:
+    """What is wrong with them."""
     rows = list(Process.objects.with_age())
     found = machines(rows)
-    # Where the disk is full, heartbeats cannot be written into a database on it, and the full disk is listed.
-    full = {each.machine for each in found if (each.kind, each.part) == ("disk", "full")}
+    # Heartbeats cannot be written into a database on such a disk, which is listed.
+    unwritable = {each.machine for each in found if each.kind == "disk" and each.part != "low"}
     gone = missing(rows)
     return [
         *gone,
-        *(each for each in late(rows) if each.machine not in full),
+        *(each for each in late(rows) if each.machine not in unwritable),
         *found,
         *namesakes(rows),
         *(each for each in backlog() if not any(other.part == each.part for other in gone)),
-        *over(Incident.objects.lately(SHOWN)),
     ]
 
 
@@ -148,15 +152,15 @@ WAITING = {
 
 def backlog() -> list[Trouble]:
     """Queues whose oldest task has waited for too long."""
-    now = timezone.now()
+    at = timezone.now()
     waiting = QueuedTask.objects.waiting().filter(queue__in=WAITING).order_by().values("queue")
     found = []
     for row in waiting.annotate(count=Count("pk"), oldest=Min("queued_at")):
-        age = (now - row["oldest"]).total_seconds()
+        age = (at - row["oldest"]).total_seconds()
         patience, what, variable = WAITING[row["queue"]]
         if age > patience:
             tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
-            advice = f"The workers work it off. If this lasts, start more of them ({variable}, or another machine)."
+            advice = f"They will catch up. If this lasts, start more of them ({variable}, or another machine)."
             said = f"{what}: {tasks}, the oldest for {spoken(age)}."
             part = of_queue(row["queue"]).name
             found.append(Trouble("backlog", "", part, said, advice, bad=row["queue"] == MIGRATIONS))
@@ -212,7 +216,8 @@ def lost_leases(kind: str, group: Group) -> Trouble:
     numbers = sorted({row.part for row in group.rows}, key=lambda each: (len(each), each))
     one = len(numbers) == 1
     which = f"migration {numbers[0]}" if one else f"{len(numbers)} migrations"
-    said = f"Workers lost {which} {group.when}: they ended, or could not reach the database. Others took over."
+    why = "they ended, or could not reach the database"
+    said = f"Workers stopped handling {which} {group.when}: {why}. Others took over."
     detail = f"{'Migration' if one else 'Migrations'} {', '.join(numbers)}. {group.rows[-1].detail}"
     return ended(kind, group, "", said, "It is over; migrations continue.", detail)
 
@@ -231,20 +236,25 @@ HAPPENED: dict[str, Callable[[str, Group], Trouble]] = {
 
 
 def times(began: dt.datetime, ended: dt.datetime, first: str = "from", second: str = "to") -> str:
-    """From when to when, in the time zone of pages, to the second."""
+    """From when to when, in the time zone of pages, to the second; with a day where that is not today's."""
     one, other = timezone.localtime(began), timezone.localtime(ended)
-    return f"{first} {one:%H:%M:%S} {second} {other:%H:%M:%S} {other:%Z}"
+    return f"{first} {clock(one, timezone.localdate())} {second} {clock(other, one.date())} {other:%Z}"
+
+
+def clock(at: dt.datetime, day: dt.date) -> str:
+    return f"{at:%H:%M:%S}" if at.date() == day else f"{at.day} {at:%B}, {at:%H:%M:%S}"
 
 
 def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None:
     if free is None or size is None:
-        return None
+        advice = "Check that its disk or its share works."
+        return Trouble("disk", machine, "unreadable", "The data directory cannot be read.", advice)
     full = free < heart.FULL
     if not full and free >= min(LOW, LOW_SHARE * size):
         return None
     sentence = "The disk of the data directory is full." if full else "The disk of the data directory is almost full."
     detail = f"{free // 1024**2} of {size // 1024**2} MiB are free."
-    return Trouble("disk", machine, "full" if full else "low", sentence, "Make space.", detail, full)
+    return Trouble("disk", machine, "full" if full else "low", sentence, "Free disk space.", detail, full)
 
 
 def wrong_clock(machine: str, skew: float) -> Trouble:
@@ -258,15 +268,15 @@ def faults(group: str) -> list[str]:
 
     By their own heartbeats alone: what is wrong elsewhere is no reason to start them anew.
     """
-    mine = {
-        row.part: row for row in Process.objects.with_age().filter(pid_space=heart.pid_space()).order_by("beaten_at")
-    }
+    rows = list(Process.objects.with_age().filter(pid_space=heart.pid_space()).order_by("beaten_at"))
     found = []
     for part in of_group(group):
-        row = mine.get(part.name)
-        if row is None:
+        mine = [row for row in rows if row.part == part.name]
+        # One of several that has ended is started again, and one that hangs is not: it has not ended.
+        late = [row for row in mine if row.late and (row is mine[-1] or row.is_there)]
+        if not mine:
             found.append(f"No heartbeat from {part.called} of this machine.")
-        elif row.late:
-            ago = spoken(row.age.total_seconds())
-            found.append(f"The last heartbeat from {part.called} of this machine was {ago} ago.")
+        elif late:
+            which, ago = f"{part.called} of this machine", spoken(late[0].age.total_seconds())
+            found.append(f"The last heartbeat from {which} was {ago} ago.")
     return found

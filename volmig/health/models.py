@@ -29,7 +29,7 @@ class ProcessQuerySet(models.QuerySet["Process"]):
         """Earlier processes in the PID space of `process` that ended without an orderly stop: by their PIDs, so this is
         to be called there."""
         there = self.with_age().filter(pid_space=process.pid_space, part=process.part).exclude(name=process.name)
-        return [row for row in there if not Path(f"/proc/{row.pid}").exists()]
+        return [row for row in there if not row.is_there]
 
     def replaced_by(self, process: "Process", ended: "list[Process]") -> Self:
         """Rows of earlier processes that this one stands for, and rows too old to be shown."""
@@ -72,6 +72,11 @@ class Process(models.Model):
     @property
     def late(self) -> bool:
         return self.age > LATE
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended, in an orderly way or not; to be asked in its PID space."""
+        return Path(f"/proc/{self.pid}").exists()
 
     def beat(self, **values: Any) -> None:
         """Write the heartbeat by the database's clock; the first one takes the place of a process that was lost."""

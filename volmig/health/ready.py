@@ -99,9 +99,8 @@ def migrations() -> list[str]:
 
 
 def disk() -> list[str]:
-    try:
-        free = heart.disk()["disk_free"]
-    except OSError:
+    free = heart.disk()["disk_free"]
+    if free is None:
         return ["The data directory cannot be read."]
     return [f"The disk of the data directory is full: {free // 1024**2} MiB free."] if free < heart.FULL else []
 
