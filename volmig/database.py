@@ -5,10 +5,13 @@ import logging
 import re
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection, connections
+from psycopg_pool import PoolTimeout
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -45,15 +48,16 @@ class Outage:
         self.who, self.longest, self.noted = who, longest, noted
         self.since: float | None = None
         self.pause, self.said, self.said_at = FIRST, "", 0.0
-        self.kind, self.refusals = "", set[str]()
+        self.seconds, self.refusals = defaultdict[str, float](float), set[str]()  # the former by kind of incident
 
     def failed(self, error: BaseException) -> float:
         """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
+        error = in_its_words(error)
         now, said = monotonic(), one_line(error)
         if self.since is None:
             self.since, self.pause = now, FIRST
-        if isinstance(error, AWAY):
-            self.kind = "slots" if FULL.search(said) else "database"
+        if kind := kind_of(error):
+            self.seconds[kind] += self.pause
         if not isinstance(error, AWAY):
             self.refused(error)
         elif said != self.said or now - self.said_at > SAY_AGAIN:
@@ -74,10 +78,42 @@ class Outage:
         if self.since is not None and not (may_ask() and fault()):
             lasted = monotonic() - self.since
             log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
-            kind, self.since, self.said, self.kind = self.kind, None, "", ""
+            kind, self.since, self.said = max(self.seconds, key=self.seconds.__getitem__, default=""), None, ""
+            self.seconds.clear()
             self.refusals.clear()
             if kind and self.noted:
                 note(kind, self.who, lasted)
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of incident that this is while it lasts; empty where it says nothing of the database."""
+    if not isinstance(error, AWAY) or isinstance(error.__cause__, PoolTimeout):
+        return ""
+    return "slots" if FULL.search(str(error)) else "database"
+
+
+def in_its_words(error: BaseException) -> BaseException:
+    """What PostgreSQL says to whom it does not let in, where the pool only says that it got no connection in time.
+
+    Unchanged where it does let in, for then all connections of the pool are in use, and where it must not be asked.
+    """
+    if not isinstance(error.__cause__, PoolTimeout) or not may_ask():
+        return error
+    own = unpooled()
+    try:
+        own.ensure_connection()
+    except AWAY as found:
+        return found
+    finally:
+        own.close()
+    return error
+
+
+def unpooled() -> Any:
+    """A connection outside of the pool of a web process; to be closed."""
+    own = connection.copy()
+    own.settings_dict["OPTIONS"].pop("pool", None)
+    return own
 
 
 def note(kind: str, who: str, seconds: float) -> None:
@@ -131,7 +167,7 @@ def pool(requests: int) -> None:
     own["OPTIONS"]["pool"] = {
         "name": "web",
         "min_size": 1,
-        "max_size": requests + BESIDE_REQUESTS,
+        "max_size": requests + BESIDE_REQUESTS - 1,  # the probe of a health check is outside of it
         "timeout": POOL_SECONDS,
         "max_idle": 60.0,  # seconds after which what a burst needed is closed
         # Tries of one connection end after so long, and the next request begins new ones: their pauses double, and

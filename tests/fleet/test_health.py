@@ -16,17 +16,18 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.core.management import call_command
-from django.db import ProgrammingError, connection, connections
+from django.db import OperationalError, ProgrammingError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
+from psycopg_pool import PoolTimeout
 
 from hosts.models import Hypervisor
 from hosts.remote.host import skew as clock_skew
 from jobs import attention
 from tests.fleet.beats import GIB, a_process
-from volmig import incarnation, keys
+from volmig import database, incarnation, keys
 from volmig.health import alive, heart, ready
-from volmig.health.models import Process
+from volmig.health.models import Incident, Process
 from volmig.models import QueuedTask, RegisteredKey
 
 SQLITE = connection.vendor == "sqlite"
@@ -103,6 +104,49 @@ def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_disclosed(cli
     assert "secret" not in client.get("/healthz/ready").content.decode()
 
 
+@pytest.fixture
+def full_server(transactional_db, monkeypatch):
+    """PostgreSQL has no connection free for whoever comes."""
+    if SQLITE:
+        pytest.skip("SQLite has no connections to count")
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE one_of_many LOGIN CONNECTION LIMIT 0")
+    with monkeypatch.context() as patched:
+        patched.setitem(connections.settings["default"], "USER", "one_of_many")
+        yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP ROLE one_of_many")
+
+
+def test_a_web_process_says_that_the_database_is_full_although_its_pool_does_not(client, full_server, monkeypatch):
+    own = connections.settings["default"]
+    monkeypatch.setitem(own, "OPTIONS", {**own["OPTIONS"], "pool": {"max_size": 1, "min_size": 1, "timeout": 0.2}})
+    assert not_ready(client) == [ready.NO_CONNECTION]
+
+
+def from_the_pool():
+    """What a web process gets whose pool had no connection for it in time."""
+    error = OperationalError("couldn't get a connection after 2.00 sec")
+    error.__cause__ = PoolTimeout(str(error))
+    return error
+
+
+def kinds_after(error):
+    outage = database.Outage("heartbeat of web")
+    outage.failed(error)
+    outage.over()
+    return list(Incident.objects.values_list("kind", flat=True))
+
+
+def test_an_outage_that_the_pool_reports_is_what_postgresql_says_of_it(full_server):
+    assert kinds_after(from_the_pool()) == ["slots"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_pool_whose_connections_are_all_in_use_is_no_outage_of_the_database():
+    assert kinds_after(from_the_pool()) == []
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
     over = threading.Event()
@@ -127,10 +171,22 @@ def test_while_a_round_hangs_no_further_one_begins(client, monkeypatch):
         assert len(rounds) == 1
     finally:
         over.set()
-        while ready.last.under_way.is_set():
-            time.sleep(0.01)
+        ready.last.run.end.result(20)
     monkeypatch.setattr(ready, "CHECKS", [])
     assert client.get("/healthz/ready").status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_disk_that_hangs_is_not_reported_as_a_database_that_does(client, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(ready, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(ready, "CHECKS", [ready.disk])
+    monkeypatch.setattr(heart, "disk", lambda: over.wait() and {"disk_free": GIB})
+    try:
+        assert not_ready(client) == ["The data directory does not answer."]
+    finally:
+        over.set()
+        ready.last.run.end.result(20)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -109,6 +109,23 @@ def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("most", "last", "said"),
+    [
+        pytest.param("connection refused", CLIENTS, "The database was unreachable", id="all reconnect at once"),
+        pytest.param(CLIENTS, "connection refused", "The database had no free connection", id="restarted with more"),
+    ],
+)
+def test_an_outage_is_named_as_what_it_was_for_most_of_its_time(ada, site, most, last, said):
+    one = database.Outage("watcher")
+    for error in (*[most] * 20, last):
+        one.failed(OperationalError(error))
+    one.over()
+    [(_, sentence, _)] = listed(ada, "over")
+    assert sentence.startswith(said)
+
+
+@pytest.mark.django_db
 def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monkeypatch, caplog):
     """As a turn of the watcher in which nothing was due."""
     with monkeypatch.context() as away:
