@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from django.core.management.base import CommandError
 from django.db import (
     NotSupportedError,
     OperationalError,
@@ -389,6 +390,72 @@ def test_a_machine_that_waits_to_prepare_does_not_hold_up_the_index(tables):
             run(online.AddIndexOnline("job", INDEX))
         assert waiting.end() is None
     assert valid()
+
+
+def in_turn(act):
+    """A thread that does this when nobody else prepares the database."""
+
+    def run():
+        try:
+            with up.alone():
+                act()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_whoever_waits_until_another_has_prepared_the_database_says_so_once(transactional_db, capsys):
+    done, said = threading.Event(), ""
+    with up.alone():
+        other = in_turn(done.set)
+        for _ in polls():
+            if said := said + capsys.readouterr().out:
+                break
+        assert not done.is_set()
+    other.join(60)
+    assert done.is_set()
+    said += capsys.readouterr().out
+    assert said == "Another process prepares the database, or asks for its administrator. Waiting for it.\n"
+
+
+def test_whoever_fails_while_preparing_holds_up_nobody_afterwards(transactional_db):
+    with pytest.raises(CommandError), up.alone():
+        raise CommandError("no administrator")
+    done = threading.Event()
+    in_turn(done.set).join(60)
+    assert done.is_set()
+
+
+@only_postgresql
+def test_a_server_that_restarts_while_it_is_prepared_is_waited_for_although_it_is_back_at_once(transactional_db):
+    tries = []
+
+    def act():
+        tries.append(1)
+        if len(tries) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    up.when_possible("prepare", act)
+    assert len(tries) == 2
+
+
+@only_postgresql
+def test_a_statement_that_fails_on_a_server_that_is_there_is_not_tried_again(transactional_db):
+    tries = []
+
+    def act():
+        tries.append(1)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL statement_timeout = 1")
+            cursor.execute("SELECT pg_sleep(5)")
+
+    with pytest.raises(OperationalError):
+        up.when_possible("prepare", act)
+    assert len(tries) == 1
 
 
 @only_postgresql

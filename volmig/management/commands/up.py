@@ -117,7 +117,8 @@ class Child:
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
     started: float = 0
-    pause: float = 1
+    pause: float = 1  # seconds from its end to its next start
+    has_run: bool = False
     due: float = field(default_factory=time.monotonic)
     patience: float = FIRST_BEAT_SECONDS
     inherits: tuple[int, ...] = ()  # file descriptors that stay open in it
@@ -180,9 +181,10 @@ class Child:
         lasted = time.monotonic() - self.started
         self.kill()
         killed = status < 0  # from outside, so it was able to start
-        if lasted < START_SECONDS and self.pause == 1 and not killed:
-            raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
-        self.pause = 1.5 if lasted > 60 else min(30, self.pause * 2)
+        if lasted < START_SECONDS and not self.has_run and not killed:
+            raise CommandError(f"{self.name} ended at once with status {status}: see its message above.")
+        self.has_run = True
+        self.pause = 1 if lasted > 60 else min(30, self.pause * 2)
         self.due = time.monotonic() + self.pause
         print(f"{self.name} ended with status {status}; it starts again in {self.pause:g} s", file=sys.stderr)
 
@@ -248,7 +250,8 @@ def only_one(name: str) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        said = f"volmig's {name} runs already on {settings.DATA}. A second machine needs its own data directory"
+        running = f"{name} {'are' if name == 'workers' else 'is'} already running"
+        said = f"volmig's {running} on {settings.DATA}. A second machine needs its own data directory"
         raise CommandError(f"{said} ({keys.SEVERAL}).") from error
     return lock
 
@@ -256,17 +259,20 @@ def only_one(name: str) -> IO[str]:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """One after the other: parts that start at once would make the same tables."""
-    if connection.vendor == "postgresql":  # they may be on several machines
-        with connection.cursor() as cursor:
+    with contextlib.ExitStack() as stack:
+        if database.is_postgresql():  # they may be on several machines
+            cursor = stack.enter_context(connection.cursor())
+            take, release = lambda: is_locked(cursor), lambda: unlock(cursor)
+        else:
+            lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
+            take, release = lambda: is_flocked(lock), lambda: None  # it ends with the file
+        if not take():
+            print("Another process prepares the database, or asks for its administrator. Waiting for it.", flush=True)
             # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
-            while not is_locked(cursor):
+            while not take():
                 time.sleep(LOCK_PAUSE)
-            yield
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
-    else:
-        with (settings.DATA / "up-prepare.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        stack.callback(release)
+        yield
 
 
 def is_locked(cursor: Any) -> bool:
@@ -274,18 +280,33 @@ def is_locked(cursor: Any) -> bool:
     return bool(cursor.fetchone()[0])
 
 
+def unlock(cursor: Any) -> None:
+    with contextlib.suppress(*database.AWAY):  # the lock went with its connection
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
+
+
+def is_flocked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def when_possible(who: str, act: Callable[[], None]) -> None:
     """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError."""
+    outage = database.Outage(who, longest=15, noted=False)
     while True:
         database.wait(who)
         try:
             with alone():
                 act()
             return
-        except database.AWAY:
+        except database.AWAY as error:
             connection.close()
-            if database.fault() is None:
-                raise  # the database is there: waiting does not help
+            if not database.is_away(error):
+                raise
+            time.sleep(outage.failed(error))  # a server that restarts may be there again already
 
 
 def prepare() -> None:
