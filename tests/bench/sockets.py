@@ -29,6 +29,7 @@ import psycopg
 import websockets
 
 from tests import postgresql
+from tests.family import end_all
 from tests.rig import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,8 +127,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator["subpro
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait(60)
+        end_all([process], 60)
 
 
 def answering(base: str, web: "subprocess.Popen[bytes]") -> None:

@@ -14,8 +14,9 @@ import psycopg
 import pytest
 
 from tests import postgresql
+from tests.family import children, family
 from tests.fleet import clock
-from tests.fleet.parts import can_have_names, children, family, rows, until
+from tests.fleet.parts import can_have_names, rows, until
 from tests.fleet.two_of_all import Volmig
 from tests.trust.amounts import FULL, amount, figure
 
