@@ -67,14 +67,27 @@ class Connections:
             connection.close()
 
     def keep(self, address: Address, connection: Connection) -> None:
-        connection.idle_since = time.monotonic()
-        with self.lock:
-            waiting, total = self.idle.setdefault(address, []), sum(map(len, self.idle.values()))
-            if len(waiting) < MOST_OF_A_HOST and total < MOST and connection.is_usable(time.monotonic()):
-                waiting.append(connection)
-                self._reap()
-                return
-        connection.close()
+        """Keeps it, and closes the one that has been idle for longest where there are too many of its host, or of all.
+
+        The next call is most likely for the host that was left last.
+        """
+        connection.idle_since = now = time.monotonic()
+        surplus: Connection | None = connection
+        if connection.is_usable(now):
+            with self.lock:
+                surplus = self._add(address, connection)
+        if surplus:
+            surplus.close()
+
+    def _add(self, address: Address, connection: Connection) -> Connection | None:
+        waiting = self.idle.setdefault(address, [])
+        waiting.append(connection)  # so each list begins with the one that has been idle for longest
+        self._reap()
+        if len(waiting) > MOST_OF_A_HOST:
+            return waiting.pop(0)
+        if sum(map(len, self.idle.values())) > MOST:
+            return min(filter(None, self.idle.values()), key=lambda each: each[0].idle_since).pop(0)
+        return None
 
     def expire(self) -> int:
         """Closes those that were idle for too long; returns how many are left."""

@@ -127,6 +127,7 @@ def connect(address: Address) -> "SSHHost":
 
 
 def log_in(address: Address) -> Connection:
+    pinned = pinned_key(address)  # without one nothing is dialled, not even the bastion
     bastion = connect_bastion(address.bastion) if address.bastion else None
     connection = Connection(paramiko.SSHClient(), bastion)
     try:
@@ -136,7 +137,7 @@ def log_in(address: Address) -> Connection:
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
             await_banner(sock, address, max(1.0, until - time.monotonic()))
             with HANDSHAKES.slot():
-                enter(connection.client, address, sock)
+                enter(connection.client, address, pinned, sock)
             sock.settimeout(IDLE_LOOK_SECONDS)
     except BaseException as error:
         if isinstance(error, HostKeyChanged):
@@ -159,10 +160,11 @@ def connect_bastion(address: Address) -> "SSHHost":
         turn.release()
 
 
-def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | socket.socket) -> None:
+def enter(
+    client: paramiko.SSHClient, address: Address, pinned: paramiko.PKey, sock: paramiko.Channel | socket.socket
+) -> None:
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
-    pinned = pinned_key(address)
     client.get_host_keys().add(name, pinned.get_name(), pinned)
     client.connect(
         address.host,

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="needs openssh-server, and root"
 )
 HELLO = Request("hello")
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 
 
 @pytest.fixture
@@ -170,6 +171,40 @@ def test_of_many_connections_a_few_are_kept(sshd):
     assert len(connections.KEPT.idle[sshd.address]) == connections.MOST_OF_A_HOST
 
 
+class Idle:
+    """A connection that lives until it is closed."""
+
+    def __init__(self):
+        self.is_open = True
+
+    def get_transport(self):
+        return self
+
+    def is_active(self):
+        return self.is_open
+
+    def close(self):
+        self.is_open = False
+
+
+def kept_of(addresses):
+    """Keeps a connection for each, one after the other; which of them are still open."""
+    kept, made = connections.Connections(), [Idle() for _ in addresses]
+    kept.reaper = threading.current_thread()  # none is needed
+    for number, (address, client) in enumerate(zip(addresses, made, strict=True)):
+        kept.keep(address, connections.Connection(client))
+        kept.idle[address][-1].idle_since -= len(addresses) - number
+    assert sum(each.is_open for each in made) == sum(map(len, kept.idle.values()))
+    return [each.is_open for each in made]
+
+
+def test_of_too_many_connections_those_that_were_idle_for_longest_are_closed(monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 3)
+    one, *others = (Address(f"cmp-{number}", 22, "volmig", KEY) for number in range(5))
+    assert kept_of([one, *others]) == [False, False, True, True, True]
+    assert kept_of([one, one, one]) == [False, True, True]
+
+
 def test_one_that_followed_a_hypervisor_is_not_kept(sshd):
     sshd.behave("print('{\"beat\": 1}', flush=True); import time; time.sleep(30)")
     with ssh.connect(sshd.address) as host:
@@ -298,9 +333,14 @@ def test_a_host_key_of_another_type_is_refused(sshd, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "ssh-ed25519", "ssh-ed25519 %%%", "nonsense AAAA"])
-def test_without_a_usable_pinned_key_nobody_connects(sshd, key):
+@pytest.mark.parametrize("behind", [False, True])
+def test_without_a_usable_pinned_key_nobody_connects(sshd, monkeypatch, key, behind):
+    dialled = []
+    monkeypatch.setattr(ssh, "dial", lambda *to: dialled.append(to) or socket.create_connection(to))
+    bastion = sshd.address if behind else None
     with pytest.raises(HostKeyUnknown):
-        ssh.connect(dataclasses.replace(sshd.address, host_key=key))
+        ssh.connect(dataclasses.replace(sshd.address, host_key=key, bastion=bastion))
+    assert dialled == [], "neither it nor its bastion is asked for anything"
 
 
 def test_the_offered_key_is_shown_as_ssh_keygen_shows_it(sshd):
@@ -586,7 +626,7 @@ def behind(monkeypatch):
     class Bastion:
         under_way, most, held, free = 0, 0, threading.Semaphore(0), threading.Event()
 
-        def enter(self, client, address, sock):
+        def enter(self, client, address, pinned, sock):
             if address.host == "bastion":
                 self.under_way += 1
                 self.most = max(self.most, self.under_way)
@@ -595,8 +635,8 @@ def behind(monkeypatch):
                 self.under_way -= 1
 
         def connect(self, number):
-            bastion = Address("bastion", 22, "volmig", "")
-            return ssh.connect(Address(f"cmp-{number}", 22, "volmig", "", bastion=bastion))
+            bastion = Address("bastion", 22, "volmig", KEY)
+            return ssh.connect(Address(f"cmp-{number}", 22, "volmig", KEY, bastion=bastion))
 
     found = Bastion()
     monkeypatch.setattr(ssh, "enter", found.enter)
