@@ -5,7 +5,6 @@ import logging
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -24,7 +23,7 @@ from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
 from jobs.models.steprun import Progress
 from jobs.queue import wake
-from volmig import database, incarnation, keys
+from volmig import data, database, incarnation, keys
 from volmig.health import heart, tallies
 from volmig.models import QueuedTask
 from volmig.queue import call
@@ -127,7 +126,7 @@ class Watcher:
     def __init__(self, connect: Callable[[Address], Host] | None = None) -> None:
         self.connect = connect or ssh.connect
         # Containers may have the same name and the same process ID.
-        self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        self.owner = f"{data.here()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
         self.lines: queue.Queue[tuple[int, Any]] = queue.Queue(MOST_LINES)
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,11 @@ def directory() -> Path:
     path = Path(os.environ.get("VOLMIG_DATA", "var")).absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def here() -> str:
+    """What this machine is called: at most 64 characters, as Linux has it, on which columns rely."""
+    return socket.gethostname()[:64]
 
 
 def place(where: Path) -> str:

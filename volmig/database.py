@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection, connections
 from psycopg_pool import PoolTimeout
+
+from volmig import data
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -124,7 +125,7 @@ def note(kind: str, who: str, seconds: float) -> None:
     from volmig.health.models import Incident  # this module is read before models are
 
     if may_ask():
-        Incident.objects.note(kind, socket.gethostname(), who, seconds)
+        Incident.objects.note(kind, data.here(), who, seconds)
 
 
 def may_ask() -> bool:

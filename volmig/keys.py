@@ -12,7 +12,6 @@ import hmac
 import json
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.utils import timezone
 
 from volmig import data, environment
+from volmig.data import here
 from volmig.database import AWAY, fault, one_line
 from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
@@ -147,10 +147,7 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
             found.append(unusable(name, error))
             continue
         if how == "began":
-            found.append(
-                f"This process on machine {here()} began with another {name} than {plain(row.host)} has registered "
-                f"since, and which lies here now: start it again."
-            )
+            found.append(f"Machine {here()}: this process still uses the old {name}. Restart it.")
         elif how:
             wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
     return found + [sentence(host, rows, by) for (host, _), by in wrong.items()]
@@ -175,7 +172,8 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
     on = max(rows[name].registered_at for name in names)
     there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.kept_at(name)) for name in names)
     which = "the one that" if len(names) == 1 else "those that"
-    said = f"Machine {here()} {wrong} (not {which} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
+    those = which if by.keys() == {"has no"} else f"not {which}"
+    said = f"Machine {here()} {wrong} ({those} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
     if waiting := [name for name in names if waits_registered(name)]:
         return plain(f"{said}the replacement of {', '.join(waiting)} was cut off. {how_to_settle(waiting[0])}")
     if host == here() and there == at:
@@ -187,10 +185,6 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
 
 def unusable(name: str, error: Exception) -> str:
     return f"Machine {here()} cannot use its {name}: {str(error).rstrip('.')}."
-
-
-def here() -> str:
-    return socket.gethostname()[:100]
 
 
 # Making and registering

@@ -43,7 +43,7 @@ def outage(monkeypatch):
     """An outage that lasted 22 s, as a part of this machine met it: outage("watcher", OperationalError(…))."""
     now = [0.0]
     monkeypatch.setattr(database, "monotonic", lambda: now[0])
-    monkeypatch.setattr(database.socket, "gethostname", lambda: "wat1")
+    monkeypatch.setattr("socket.gethostname", lambda: "wat1")
 
     def met(who, error):
         one = database.Outage(who)

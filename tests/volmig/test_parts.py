@@ -91,5 +91,5 @@ def test_a_pid_space_is_of_one_data_directory_however_that_is_reached(settings, 
 
     assert space(one) == space(link) != space(other)
     before = space(one)
-    monkeypatch.setattr(heart.socket, "gethostname", lambda: f"not-{os.uname().nodename}")
+    monkeypatch.setattr("socket.gethostname", lambda: f"not-{os.uname().nodename}")
     assert space(one) != before, "two containers may share a volume"

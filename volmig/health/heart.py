@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -89,7 +88,7 @@ def pid_space() -> str:
     namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    named = f"{data.place(settings.DATA)} {socket.gethostname()} {namespace}"
+    named = f"{data.place(settings.DATA)} {data.here()} {namespace}"
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
@@ -120,7 +119,7 @@ class Heart(threading.Thread):
         self.over, self.writing = threading.Event(), threading.Lock()
         self.process = Process(
             name=uuid.uuid4().hex,
-            machine=socket.gethostname(),
+            machine=data.here(),
             pid_space=pid_space(),
             part=part,
             pid=os.getpid(),

@@ -95,7 +95,7 @@ class Command(BaseCommand):
             raise CommandError(f"Nothing was changed: {error}.") from error
         except keys.Unsettled as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(f"{name} is registered. Copy {path} to every other machine that has it, then start them.")
+        self.stdout.write(f"{name} is registered. Copy {path} to every other machine that needs it, then start them.")
 
     def renewed(self, name: str) -> bytes:
         return keys.first_evidence_key() if name == data.EVIDENCE_KEY else data.new(name)
