@@ -70,7 +70,10 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
 async def take_turns() -> None:
     """In an event loop: one that hangs comes to no next turn."""
     while True:
-        turn("web", LOOP_PATIENCE)
+        try:
+            turn("web", LOOP_PATIENCE)
+        except OSError as error:  # of the data directory, which a heart names
+            log.warning("The heart of this web process does not start: %s", error)
         await asyncio.sleep(TURN_EVERY)
 
 
