@@ -6,11 +6,13 @@ import sys
 
 from django.core.management import execute_from_command_line
 
+from volmig.parts import GROUPS
+
 PARTS = {"qcluster": "workers"}  # which kind of process a command is, for the keys that it may read (volmig.data)
 
 if __name__ == "__main__":
     part = sys.argv[2] if sys.argv[1:2] == ["up"] and len(sys.argv) > 2 else PARTS.get("".join(sys.argv[1:2]), "")
-    if part in ("web", "workers", "watcher"):
+    if part in GROUPS:
         os.environ.setdefault("VOLMIG_PART", part)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
     # upgrade-check is upgrade_check: a module's name has no dash.

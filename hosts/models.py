@@ -3,11 +3,11 @@
 import datetime as dt
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.apps import apps
 from django.conf import settings
@@ -105,6 +105,24 @@ def ahead() -> dt.datetime:
     return timezone.now() + CLOCKS_DIFFER
 
 
+@dataclass(frozen=True)
+class Lateness:
+    """Workers do not keep up with refreshing hypervisors, so that what pages and checks show gets old.
+
+    `oldest` is the longest ago that one of the `count` was tried; None when none of them ever was.
+    """
+
+    count: int
+    oldest: dt.datetime | None
+    reason: ClassVar[str] = "The background workers do not keep up."
+    advice: ClassVar[str] = "Check that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
+
+    @property
+    def sentence(self) -> str:
+        many = f"{self.count} hypervisors have" if self.count > 1 else "1 hypervisor has"
+        return f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
+
+
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
     def active(self) -> Self:
         return self.filter(retired_at=None)
@@ -141,6 +159,11 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         """
         before = timezone.now() - dt.timedelta(seconds=2 * settings.REFRESH_SECONDS + 60)
         return self.reachable().filter(Q(tried_at__lt=before) | Q(tried_at=None, pinned_at__lt=before))
+
+    def lateness(self) -> "Lateness | None":
+        """What is said of those that are late; None when none is. One query."""
+        found = Lateness(**self.late().order_by().aggregate(count=Count("pk"), oldest=Min("tried_at")))
+        return found if found.count else None
 
     def unscanned(self, before: dt.datetime) -> Self:
         """Those that were not asked for leftovers since; longest ago first."""

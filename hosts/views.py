@@ -10,7 +10,7 @@ from django.contrib import messages
 from django.db.models import Count, Min, Prefetch, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from hosts.clouds import FOUND
 from hosts.forms import CloudForm, EditForm, PinForm, RegisterForm, RetireForm
@@ -36,6 +36,9 @@ from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import published_ssh_key
+from volmig.health import absent
+from volmig.parts import BACKGROUND
+from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.refused import Refused
 
@@ -52,12 +55,10 @@ def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
     seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances"))
-    late = Hypervisor.objects.visible_to(request.user).late()
     context = {
         "hypervisors": seen,
         "reachability": reachability(seen),
-        "late": late.aggregate(count=Count("pk"), oldest=Min("tried_at")),
-        "refresh_seconds": settings.REFRESH_SECONDS,
+        "late": Hypervisor.objects.visible_to(request.user).lateness(),
         "shares": Share.objects.visible_to(request.user).with_figures(request.user),
         "current_hash": hostctl.source_hash(),
         "may_administer": may(request.user, "administer"),
@@ -152,7 +153,7 @@ def administered(rows: Callable[[], Any] = Hypervisor.objects.active) -> Callabl
     return decorate
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 @administered()
 def policy(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     """The policy to install, with the seal key in it; the audit log has who was shown it."""
@@ -160,7 +161,7 @@ def policy(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     return render(request, "hosts/policy.html", {"host": host, "document": document})
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 @administered()
 def seal_key(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     host.replace_seal_key(request.user)
@@ -240,7 +241,7 @@ def nova(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "hosts/nova.html", context)
 
 
-@require_POST
+@posted_from("hosts:nova", "pk")
 @needs("administer")
 def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
     """Has the workers check the credential, or read computes and instances again."""
@@ -321,7 +322,7 @@ def pin(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     return render(request, "hosts/pin.html", {"host": host, "form": form, "offered": offered, "old": old, "kind": kind})
 
 
-@require_POST
+@posted_from("hosts:pin", "pk")
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
@@ -329,7 +330,7 @@ def offer(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("hosts:pin", host.pk)
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 def refresh(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "view", pk=pk)
     queued = f"{host.name} is being refreshed. The ages below show when the figures are new."
@@ -345,9 +346,11 @@ def show(request: HttpRequest, queue: Callable[[], str | None], queued: str) -> 
         messages.error(request, str(refused))
     else:
         messages.info(request, said or queued)
+        if waits := absent.no_worker(BACKGROUND):
+            messages.warning(request, waits)
 
 
-@require_POST
+@posted_from("hosts:hypervisor", "pk")
 def retire(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
     form = RetireForm(request.POST, host)

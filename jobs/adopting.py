@@ -4,16 +4,17 @@ While volmig is read-only this is the only thing that reaches out to hypervisors
 it sends is who owns a host and a job. A person confirms each migration; the last confirmation ends read-only mode.
 """
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Min, Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor
@@ -29,6 +30,7 @@ from jobs.models import Adoption, Job, Refused, StepRun, sealing
 from jobs.work import Unheard, Work, measured
 from volmig import incarnation
 from volmig.accounts.roles import why_not
+from volmig.models import QueuedTask
 from volmig.queue import later
 from volmig.record.models import Event
 from volmig.refused import Sentence
@@ -639,6 +641,20 @@ def last_attempt(state: incarnation.State) -> Event | None:
     """The last event of an attempt to end this read-only mode: adoption.finish, or adoption.unfinished with `why`."""
     attempts = Event.objects.filter(action__in=("adoption.finish", "adoption.unfinished"))
     return attempts.filter(data__episode=state.episode).first()
+
+
+class Requested(NamedTuple):
+    """What was requested on the page and has not ended: when the oldest of it was, and whether a worker is at it."""
+
+    at: dt.datetime
+    running: bool
+
+
+def requested() -> Requested | None:
+    """The comparisons, adoptions and the end that wait for a worker, or that one is at; None when there are none."""
+    rows = QueuedTask.objects.filter(name__startswith="jobs.adopting.", done_at=None)
+    oldest = rows.aggregate(at=Min("queued_at"))["at"]
+    return None if oldest is None else Requested(oldest, rows.running().exists())
 
 
 def still_to_adopt(episode: str) -> None:

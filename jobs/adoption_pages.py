@@ -8,7 +8,7 @@ from django.contrib import messages
 from django.db.models import Max
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor
 from jobs import adopting
@@ -17,6 +17,9 @@ from jobs.engine.steps import NAMED
 from jobs.models import Adoption, Refused
 from volmig import incarnation
 from volmig.accounts.roles import needs
+from volmig.health import absent
+from volmig.parts import BACKGROUND
+from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.step_up import fresh
 
@@ -34,6 +37,8 @@ def adopt(request: HttpRequest) -> HttpResponse:
         "state": state,
         "attempt": adopting.last_attempt(state) if state else None,
         "compared_at": compared_at,
+        "requested": adopting.requested(),
+        "no_worker": absent.no_worker(BACKGROUND) if state else "",
         "nothing_to_ask": adopting.nothing_to_ask(state.episode) if state else False,
         "migrations": migrations,
         "left": sum(each["row"].adopted_at is None for each in migrations),
@@ -78,7 +83,7 @@ def title(run: Mapping[str, Any]) -> str:
     return f"Undo: {words}" if run["direction"] == "undo" else words
 
 
-@require_POST
+@posted_from("adopt")
 @needs("administer")
 @fresh
 def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""What needs attention now: one list for the overview, whose length every page shows.
+"""What needs attention now: one list for the overview, whose length every page shows; and what was resolved just now.
 
 One query says whether there can be anything; what there is of each kind is read only then.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Count, Exists, Min, Prefetch, Q, QuerySet, Subquery, Value
+from django.db.models import Count, Exists, Prefetch, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -57,6 +57,7 @@ class Item:
     kind: str = ""
     down: Down | None = None
     until: dt.datetime | None = None
+    resolved: bool = False  # it is over: shown for a while, so that people learn of it, and not counted
 
 
 def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
@@ -122,7 +123,8 @@ snapshot = Snapshot()
 
 
 def items(user: Any, mode: incarnation.State | None) -> list[Item]:
-    """Everything that this person may see and someone should act on, the worst first; `mode` is read-only mode."""
+    """Everything that this person may see and someone should act on, the worst first, and at the end what was resolved
+    within the last half hour; `mode` is read-only mode."""
     if not may(user, "view"):
         return []
     now = timezone.now()
@@ -137,7 +139,7 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     found += late_refreshes(user) if there["late"] else []
     found += read_only(user, mode) if mode else []
     found += expiring(user, now) if there["approvals"] else []
-    return sorted(found, key=lambda item: (not item.bad, item.since or now))
+    return sorted(found, key=lambda item: (item.resolved, not item.bad, item.since or now))
 
 
 def present(user: Any, now: dt.datetime) -> dict[str, int]:
@@ -234,20 +236,17 @@ def of_trouble(found: alive.Trouble) -> Item:
         detail=found.detail,
         advice=found.advice,
         kind=f"process-{found.kind}",
+        resolved=found.kind == "over",
     )
 
 
 def late_refreshes(user: Any) -> list[Item]:
-    """Workers do not keep up with refreshing hypervisors: what pages and checks show gets old."""
-    rows = Hypervisor.objects.visible_to(user).late()
-    late = rows.aggregate(count=Count("pk"), oldest=Min("tried_at"))
-    if not late["count"]:  # refreshed meanwhile
+    """Workers do not keep up with refreshing hypervisors."""
+    late = Hypervisor.objects.visible_to(user).lateness()
+    if late is None:  # refreshed meanwhile
         return []
-    many = f"{late['count']} hypervisors have" if late["count"] > 1 else "1 hypervisor has"
-    said = f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
-    why = "The background workers do not keep up."
-    advice = "Check that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
-    return [Item("Refreshes are late", said, "/hosts/", "Open", late["oldest"], False, detail=why, advice=advice)]
+    subject, why = "Refreshes are late", late.reason
+    return [Item(subject, late.sentence, "/hosts/", "Open", late.oldest, False, detail=why, advice=late.advice)]
 
 
 def read_only(user: Any, mode: incarnation.State) -> list[Item]:

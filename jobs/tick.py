@@ -3,7 +3,6 @@
 import datetime as dt
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -20,7 +19,7 @@ from jobs.hands import Hands
 from jobs.models import Job, Moved
 from jobs.queue import wake
 from jobs.work import Work
-from volmig import beats, incarnation
+from volmig import beats, data, incarnation
 from volmig.health import tallies
 from volmig.logs import about
 
@@ -32,7 +31,7 @@ LONGEST = 90.0  # seconds; a tick that takes longer hangs, and its job is given 
 
 def run(job_id: int) -> None:
     """Task: does nothing when somebody else works on the job, who will see when it is due again."""
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    owner = f"{data.here()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     job = Job.objects.claim(job_id, owner, settings.LEASE_SECONDS)
     if job is None:
         return

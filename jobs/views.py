@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from hosts.models import Hypervisor, Scan, Server, Share, VolumeGroup
 from jobs import attention
@@ -29,7 +29,10 @@ from jobs.review import Review
 from volmig import incarnation
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
+from volmig.health import absent
 from volmig.paging import page
+from volmig.parts import BACKGROUND
+from volmig.posting import posted_from
 from volmig.record.models import Event
 from volmig.refused import Sentence
 from volmig.step_up import typed_at
@@ -49,9 +52,11 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
         return colours
+    found: Any = SimpleLazyObject(lambda: attention.items(user, mode))  # not every part of a page shows it
     words = "superuser" if user.is_superuser else ", ".join(sorted(roles_of(user))) or "no role yet"
     return colours | {
-        "attention": SimpleLazyObject(lambda: attention.items(user, mode)),  # not every part of a page shows it
+        "attention": SimpleLazyObject(lambda: [item for item in found if not item.resolved]),
+        "resolved": SimpleLazyObject(lambda: [item for item in found if item.resolved]),
         "nobody_approves": settings.APPROVERS == 0,
         "waiting_approvals": Approval.objects.inbox(user).count(),
         "role_words": words,
@@ -238,7 +243,7 @@ def evidence(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(archive(job), content_type="application/zip", headers=told)
 
 
-@require_POST
+@posted_from("jobs:job", "number")
 def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
     """One of the things that can be done to a job."""
     job = Job.objects.find(request.user, "submit", pk=number)
@@ -479,7 +484,7 @@ def choice(row: Row, user: Any) -> dict[str, Any]:
     }
 
 
-@require_POST
+@posted_from("jobs:leftovers")
 @needs("view")
 def scan(request: HttpRequest) -> HttpResponse:
     """Scan every hypervisor again, unless it was requested or done a moment ago."""
@@ -489,10 +494,12 @@ def scan(request: HttpRequest) -> HttpResponse:
         messages.error(request, str(refused))
     else:
         messages.info(request, scans_queued(queued))
+        if waits := absent.no_worker(BACKGROUND):
+            messages.warning(request, waits)
     return redirect("jobs:leftovers")
 
 
-@require_POST
+@posted_from("jobs:leftovers")
 def leftover(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Have one thing removed, or marked as gone; which one, the form tells by kind, name, job and identity."""
     host = Hypervisor.objects.find(request.user, "submit", pk=pk)

@@ -5,7 +5,6 @@ import logging
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -25,7 +24,7 @@ from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
 from jobs.models.steprun import Progress
 from jobs.queue import wake
-from volmig import database, incarnation, keys
+from volmig import data, database, incarnation, keys
 from volmig.health import heart, tallies
 from volmig.models import QueuedTask
 from volmig.queue import call
@@ -128,7 +127,7 @@ class Watcher:
     def __init__(self, connect: Callable[[Address], Host] | None = None) -> None:
         self.connect = connect or ssh.connect
         # Containers may have the same name and the same process ID.
-        self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        self.owner = f"{data.here()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
         self.lines: queue.Queue[tuple[int, Any]] = queue.Queue(MOST_LINES)
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}
@@ -172,8 +171,9 @@ class Watcher:
         connection.close()
 
     def take_share(self) -> None:
-        before, self.parts = self.parts, frozenset(Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS))
-        if before and not self.parts:  # one that lives always has some
+        held = Lease.objects.share("watcher", PARTS, self.owner, LEASE_SECONDS)
+        before, self.parts = self.parts, frozenset(held.parts)
+        for _ in before - held.renewed:  # what it gave back itself, for a watcher that came, is no loss
             tallies.count("volmig_watcher_leases_lost")
 
     def turn(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hosts.remote.hostctl.pack import bundle
 from tests import policies
+from tests.family import end_all
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.rig import free_port
@@ -118,10 +119,7 @@ class Site:
         return True
 
     def stop(self) -> None:
-        for each in self.supervisors.values():
-            each.send_signal(signal.SIGINT)
-        for each in self.supervisors.values():
-            each.wait(timeout=60)  # twice what `up` allows its own children
+        end_all(self.supervisors.values(), 60, signal.SIGINT)  # twice what `up` allows its own children
 
     def wipe(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)

@@ -28,7 +28,6 @@ if data.kind() == "web":
     comparing.submit(keys.at_start).result()
     comparing.shutdown()
     sealing.begin()
-    heart.start("web")
 live = Sockets(SameOrigin(AuthMiddlewareStack(URLRouter(routes))), settings.WEBSOCKETS)
 bounded = Bounded(pages, settings.WEB_REQUESTS)
 application = ProtocolTypeRouter({"http": bounded, "websocket": live, "lifespan": heart.lifespan})

@@ -23,11 +23,11 @@ from volmig import beats
 from volmig.database import AWAY, Outage
 from volmig.health import heart, tallies
 from volmig.models import LOST_AFTER, QueuedTask
-from volmig.queue import BACKGROUND, queue_minute
+from volmig.parts import BACKGROUND, of_queue
+from volmig.queue import queue_minute
 from volmig.record import publisher
 
 log = logging.getLogger(__name__)
-PARTS = {"migrations": "workers"}  # what `manage.py up` calls a queue's cluster, where its name differs
 # A cluster whose workers are all busy takes no task until one of them ends, if only by its limit.
 PATIENCE = settings.TASK_SECONDS + LOST_AFTER + 15.0
 MINUTE_EVERY = 5.0  # seconds between looks at what the minute brings
@@ -43,7 +43,7 @@ class TableBroker(Broker):  # type: ignore[misc]
     def dequeue(self) -> list[tuple[str, str]] | None:
         """One task for the workers, as (run, package); None after a pause when none waits, or without a database."""
         beats.beat()
-        heart.turn(PARTS.get(str(self.list_key), str(self.list_key)), PATIENCE)
+        heart.turn(of_queue(str(self.list_key)).name, PATIENCE)
         if self.outage is None:
             self.outage = Outage(f"workers ({self.list_key})")
             if self.list_key == os.environ.get("Q_CLUSTER_NAME") == BACKGROUND:
@@ -72,16 +72,20 @@ class TableBroker(Broker):  # type: ignore[misc]
         """Whether this machine takes no tasks, which others do: what it did could not be kept in its data directory."""
         before, self.full = self.full, heart.disk_is_full()
         if self.full and not before:
-            log.error("The disk of %s is full. This machine takes no tasks until there is space again.", settings.DATA)
+            log.error("The disk of %s is full, or unreadable. This machine takes no tasks while it is.", settings.DATA)
         elif before and not self.full:
             log.warning("There is space on the disk of %s again: this machine takes tasks.", settings.DATA)
         return self.full
 
     def acknowledge(self, task_id: str) -> None:
-        """The run ended, well or badly. Its worker said so, see `run`, unless it ended by the task's limit."""
-        QueuedTask.objects.end(uuid.UUID(task_id))
+        """The run ended well. Its worker has written so already, see `run`, unless the database was away then."""
+        with suppress(*AWAY):  # then it runs once more
+            QueuedTask.objects.end(uuid.UUID(task_id))
 
-    delete = fail = acknowledge
+    delete = acknowledge
+
+    def fail(self, task_id: str) -> None:
+        """What cannot be unpacked never began: its row waits again after a while."""
 
     def queue_size(self) -> int:
         return QueuedTask.objects.filter(queue=self.list_key).waiting().count()
@@ -99,12 +103,13 @@ class TableBroker(Broker):  # type: ignore[misc]
 def package(task: QueuedTask) -> str:
     """What django-q's pusher unpacks a moment later in the same process: one function, whatever the row says.
 
-    `cached` keeps its monitor from the table of results; the cache (settings.CACHES) keeps nothing.
+    `cached` keeps its monitor from the table of results; the cache (settings.CACHES) keeps nothing. `ack_failure` keeps
+    it from ending a run that failed: its worker has, unless it failed before it began, and then it waits again.
     """
     run = task.run.hex if task.run else ""
     call = {"func": "volmig.broker.run", "args": (task.name, task.number, run), "kwargs": {}}
     about = {"id": run, "name": str(task), "started": timezone.now()}
-    packed: str = SignedPackage.dumps({**about, **call, "cached": 1, "ack_failure": True})
+    packed: str = SignedPackage.dumps({**about, **call, "cached": 1, "ack_failure": False})
     return packed
 
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -98,6 +99,11 @@ def directory() -> Path:
     return path
 
 
+def here() -> str:
+    """What this machine is called: at most 64 characters, as Linux has it, on which columns rely."""
+    return socket.gethostname()[:64]
+
+
 def place(where: Path) -> str:
     """Names a directory by where it is: a copy of it, on this machine or another, is in another place."""
     here = Path(where).resolve()
@@ -159,12 +165,50 @@ def replace(path: Path, content: bytes, shared: bool = False) -> None:
     if shared:
         share(provisional, path.parent)
     else:
-        with suppress(FileNotFoundError):
-            before = path.stat()
-            with suppress(PermissionError):  # of a group that this user is not in
-                os.chown(provisional, -1, before.st_gid)
-                provisional.chmod(stat.S_IMODE(before.st_mode) & 0o660)
+        keep_readers(path, provisional)
     provisional.replace(path)
+    sync_directory(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file (0600) that must not exist."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    sync_directory(path.absolute().parent)
+
+
+def keep_readers(path: Path, new: Path) -> None:
+    """Makes a new file readable for the group that may read the one in whose place it will be."""
+    with suppress(FileNotFoundError):
+        before = path.stat()
+        with suppress(PermissionError):  # of a group that this user is not in
+            os.chown(new, -1, before.st_gid)
+            new.chmod(stat.S_IMODE(before.st_mode) & 0o660)
+
+
+def next_to(path: Path) -> Path:
+    """Where the file waits that will take the place of this one."""
+    return path.with_name(f"{path.name}.new")
+
+
+def write_next_to(path: Path, content: bytes) -> None:
+    """Writes the file that will take the place of `path`, whole or not at all."""
+    provisional = provisional_file(path, content)
+    keep_readers(path, provisional)
+    provisional.replace(next_to(path))
+    sync_directory(path.parent)
+
+
+def put_in_place(path: Path) -> None:
+    """Lets the file that waits next to `path` take its place, in one step."""
+    next_to(path).replace(path)
     sync_directory(path.parent)
 
 

@@ -3,12 +3,16 @@
 import asyncio
 import logging
 import re
-import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection, connections
+from psycopg_pool import PoolTimeout
+
+from volmig import data
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -25,8 +29,8 @@ AWAY = (OperationalError, InterfaceError)
 AWAY_CLASSES, AWAY_CODES = ("08", "53"), {"57P01", "57P02", "57P03", "57P05"}
 BUSY_FILE = re.compile(r"database is locked|unable to open database file|database or disk is full|disk I/O error")
 # Of a web process, beside one for each request that is answered: the probe of a health check, the two requests of
-# health checks themselves, heartbeat, metrics, live pages (what changed; who may see it), sealing.
-BESIDE_REQUESTS = 8
+# health checks themselves, two logins, heartbeat, metrics, live pages (what changed; who may see it), sealing.
+BESIDE_REQUESTS = 10
 POOL_SECONDS = 2.0  # that a request waits for a connection; then 503
 
 
@@ -37,38 +41,80 @@ class Unusable(Exception):  # noqa: N818 - a sentence for an operator
 class Outage:
     """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile.
 
-    Once it is back the outage is noted there, for the overview.
+    A database that is there and refuses statements is an outage, too: the first refusal of a kind is said, with its
+    traceback, and not each of those that follow it. Once it is back the outage is noted there, for the overview.
     """
 
     def __init__(self, who: str, longest: float = LONGEST, noted: bool = True) -> None:
         self.who, self.longest, self.noted = who, longest, noted
         self.since: float | None = None
         self.pause, self.said, self.said_at = FIRST, "", 0.0
-        self.kind = ""
+        self.seconds, self.refusals = defaultdict[str, float](float), set[str]()  # the former by kind of incident
 
     def failed(self, error: BaseException) -> float:
         """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
+        error = in_its_words(error)
         now, said = monotonic(), one_line(error)
         if self.since is None:
             self.since, self.pause = now, FIRST
-        if isinstance(error, AWAY):
-            self.kind = "slots" if FULL.search(said) else "database"
+        if kind := kind_of(error):
+            self.seconds[kind] += self.pause
         if not isinstance(error, AWAY):
-            log.error("%s: the database refused a statement. Continuing.", self.who, exc_info=error)
+            self.refused(error)
         elif said != self.said or now - self.said_at > SAY_AGAIN:
             log.error("%s: waiting for the database: %s", self.who, said)
             self.said, self.said_at = said, now
         pause, self.pause = self.pause, min(self.pause * 2, self.longest)
         return pause
 
+    def refused(self, error: BaseException) -> None:
+        """By its class, for what it says may have other values each time."""
+        if (kind := type(error).__name__) not in self.refusals:
+            self.refusals.add(kind)
+            again = "It is tried again; the same is not logged again until it has succeeded."
+            log.error("%s: the database refused a statement. %s", self.who, again, exc_info=error)
+
     def over(self) -> None:
         """What failed has succeeded. That may have asked nothing of the database, so it is asked before it is said."""
         if self.since is not None and not (may_ask() and fault()):
             lasted = monotonic() - self.since
             log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
-            kind, self.since, self.said, self.kind = self.kind, None, "", ""
+            kind, self.since, self.said = max(self.seconds, key=self.seconds.__getitem__, default=""), None, ""
+            self.seconds.clear()
+            self.refusals.clear()
             if kind and self.noted:
                 note(kind, self.who, lasted)
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of incident that this is while it lasts; empty where it says nothing of the database."""
+    if not isinstance(error, AWAY) or isinstance(error.__cause__, PoolTimeout):
+        return ""
+    return "slots" if FULL.search(str(error)) else "database"
+
+
+def in_its_words(error: BaseException) -> BaseException:
+    """What PostgreSQL says to whom it does not let in, where the pool only says that it got no connection in time.
+
+    Unchanged where it does let in, for then all connections of the pool are in use, and where it must not be asked.
+    """
+    if not isinstance(error.__cause__, PoolTimeout) or not may_ask():
+        return error
+    own = unpooled()
+    try:
+        own.ensure_connection()
+    except AWAY as found:
+        return found
+    finally:
+        own.close()
+    return error
+
+
+def unpooled() -> Any:
+    """A connection outside of the pool of a web process; to be closed."""
+    own = connection.copy()
+    own.settings_dict["OPTIONS"].pop("pool", None)
+    return own
 
 
 def note(kind: str, who: str, seconds: float) -> None:
@@ -79,7 +125,7 @@ def note(kind: str, who: str, seconds: float) -> None:
     from volmig.health.models import Incident  # this module is read before models are
 
     if may_ask():
-        Incident.objects.note(kind, socket.gethostname(), who, seconds)
+        Incident.objects.note(kind, data.here(), who, seconds)
 
 
 def may_ask() -> bool:
@@ -99,10 +145,14 @@ def is_away(error: BaseException | None) -> bool:
     """Whether a statement failed because the database is away, full or busy, and not because of what it says."""
     if not isinstance(error, AWAY):
         return False
-    if connection.vendor != "postgresql":
+    if not is_postgresql():
         return bool(BUSY_FILE.search(str(error)))
     code = getattr(error.__cause__, "sqlstate", None)
     return code is None or code.startswith(AWAY_CLASSES) or code in AWAY_CODES
+
+
+def is_postgresql() -> bool:
+    return bool(connection.vendor == "postgresql")
 
 
 def pool(requests: int) -> None:
@@ -111,14 +161,14 @@ def pool(requests: int) -> None:
     Without it each thread has a connection that stays open until the thread is collected. To be called before the
     first query; for other processes, which have few threads, and hold locks for as long as a connection lasts, never.
     """
-    if connection.vendor != "postgresql":
+    if not is_postgresql():
         return
     own = connections.settings["default"]
     own["CONN_MAX_AGE"] = 0  # given back after each request
     own["OPTIONS"]["pool"] = {
         "name": "web",
         "min_size": 1,
-        "max_size": requests + BESIDE_REQUESTS,
+        "max_size": requests + BESIDE_REQUESTS - 1,  # the probe of a health check is outside of it
         "timeout": POOL_SECONDS,
         "max_idle": 60.0,  # seconds after which what a burst needed is closed
         # Tries of one connection end after so long, and the next request begins new ones: their pauses double, and
@@ -136,7 +186,7 @@ def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
     """
     outage, began = Outage(who, longest=15, noted=False), monotonic()  # before the first start it has no tables
     while error := fault():
-        if connection.vendor != "postgresql":
+        if not is_postgresql():
             raise Unusable(f"The database {connection.settings_dict['NAME']} cannot be opened: {one_line(error)}.")
         if is_wrong(error) and monotonic() - began > PATIENCE:
             raise Unusable(

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -274,7 +273,7 @@ def _forget_what_was_seen() -> None:
 def join(by: Any = None) -> None:
     """This data directory, copied or new, is one more of this database, or the only one at its new place."""
     row = Incarnation.objects.get(pk=1)
-    Event.append("volmig.joined", actor=by, data={"directory": str(settings.DATA), "host": socket.gethostname()})
+    Event.append("volmig.joined", actor=by, data={"directory": str(settings.DATA), "host": data.here()})
     belong_to(row)
     (settings.DATA / READ_ONLY).unlink(missing_ok=True)
 
@@ -346,7 +345,7 @@ def count() -> int:
     if not mine.update(claims=F("claims") + 1):
         try:
             with transaction.atomic():
-                Session.objects.create(name=SESSION, claims=1, host=socket.gethostname()[:100])
+                Session.objects.create(name=SESSION, claims=1, host=data.here())
         except IntegrityError:  # another worker of this session was first
             mine.update(claims=F("claims") + 1)
     counted = int(mine.values_list("claims", flat=True).get())
@@ -369,7 +368,7 @@ def remember(claim: int) -> None:
         try:
             _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest, "judged": judged})
         except OSError as error:
-            where = f"The data directory {settings.DATA} of {socket.gethostname()}"
+            where = f"The data directory {settings.DATA} of {data.here()}"
             raise Unwritable(f"{where} takes no writes ({error.strerror or error}).") from error
 
 

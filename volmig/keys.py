@@ -7,22 +7,24 @@ files and where to copy them from.
 """
 
 import datetime as dt
+import fcntl
 import hmac
 import json
 import logging
-import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, transaction
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.utils import timezone
 
 from volmig import data, environment
-from volmig.database import AWAY, one_line
+from volmig.data import here
+from volmig.database import AWAY, fault, one_line
 from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
 
@@ -145,10 +147,7 @@ def mismatches(names: Iterable[str] | None = None) -> list[str]:
             found.append(unusable(name, error))
             continue
         if how == "began":
-            found.append(
-                f"This process on machine {here()} began with another {name} than {plain(row.host)} has registered "
-                f"since, and which lies here now: start it again."
-            )
+            found.append(f"Machine {here()}: this process still uses the old {name}. Restart it.")
         elif how:
             wrong.setdefault((row.host, str(Path(row.path).parent)), {}).setdefault(how, []).append(name)
     return found + [sentence(host, rows, by) for (host, _), by in wrong.items()]
@@ -173,7 +172,10 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
     on = max(rows[name].registered_at for name in names)
     there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.kept_at(name)) for name in names)
     which = "the one that" if len(names) == 1 else "those that"
-    said = f"Machine {here()} {wrong} (not {which} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
+    those = which if by.keys() == {"has no"} else f"not {which}"
+    said = f"Machine {here()} {wrong} ({those} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
+    if waiting := [name for name in names if waits_registered(name)]:
+        return plain(f"{said}the replacement of {', '.join(waiting)} was cut off. {how_to_settle(waiting[0])}")
     if host == here() and there == at:
         said += f"put {at} back from a backup, or, if it was replaced on purpose, run manage.py keys --register"
     else:
@@ -183,10 +185,6 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
 
 def unusable(name: str, error: Exception) -> str:
     return f"Machine {here()} cannot use its {name}: {str(error).rstrip('.')}."
-
-
-def here() -> str:
-    return socket.gethostname()[:100]
 
 
 # Making and registering
@@ -271,6 +269,111 @@ def register(name: str, content: bytes | None = None) -> tuple[str, str]:
     values = {"fingerprint": mark, "host": here(), "path": str(data.kept_at(name)), "registered_at": timezone.now()}
     RegisteredKey.objects.update_or_create(name=name, defaults=values)
     return before, mark
+
+
+# Replacing
+
+
+class Unsettled(Exception):  # noqa: N818 - as KeysDiffer is
+    """A key was replaced halfway; the message says what is where and what finishes it."""
+
+
+def replace(name: str, content: bytes, note: Callable[[str, str], object], output: Path | None = None) -> None:
+    """Makes `content` the key of this volmig; `note` gets the fingerprints before and after, in the transaction that
+    registers it.
+
+    The new file is first written next to the old one, then registered, and only then takes the old one's place: at any
+    moment one of the two has the registered key, and `settle` says which. With `output` it is written there, and a
+    person puts it in its place. Raises OSError, ValueError or a database's error with nothing changed; Unsettled.
+    """
+    path, mark = data.key_path(name), fingerprints(name, content)[0]
+    with alone(path.parent):
+        settle(name)
+        waits = output or data.next_to(path)
+        if output:
+            data.write_new(output, content)
+        else:
+            data.write_next_to(path, content)
+        try:
+            with transaction.atomic():
+                note(*register(name, content))
+        except BaseException as error:  # also of Ctrl-C; a commit whose answer was lost may have happened
+            known = is_registered(name, mark)
+            if known is None:
+                said = f"It is not known whether the database has registered the new {name}, which is in {waits}"
+                raise Unsettled(f"{said}: {one_line(error)}. {how_to_settle(name)}") from error
+            if not known:
+                waits.unlink(missing_ok=True)
+                raise
+        if output is None:
+            put_in_place(name, mark)
+
+
+def put_in_place(name: str, mark: str) -> None:
+    """The registered key takes the place of the one before, and is read back. Raises Unsettled."""
+    path = data.key_path(name)
+    try:
+        data.put_in_place(path)
+        found = fingerprints(name, data.key(name) or b"")[0]
+    except UNUSABLE as error:
+        said = f"The new {name} is registered, but could not take its place: {error}. It is in {data.next_to(path)}"
+        raise Unsettled(f"{said}. {how_to_settle(name)}") from error
+    if found != mark:
+        raise Unsettled(f"{path} does not hold the {name} that was just written there. Is another program changing it?")
+
+
+def how_to_settle(name: str) -> str:
+    what = f"puts the new {name} in its place if the database has registered it, else removes it"
+    return f"Run  manage.py keys  on machine {here()}: it {what}."
+
+
+def is_registered(name: str, mark: str) -> bool | None:
+    """Whether this is the fingerprint of the registered key; None while the database does not say."""
+    try:
+        return None if fault() else RegisteredKey.objects.filter(name=name, fingerprint=mark).exists()
+    except (DatabaseError, InterfaceError):
+        return None
+
+
+def waits_registered(name: str) -> bool:
+    """Whether the registered key waits next to the file that it should be in: its replacement was cut off."""
+    try:
+        mark = fingerprints(name, data.next_to(data.key_path(name)).read_bytes())[0]
+    except UNUSABLE:
+        return False
+    return bool(is_registered(name, mark))
+
+
+def settle(name: str) -> str:
+    """Ends a replacement of this machine's key that was cut off; returns what was done, as a sentence, or nothing.
+
+    The caller makes sure that no other process is in the middle of one: see `alone`. Raises DatabaseError, OSError,
+    Unsettled.
+    """
+    path = data.key_path(name)
+    waits = data.next_to(path)
+    if data.is_given(name) or not waits.exists():
+        return ""
+    try:
+        mark = fingerprints(name, waits.read_bytes())[0]
+    except ValueError:
+        mark = ""
+    if RegisteredKey.objects.filter(name=name, fingerprint=mark).exists():
+        put_in_place(name, mark)
+        return f"The replacement of {name} had been cut off and is completed: copy {path} to every other machine."
+    waits.unlink()
+    return f"The replacement of {name} had been cut off before it was registered. {waits} is removed; nothing changed."
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """One command at a time replaces keys of this directory."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def confirm(name: str) -> None:

@@ -3,6 +3,8 @@
 import datetime as dt
 import logging
 import uuid
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Self
 
 from django.conf import settings
@@ -65,10 +67,15 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         One that waits is locked until the caller's transaction ends, so that no worker takes it before what this
         transaction writes can be seen. Two transactions that each queue several calls could wait for each other:
         calls are queued in one order, and last in a transaction.
+
+        One that waits may become urgent and stays so: who queues it once more has perhaps read the status of before.
         """
         tasks = sorted(tasks, key=lambda each: (each.name, each.number or 0))
-        columns = ["queue", "name", "number", "urgent"]
-        self.bulk_create(tasks, update_conflicts=True, unique_fields=["waits"], update_fields=columns)
+        same = ["queue", "name", "number"]
+        with transaction.atomic(savepoint=False):
+            for urgent, some in groupby(tasks, attrgetter("urgent")):  # in the order above, across statements
+                columns = [*same, "urgent"] if urgent else same
+                self.bulk_create(list(some), update_conflicts=True, unique_fields=["waits"], update_fields=columns)
 
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.

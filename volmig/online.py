@@ -7,7 +7,8 @@ tests/volmig/test_online.py rejects a migration that changes a big table in anot
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.core.management import call_command
@@ -15,6 +16,8 @@ from django.db import NotSupportedError, OperationalError, connection
 from django.db.migrations.operations import AddIndex, RemoveIndex
 from django.db.migrations.operations.base import Operation
 from django.db.models import ForeignKey
+
+from volmig.database import AWAY, is_postgresql
 
 # As (app, model): a row for each migration or event at least. Nothing is ever deleted from them.
 BIG = {
@@ -31,6 +34,7 @@ UNFINISHED = """SELECT indexrelid::regclass::text, relname FROM pg_index
   JOIN pg_class ON pg_class.oid = indexrelid
  WHERE NOT indisvalid AND relnamespace = current_schema()::regnamespace ORDER BY 2"""
 LOCK_NOT_AVAILABLE = "55P03"
+NO_LIMIT = "0"  # as PostgreSQL's lock_timeout has it
 LOCK_SECONDS = 2  # for which a change of a table may hold up those who come after it
 PAUSE_SECONDS = 5  # in which they go on
 TEMPORARY = ("_ccnew", "_ccold")  # of REINDEX CONCURRENTLY, perhaps with a number
@@ -42,15 +46,13 @@ class AddIndexOnline(AddIndex):
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         refuse_transaction(schema_editor)
         model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
         valid = validity(schema_editor, model, self.index.name)
         if valid is False:
             drop(schema_editor, self.index.name)
         if not valid:
-            online = {"concurrently": True} if is_postgresql(schema_editor) else {}
-            wait_for_others(schema_editor.connection)
-            schema_editor.add_index(model, self.index, **online)
+            online = {"concurrently": True} if is_postgresql() else {}
+            with waits_for_locks(NO_LIMIT):
+                schema_editor.add_index(model, self.index, **online)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         refuse_transaction(schema_editor)
@@ -116,7 +118,7 @@ class AddTriggersOnline(Operation):
 
     def _run(self, schema_editor: Any, statements: list[str]) -> None:
         refuse_transaction(schema_editor)
-        for each in statements if is_postgresql(schema_editor) else ():
+        for each in statements if is_postgresql() else ():
             schema_editor.execute(each)
 
     def describe(self) -> str:
@@ -152,7 +154,9 @@ class RemoveKeyIndexOnline(Operation):
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self._names(schema_editor, model):
             field = model._meta.get_field(self.name)
-            schema_editor.execute(schema_editor._create_index_sql(model, fields=[field]))
+            online = {"concurrently": True} if is_postgresql() else {}
+            with waits_for_locks(NO_LIMIT):
+                schema_editor.execute(schema_editor._create_index_sql(model, fields=[field], **online))
 
     def _names(self, schema_editor: Any, model: Any) -> list[str]:
         """Indexes of this column alone that no constraint needs."""
@@ -172,12 +176,8 @@ class RemoveKeyIndexOnline(Operation):
 
 
 def refuse_transaction(schema_editor: Any) -> None:
-    if schema_editor.connection.in_atomic_block and is_postgresql(schema_editor):
+    if schema_editor.connection.in_atomic_block and is_postgresql():
         raise NotSupportedError("A big table is changed outside of transactions: set atomic = False.")
-
-
-def is_postgresql(schema_editor: Any) -> bool:
-    return bool(schema_editor.connection.vendor == "postgresql")
 
 
 def constraints(schema_editor: Any, model: Any) -> dict[str, dict[str, Any]]:
@@ -190,7 +190,7 @@ def constraints(schema_editor: Any, model: Any) -> dict[str, dict[str, Any]]:
 
 def validity(schema_editor: Any, model: Any, name: str) -> bool | None:
     """Whether the index is there and complete; None when it is not there."""
-    if not is_postgresql(schema_editor):
+    if not is_postgresql():
         return True if name in constraints(schema_editor, model) else None
     with schema_editor.connection.cursor() as cursor:
         cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [name])
@@ -199,16 +199,35 @@ def validity(schema_editor: Any, model: Any, name: str) -> bool | None:
 
 
 def drop(schema_editor: Any, name: str) -> None:
-    online = "CONCURRENTLY " if is_postgresql(schema_editor) else ""
-    wait_for_others(schema_editor.connection)
-    schema_editor.execute(f"DROP INDEX {online}IF EXISTS {schema_editor.quote_name(name)}")
+    online = "CONCURRENTLY " if is_postgresql() else ""
+    with waits_for_locks(NO_LIMIT):
+        schema_editor.execute(f"DROP INDEX {online}IF EXISTS {schema_editor.quote_name(name)}")
 
 
-def wait_for_others(database: Any) -> None:
-    """What is built or dropped online holds nobody up, and has to wait for every transaction that goes on."""
-    if database.vendor == "postgresql":
-        with database.cursor() as cursor:
-            cursor.execute("SET lock_timeout = 0")
+@contextmanager
+def waits_for_locks(longest: str) -> Iterator[None]:
+    """Within it, a statement on PostgreSQL waits for a lock for so long at most; afterwards for as long as before.
+
+    What is built or dropped online holds nobody up, and has to wait for every transaction that goes on: NO_LIMIT.
+    """
+    if not is_postgresql():
+        yield
+        return
+    before = set_lock_timeout(longest)
+    try:
+        yield
+    finally:
+        with suppress(*AWAY):  # with the connection the limit is gone, too; what ended it is raised already
+            set_lock_timeout(before)
+
+
+def set_lock_timeout(value: str) -> str:
+    """Sets it for this connection; returns what it was."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        before: str = cursor.fetchone()[0]
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [value])
+    return before
 
 
 def migrate(say: Callable[[str], None]) -> None:
@@ -216,13 +235,11 @@ def migrate(say: Callable[[str], None]) -> None:
     all who come after it wait, too: it gives up after a moment, lets them pass, and is tried again."""
     while True:
         try:
-            if connection.vendor == "postgresql":
-                with connection.cursor() as cursor:
-                    cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
-            call_command("migrate", interactive=False, verbosity=0)
+            with waits_for_locks(f"{LOCK_SECONDS}s"):
+                call_command("migrate", interactive=False, verbosity=0)
             for name in rebuild_unfinished():
                 say(f"The index {name} was unfinished; it was built anew.")
-            return wait_for_others(connection)
+            return
         except OperationalError as error:
             if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE:
                 raise
@@ -233,10 +250,9 @@ def migrate(say: Callable[[str], None]) -> None:
 def rebuild_unfinished() -> list[str]:
     """Builds indexes anew whose building was interrupted, or removes them where another takes their place; returns
     their names. PostgreSQL alone leaves such: they cost at each write and are used by no query."""
-    if connection.vendor != "postgresql":
+    if not is_postgresql():
         return []
-    wait_for_others(connection)
-    with connection.cursor() as cursor:
+    with waits_for_locks(NO_LIMIT), connection.cursor() as cursor:
         cursor.execute(UNFINISHED)
         found: list[tuple[str, str]] = cursor.fetchall()
         for quoted, name in found:

@@ -1,7 +1,8 @@
 """What a web process does when it gets more requests than it can answer: a short wait, then 503 at once.
 
 Requests take a place in a lane: so many are answered at a time, some wait for their turn for a moment, all others get
-503 with Retry-After within milliseconds. Health checks have a lane of their own, and websockets take no place in any.
+503 with Retry-After within milliseconds. Health checks have a lane of their own, and logins another: whoever comes to
+find out why all is slow gets in, and who guesses passwords takes no page's place. Websockets take no place in any.
 Each request that has a place holds one connection to the database at most, so the lanes also bound those.
 """
 
@@ -18,6 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.defaults import server_error
 
 from volmig import database
+from volmig.health import tallies
 
 Message = Any  # ASGI's dictionaries, each with its "type"
 Receive = Callable[[], Awaitable[Message]]
@@ -25,7 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 HEALTH = frozenset({"/healthz", "/healthz/live", "/healthz/ready", "/metrics"})
-HEALTH_WIDTH = 2  # health checks at a time
+LOGIN = frozenset({"/login/", "/login/code/"})
+HEALTH_WIDTH, LOGIN_WIDTH = 2, 2  # at a time; in each web process, and so in volmig.database.BESIDE_REQUESTS
 WAITING = 4  # requests that may wait for each one that is answered
 PATIENCE = 2.0  # seconds that a request waits for its turn
 RETRY_AFTER = 5  # seconds, in the answer
@@ -77,9 +80,11 @@ class Bounded:
         self.application = application
         self.pages = Lane(width, WAITING * width)
         self.health = Lane(HEALTH_WIDTH, WAITING * HEALTH_WIDTH)
+        self.logins = Lane(LOGIN_WIDTH, WAITING * LOGIN_WIDTH)
+        self.lanes = dict.fromkeys(HEALTH, self.health) | dict.fromkeys(LOGIN, self.logins)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        lane = self.health if scope["path"] in HEALTH else self.pages
+        lane = self.lanes.get(scope["path"], self.pages)
         request, answer = Request(receive), Answer(send)
         await request.read()  # before it has a place: whoever sends slowly keeps none
         sending = asyncio.create_task(answer.pass_on())
@@ -144,8 +149,14 @@ class Answer:
             await sending
 
 
+def count(reason: str) -> None:
+    """For /metrics; in memory, until the next heartbeat of this process."""
+    tallies.count("volmig_unavailable_answers", reason=reason)
+
+
 async def refuse(scope: Any, send: Send) -> None:
     """503, without a thread, a session or the database."""
+    count("busy")
     response = unavailable(scope["path"], BUSY, NOTHING_DONE)
     headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -178,6 +189,7 @@ def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
 def fault(request: HttpRequest) -> HttpResponse:
     """In place of 500 where it is the database that is away, full, or busy; else what Django answers."""
     if database.is_away(sys.exc_info()[1]):
+        count("database")
         effect = NOTHING_DONE if request.method in ("GET", "HEAD") else MAYBE_DONE
         return unavailable(request.path, NO_DATABASE, effect)
     return server_error(request)
@@ -200,6 +212,7 @@ class Sockets:
 
     async def send_away(self, receive: Receive, send: Send) -> None:
         """A refusal before the handshake ends tells a browser nothing, so it is accepted and closed."""
+        count("live-pages")
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.close", "code": TRY_AGAIN, "reason": "too many live pages"})

@@ -12,9 +12,9 @@ from django.db.models import Max
 from django.utils import timezone
 
 from volmig.models import CausedCall, QueuedTask, lately
+from volmig.parts import MIGRATIONS
 from volmig.refused import Refused, Sentence
 
-MIGRATIONS, BACKGROUND = "migrations", "background"
 AGAIN_AFTER = 10  # seconds after a call ended before a person can cause the same one again
 WINDOW = 600  # seconds over which a person's and a token's calls are counted
 MINUTE = 57  # seconds; a little less, so that a minute's work does not slip by the time between two looks

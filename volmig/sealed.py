@@ -32,10 +32,8 @@ def unseal(sealed: str) -> str:
     try:
         return box().decrypt(sealed.encode()).decode()
     except InvalidToken:
-        found = (
-            keys.why_outdated(KEYS) or f"none of the keys in {data.key_path(KEYS)} opens this secret; enter it again"
-        )
-        raise Unopened(keys.why_outdated(KEYS) or found) from None
+        none = f"none of the keys in {data.key_path(KEYS)} opens this secret; enter it again"
+        raise Unopened(keys.why_outdated(KEYS) or none) from None
 
 
 def seal_anew(sealed: str) -> str:

@@ -9,7 +9,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from hosts.models import Hypervisor
 from jobs.engine.windows import Blackout, Window
@@ -17,6 +17,7 @@ from jobs.models import Policy
 from volmig import people
 from volmig.accounts.models import Team
 from volmig.accounts.roles import needs
+from volmig.posting import posted_from
 from volmig.step_up import fresh
 
 GIB = 1 << 30
@@ -138,7 +139,7 @@ def team(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     return render(request, "registration/team.html", values, status=422 if form.errors else 200)
 
 
-@require_POST
+@posted_from("team", "pk")
 @needs("administer")
 @fresh
 def remove_team(request: HttpRequest, pk: int) -> HttpResponse:
@@ -167,7 +168,7 @@ def policy(request: HttpRequest, pk: int, policy: int | None = None) -> HttpResp
     return render(request, "registration/policy.html", values, status=422 if form.errors else 200)
 
 
-@require_POST
+@posted_from("policy", "pk", "policy")
 @needs("administer")
 @fresh
 def remove_policy(request: HttpRequest, pk: int, policy: int) -> HttpResponse:

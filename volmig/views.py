@@ -23,7 +23,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from volmig import people, step_up
 from volmig.accounts import factors
@@ -32,6 +32,7 @@ from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import Attempt, remember_device
 from volmig.accounts.tokens import LONGEST
 from volmig.paging import page
+from volmig.posting import posted_from
 from volmig.record.export import FORMATS, stream
 from volmig.record.models import Event, EventQuerySet
 
@@ -173,7 +174,7 @@ def locked_out(request: HttpRequest, until: dt.datetime) -> HttpResponse:
     return page
 
 
-@require_POST
+@posted_from("overview")
 def logout(request: HttpRequest) -> HttpResponseBase:
     Event.append("person.logout", actor=request.user, object=request.user.get_username())
     return LogoutView.as_view()(request)
@@ -392,7 +393,7 @@ def add_token(request: HttpRequest) -> HttpResponse:
     return render(request, "registration/add_token.html", {"form": form}, status=422 if form.errors else 200)
 
 
-@require_POST
+@posted_from("account")
 def revoke_token(request: HttpRequest, pk: int) -> HttpResponse:
     """Ends one of one's own tokens."""
     token = get_object_or_404(Token.objects.alive().filter(person_id=request.user.pk), pk=pk)
@@ -401,7 +402,7 @@ def revoke_token(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("account")
 
 
-@require_POST
+@posted_from("account")
 def end_session(request: HttpRequest, pk: int) -> HttpResponse:
     """Ends one of one's own sessions; this one, too."""
     login = get_object_or_404(Login.objects.alive().filter(person_id=request.user.pk), pk=pk)
@@ -439,7 +440,7 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "registration/person.html", values)
 
 
-@require_POST
+@posted_from("person", "pk")
 @needs("administer")
 @step_up.fresh
 def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:

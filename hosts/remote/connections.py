@@ -18,6 +18,7 @@ IDLE_SECONDS = 60.0
 OLDEST_SECONDS = 600.0  # for so long at most a key that was removed from authorized_keys still works
 MOST_OF_A_HOST, MOST = 2, 64  # that are kept idle, by each process
 HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND = 10, 20  # of each process
+HANDSHAKE_SECONDS = 3.0  # for which a handshake counts among these; one that computes takes a tenth of a second
 
 
 class Closable(Protocol):
@@ -66,14 +67,27 @@ class Connections:
             connection.close()
 
     def keep(self, address: Address, connection: Connection) -> None:
-        connection.idle_since = time.monotonic()
-        with self.lock:
-            waiting, total = self.idle.setdefault(address, []), sum(map(len, self.idle.values()))
-            if len(waiting) < MOST_OF_A_HOST and total < MOST and connection.is_usable(time.monotonic()):
-                waiting.append(connection)
-                self._reap()
-                return
-        connection.close()
+        """Keeps it, and closes the one that has been idle for longest where there are too many of its host, or of all.
+
+        The next call is most likely for the host that was left last.
+        """
+        connection.idle_since = now = time.monotonic()
+        surplus: Connection | None = connection
+        if connection.is_usable(now):
+            with self.lock:
+                surplus = self._add(address, connection)
+        if surplus:
+            surplus.close()
+
+    def _add(self, address: Address, connection: Connection) -> Connection | None:
+        waiting = self.idle.setdefault(address, [])
+        waiting.append(connection)  # so each list begins with the one that has been idle for longest
+        self._reap()
+        if len(waiting) > MOST_OF_A_HOST:
+            return waiting.pop(0)
+        if sum(map(len, self.idle.values())) > MOST:
+            return min(filter(None, self.idle.values()), key=lambda each: each[0].idle_since).pop(0)
+        return None
 
     def expire(self) -> int:
         """Closes those that were idle for too long; returns how many are left."""
@@ -109,21 +123,46 @@ class Connections:
 
 
 class Pace:
-    """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine."""
+    """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine.
 
-    def __init__(self, at_once: int, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.room, self.lock = threading.BoundedSemaphore(at_once), threading.Lock()
+    One that takes longer than `longest` seconds waits for a host that is stuck and uses nothing of this machine: it
+    counts no more, so that such hosts keep no others waiting.
+    """
+
+    def __init__(
+        self,
+        at_once: int,
+        per_second: float,
+        sleep: Callable[[float], None] = time.sleep,
+        longest: float = HANDSHAKE_SECONDS,
+    ) -> None:
+        self.at_once, self.longest = at_once, longest
+        self.turns = threading.Condition()
+        self.under_way: dict[object, float] = {}  # when each began, on the monotonic clock
         self.gap, self.sleep, self.next_at = 1 / per_second, sleep, 0.0
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        with self.room:
-            with self.lock:
-                now = time.monotonic()
-                wait, self.next_at = max(0.0, self.next_at - now), max(now, self.next_at) + self.gap
+        mine = object()
+        with self.turns:
+            while (seconds := self._full_for(time.monotonic())) > 0:
+                self.turns.wait(seconds)
+            now = time.monotonic()
+            wait, self.next_at = max(0.0, self.next_at - now), max(now, self.next_at) + self.gap
+            self.under_way[mine] = now + wait
+        try:
             if wait:
                 self.sleep(wait)
             yield
+        finally:
+            with self.turns:
+                del self.under_way[mine]
+                self.turns.notify()
+
+    def _full_for(self, now: float) -> float:
+        """Seconds until one of those that take up all slots has lasted too long to count; 0 when a slot is free."""
+        counting = sorted(at + self.longest - now for at in self.under_way.values() if at + self.longest > now)
+        return counting[-self.at_once] if len(counting) >= self.at_once else 0.0
 
 
 KEPT = Connections()

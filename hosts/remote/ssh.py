@@ -41,6 +41,7 @@ SILENCE_SECONDS = 10
 # How often paramiko's thread of a connection wakes up although nothing has arrived: hundreds are open. Its own tenth of
 # a second (Transport._active_check_timeout) is for the login, of which it has to notice soon that it takes too long.
 IDLE_LOOK_SECONDS = 5.0
+CHANNEL_LOOK_SECONDS = 0.02  # between looks whether a machine behind a bastion has said something
 LOGINS = 4  # at a time to one bastion: sshd drops connections when ten have not logged in yet (its MaxStartups)
 TURN_SECONDS = 20  # that a login waits for its turn there
 ANSWER_CAP = 4 * 1024 * 1024
@@ -100,6 +101,27 @@ def dial(host: str, port: int) -> socket.socket:
     return sock
 
 
+def await_banner(sock: paramiko.Channel | socket.socket, address: Address, seconds: float) -> None:
+    """Waits for the first byte, which stays unread; returns, too, where the connection ends without one.
+
+    A machine that hangs still takes connections, for its kernel does. Raises Unreachable.
+    """
+    try:
+        if isinstance(sock, socket.socket):
+            sock.settimeout(seconds)
+            sock.recv(1, socket.MSG_PEEK)
+            return
+        until = time.monotonic() + seconds  # a channel cannot be peeked at
+        while not (sock.recv_ready() or sock.eof_received or sock.closed):
+            if time.monotonic() > until:
+                raise TimeoutError
+            time.sleep(CHANNEL_LOOK_SECONDS)
+    except TimeoutError as error:
+        found = f"it took the connection and sent nothing for {seconds:.0f} s"
+        next_step = "Check whether it hangs, and that the port is sshd's. Retrying automatically."
+        raise Unreachable(f"log in to {address}", found, next_step, False) from error
+
+
 def connect(address: Address) -> "SSHHost":
     """Enters a hypervisor; raises HostKeyUnknown or HostKeyChanged before any login is tried.
 
@@ -110,14 +132,17 @@ def connect(address: Address) -> "SSHHost":
 
 
 def log_in(address: Address) -> Connection:
+    pinned = pinned_key(address)  # without one nothing is dialled, not even the bastion
     bastion = connect_bastion(address.bastion) if address.bastion else None
     connection = Connection(paramiko.SSHClient(), bastion)
     try:
         with meter.connecting(), told_plainly(f"log in to {address}"):
-            # Only who answers takes a slot: many machines that are away must not keep others waiting.
+            # Only who speaks takes a slot: many machines that are away, or stuck, must not keep others waiting.
+            until = time.monotonic() + CONNECT_SECONDS
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
+            await_banner(sock, address, max(1.0, until - time.monotonic()))
             with HANDSHAKES.slot():
-                enter(connection.client, address, sock)
+                enter(connection.client, address, pinned, sock)
             sock.settimeout(IDLE_LOOK_SECONDS)
     except BaseException as error:
         if isinstance(error, HostKeyChanged):
@@ -140,10 +165,11 @@ def connect_bastion(address: Address) -> "SSHHost":
         turn.release()
 
 
-def enter(client: paramiko.SSHClient, address: Address, sock: paramiko.Channel | socket.socket) -> None:
+def enter(
+    client: paramiko.SSHClient, address: Address, pinned: paramiko.PKey, sock: paramiko.Channel | socket.socket
+) -> None:
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
-    pinned = pinned_key(address)
     client.get_host_keys().add(name, pinned.get_name(), pinned)
     client.connect(
         address.host,

@@ -2,11 +2,11 @@
 
 import datetime as dt
 import math
+from typing import NamedTuple
 
 from django.db import IntegrityError, models, transaction
-from django.db.models import Max, Q
+from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from volmig.models import CLOCKS_DIFFER
 
@@ -17,6 +17,16 @@ LONG_AGO = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 def is_over(seconds: float) -> Q:
     """Leases that nobody holds: one that reaches further than any was taken before the clock was set back."""
     return Q(until__lt=Now()) | Q(until__gt=Now() + (dt.timedelta(seconds=seconds) + CLOCKS_DIFFER))
+
+
+class Held(NamedTuple):
+    """What an owner has of the parts now, and what it still had when it renewed them, before it gave any back.
+
+    What it had the last time, and is not among the latter, was taken by another.
+    """
+
+    parts: set[int]
+    renewed: set[int]
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
@@ -32,7 +42,7 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
             return False
         return True
 
-    def share(self, what: str, parts: int, owner: str, seconds: float) -> set[int]:
+    def share(self, what: str, parts: int, owner: str, seconds: float) -> "Held":
         """Take or renew a fair share of the parts, 0 to `parts` - 1, of what several owners do together.
 
         Each owner says by its own lease that it lives, gives back what it holds beyond its share, and takes what
@@ -55,7 +65,8 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
         free = rows.filter(is_over(seconds))
         for name in free.values_list("name", flat=True)[: max(0, most - len(held))]:
             free.filter(name=name).update(owner=owner, until=until)  # unless another one was faster
-        return {numbers[name] for name in mine.values_list("name", flat=True)}
+        now = {numbers[name] for name in mine.values_list("name", flat=True)}
+        return Held(now, {numbers[name] for name in held})
 
     def give_back_all(self, owner: str) -> None:
         """Let go of everything that this owner holds, and of the lease by which it lives."""
@@ -63,8 +74,10 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
 
     def silent(self, name: str) -> float | None:
         """Seconds since the last lease of this name ran out: 0 while one is held, None when there never was one."""
-        until = self.filter(name__startswith=name).aggregate(at=Max("until"))["at"]
-        return None if until is None else round(max(0.0, (timezone.now() - until).total_seconds()), 1)
+        over = ExpressionWrapper(Now() - F("until"), output_field=models.DurationField())
+        rows = self.filter(name__startswith=name).order_by("-until")
+        age: dt.timedelta | None = rows.annotate(over=over).values_list("over", flat=True).first()
+        return None if age is None else round(max(0.0, age.total_seconds()), 1)
 
 
 class Lease(models.Model):

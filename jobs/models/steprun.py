@@ -96,6 +96,8 @@ class StepRun(models.Model):
         ]
         indexes = [
             models.Index(fields=["hypervisor"], condition=models.Q(result="running"), name="run_running"),
+            # Its first column is always empty: SQLite reads the whole table unless that is something to search for.
+            models.Index(fields=["ended_at", "hypervisor"], condition=models.Q(ended_at=None), name="run_open"),
             models.Index(fields=["progress_at"], name="run_progress_at"),
         ]
 

@@ -33,6 +33,7 @@ import websockets
 
 from tests import postgresql
 from tests.bench.latency import shown_by
+from tests.family import end_all
 from tests.rig import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,11 +123,7 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self.pages.over.set()
-        for process in self.parts.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in self.parts.values():
-            process.wait(60)
+        end_all(self.parts.values(), 60)
         from django.db import connections
 
         connections.close_all()

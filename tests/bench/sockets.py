@@ -29,6 +29,7 @@ import psycopg
 import websockets
 
 from tests import postgresql
+from tests.family import end_all
 from tests.rig import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ PEOPLE = {"olga": ["operator"], "pavel": ["approver", "viewer"], "ada": ["audito
 WRITES = 4  # of progress in one second, as the watcher writes it
 TURNS = 2  # migrations in a second of which a step ends
 PAGES = {"overview": 25, "migration": 35, "history": 10, "hosts": 4, "inbox": 15, "audit": 6, "healthz": 5}
-BESIDE = 1 + 8  # connections of a web process beside those of requests: notifications, and volmig.database's
+BESIDE = 1 + 10  # connections of a web process beside those of requests: notifications, and volmig.database's
 REQUESTS = 8  # VOLMIG_WEB_REQUESTS, where it is not set
 MOST = 1.0  # seconds, for 95 % of pages
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'volmig' AND application_name <> 'bench'"
@@ -126,8 +127,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator["subpro
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait(60)
+        end_all([process], 60)
 
 
 def answering(base: str, web: "subprocess.Popen[bytes]") -> None:

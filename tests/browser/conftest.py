@@ -15,6 +15,7 @@ from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.test import Client
 
+from tests.family import end_all
 from tests.pages import scenes
 from tests.rig import free_port
 from tests.typed import just_typed
@@ -54,8 +55,7 @@ def served(data, database, **settings_of_its_own):
         answering(f"http://127.0.0.1:{port}", data / "log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(10)
+        end_all([server], 10)
 
 
 def answering(address, log):

@@ -15,7 +15,7 @@ def a_process(part, machine="m1", age=0, **fields):
     values = {
         "name": uuid.uuid4().hex,
         "machine": machine,
-        "place": machine,
+        "pid_space": machine,
         "part": part,
         "pid": 7,
         "version": "0.1.0",

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.family import children, end_all
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")
@@ -163,8 +165,9 @@ def booted(folder: Path) -> Iterator[Machine]:
         yield Machine(supervisor, until_it_runs(supervisor, folder / "boot.log"))
     finally:
         for pid in children(supervisor.pid):  # the end of its first process is the end of all
-            os.kill(pid, signal.SIGKILL)
-        supervisor.wait(30)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end_all([supervisor], 30)
         remove(group)
 
 
@@ -178,10 +181,6 @@ def until_it_runs(supervisor: "subprocess.Popen[bytes]", log: Path) -> int:
                 return init
         time.sleep(0.2)
     raise NotHere(f"a systemd in namespaces does not start here: {log.read_text()[-1000:]}")
-
-
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def remove(group: Path) -> None:

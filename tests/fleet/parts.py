@@ -1,20 +1,20 @@
 """volmig's parts as real processes, each with its host name and data directory, as on a machine."""
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from tests.family import end_all
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
@@ -90,16 +90,7 @@ class Machine:
         return self.log(part)
 
     def stop(self) -> None:
-        for process in self.started.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in self.started.values():
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                for pid in [process.pid, *family(process.pid)]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        end_all(self.started.values(), PATIENCE)
         self.started.clear()
 
 
@@ -139,17 +130,3 @@ def logged_in(port: int, name: str = "ada") -> urllib.request.OpenerDirector:
     typed = {"username": name, "password": PASSWORD, "csrfmiddlewaretoken": token}
     browser.open(login, urllib.parse.urlencode(typed).encode(), timeout=20).close()
     return browser
-
-
-def family(pid: int) -> Iterator[int]:
-    """All living processes that descend from this one, parents before their children."""
-    for child in children(pid):
-        yield child
-        yield from family(child)
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return sorted(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except OSError:  # it has ended
-        return []

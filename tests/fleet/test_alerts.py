@@ -92,8 +92,12 @@ def still(dana):
 
 
 def leases_lost(dana):
-    for _ in range(9):
+    for _ in range(90):
         tallies.record("volmig_watcher_leases_lost")
+
+
+def busy(dana):
+    tallies.write(dict.fromkeys(tallies.keys("volmig_unavailable_answers", {"reason": "busy"}), 300.0))
 
 
 def slow_log(dana):
@@ -155,6 +159,7 @@ CASES = {
     "VolmigClockDiffers": lambda dana: a_process("watcher", "m2", skew=-40.0),
     "VolmigHypervisorClockDiffers": hypervisor(clock_off=-6.5),
     "VolmigDatabaseConnections": many_connections,
+    "VolmigBusy": busy,
     "VolmigAuditHeadsLate": no_head,
     "VolmigAuditLogSlow": slow_log,
     "VolmigDowntimesLong": long_downtimes,

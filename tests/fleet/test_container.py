@@ -17,7 +17,7 @@ import yaml
 
 from tests.fleet.machine import NotHere
 from tests.fleet.test_runbook import bare
-from volmig import environment
+from volmig import data, environment, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = ROOT / "packaging/container/Containerfile"
@@ -111,6 +111,33 @@ def test_a_service_is_confined_and_says_how_it_is_seen_to_be_well(name):
     assert ("healthcheck" in service) is not is_pages, "that of pages is in the image"
     uid = service.get("user", "").split(":")[0]
     assert uid == {"web-1": "64010", "web-2": "64010", "database": "999", "proxy": "", "manage": "0"}.get(name, "64011")
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_container_is_named_after_its_machine_and_its_service(name):
+    """Sentences about keys, heartbeats and logs name the host: else it would be the ID of a container, which nobody
+    recognises, and of which the next one has another."""
+    named = services()[name]["hostname"]
+    assert named == "${MACHINE:-compose}-" + name
+    assert re.fullmatch(r"[a-z0-9-]{1,63}", named.replace("${MACHINE:-compose}", "volmig-host-1"))
+
+
+def test_the_sentence_about_keys_that_differ_names_the_containers(monkeypatch, tmp_path, settings, db):
+    def on(service):
+        monkeypatch.setattr(
+            "socket.gethostname", lambda: services()[service]["hostname"].replace("${MACHINE:-", "").replace("}", "")
+        )
+        (tmp_path / service).mkdir()
+        monkeypatch.setenv("VOLMIG_KEYS_WORKER", str(tmp_path / service))
+        monkeypatch.setenv("VOLMIG_PART", "workers")
+
+    on("migrate")
+    (tmp_path / "migrate/ssh_key").write_bytes(data.new("ssh_key"))
+    keys.register("ssh_key")
+    on("watcher")
+    (tmp_path / "watcher/ssh_key").write_bytes(data.new("ssh_key"))
+    (said,) = keys.mismatches(["ssh_key"])
+    assert said.startswith("Machine compose-watcher has another ssh_key (not the one that machine compose-migrate")
 
 
 @pytest.mark.parametrize("name", [each for each in MINE if each not in ("migrate", "manage")])

@@ -428,10 +428,11 @@ def test_late_refreshes_need_attention_and_are_shown_with_their_age(db, client, 
     vera = viewer()
     (item,) = attention.items(vera, None)
     assert item.sentence == "2 hypervisors have not been refreshed for more than two periods of 300 s."
+    assert "VOLMIG_BACKGROUND_WORKERS" in item.advice
     assert item.since == now - dt.timedelta(minutes=31)
     client.force_login(vera)
     page = client.get("/hosts/").content.decode()
-    assert "2 hypervisors have not been refreshed for more than two periods of 300 s" in page
+    assert f"{item.sentence} {item.detail} {item.advice}" in page, "one wording wherever it is said"
     assert "31 min" in page
     Hypervisor.objects.update(tried_at=now)
     assert attention.items(vera, None) == []

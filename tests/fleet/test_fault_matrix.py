@@ -14,8 +14,9 @@ import psycopg
 import pytest
 
 from tests import postgresql
+from tests.family import children, family
 from tests.fleet import clock
-from tests.fleet.parts import can_have_names, children, family, rows, until
+from tests.fleet.parts import can_have_names, rows, until
 from tests.fleet.two_of_all import Volmig
 from tests.trust.amounts import FULL, amount, figure
 
@@ -82,7 +83,7 @@ KILLED = {
     "web": ("web1", lambda volmig, pid: children(pid)[0], r"web1: The web process .*ended unexpectedly"),
     "watcher": ("wat1", lambda volmig, pid: children(pid)[0], r"wat1: The watcher .*ended unexpectedly"),
     "feeder": ("wrk1", lambda volmig, pid: of_cluster(pid)["feeder"], r"wrk1: The workers .*ended unexpectedly"),
-    "worker": ("wrk1", lambda volmig, pid: busy_worker(volmig, "wrk1"), r"Workers lost .*migration"),
+    "worker": ("wrk1", lambda volmig, pid: busy_worker(volmig, "wrk1"), r"Workers stopped handling .*migration"),
     "monitor": ("wrk2", lambda volmig, pid: of_cluster(pid)["monitor"], ""),
     "sentinel": ("wrk2", lambda volmig, pid: of_cluster(pid)["sentinel"], r"wrk2: The workers .*ended unexpectedly"),
     "main": ("wrk1", lambda volmig, pid: of_cluster(pid)["main"], r"wrk1: The workers .*ended unexpectedly"),

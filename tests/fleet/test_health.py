@@ -1,28 +1,34 @@
 """Health that is true: each answer is bad when what it is about is bad, and what is wrong is on the overview."""
 
+import asyncio
 import datetime as dt
+import errno
 import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.core.management import call_command
-from django.db import ProgrammingError, connection, connections
+from django.db import OperationalError, ProgrammingError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
+from psycopg_pool import PoolTimeout
 
 from hosts.models import Hypervisor
 from hosts.remote.host import skew as clock_skew
 from jobs import attention
 from tests.fleet.beats import GIB, a_process
-from volmig import incarnation, keys
+from volmig import database, incarnation, keys
 from volmig.health import alive, heart, ready
-from volmig.health.models import Process
-from volmig.models import RegisteredKey
+from volmig.health.models import Incident, Process
+from volmig.models import QueuedTask, RegisteredKey
 
 SQLITE = connection.vendor == "sqlite"
 
@@ -98,6 +104,49 @@ def test_a_database_that_is_away_is_not_ready_and_nothing_of_it_is_disclosed(cli
     assert "secret" not in client.get("/healthz/ready").content.decode()
 
 
+@pytest.fixture
+def full_server(transactional_db, monkeypatch):
+    """PostgreSQL has no connection free for whoever comes."""
+    if SQLITE:
+        pytest.skip("SQLite has no connections to count")
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE one_of_many LOGIN CONNECTION LIMIT 0")
+    with monkeypatch.context() as patched:
+        patched.setitem(connections.settings["default"], "USER", "one_of_many")
+        yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP ROLE one_of_many")
+
+
+def test_a_web_process_says_that_the_database_is_full_although_its_pool_does_not(client, full_server, monkeypatch):
+    own = connections.settings["default"]
+    monkeypatch.setitem(own, "OPTIONS", {**own["OPTIONS"], "pool": {"max_size": 1, "min_size": 1, "timeout": 0.2}})
+    assert not_ready(client) == [ready.NO_CONNECTION]
+
+
+def from_the_pool():
+    """What a web process gets whose pool had no connection for it in time."""
+    error = OperationalError("couldn't get a connection after 2.00 sec")
+    error.__cause__ = PoolTimeout(str(error))
+    return error
+
+
+def kinds_after(error):
+    outage = database.Outage("heartbeat of web")
+    outage.failed(error)
+    outage.over()
+    return list(Incident.objects.values_list("kind", flat=True))
+
+
+def test_an_outage_that_the_pool_reports_is_what_postgresql_says_of_it(full_server):
+    assert kinds_after(from_the_pool()) == ["slots"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_pool_whose_connections_are_all_in_use_is_no_outage_of_the_database():
+    assert kinds_after(from_the_pool()) == []
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_check_that_hangs_is_not_waited_for(client, monkeypatch):
     over = threading.Event()
@@ -122,10 +171,22 @@ def test_while_a_round_hangs_no_further_one_begins(client, monkeypatch):
         assert len(rounds) == 1
     finally:
         over.set()
-        while ready.last.under_way.is_set():
-            time.sleep(0.01)
+        ready.last.run.end.result(20)
     monkeypatch.setattr(ready, "CHECKS", [])
     assert client.get("/healthz/ready").status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_disk_that_hangs_is_not_reported_as_a_database_that_does(client, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(ready, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(ready, "CHECKS", [ready.disk])
+    monkeypatch.setattr(heart, "disk", lambda: over.wait() and {"disk_free": GIB})
+    try:
+        assert not_ready(client) == ["The data directory does not answer."]
+    finally:
+        over.set()
+        ready.last.run.end.result(20)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -172,13 +233,37 @@ def small_disk(tmp_path):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_full_data_directory_is_not_ready_and_is_on_the_overview(client, ada, small_disk, settings):
-    a_process("web", started_at=timezone.now(), place=heart.place())
+    a_process("web", started_at=timezone.now(), pid_space=heart.pid_space())
     settings.DATA = small_disk
     (small_disk / "rest").write_bytes(bytes(3 << 20))
     assert not_ready(client) == ["The disk of the data directory is full: 0 MiB free."]
-    Process.objects.update(place=heart.place())
+    Process.objects.update(pid_space=heart.pid_space())
     [item] = [item for item in attention.items(ada, None) if item.kind == "process-disk"]
     assert (item.subject, item.sentence, item.bad) == ("m1", "The disk of the data directory is full.", True)
+
+
+@pytest.fixture
+def failing_disk(monkeypatch):
+    """The disk of the data directory answers with an error."""
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(heart.shutil, "disk_usage", fail)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_data_directory_that_cannot_be_read_is_not_ready_takes_no_page_away_and_is_listed(
+    client, ada, failing_disk, beating
+):
+    beating("web")[1]()
+    assert not_ready(client) == ["The data directory cannot be read."]
+    [item] = [item for item in attention.items(ada, None) if item.kind == "process-disk"]
+    assert (item.sentence, item.bad) == ("The data directory cannot be read.", True)
+    client.force_login(ada)
+    assert "The data directory cannot be read." in client.get("/processes/").content.decode()
+    assert attention.marks(), "open pages are updated on"
+    assert heart.disk_is_full(), "no task is taken there"
 
 
 # Heartbeats
@@ -203,7 +288,7 @@ def test_a_heartbeat_says_who_where_and_how_much_room_there_is(beating, monkeypa
     one, beat = beating("web")
     beat()
     row = Process.objects.with_age().get()
-    assert (row.part, row.place, row.pid, row.late) == ("web", heart.place(), os.getpid(), False)
+    assert (row.part, row.pid_space, row.pid, row.late) == ("web", heart.pid_space(), os.getpid(), False)
     assert 0 < row.disk_free <= row.disk_size
     assert (row.figures, abs(row.skew) < 1) == ({"websockets": 3.0}, True)
     Process.objects.update(beaten_at=timezone.now() - dt.timedelta(seconds=60))
@@ -229,14 +314,69 @@ def test_a_loop_that_hangs_sends_no_heartbeat_although_its_thread_lives(beating)
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_web_process_whose_event_loop_hangs_sends_no_heartbeat(monkeypatch):
+    monkeypatch.setenv("VOLMIG_PART", "web")
+    monkeypatch.setattr(heart, "hearts", {})
+    monkeypatch.setattr(heart, "TURN_EVERY", 0.01)
+    monkeypatch.setattr(heart.Heart, "start", lambda self: None)  # it beats when the test wants it
+    messages, rows = iter(["startup", "shutdown"]), []
+
+    def beaten(one):
+        one.beat()
+        return Process.objects.count()
+
+    async def serve():
+        while not heart.hearts:
+            await asyncio.sleep(0)
+        [one] = heart.hearts.values()
+        one.turned -= 1 + heart.LOOP_PATIENCE
+        turned = one.turned
+        rows.append(ready.within(20, lambda: beaten(one)))  # meanwhile the loop does nothing else
+        while one.turned == turned:
+            await asyncio.sleep(0)
+        rows.append(ready.within(20, lambda: beaten(one)))
+
+    async def receive():
+        if (kind := next(messages)) == "shutdown":
+            await asyncio.wait_for(serve(), 20)
+        return {"type": f"lifespan.{kind}"}
+
+    async def send(message):
+        rows.append(message["type"])
+
+    asyncio.run(heart.lifespan({"type": "lifespan"}, receive, send))
+    assert rows == ["lifespan.startup.complete", 0, 1, "lifespan.shutdown.complete"]
+    assert not Process.objects.exists(), "it stopped in an orderly way"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heart_goes_on_after_an_error_that_nobody_expected(monkeypatch, caplog):
+    monkeypatch.setattr(heart, "EVERY", 0)
+    monkeypatch.setattr(heart.util, "Finalize", lambda *_, **__: None)
+    one, reads = heart.Heart("watcher", None), []
+
+    def read():
+        reads.append(1)
+        if len(reads) == 1:
+            raise ZeroDivisionError
+        one.over.set()
+        return 3
+
+    monkeypatch.setattr(heart, "gauges", {"streaming": read})
+    ready.within(20, one.run)
+    assert Process.objects.get().figures == {"streaming": 3.0}
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_process_takes_the_place_of_the_one_that_was_killed_there_and_of_no_other(beating):
-    killed = a_process("workers", age=300, place=heart.place())
+    killed = a_process("workers", age=300, pid_space=heart.pid_space())
     others = [
-        a_process("background", age=300, place=heart.place()),
+        a_process("background", age=300, pid_space=heart.pid_space()),
         a_process("workers", "m2", age=300),
-        a_process("workers", age=1, place=heart.place(), pid=os.getpid()),
+        a_process("workers", age=1, pid_space=heart.pid_space(), pid=os.getpid()),
     ]
-    crashed = a_process("workers", age=1, place=heart.place(), pid=4_000_000)
+    crashed = a_process("workers", age=1, pid_space=heart.pid_space(), pid=4_000_000)
     ancient = a_process("workers", "m3", age=90000)
     beating()[1]()
     there = {*Process.objects.values_list("name", flat=True)}
@@ -290,7 +430,7 @@ def test_a_probe_fails_by_its_own_heartbeat_alone():
     a_process("workers", "m2")
     code, said = probe("workers")
     assert (code, said[0]) == (1, "No heartbeat from the workers of this machine.")
-    here = {"place": heart.place()}
+    here = {"pid_space": heart.pid_space()}
     workers, background = a_process("workers", **here), a_process("background", **here)
     a_process("watcher", age=300, **here)
     assert probe("workers") == (0, ["Every heartbeat of this part is recent."])
@@ -301,6 +441,17 @@ def test_a_probe_fails_by_its_own_heartbeat_alone():
     assert probe("watcher")[0] == 1
     Process.objects.exclude(pk=workers.pk).delete()
     assert probe("workers") == (1, ["No heartbeat from the background workers of this machine."])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_probe_sees_that_one_of_two_web_processes_hangs_and_leaves_one_that_ended_to_its_supervisor():
+    here = {"pid_space": heart.pid_space()}
+    hangs = a_process("web", age=80, pid=os.getpid(), **here)
+    a_process("web", pid=os.getpid(), **here)
+    code, [said] = probe("web")
+    assert (code, said[:49]) == (1, "The last heartbeat from the web process of this m")
+    Process.objects.filter(pk=hangs.pk).update(pid=4_000_000)
+    assert probe("web") == (0, ["Every heartbeat of this part is recent."])
 
 
 @pytest.mark.django_db(transaction=True)
@@ -394,3 +545,57 @@ def test_the_page_of_processes_shows_who_lives_and_what_is_wrong(client, ada, da
     assert "No heartbeat from the workers" in page
     client.force_login(dana)
     assert client.get("/processes/").status_code == 403
+
+
+# Whoever requests something learns that nobody does it
+
+
+@pytest.fixture
+def page(client, ada):
+    """A browser of ada's that has just typed the password."""
+    client.force_login(ada)
+    session = client.session
+    session["password_at"] = time.time()
+    session.save()
+    return lambda path, method="get": getattr(client, method)(path, follow=True).content.decode()
+
+
+def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when(page, site, sound):
+    incarnation.enter_read_only("src: another session acted there")
+    lost = timezone.now() - dt.timedelta(seconds=300)
+    Process.objects.filter(part="background").update(beaten_at=lost)
+    shown = page("/adopt/compare/", "post")
+    said = f"No background workers run since {timezone.localtime(lost):%Y-%m-%d %H:%M:%S %Z}."
+    assert said in shown
+    assert "Start them: manage.py up workers." in shown
+    assert "it waits for a worker" in shown
+    Process.objects.filter(part="background").delete()  # they were stopped
+    assert "No background workers run and none has ended a task lately." in page("/adopt/")
+    a_process("background", started_at=timezone.now())
+    shown = page("/adopt/")
+    assert "background workers" not in shown
+    assert "it waits for a worker" in shown
+    QueuedTask.objects.filter(name="jobs.adopting.compare").update(taken_at=timezone.now())
+    assert "a worker is at it" in page("/adopt/")
+    QueuedTask.objects.update(done_at=timezone.now())
+    assert "Requested" not in page("/adopt/")
+
+
+@pytest.mark.parametrize("path", ["/hosts/{}/refresh/", "/hosts/{}/offer/", "/leftovers/scan"])
+def test_what_a_page_requests_of_workers_says_so_as_well(page, site, sound, path):
+    path = path.format(sound["cmp-lvm-07"].pk)
+    assert "No background workers run" not in page(path, "post")
+    QueuedTask.objects.all().delete()
+    site["background"].delete()
+    assert "No background workers run" in page(path, "post")
+
+
+def test_every_view_that_queues_work_for_a_person_says_when_nobody_does_it():
+    """A page that asks for background work and does not would wait for ever without a word."""
+    asking = {}
+    for path in (*Path(settings.BASE_DIR, "hosts").glob("*views.py"), *Path(settings.BASE_DIR, "jobs").glob("*.py")):
+        text = path.read_text()
+        if "render(" in text and re.search(r"\bask(_anew|_key)?\(", text):
+            asking[path.name] = "absent.no_worker(" in text
+    assert asking
+    assert all(asking.values()), asking

@@ -3,12 +3,18 @@
 import datetime as dt
 import errno
 import os
+import queue
 import uuid
+from multiprocessing import Value
 
 import pytest
+from django.conf import settings
 from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
+from django_q.monitor import monitor
+from django_q.signing import SignedPackage
+from django_q.worker import worker
 
 from jobs import attention
 from jobs.models import Job
@@ -19,7 +25,7 @@ from volmig import broker, database, incarnation
 from volmig.broker import TableBroker
 from volmig.health import alive, heart, ready
 from volmig.health.models import Incident, Process
-from volmig.models import QueuedTask
+from volmig.models import QueuedTask, QueuedTaskQuerySet
 from volmig.queue import call
 
 NOBODY = 4_000_000  # no process has this number
@@ -37,7 +43,7 @@ def outage(monkeypatch):
     """An outage that lasted 22 s, as a part of this machine met it: outage("watcher", OperationalError(…))."""
     now = [0.0]
     monkeypatch.setattr(database, "monotonic", lambda: now[0])
-    monkeypatch.setattr(database.socket, "gethostname", lambda: "wat1")
+    monkeypatch.setattr("socket.gethostname", lambda: "wat1")
 
     def met(who, error):
         one = database.Outage(who)
@@ -63,12 +69,29 @@ def test_an_outage_of_the_database_is_listed_once_when_it_is_over(outage, ada, s
 
 
 @pytest.mark.django_db
+def test_what_is_over_is_shown_apart_and_not_counted(outage, client, ada, site):
+    outage("watcher", OperationalError(CLIENTS))
+    client.force_login(ada)
+    page = client.get("/").content.decode()
+    assert "Resolved in the last 30 minutes" in page
+    assert "The database had no free connection from" in page
+    assert "Needs attention" not in page
+    assert "<b>0</b><span>need attention" in page
+    assert "data-attention" not in page, "nothing red in the menu"
+    site["watcher"].delete()
+    page = client.get("/").content.decode()
+    assert 'data-attention="1"' in page
+    assert page.index("No watcher runs.") < page.index("Resolved in the last 30 minutes")
+    assert 'data-attention="1"' in client.get("/attention/count").content.decode()
+
+
+@pytest.mark.django_db
 def test_rows_that_hold_anything_do_not_take_the_overview_away(ada, site):
     for part in ("12", "9", "no number"):
         Incident.objects.note("lease", "wrk1", part, 5.0)
     Incident.objects.note("of a later release", "wrk1", "x", 5.0)
     [(_, said, detail)] = listed(ada, "over")
-    assert said.startswith("Workers lost 3 migrations from ")
+    assert said.startswith("Workers stopped handling 3 migrations from ")
     assert detail.startswith("Migrations 9, 12, no number.")
 
 
@@ -86,6 +109,23 @@ def test_a_database_without_a_free_connection_is_named_as_that(outage, ada, site
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("most", "last", "said"),
+    [
+        pytest.param("connection refused", CLIENTS, "The database was unreachable", id="all reconnect at once"),
+        pytest.param(CLIENTS, "connection refused", "The database had no free connection", id="restarted with more"),
+    ],
+)
+def test_an_outage_is_named_as_what_it_was_for_most_of_its_time(ada, site, most, last, said):
+    one = database.Outage("watcher")
+    for error in (*[most] * 20, last):
+        one.failed(OperationalError(error))
+    one.over()
+    [(_, sentence, _)] = listed(ada, "over")
+    assert sentence.startswith(said)
+
+
+@pytest.mark.django_db
 def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monkeypatch, caplog):
     """As a turn of the watcher in which nothing was due."""
     with monkeypatch.context() as away:
@@ -95,6 +135,22 @@ def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monk
     assert not Incident.objects.exists()
     outage("watcher", OperationalError("connection refused"))
     assert Incident.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [
+        ((0, 0), "from 12:00:00 to 12:00:09 UTC"),
+        ((24, 24), "from 29 November, 12:00:00 to 12:00:09 UTC"),
+        ((24, 0), "from 29 November, 12:00:00 to 30 November, 12:00:09 UTC"),
+    ],
+)
+def test_times_of_another_day_have_their_day(monkeypatch, hours, shown):
+    """The page of processes lists a day."""
+    noon = dt.datetime(2026, 11, 30, 12, tzinfo=dt.UTC)
+    monkeypatch.setattr(timezone, "now", lambda: noon + dt.timedelta(hours=3))
+    began, ended = (noon - dt.timedelta(hours=each) for each in hours)
+    assert alive.times(began, ended + dt.timedelta(seconds=9)) == shown
 
 
 @pytest.mark.django_db
@@ -134,11 +190,13 @@ def test_noting_never_fails_for_the_databases_sake(monkeypatch):
 @pytest.mark.django_db(transaction=True)
 def test_a_process_that_was_killed_is_listed_once_another_has_taken_its_place(ada, site):
     for _ in range(2):
-        a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=NOBODY)
-        Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
-        Process.objects.filter(place=heart.place()).delete()
-    a_process("watcher", machine="wat1", place=heart.place(), age=7, pid=os.getpid())
-    Process(name=uuid.uuid4().hex, machine="wat1", place=heart.place(), part="watcher", pid=os.getpid()).beat()
+        a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=7, pid=NOBODY)
+        Process(
+            name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()
+        ).beat()
+        Process.objects.filter(pid_space=heart.pid_space()).delete()
+    a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=7, pid=os.getpid())
+    Process(name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()).beat()
     [(subject, said, _)] = listed(ada, "over")
     assert subject == "wat1"
     assert said.startswith("The watcher ended unexpectedly 2 times, last between ")
@@ -163,7 +221,7 @@ def test_a_migration_that_a_worker_lost_is_listed(ada, site):
     Incident.objects.update(began_at=timezone.now() - dt.timedelta(seconds=9))
     [(subject, said, detail)] = listed(ada, "over")
     assert subject == "volmig"
-    assert said.startswith(f"Workers lost migration {job.pk} from ")
+    assert said.startswith(f"Workers stopped handling migration {job.pk} from ")
     assert detail == f"Migration {job.pk}. Its worker was wrk1:77:abc."
     Job.objects.filter(pk=job.pk).update(lease_until=None, lease_owner="", wake_at=LONG_AGO)
     Job.objects.claim(job.pk, "wrk2:5:def", 30)
@@ -176,22 +234,22 @@ def test_a_migration_that_a_worker_lost_is_listed(ada, site):
 @pytest.mark.django_db
 def test_two_containers_with_one_name_are_told_apart_by_nobody(ada, site):
     hour = timezone.now() - dt.timedelta(hours=1)
-    a_process("watcher", machine="twin", place="one", started_at=hour)
+    a_process("watcher", machine="twin", pid_space="one", started_at=hour)
     assert listed(ada, "name") == []
-    other = a_process("watcher", machine="twin", place="other", started_at=timezone.now())
+    other = a_process("watcher", machine="twin", pid_space="other", started_at=timezone.now())
     assert listed(ada, "name") == [], "it may have taken the place of the first"
     Process.objects.filter(pk=other.pk).update(started_at=hour)
     assert [subject for subject, *_ in listed(ada, "name")] == ["twin"]
-    a_process("web", machine="m2", place="one", started_at=hour)
-    a_process("workers", machine="m2", place="other", started_at=hour)
+    a_process("web", machine="m2", pid_space="one", started_at=hour)
+    a_process("workers", machine="m2", pid_space="other", started_at=hour)
     assert len(listed(ada, "name")) == 1, "one machine may have a data directory for each part"
 
 
 @pytest.mark.django_db
 def test_one_of_two_with_one_name_that_is_lost_is_missed(ada, site):
     hour = timezone.now() - dt.timedelta(hours=1)
-    a_process("watcher", machine="twin", place="one", started_at=hour, age=300)
-    other = a_process("watcher", machine="twin", place="other", started_at=hour)
+    a_process("watcher", machine="twin", pid_space="one", started_at=hour, age=300)
+    other = a_process("watcher", machine="twin", pid_space="other", started_at=hour)
     assert [subject for subject, *_ in listed(ada, "late")] == ["twin"]
     Process.objects.filter(pk=other.pk).update(started_at=timezone.now() - dt.timedelta(seconds=280))
     assert listed(ada, "late") == []
@@ -265,6 +323,51 @@ def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
     assert ended
     TableBroker(list_key="migrations").acknowledge(str(task.run))
     assert QueuedTask.objects.get().done_at == ended
+
+
+def carry_out(task):
+    """As a cluster does: with django-q's worker and monitor, each of which has its own process there."""
+    tasks, results = queue.Queue(), queue.Queue()
+    tasks.put(SignedPackage.loads(broker.package(task)) | {"ack_id": str(task.run)})
+    tasks.put("STOP")
+    worker(tasks, results, Value("f", -1))
+    results.put("STOP")
+    monitor(results, TableBroker(list_key=task.queue))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("statement", ["update", "values_list"])
+def test_a_call_that_could_not_begin_waits_again_and_is_not_done(monkeypatch, statement):
+    """A person asked for it, and the database was away for a moment just then."""
+    ran = []
+    monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    task = QueuedTask.objects.take("migrations")
+    asked = getattr(QueuedTaskQuerySet, statement)
+
+    def refuse_once(rows, *args, **values):
+        monkeypatch.setattr(QueuedTaskQuerySet, statement, asked)
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(QueuedTaskQuerySet, statement, refuse_once)
+    carry_out(task)
+    assert (ran, QueuedTask.objects.get().done_at) == ([], None)
+    long_ago = timezone.now() - dt.timedelta(seconds=settings.TASK_RETRY + 1)
+    QueuedTask.objects.update(taken_at=long_ago)
+    carry_out(QueuedTask.objects.take("migrations"))
+    assert ran == [7]
+    assert QueuedTask.objects.get().done_at
+
+
+@pytest.mark.django_db
+def test_a_call_that_failed_is_done_and_not_made_again(monkeypatch):
+    def fail(number):
+        raise ValueError(number)
+
+    monkeypatch.setattr(broker, "import_string", lambda dotted: fail)
+    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    carry_out(QueuedTask.objects.take("migrations"))
+    assert QueuedTask.objects.get().done_at
 
 
 @pytest.mark.django_db

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import sqlite3
 import ssl
@@ -18,6 +17,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from tests.family import end_all
 from tests.rig import free_port
 from volmig.management.commands import up
 
@@ -49,8 +49,7 @@ class Proxy:
         wait_for(self.tls, self.process, self.folder / "log")
 
     def stop(self):
-        self.process.terminate()
-        self.process.wait(20)
+        end_all([self.process], 20)
 
     def curl(self, path, *words, port=0, scheme="https"):
         """Status, protocol, headers (those that are repeated more than once) and cookies of an answer, by curl."""
@@ -151,8 +150,7 @@ def pages(tmp_path_factory):
         wait_for(port, running, data / "log")
         yield port, data / "db.sqlite3"
     finally:
-        running.send_signal(signal.SIGTERM)
-        running.wait(40)
+        end_all([running], 40)
 
 
 @pytest.fixture(scope="module", params=["nginx", "caddy"])

@@ -24,8 +24,9 @@ from typing import Any
 import psycopg
 
 from tests import postgresql
+from tests.family import family
 from tests.fleet import ssh_site
-from tests.fleet.parts import PASSWORD, Machine, family, keys_in, logged_in, rows, until
+from tests.fleet.parts import PASSWORD, Machine, keys_in, logged_in, rows, until
 from tests.fleet.ssh_site import HOSTS, SshSite
 from tests.rig import free_port
 from volmig.client import Server as Api

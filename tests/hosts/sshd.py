@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hosts.remote import hostctl
 from hosts.remote.host import Address
+from tests.family import end_all
 from tests.rig import free_port
 
 # HOME: the start files of whoever runs the tests are no part of them; one that is killed half way may leave a lock.
@@ -62,8 +63,7 @@ class Sshd:
     def __exit__(self, *_: object) -> None:
         left = self.sessions
         self.signal(left, signal.SIGCONT)
-        self.process.terminate()
-        self.process.wait(10)
+        end_all([self.process], 10)
         self.signal(left, signal.SIGKILL)
 
     def prepare(self) -> None:

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="needs openssh-server, and root"
 )
 HELLO = Request("hello")
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 
 
 @pytest.fixture
@@ -177,6 +178,40 @@ def test_of_many_connections_a_few_are_kept(sshd):
     assert len(connections.KEPT.idle[sshd.address]) == connections.MOST_OF_A_HOST
 
 
+class Idle:
+    """A connection that lives until it is closed."""
+
+    def __init__(self):
+        self.is_open = True
+
+    def get_transport(self):
+        return self
+
+    def is_active(self):
+        return self.is_open
+
+    def close(self):
+        self.is_open = False
+
+
+def kept_of(addresses):
+    """Keeps a connection for each, one after the other; which of them are still open."""
+    kept, made = connections.Connections(), [Idle() for _ in addresses]
+    kept.reaper = threading.current_thread()  # none is needed
+    for number, (address, client) in enumerate(zip(addresses, made, strict=True)):
+        kept.keep(address, connections.Connection(client))
+        kept.idle[address][-1].idle_since -= len(addresses) - number
+    assert sum(each.is_open for each in made) == sum(map(len, kept.idle.values()))
+    return [each.is_open for each in made]
+
+
+def test_of_too_many_connections_those_that_were_idle_for_longest_are_closed(monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 3)
+    one, *others = (Address(f"cmp-{number}", 22, "volmig", KEY) for number in range(5))
+    assert kept_of([one, *others]) == [False, False, True, True, True]
+    assert kept_of([one, one, one]) == [False, True, True]
+
+
 def test_one_that_followed_a_hypervisor_is_not_kept(sshd):
     sshd.behave("print('{\"beat\": 1}', flush=True); import time; time.sleep(30)")
     with ssh.connect(sshd.address) as host:
@@ -191,6 +226,72 @@ def test_handshakes_are_paced():
         with pace.slot():
             pass
     assert sum(slept) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4, abs=0.05)
+
+
+def test_no_more_handshakes_than_slots_are_under_way_at_a_time():
+    pace, inside, most, lock = connections.Pace(2, 1e6), [], [], threading.Lock()
+
+    def shake():
+        with pace.slot():
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+            time.sleep(0.01)
+            with lock:
+                inside.pop()
+
+    threads = [threading.Thread(target=shake) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), max(most), pace.under_way) == (20, 2, {})
+
+
+def test_a_handshake_that_is_stuck_gives_its_slot_to_others():
+    pace, entered = connections.Pace(1, 1e6, longest=0.1), threading.Event()
+
+    def shake():
+        with pace.slot():
+            entered.set()
+
+    with pace.slot():
+        threading.Thread(target=shake).start()
+        assert entered.wait(20), "while the first is still at it"
+
+
+@pytest.mark.parametrize("is_behind", [False, True], ids=["reached directly", "behind a bastion"])
+def test_hosts_that_take_connections_and_never_speak_keep_no_others_waiting(sshd, tmp_path, monkeypatch, is_behind):
+    monkeypatch.setattr(ssh, "HANDSHAKES", connections.Pace(1, 1e6, longest=1000))
+    silent, said = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)], []
+
+    def enter(port):
+        try:
+            ssh.connect(dataclasses.replace(sshd.address, port=port, bastion=bastion.address if is_behind else None))
+        except Unreachable as error:
+            said.append(error)
+
+    with Sshd(tmp_path / "bastion", forced=False, user_key=sshd.user_key) as bastion:
+        threads = [threading.Thread(target=enter, args=(each.getsockname()[1],), daemon=True) for each in silent]
+        for thread in threads:
+            thread.start()
+        taken = [each.accept()[0] for each in silent]  # all of them wait for a banner now
+        with ssh.connect(sshd.address) as host:
+            assert host.transport().is_active()
+        assert all(thread.is_alive() for thread in threads), "they had not given up before"
+        for each in (*taken, *silent):
+            each.close()
+        for thread in threads:
+            thread.join(60)
+    assert len(said) == 3
+
+
+def test_a_host_that_never_speaks_is_named_as_that(sshd, monkeypatch):
+    monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = dataclasses.replace(sshd.address, port=silent.getsockname()[1])
+        with pytest.raises(Unreachable, match=r"it took the connection and sent nothing for 1 s"):
+            ssh.connect(address)
 
 
 def test_an_overloaded_host_is_not_reported_as_one_that_refused_the_login(sshd, monkeypatch):
@@ -239,9 +340,14 @@ def test_a_host_key_of_another_type_is_refused(sshd, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "ssh-ed25519", "ssh-ed25519 %%%", "nonsense AAAA"])
-def test_without_a_usable_pinned_key_nobody_connects(sshd, key):
+@pytest.mark.parametrize("behind", [False, True])
+def test_without_a_usable_pinned_key_nobody_connects(sshd, monkeypatch, key, behind):
+    dialled = []
+    monkeypatch.setattr(ssh, "dial", lambda *to: dialled.append(to) or socket.create_connection(to))
+    bastion = sshd.address if behind else None
     with pytest.raises(HostKeyUnknown):
-        ssh.connect(dataclasses.replace(sshd.address, host_key=key))
+        ssh.connect(dataclasses.replace(sshd.address, host_key=key, bastion=bastion))
+    assert dialled == [], "neither it nor its bastion is asked for anything"
 
 
 def test_the_offered_key_is_shown_as_ssh_keygen_shows_it(sshd):
@@ -527,7 +633,7 @@ def behind(monkeypatch):
     class Bastion:
         under_way, most, held, free = 0, 0, threading.Semaphore(0), threading.Event()
 
-        def enter(self, client, address, sock):
+        def enter(self, client, address, pinned, sock):
             if address.host == "bastion":
                 self.under_way += 1
                 self.most = max(self.most, self.under_way)
@@ -536,12 +642,13 @@ def behind(monkeypatch):
                 self.under_way -= 1
 
         def connect(self, number):
-            bastion = Address("bastion", 22, "volmig", "")
-            return ssh.connect(Address(f"cmp-{number}", 22, "volmig", "", bastion=bastion))
+            bastion = Address("bastion", 22, "volmig", KEY)
+            return ssh.connect(Address(f"cmp-{number}", 22, "volmig", KEY, bastion=bastion))
 
     found = Bastion()
     monkeypatch.setattr(ssh, "enter", found.enter)
     monkeypatch.setattr(ssh, "dial", lambda *_: socket.socket())
+    monkeypatch.setattr(ssh, "await_banner", lambda *_: None)
     monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: socket.socket())
     monkeypatch.setattr(ssh, "logins", {})
     return found

@@ -229,9 +229,15 @@ def test_somebody_without_a_role_is_told_what_is_missing(browser):
     assert "role administrator or approver or auditor or operator or viewer" in answer.content.decode()
 
 
-@pytest.mark.parametrize("name", ["offer", "refresh", "retire"])
+@pytest.mark.parametrize("name", ["offer", "refresh", "retire", "policy", "seal_key"])
 def test_what_changes_something_is_only_posted(browser, hypervisor, name):
-    assert browser("administrator").get(reverse(f"hosts:{name}", args=[hypervisor().pk])).status_code == 405
+    host = hypervisor()
+    address, client = reverse(f"hosts:{name}", args=[host.pk]), browser("administrator")
+    page = reverse("hosts:pin" if name == "offer" else "hosts:hypervisor", args=[host.pk])
+    assert client.get(address).headers["Location"] == page
+    assert client.put(address).status_code == 405
+    host.refresh_from_db()
+    assert host.retired_at is None
 
 
 EDIT = {"address": "127.0.0.1", "port": "2200", "user": "volmig"}

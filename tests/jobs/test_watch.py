@@ -1,5 +1,6 @@
 """The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
 
+import re
 import threading
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
 from jobs import tick
 from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
+from jobs.models.lease import Held
 from jobs.queue import wake
 from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
 from tests.ticks import LONG_AGO
@@ -55,6 +57,29 @@ def test_only_the_newest_progress_is_written(running, site, django_assert_max_nu
     with django_assert_max_num_queries(6):
         watcher.write()
     assert running.running().bytes_done == 199
+
+
+@pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="PostgreSQL reads a small table as a whole, whatever its indexes"
+)
+def test_no_query_of_a_watcher_reads_all_runs_there_ever_were(running, site):
+    watcher = Watcher(site.connect)
+    watcher.lines.put((running.source_id, {"joined": True}))
+    watcher.lines.put((running.source_id, {"progress": line(running, done=1, total=2, read=1, written=1, at=1.0)}))
+    with CaptureQueriesContext(connection) as queries:
+        watcher.take_share()
+        watcher.write()
+        watcher.follow()
+        way_to(running.source)
+        sweep()
+    watcher.let_go()
+    of_runs, steps = [each["sql"] for each in queries if re.match("(SELECT|UPDATE).*jobs_steprun", each["sql"])], []
+    with connection.cursor() as cursor:
+        for statement in of_runs:
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}")
+            steps += [row[-1] for row in cursor.fetchall()]
+    assert any("run_open" in step for step in steps), "open runs are asked for"
+    assert [step for step in steps if re.match(r"SCAN jobs_steprun\b(?! USING .*INDEX)", step)] == []
 
 
 def test_an_end_wakes_the_job(running, site):
@@ -158,6 +183,20 @@ def test_watchers_share_the_hypervisors_and_take_over_from_one_that_is_gone(db):
     assert len(third.parts) == PARTS
 
 
+def test_every_lease_that_another_watcher_took_is_counted_and_none_that_was_given_back(db, monkeypatch):
+    lost = []
+    monkeypatch.setattr("volmig.health.tallies.count", lost.append)
+    first, second = Watcher(), Watcher()
+    first.take_share()
+    for watcher in (second, first, second, first):
+        watcher.take_share()
+    assert (len(first.parts), len(second.parts), lost) == (16, 16, []), "it made room"
+    taken = Lease.objects.filter(owner=first.owner, name__startswith="part ").order_by("pk")[:3]
+    Lease.objects.filter(pk__in=[each.pk for each in taken]).update(owner=second.owner)
+    first.take_share()
+    assert lost == ["volmig_watcher_leases_lost"] * 3
+
+
 def test_watchers_in_containers_of_one_name_and_one_process_id_are_two(db, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "volmig-watcher")
     first, second = Watcher(), Watcher()
@@ -213,7 +252,7 @@ def test_nothing_ends_the_thread_that_renews_leases(db, monkeypatch, error):
         turns.append(1)
         if len(turns) == 2:
             stop.set()
-            return {7}
+            return Held({7}, {7})
         raise error
 
     monkeypatch.setattr(Lease.objects.__class__, "share", share)
@@ -223,13 +262,13 @@ def test_nothing_ends_the_thread_that_renews_leases(db, monkeypatch, error):
 
 def test_a_database_that_stood_still_while_leases_were_renewed_ends_no_watcher(db):
     """The watcher's own lease is over before its share is counted."""
-    assert Lease.objects.share("watcher", PARTS, "host:1:a", -1) == set(range(PARTS))
+    assert Lease.objects.share("watcher", PARTS, "host:1:a", -1).parts == set(range(PARTS))
 
 
 def test_the_share_of_a_watcher_that_was_killed_before_the_clock_was_set_back_is_taken_over(db):
     Lease.objects.share("watcher", PARTS, "host:1:a", 10)
     Lease.objects.update(until=timezone.now() + timedelta(hours=1))
-    assert Lease.objects.share("watcher", PARTS, "host:2:b", 10) == set(range(PARTS))
+    assert Lease.objects.share("watcher", PARTS, "host:2:b", 10).parts == set(range(PARTS))
 
 
 GOOD = {"job": "j", "step": "convert", "direction": "do", "attempt": 1, "done": 1, "total": 9, "at": 1.0}

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.family import end_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +62,4 @@ class Processes:
         return found
 
     def stop(self) -> None:
-        for each in self.running:
-            each.send_signal(signal.SIGTERM)
-        for each in self.running:
-            each.wait(60)
+        end_all(self.running, 60)

@@ -12,12 +12,16 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from tests.factories import a_hypervisor, viewer
+from jobs.models import Job
+from jobs.queue import wake
+from jobs.watch import queue_due
+from tests.factories import a_hypervisor, operator, viewer
+from tests.pages import scenes
 from tests.trust.amounts import FULL, amount, figure
 from tests.trust.processes import Processes
 from volmig import broker, queue
 from volmig.accounts.models import Token
-from volmig.models import CausedCall, QueuedTask
+from volmig.models import CausedCall, QueuedTask, QueuedTaskQuerySet
 from volmig.refused import Refused
 
 REQUESTS = amount(1000, 60)
@@ -27,7 +31,11 @@ REFRESH, TICK = "hosts.tasks.refresh", "jobs.tick.run"
 PRESS = """
 import json, socket, sys
 from django.test import Client
-from tests.factories import a_hypervisor, viewer
+from jobs.models import Job
+from jobs.queue import wake
+from jobs.watch import queue_due
+from tests.factories import a_hypervisor, operator, viewer
+from tests.pages import scenes
 from volmig.accounts.models import Token
 asked = json.load(sys.stdin)
 hosts = [a_hypervisor(f"cmp-{n:03}", address="127.0.0.1", port=asked["port"]).pk for n in range(asked["hypervisors"])]
@@ -151,6 +159,33 @@ def test_a_migration_whose_guest_may_be_down_comes_before_all_others(db):
         queue.later(TICK, number, urgent=number == 3)
     queue.later(TICK, 2, urgent=True)  # it waits, and its guest is stopped meanwhile
     assert [QueuedTask.objects.take("migrations").number for _ in range(3)] == [2, 3, 1]
+
+
+def test_who_read_a_status_of_before_does_not_make_a_call_wait_that_became_urgent(db, monkeypatch):
+    """The sweep, and whoever wakes a migration, read its status first and queue afterwards."""
+    calm, swapping = (scenes.job(operator(), "approved") for _ in range(2))
+    Job.objects.update(wake_at=timezone.now(), lease_until=None)
+    QueuedTask.objects.all().delete()
+    queue.later(TICK, calm.pk)
+    queue_now, meanwhile = QueuedTaskQuerySet.queue, []
+
+    def queue_after_another(self, tasks):
+        if not meanwhile:
+            meanwhile.append(True)
+            Job.objects.filter(pk=swapping.pk).update(status="swapping")
+            queue_now(self, [queue.call(TICK, swapping.pk, urgent=True)])
+        return queue_now(self, tasks)
+
+    for by in (queue_due, lambda: wake(swapping.pk)):
+        QueuedTask.objects.filter(number=swapping.pk).delete()
+        Job.objects.filter(pk=swapping.pk).update(status="approved")
+        meanwhile.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(QueuedTaskQuerySet, "queue", queue_after_another)
+            by()
+        assert meanwhile
+        assert QueuedTask.objects.get(number=swapping.pk).urgent
+    assert QueuedTask.objects.take("migrations").number == swapping.pk
 
 
 @pytest.mark.django_db(transaction=True)

@@ -4,7 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from django.db import IntegrityError, OperationalError
+from django.db import IntegrityError, OperationalError, ProgrammingError
 
 from jobs import watch
 from volmig import database
@@ -105,6 +105,19 @@ def test_an_outage_is_one_line_and_other_faults_keep_their_traceback(clock, capl
     assert len(lines(caplog)) == 2
     outage.failed(IntegrityError("duplicate"))
     assert caplog.records[-1].exc_info
+
+
+@pytest.mark.django_db
+def test_a_statement_that_is_refused_again_and_again_is_said_once_until_it_succeeds(clock, caplog):
+    outage = database.Outage("watcher")
+    for outages in (1, 2):
+        for number in range(80):
+            assert outage.failed(IntegrityError(f"Key (id)=({number}) already exists.")) <= database.LONGEST
+            clock.now += 5
+        outage.failed(ProgrammingError("no such column"))  # another fault
+        said = [record.exc_info[0] for record in caplog.records if record.exc_info]
+        assert said == [IntegrityError, ProgrammingError] * outages
+        outage.over()
 
 
 class Stopping:

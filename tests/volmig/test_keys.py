@@ -1,5 +1,7 @@
 """The keys of several machines: made once, compared by every other machine, replaced only on purpose."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from cryptography.fernet import Fernet
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import OperationalError
@@ -98,7 +101,7 @@ def test_a_machine_without_keys_is_refused_with_one_sentence_that_says_what_to_c
     assert said.count(". ") == 0
     assert said.startswith("Machine b has no secret_key")
     for name in data.KEYS:
-        assert name in said.split(" (not those that machine a registered")[0]
+        assert name in said.split(" (those that machine a registered")[0]
         assert str(first / name) in said
         assert str(site.root / "b" / name) in said
 
@@ -150,7 +153,7 @@ def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alon
     second = shutil.copytree(first, site.root / "b")
     (second / name).unlink()
     said = site.refused("b")
-    assert said.startswith(f"Machine b has no {name} (not the one that machine a registered on ")
+    assert said.startswith(f"Machine b has no {name} (the one that machine a registered on ")
     assert f"copy {first / name} of a to {second / name} of b" in said
     assert not any(other in said.split(" (")[0].split() for other in data.KEYS if other != name)
     site.on("b")
@@ -164,7 +167,7 @@ def test_web_and_workers_each_make_the_keys_of_their_kind_and_share_the_others(s
     web = site.start("web1", "web")
     assert set(files(web)) == {"secret_key", "factor_key", "seal_key", "audit_key", "evidence_key", "sealing_keys"}
     said = site.refused("wrk1", "workers")
-    assert said.startswith("Machine wrk1 has no audit_key, evidence_key, sealing_keys (not those that machine web1 ")
+    assert said.startswith("Machine wrk1 has no audit_key, evidence_key, sealing_keys (those that machine web1 ")
     assert "secret_key" not in said
     for name in ("audit_key", "evidence_key", "sealing_keys"):
         shutil.copy(web / name, site.root / "wrk1" / name)
@@ -344,6 +347,97 @@ def test_a_lost_key_can_be_replaced_by_a_new_one_knowing_what_is_lost(site, type
     assert (place / name).exists()
 
 
+def rotate_evidence(typed):
+    call_command("rotate_evidence_key")
+
+
+def renew_secret(typed):
+    typed("secret_key")
+    call_command("keys", renew="secret_key")
+
+
+REPLACED = [
+    pytest.param("evidence_key", rotate_evidence, "evidence.key-rotated", id="rotated"),
+    pytest.param("secret_key", renew_secret, "keys.register", id="renewed"),
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("name", "command", "action"), REPLACED)
+def test_a_transaction_that_cannot_be_committed_leaves_the_key_as_it_was(
+    site, typed, monkeypatch, name, command, action
+):
+    place = site.start("a")
+    signing.record_key()
+    before, append = files(place), Event.append
+
+    def bad_append(*args, **more):
+        append(*args, **more)
+        get_user_model().groups.through.objects.create(user_id=10**9, group_id=10**9)  # checked at the commit
+
+    monkeypatch.setattr(Event, "append", bad_append)
+    with pytest.raises(CommandError, match=r"(Nothing was|The key was not) changed: "):
+        command(typed)
+    assert files(place) == before
+    assert not Event.objects.filter(action=action).exists()
+    site.start("a")
+    assert keys.mismatches() == []
+
+
+@pytest.mark.parametrize(("name", "command", "action"), REPLACED)
+def test_a_replacement_that_is_cut_off_after_the_commit_is_said_and_completed(
+    site, typed, monkeypatch, capsys, name, command, action
+):
+    place = site.start("a")
+    before = (place / name).read_bytes()
+    with monkeypatch.context() as killed:
+        killed.setattr(data, "put_in_place", no_space)
+        with pytest.raises(CommandError, match=r"is registered, but could not take its place.*manage\.py keys"):
+            command(typed)
+    assert (place / name).read_bytes() == before, "the old key is not lost before the new one is in its place"
+    site.on("a")
+    assert f"the replacement of {name} was cut off. Run  manage.py keys" in keys.mismatches()[0]
+    call_command("keys")
+    assert f"The replacement of {name} had been cut off and is completed" in capsys.readouterr().out
+    assert not [path for path in place.iterdir() if path.suffix == ".new"]
+    assert (place / name).read_bytes() != before
+    site.start("a")
+    assert signing.current()
+
+
+@pytest.mark.parametrize(("name", "command", "action"), REPLACED)
+@pytest.mark.parametrize("commits", [False, True])
+def test_where_the_database_does_not_say_what_became_of_a_replacement_both_keys_are_kept(
+    site, typed, monkeypatch, name, command, action, commits
+):
+    place = site.start("a")
+    before, register = (place / name).read_bytes(), keys.register
+
+    def lost(*args):
+        if commits:
+            register(*args)
+            raise SystemExit("killed")
+        raise OperationalError("the server closed the connection unexpectedly")
+
+    with monkeypatch.context() as away:
+        away.setattr(keys, "fault", lambda: OperationalError("the server is away"))
+        away.setattr(keys, "register", lost)
+        if commits:  # as an answer that was lost on its way
+            away.setattr(keys, "transaction", SimpleNamespace(atomic=contextlib.nullcontext))
+        with pytest.raises(CommandError, match=r"It is not known whether.*manage\.py keys"):
+            command(typed)
+    assert (place / name).read_bytes() == before
+    assert (place / f"{name}.new").exists()
+    site.on("a")
+    call_command("keys")
+    assert ((place / name).read_bytes() != before, (place / f"{name}.new").exists()) == (commits, False)
+    assert keys.mismatches() == []
+
+
+def no_space(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_running_process_notices_that_a_key_was_replaced(site, typed):
     first = site.start("a", "web")
     second = shutil.copytree(first, site.root / "b")
@@ -352,10 +446,7 @@ def test_a_running_process_notices_that_a_key_was_replaced(site, typed):
     site.on("b", "web")
     assert keys.mismatches()[0].startswith("Machine b has another secret_key")
     shutil.copy(first / "secret_key", second / "secret_key")
-    assert keys.mismatches() == [
-        "This process on machine b began with another secret_key than a has registered since, and which lies here now: "
-        "start it again."
-    ]
+    assert keys.mismatches() == ["Machine b: this process still uses the old secret_key. Restart it."]
     site.on("b", "web")
     assert keys.mismatches() == []
 

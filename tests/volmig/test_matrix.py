@@ -1,6 +1,7 @@
 """Every address and live connection, for every role, method and team: nothing is allowed that is not listed here."""
 
 import asyncio
+import html
 import json
 import uuid
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
 from django.test import Client
-from django.urls import get_resolver, reverse
+from django.urls import get_resolver, resolve, reverse
 from django.utils import timezone
 
 from hosts.models import Cloud
@@ -22,10 +23,12 @@ from tests.factories import an_instance
 from tests.pages import scenes
 from volmig.accounts.models import Login, Team, Token
 from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
+from volmig.record.models import Event
 
 ANYBODY = "anybody"  # no login is needed
 KNOWN = "known"  # whoever is logged in, whatever their roles
-# address -> method -> the verb that a role has to allow; methods that are not here are answered with 405.
+# address -> method -> the verb that a role has to allow; methods that are not here are answered with 405; but
+# a GET of what is only posted, as from a bookmark, leads to the page that it belongs to.
 MATRIX = {
     "login": {"GET": ANYBODY, "POST": ANYBODY},
     "login_code": {"GET": ANYBODY, "POST": ANYBODY},
@@ -275,7 +278,7 @@ def somebodys_token():
 
 
 def wanted(name, who, method, team):
-    """What has to come of it: login, 405, 403, 404 or allowed."""
+    """What has to come of it: login, 405, led, 403, 404 or allowed."""
     verb = MATRIX[name].get(method)
     roles = {who} & set(ALLOWS)
     known = who not in ("anonymous", "disabled")
@@ -284,7 +287,7 @@ def wanted(name, who, method, team):
     if not known:
         return "login or 405"
     if not verb:
-        return "405"
+        return "led" if method == "GET" and not name.startswith("api:") else "405"
     if verb == KNOWN:
         return "allowed"
     if not any(verb in ALLOWS[role] for role in roles):
@@ -300,6 +303,13 @@ def outcome(response):
     if response.status_code == 302 and response.headers["Location"].startswith("/login/"):
         return "login"
     return str(response.status_code) if response.status_code in (403, 404, 405) else "allowed"
+
+
+def is_led(name, method, response):
+    """Whether it leads from what is only posted to a page."""
+    if method != "GET" or "GET" in MATRIX[name] or response.status_code != 302:
+        return False
+    return "GET" in MATRIX[resolve(response.headers["Location"]).view_name]
 
 
 def fits(name, got, want):
@@ -354,13 +364,30 @@ def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things)
             for method in METHODS:
                 try:
                     with transaction.atomic():
-                        got = outcome(client.generic(method, address, **body(name, method), **shown))
+                        response = client.generic(method, address, **body(name, method), **shown)
+                        got = outcome(response)
+                        if got == "allowed" and is_led(name, method, response):
+                            got = "led"
                         raise Undone
                 except Undone:
                     client.cookies.load(cookies.replace("Set-Cookie: ", ""))
                 if not fits(name, got, want := wanted(name, who, method, team)):
                     wrong.append(f"{method} {address} of {team} by {who}: {got}, not {want}")
     assert not wrong, "\n".join(wrong)
+
+
+POSTED = [name for name, methods in MATRIX.items() if "GET" not in methods and not name.startswith("api:")]
+
+
+@pytest.mark.parametrize("name", POSTED)
+def test_what_is_only_posted_leads_to_a_page_that_says_that_nothing_was_changed(name, people, things):
+    client, _ = entered("administrator", people, name)
+    before = Event.objects.count()
+    address = reverse(name, args=arguments(name, things["red"]))
+    assert client.head(address).status_code == 302
+    response = client.get(address, follow=True)
+    assert "what you opened is the address of a button" in html.unescape(response.content.decode())
+    assert Event.objects.count() == before
 
 
 @pytest.mark.parametrize("name", MATRIX)

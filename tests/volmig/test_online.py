@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from django.core.management.base import CommandError
 from django.db import (
     NotSupportedError,
     OperationalError,
@@ -391,6 +392,72 @@ def test_a_machine_that_waits_to_prepare_does_not_hold_up_the_index(tables):
     assert valid()
 
 
+def in_turn(act):
+    """A thread that does this when nobody else prepares the database."""
+
+    def run():
+        try:
+            with up.alone():
+                act()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_whoever_waits_until_another_has_prepared_the_database_says_so_once(transactional_db, capsys):
+    done, said = threading.Event(), ""
+    with up.alone():
+        other = in_turn(done.set)
+        for _ in polls():
+            if said := said + capsys.readouterr().out:
+                break
+        assert not done.is_set()
+    other.join(60)
+    assert done.is_set()
+    said += capsys.readouterr().out
+    assert said == "Another process prepares the database, or asks for its administrator. Waiting for it.\n"
+
+
+def test_whoever_fails_while_preparing_holds_up_nobody_afterwards(transactional_db):
+    with pytest.raises(CommandError), up.alone():
+        raise CommandError("no administrator")
+    done = threading.Event()
+    in_turn(done.set).join(60)
+    assert done.is_set()
+
+
+@only_postgresql
+def test_a_server_that_restarts_while_it_is_prepared_is_waited_for_although_it_is_back_at_once(transactional_db):
+    tries = []
+
+    def act():
+        tries.append(1)
+        if len(tries) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    up.when_possible("prepare", act)
+    assert len(tries) == 2
+
+
+@only_postgresql
+def test_a_statement_that_fails_on_a_server_that_is_there_is_not_tried_again(transactional_db):
+    tries = []
+
+    def act():
+        tries.append(1)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL statement_timeout = 1")
+            cursor.execute("SELECT pg_sleep(5)")
+
+    with pytest.raises(OperationalError):
+        up.when_possible("prepare", act)
+    assert len(tries) == 1
+
+
 @only_postgresql
 def test_a_change_of_a_table_that_is_in_use_lets_the_others_pass_and_is_tried_again(tables, monkeypatch):
     """A column needs the table for a moment. Behind a long transaction all who come later would wait, too."""
@@ -416,6 +483,68 @@ def test_a_change_of_a_table_that_is_in_use_lets_the_others_pass_and_is_tried_ag
     assert preparing.end() is None
     assert said == ["A table that has to be changed is in use by a long transaction. Trying again."] * len(said)
     assert said
+
+
+ENABLE = "ALTER TABLE jobs_job ENABLE TRIGGER USER"  # a change that needs the table for a moment
+
+
+@only_postgresql
+def test_a_change_after_an_online_one_lets_the_others_pass_as_well(tables, monkeypatch):
+    """As 0015 of jobs, in whose upgrade 0014 comes first and waits for everybody without a limit."""
+    monkeypatch.setattr(online, "LOCK_SECONDS", 1)
+    built, held, paused, resumed, said = *(threading.Event() for _ in range(4)), []
+
+    def migrate(*_, **__):
+        run(online.AddIndexOnline("job", INDEX))
+        built.set()
+        held.wait(30)
+        run(online.AddTriggersOnline([ENABLE], []))
+
+    def pause(_):
+        paused.set()
+        resumed.wait(30)
+
+    monkeypatch.setattr(online, "call_command", migrate)
+    monkeypatch.setattr(online, "time", SimpleNamespace(sleep=pause))
+    preparing = Behind(lambda: online.migrate(said.append))
+    assert built.wait(60)
+    other = Other(WRITES)
+    held.set()
+    try:
+        assert paused.wait(15), "it waits without a limit, and all writers wait behind it"
+        writes()
+    finally:
+        other.end()
+        resumed.set()
+        assert preparing.end() is None
+    assert said == ["A table that has to be changed is in use by a long transaction. Trying again."] * len(said)
+
+
+def lock_timeout():
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        return cursor.fetchone()[0]
+
+
+@only_postgresql
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: run(online.AddIndexOnline("job", INDEX)),
+        lambda: run(online.AddIndexOnline("job", INDEX), backwards=True),
+        lambda: run(online.RemoveUnlistedIndexOnline("job_probe")),
+        online.rebuild_unfinished,
+        lambda: online.migrate(print),
+    ],
+)
+def test_whoever_waits_without_a_limit_puts_the_limit_back(tables, monkeypatch, change):
+    monkeypatch.setattr(online, "call_command", lambda *_, **__: None)
+    online.set_lock_timeout("1234ms")
+    try:
+        change()
+        assert lock_timeout() == "1234ms"
+    finally:
+        online.set_lock_timeout("0")
 
 
 def test_an_error_that_is_no_lock_is_not_tried_again(tables, monkeypatch):

@@ -1,6 +1,7 @@
 """More requests than can be answered: a short wait, 503 with a time to come back, and health checks beside all that."""
 
 import asyncio
+import json
 import logging
 import sys
 
@@ -8,8 +9,10 @@ import psycopg
 import pytest
 from django.db import InterfaceError, OperationalError, connection
 from django.test import RequestFactory
+from django.urls import reverse
 
 from volmig import database, logs, overload
+from volmig.health import tallies
 
 SHORT = 0.05  # seconds of patience, where a test waits for their end
 
@@ -93,18 +96,77 @@ def test_whoever_waits_too_long_is_refused_and_leaves_the_place_to_others():
     asyncio.run(run())
 
 
-def test_health_checks_are_answered_while_pages_take_every_place():
+class Stuck(Application):
+    """Answers only these paths; all others never, until they are let."""
+
+    def __init__(self, *paths):
+        super().__init__()
+        self.paths = paths
+
+    async def __call__(self, scope, receive, send):
+        if scope["path"] not in self.paths:
+            await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"page"})
+
+
+@pytest.mark.parametrize("path", [reverse("health_live"), reverse("metrics"), reverse("login"), reverse("login_code")])
+def test_health_checks_and_logins_are_answered_while_pages_take_every_place(path):
     async def run():
-        application = Application()
+        application = Stuck(path)
         bounded = overload.Bounded(application, 1)
-        tasks = await started(bounded, [Client() for _ in range(10)])
-        application.go.set()  # for who comes from now on; the others are still at it
-        probe = Client("/healthz/live")
-        await bounded(probe.scope, probe.receive, probe.send)
-        assert probe.status == 200
+        pages = [Client() for _ in range(10)]
+        tasks = await started(bounded, pages)
+        assert 503 in {each.status for each in pages}
+        wanted = Client(path)
+        await bounded(wanted.scope, wanted.receive, wanted.send)
+        assert wanted.status == 200
+        application.go.set()
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz/live"])
+def test_a_flood_of_logins_takes_no_place_from_others(path):
+    async def run():
+        application = Stuck(path)
+        bounded = overload.Bounded(application, 1)
+        logins = [Client("/login/") for _ in range(50)]
+        tasks = await started(bounded, logins)
+        assert sum(each.status == 503 for each in logins) == 50 - overload.LOGIN_WIDTH * (1 + overload.WAITING)
+        other = Client(path)
+        await bounded(other.scope, other.receive, other.send)
+        assert other.status == 200
+        application.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setattr(tallies, "counted", {})
+    return lambda: {json.loads(labels)["reason"]: number for (_, labels, _), number in tallies.counted.items()}
+
+
+def test_every_answer_of_503_is_counted_by_its_reason(counted):
+    async def run():
+        application = Application()
+        bounded, sockets = overload.Bounded(application, 1), overload.Sockets(application, 0)
+        tasks = await started(bounded, [Client() for _ in range(1 + overload.WAITING + 3)])
+        await sockets(Client().scope, Client().receive, Client().send)
+        application.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    raised(OperationalError("database is locked" if connection.vendor == "sqlite" else "the server is away"))
+    assert counted() == {"busy": 3, "live-pages": 1, "database": 1}
+    assert counted().keys() == {*tallies.UNAVAILABLE}
+
+
+def test_the_pool_of_connections_has_one_for_each_place_beside_requests():
+    assert database.BESIDE_REQUESTS >= overload.HEALTH_WIDTH + overload.LOGIN_WIDTH + 6  # what its comment lists
 
 
 def test_a_client_that_sends_slowly_takes_no_place():

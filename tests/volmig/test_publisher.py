@@ -10,6 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db.models import F
 from django.urls import reverse
+from django.utils import timezone
 
 from volmig import data, incarnation
 from volmig.record import heads
@@ -200,6 +201,21 @@ def test_two_processes_with_equal_names_and_directories_do_not_both_publish(mach
     assert Publisher.take(one.owner, place, "a", path)
     assert not Publisher.take(other.owner, place, "a", path)
     assert Publisher.take(one.owner, place, "a", path)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_machine_whose_clock_is_wrong_writes_the_databases_time(machines, monkeypatch, hours):
+    right = timezone.now
+    monkeypatch.setattr("django.utils.timezone.now", lambda: right() + dt.timedelta(hours=hours))
+    machines.turn("a")
+    first = Publisher.current()
+    machines.later(100)
+    machines.turn("b")
+    second = Publisher.current()
+    assert (first.host, second.host) == ("a", "b")
+    for row in (first, second):
+        for at in (row.since, row.at, row.until):
+            assert abs(at - right()) < dt.timedelta(minutes=5)
 
 
 def test_a_lease_of_before_the_clock_was_set_back_runs_out(machines):

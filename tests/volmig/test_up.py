@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.core.management.base import CommandError
 
 from tests.rig import free_port
 from volmig import beats, broker
@@ -228,7 +229,7 @@ def test_a_second_one_on_the_same_data_is_refused(up):
     until(lambda: family(first.process.pid))
     second = up("watcher")
     assert second.process.wait(30) == 1
-    assert "runs already" in second.log.read_text()
+    assert "volmig's watcher is already running" in second.log.read_text()
 
 
 def test_parts_that_start_for_the_first_time_at_once_make_everything_once(up, tmp_path):
@@ -270,6 +271,19 @@ def child(monkeypatch):
     yield make
     for each in made:
         each.kill()
+
+
+def test_a_part_that_has_run_is_started_again_however_soon_it_ends(child):
+    web, new = child("web"), child("web")
+    web.started -= 70
+    web.ended(1)
+    assert web.pause == 1
+    for pause in (2, 4):
+        web.start()
+        web.ended(1)
+        assert web.pause == pause
+    with pytest.raises(CommandError, match="web ended at once with status 1: see its message above"):
+        new.ended(1)
 
 
 def beaten(child, seconds_ago):

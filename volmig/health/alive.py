@@ -10,26 +10,18 @@ from dataclasses import dataclass, field
 from django.db.models import Count, Min
 from django.utils import timezone
 
-from volmig.health import heart
+from volmig.health import absent, heart
 from volmig.health.models import KEPT, Incident, Process
 from volmig.models import QueuedTask
-from volmig.queue import BACKGROUND, MIGRATIONS
+from volmig.parts import BACKGROUND, MIGRATIONS, called, of_group, of_queue
 from volmig.templatetags.units import spoken
 
-STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
 SKEW = 5.0  # seconds; leases, which are for 10 s and more, are by the database's clock, alarms by that of the machine
 LOW, LOW_SHARE = 1024**3, 0.1  # free bytes of a data directory's disk, and share of it, of which both are too little
 TOOK_OVER = dt.timedelta(seconds=15)  # by which the end of a process may lie after its last heartbeat
 TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to live at the same time
 SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
 NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
-CALLED = {
-    "web": "the web process",
-    "workers": "the workers",
-    "background": "the background workers",
-    "watcher": "the watcher",
-}
-GROUPS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # as `manage.py up` has them
 MISSING = {
     "workers": ("No workers run.", "Migrations stand still until they are started: manage.py up workers."),
     "background": (
@@ -60,39 +52,32 @@ class Trouble:
 
 def troubles() -> list[Trouble]:
     """What is wrong with volmig's own processes and machines, and what was a moment ago; three queries."""
+    return [*now(), *over(Incident.objects.lately(SHOWN))]
+
+
+def now() -> list[Trouble]:
+    """What is wrong with them."""
     rows = list(Process.objects.with_age())
     found = machines(rows)
-    # Where the disk is full, heartbeats cannot be written into a database on it, and the full disk is listed.
-    full = {each.machine for each in found if (each.kind, each.part) == ("disk", "full")}
+    # Heartbeats cannot be written into a database on such a disk, which is listed.
+    unwritable = {each.machine for each in found if each.kind == "disk" and each.part != "low"}
     gone = missing(rows)
     return [
         *gone,
-        *(each for each in late(rows) if each.machine not in full),
+        *(each for each in late(rows) if each.machine not in unwritable),
         *found,
         *namesakes(rows),
         *(each for each in backlog() if not any(other.part == each.part for other in gone)),
-        *over(Incident.objects.lately(SHOWN)),
     ]
 
 
 def missing(rows: list[Process]) -> list[Trouble]:
     """Parts of which no process runs anywhere, unless volmig is only just starting."""
-    alive = [row for row in rows if not row.late]
-    if not any(row.beaten_at - row.started_at >= STARTING for row in alive):
-        return []
-    there = {row.part for row in alive}
+    gone = absent.parts(rows)
     return [
-        Trouble(
-            "missing",
-            "",
-            part,
-            sentence,
-            advice,
-            bad=part != "background",
-            since=max((row.beaten_at for row in rows if row.part == part), default=None),
-        )
+        Trouble("missing", "", part, sentence, advice, bad=part != "background", since=gone[part])
         for part, (sentence, advice) in MISSING.items()
-        if part not in there
+        if part in gone
     ]
 
 
@@ -110,7 +95,7 @@ def late(rows: list[Process]) -> list[Trouble]:
             "late",
             row.machine,
             row.part,
-            f"No heartbeat from {CALLED.get(row.part, row.part)}: the process has ended or hangs.",
+            f"No heartbeat from {called(row.part)}: the process has ended or hangs.",
             f"Check {row.machine}.",
             since=row.beaten_at,
         )
@@ -121,10 +106,10 @@ def late(rows: list[Process]) -> list[Trouble]:
 
 def machines(rows: list[Process]) -> list[Trouble]:
     """Disks and clocks, each machine once. Of the disk of this machine what it is now: full, it takes no heartbeat."""
-    here, own = heart.place(), heart.disk()
+    here, own = heart.pid_space(), heart.disk()
     found = {}
     for row in rows:
-        local = row.place == here
+        local = row.pid_space == here
         if row.late and not local:
             continue
         free, size = (own["disk_free"], own["disk_size"]) if local else (row.disk_free, row.disk_size)
@@ -141,7 +126,7 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
     found = set()
     for one in alive:
         for other in alive:
-            if (one.machine, one.part) == (other.machine, other.part) and one.place < other.place:
+            if (one.machine, one.part) == (other.machine, other.part) and one.pid_space < other.pid_space:
                 lived = min(one.beaten_at, other.beaten_at) - max(one.started_at, other.started_at)
                 if lived >= TOGETHER:
                     found.add(one.machine)
@@ -158,25 +143,26 @@ def namesakes(rows: list[Process]) -> list[Trouble]:
     ]
 
 
-# Of each queue: for how many seconds its oldest task may wait, for which part, and what is said of it.
+# Of each queue: for how many seconds its oldest task may wait, what is said of it, and what makes more workers.
 WAITING = {
-    MIGRATIONS: (30.0, "workers", "Migrations wait for a worker", "VOLMIG_WORKERS"),
-    BACKGROUND: (300.0, "background", "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
+    MIGRATIONS: (30.0, "Migrations wait for a worker", "VOLMIG_WORKERS"),
+    BACKGROUND: (300.0, "Refreshes, scans and notices wait for a worker", "VOLMIG_BACKGROUND_WORKERS"),
 }
 
 
 def backlog() -> list[Trouble]:
     """Queues whose oldest task has waited for too long."""
-    now = timezone.now()
+    at = timezone.now()
     waiting = QueuedTask.objects.waiting().filter(queue__in=WAITING).order_by().values("queue")
     found = []
     for row in waiting.annotate(count=Count("pk"), oldest=Min("queued_at")):
-        age = (now - row["oldest"]).total_seconds()
-        patience, part, what, variable = WAITING[row["queue"]]
+        age = (at - row["oldest"]).total_seconds()
+        patience, what, variable = WAITING[row["queue"]]
         if age > patience:
             tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
-            advice = f"The workers work it off. If this lasts, start more of them ({variable}, or another machine)."
+            advice = f"They will catch up. If this lasts, start more of them ({variable}, or another machine)."
             said = f"{what}: {tasks}, the oldest for {spoken(age)}."
+            part = of_queue(row["queue"]).name
             found.append(Trouble("backlog", "", part, said, advice, bad=row["queue"] == MIGRATIONS))
     return found
 
@@ -218,10 +204,10 @@ def outage(kind: str, group: Group) -> Trouble:
 
 def ended_unexpectedly(kind: str, group: Group) -> Trouble:
     last = group.rows[-1]
-    called, often = CALLED.get(last.part, last.part), len(group.rows)
+    name, often = called(last.part), len(group.rows)
     how_often = f"ended unexpectedly {often} times, last" if often > 1 else "ended unexpectedly"
     when = times(last.began_at, last.ended_at, "between", "and")
-    said = f"{called[:1].upper()}{called[1:]} {how_often} {when}, and started again."
+    said = f"{name[:1].upper()}{name[1:]} {how_often} {when}, and started again."
     return ended(kind, group, last.machine, said, f"If it happens again, read the log of {last.machine}.")
 
 
@@ -230,7 +216,8 @@ def lost_leases(kind: str, group: Group) -> Trouble:
     numbers = sorted({row.part for row in group.rows}, key=lambda each: (len(each), each))
     one = len(numbers) == 1
     which = f"migration {numbers[0]}" if one else f"{len(numbers)} migrations"
-    said = f"Workers lost {which} {group.when}: they ended, or could not reach the database. Others took over."
+    why = "they ended, or could not reach the database"
+    said = f"Workers stopped handling {which} {group.when}: {why}. Others took over."
     detail = f"{'Migration' if one else 'Migrations'} {', '.join(numbers)}. {group.rows[-1].detail}"
     return ended(kind, group, "", said, "It is over; migrations continue.", detail)
 
@@ -249,20 +236,25 @@ HAPPENED: dict[str, Callable[[str, Group], Trouble]] = {
 
 
 def times(began: dt.datetime, ended: dt.datetime, first: str = "from", second: str = "to") -> str:
-    """From when to when, in the time zone of pages, to the second."""
+    """From when to when, in the time zone of pages, to the second; with a day where that is not today's."""
     one, other = timezone.localtime(began), timezone.localtime(ended)
-    return f"{first} {one:%H:%M:%S} {second} {other:%H:%M:%S} {other:%Z}"
+    return f"{first} {clock(one, timezone.localdate())} {second} {clock(other, one.date())} {other:%Z}"
+
+
+def clock(at: dt.datetime, day: dt.date) -> str:
+    return f"{at:%H:%M:%S}" if at.date() == day else f"{at.day} {at:%B}, {at:%H:%M:%S}"
 
 
 def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None:
     if free is None or size is None:
-        return None
+        advice = "Check that its disk or its share works."
+        return Trouble("disk", machine, "unreadable", "The data directory cannot be read.", advice)
     full = free < heart.FULL
     if not full and free >= min(LOW, LOW_SHARE * size):
         return None
     sentence = "The disk of the data directory is full." if full else "The disk of the data directory is almost full."
     detail = f"{free // 1024**2} of {size // 1024**2} MiB are free."
-    return Trouble("disk", machine, "full" if full else "low", sentence, "Make space.", detail, full)
+    return Trouble("disk", machine, "full" if full else "low", sentence, "Free disk space.", detail, full)
 
 
 def wrong_clock(machine: str, skew: float) -> Trouble:
@@ -276,12 +268,15 @@ def faults(group: str) -> list[str]:
 
     By their own heartbeats alone: what is wrong elsewhere is no reason to start them anew.
     """
-    mine = {row.part: row for row in Process.objects.with_age().filter(place=heart.place()).order_by("beaten_at")}
+    rows = list(Process.objects.with_age().filter(pid_space=heart.pid_space()).order_by("beaten_at"))
     found = []
-    for part in GROUPS[group]:
-        if part not in mine:
-            found.append(f"No heartbeat from {CALLED[part]} of this machine.")
-        elif mine[part].late:
-            ago = spoken(mine[part].age.total_seconds())
-            found.append(f"The last heartbeat from {CALLED[part]} of this machine was {ago} ago.")
+    for part in of_group(group):
+        mine = [row for row in rows if row.part == part.name]
+        # One of several that has ended is started again, and one that hangs is not: it has not ended.
+        late = [row for row in mine if row.late and (row is mine[-1] or row.is_there)]
+        if not mine:
+            found.append(f"No heartbeat from {part.called} of this machine.")
+        elif late:
+            which, ago = f"{part.called} of this machine", spoken(late[0].age.total_seconds())
+            found.append(f"The last heartbeat from {which} was {ago} ago.")
     return found

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -22,7 +21,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
-from volmig import __version__, database
+from volmig import __version__, data, database
 from volmig.health import tallies
 from volmig.health.models import Process
 
@@ -31,6 +30,7 @@ EVERY = 10.0  # seconds
 FULL = 16 * 1024 * 1024  # free bytes; with less, neither a key nor a head can be relied on to be written
 PATIENCE = 3.0  # seconds that the end of a process waits for a heartbeat that is being written
 SUPERVISOR = "VOLMIG_SUPERVISOR"  # the PID of `manage.py up`, in the environment of what it started
+TURN_EVERY, LOOP_PATIENCE = 1.0, 30.0  # seconds between turns of a web process's event loop, and for which it may hang
 SLOW = 2.0  # seconds that the database takes to answer with its time, after which nothing is known of the skew
 
 hearts: dict[tuple[int, str], "Heart"] = {}
@@ -56,12 +56,25 @@ def start(part: str, patience: float | None = None) -> "Heart":
 
 
 async def lifespan(scope: Any, receive: Any, send: Any) -> None:
-    """For the web server, which ends by a signal: before that, nobody has to miss this process any more."""
+    """For the web server: the event loop has a heart, which stops before the process ends by a signal, so that nobody
+    misses it."""
+    turning = asyncio.create_task(take_turns())
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": message["type"] + ".complete"})
+    turning.cancel()
     for each in list(hearts.values()):
         await asyncio.to_thread(each.stop)
     await send({"type": "lifespan.shutdown.complete"})
+
+
+async def take_turns() -> None:
+    """In an event loop: one that hangs comes to no next turn."""
+    while True:
+        try:
+            turn("web", LOOP_PATIENCE)
+        except OSError as error:  # of the data directory, which a heart names
+            log.warning("The heart of this web process does not start: %s", error)
+        await asyncio.sleep(TURN_EVERY)
 
 
 def gauge(name: str, read: Callable[[], float]) -> None:
@@ -69,17 +82,16 @@ def gauge(name: str, read: Callable[[], float]) -> None:
     gauges[name] = read
 
 
-def place() -> str:
-    """What this machine, PID namespace and data directory are called together: hostnames alone may be the same.
+def pid_space() -> str:
+    """Names where a PID is that of one process of this data directory: its place, the host and the PID namespace.
 
-    The same for every process and every command there, also within the units, which hide all of /proc/sys.
+    Hostnames alone may be the same. It is the same for every process and every command there, also within the units,
+    which hide all of /proc/sys.
     """
-    machine, namespace = "", 0
-    with contextlib.suppress(OSError):
-        machine = Path("/etc/machine-id").read_text().strip()
+    namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    named = f"{machine} {socket.gethostname()} {namespace} {settings.DATA}"
+    named = f"{data.place(settings.DATA)} {data.here()} {namespace}"
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
@@ -91,7 +103,7 @@ def is_orphan() -> bool:
 
 def skew() -> float | None:
     """By how many seconds this machine's clock is ahead of the database's; None when the answer took too long."""
-    if connection.vendor != "postgresql":
+    if not database.is_postgresql():
         return 0.0  # in a file: it has the clock of this machine
     began = time.time()
     with connection.cursor() as cursor:
@@ -110,8 +122,8 @@ class Heart(threading.Thread):
         self.over, self.writing = threading.Event(), threading.Lock()
         self.process = Process(
             name=uuid.uuid4().hex,
-            machine=socket.gethostname(),
-            place=place(),
+            machine=data.here(),
+            pid_space=pid_space(),
             part=part,
             pid=os.getpid(),
             version=__version__,
@@ -125,8 +137,11 @@ class Heart(threading.Thread):
         # Not atexit: a process that was forked by multiprocessing leaves without it.
         util.Finalize(None, self.stop, exitpriority=10)
         while not self.over.is_set():
-            self.beat()
-            self.serve()
+            try:
+                self.beat()
+                self.serve()
+            except Exception:  # without this thread a process that works would be missed for ever
+                log.exception("The heartbeat of %s failed. Trying again.", self.process)
             self.over.wait(EVERY)
 
     def beat(self) -> None:
@@ -184,13 +199,15 @@ class Heart(threading.Thread):
 
 
 def disk_is_full() -> bool:
+    """Whether nothing can be relied on to be written there, because it is full or cannot be read."""
+    free = disk()["disk_free"]
+    return free is None or free < FULL
+
+
+def disk() -> dict[str, int | None]:
+    """The disk of the data directory, in bytes: free for volmig, and in all; None where it cannot be read."""
     try:
-        return int(disk()["disk_free"]) < FULL
+        usage = shutil.disk_usage(settings.DATA)
     except OSError:
-        return True
-
-
-def disk() -> dict[str, Any]:
-    """The disk of the data directory, in bytes: what volmig may use of it, and all of it."""
-    usage = shutil.disk_usage(settings.DATA)
+        return {"disk_free": None, "disk_size": None}
     return {"disk_free": usage.free, "disk_size": usage.total}

@@ -28,10 +28,11 @@ from jobs.engine import states
 from jobs.engine.checks import SKEW
 from jobs.models import Approval, Footprint, Job, StepRun
 from volmig import __version__, incarnation
-from volmig.health.models import PARTS, Process, Tally
-from volmig.health.tallies import SERIES, Series
+from volmig.database import is_postgresql
+from volmig.health.models import Process, Tally
+from volmig.health.tallies import SERIES, UNAVAILABLE, Series
 from volmig.models import Notice, QueuedTask
-from volmig.queue import BACKGROUND, MIGRATIONS
+from volmig.parts import BACKGROUND, MIGRATIONS, PARTS
 from volmig.record.models import ChainHead, Event
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -198,7 +199,7 @@ def audit() -> Iterator[Metric]:
 def database() -> Iterator[Metric]:
     """Connections, of PostgreSQL alone."""
     rows: list[tuple[str, float]] = []
-    if connection.vendor == "postgresql":
+    if is_postgresql():
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),"
@@ -221,8 +222,10 @@ def sums() -> Iterator[Metric]:
             values_of = json.loads(labels)
             key = tuple(str(values_of.get(label, "")) for label in SERIES[name].labels)
             found[name].setdefault(key, {})[bound] = value
-    for outcome in OUTCOMES:  # from the start, or the first failure would be no increase
-        found["volmig_ssh_connects"].setdefault((outcome,), {"": 0.0})
+    # From the start, or the first failure would be no increase.
+    for name, values in (("volmig_ssh_connects", OUTCOMES), ("volmig_unavailable_answers", UNAVAILABLE)):
+        for each in values:
+            found[name].setdefault((each,), {"": 0.0})
     for name, rows in found.items():
         yield histogram(name, SERIES[name], rows) if SERIES[name].bounds else counter(name, SERIES[name], rows)
 

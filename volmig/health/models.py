@@ -11,7 +11,6 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 log = logging.getLogger(__name__)
-PARTS = ("web", "workers", "background", "watcher")
 LATE = dt.timedelta(seconds=45)  # without a heartbeat, of which one is due every ten seconds
 KEPT = dt.timedelta(days=1)  # for so long a process that is lost is shown, unless another takes its place
 
@@ -27,29 +26,29 @@ class ProcessQuerySet(models.QuerySet["Process"]):
         return self.annotate(age=age)
 
     def ended_before(self, process: "Process") -> "list[Process]":
-        """Earlier processes at the place of `process` that ended without an orderly stop: by their PIDs, so this is to
-        be called there."""
-        there = self.with_age().filter(place=process.place, part=process.part).exclude(name=process.name)
-        return [row for row in there if not Path(f"/proc/{row.pid}").exists()]
+        """Earlier processes in the PID space of `process` that ended without an orderly stop: by their PIDs, so this is
+        to be called there."""
+        there = self.with_age().filter(pid_space=process.pid_space, part=process.part).exclude(name=process.name)
+        return [row for row in there if not row.is_there]
 
     def replaced_by(self, process: "Process", ended: "list[Process]") -> Self:
         """Rows of earlier processes that this one stands for, and rows too old to be shown."""
         others = self.exclude(name=process.name)
-        late = models.Q(place=process.place, part=process.part, beaten_at__lt=Now() - LATE)
+        late = models.Q(pid_space=process.pid_space, part=process.part, beaten_at__lt=Now() - LATE)
         return others.filter(late | models.Q(pk__in=[row.pk for row in ended]) | models.Q(beaten_at__lt=Now() - KEPT))
 
 
 class Process(models.Model):
     """One process of volmig, by its own word; the row goes when it stops in an orderly way.
 
-    `place` stands for machine, PID namespace and data directory: two containers may have one name. `skew` is
-    by how many seconds its machine's clock is ahead of the database's (None: not measured), the disk is that of its
-    data directory, in bytes, and `figures` are what only it knows, such as open websockets.
+    `pid_space` is that of volmig.health.heart: two containers may have one name. `skew` is by how many seconds its
+    machine's clock is ahead of the database's (None: not measured), the disk is that of its data directory, in bytes,
+    and `figures` are what only it knows, such as open websockets.
     """
 
     name = models.CharField(max_length=32, unique=True)
     machine = models.CharField(max_length=255)
-    place = models.CharField(max_length=32)
+    pid_space = models.CharField(max_length=32, db_column="place")  # as processes of earlier releases write it
     part = models.CharField(max_length=20)
     pid = models.PositiveIntegerField()
     version = models.CharField(max_length=40)
@@ -73,6 +72,11 @@ class Process(models.Model):
     @property
     def late(self) -> bool:
         return self.age > LATE
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended, in an orderly way or not; to be asked in its PID space."""
+        return Path(f"/proc/{self.pid}").exists()
 
     def beat(self, **values: Any) -> None:
         """Write the heartbeat by the database's clock; the first one takes the place of a process that was lost."""

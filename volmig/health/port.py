@@ -40,7 +40,7 @@ def answer(environ: dict[str, Any]) -> tuple[str, str, bytes]:
     if environ.get("PATH_INFO") != "/metrics" or environ.get("REQUEST_METHOD") != "GET":
         return "404 Not Found", "text/plain", b"/metrics is here, and nothing else.\n"
     if not metrics.may_read(environ.get("HTTP_AUTHORIZATION", "")):
-        return "401 Unauthorized", "text/plain", b"A token is needed.\n"
+        return "401 Unauthorized", "text/plain", b"A token is required.\n"
     try:
         return "200 OK", metrics.CONTENT_TYPE, metrics.exposition()
     except (DatabaseError, InterfaceError):

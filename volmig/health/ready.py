@@ -8,18 +8,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, InterfaceError, connection, connections, transaction
 from django.utils import timezone
 
 from volmig import keys, schema
-from volmig.database import FULL
+from volmig.database import FULL, is_postgresql, unpooled
 from volmig.health import heart
 from volmig.health.models import Probe
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Check = Callable[[], list[str]]
 WRITE_SECONDS = 2  # that the database may take for the probe's write
 ROUND_SECONDS = 4.0  # that all checks may take together
 FRESH = 2.0  # seconds for which an answer holds: anyone may ask, and each round writes
@@ -33,27 +35,34 @@ class TooSlow(Exception):  # noqa: N818 - as TimeoutError reads
     """It did not come to its end in time; it goes on in its thread."""
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns, in a thread with its own database connection; raises TooSlow after so many seconds."""
-    found: list[T] = []
-    failed: list[BaseException] = []
+def begin(call: Callable[[], T]) -> "Future[T]":
+    """Calls it in a thread with a database connection of its own, for which no other call has to wait."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            found.append(call())
+            future.set_result(apart(call))
         except BaseException as error:
-            failed.append(error)
-        finally:
-            connection.close()
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="health check", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not found:
+    threading.Thread(target=run, name="health check", daemon=True).start()
+    return future
+
+
+def apart(call: Callable[[], T]) -> T:
+    connections["default"] = unpooled()  # of this thread
+    try:
+        return call()
+    finally:
+        connection.close()
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, as `begin` calls it; raises TooSlow after so many seconds."""
+    future = begin(call)
+    if not wait([future], seconds).done:
         raise TooSlow(f"no end within {seconds:g} s")
-    return found[0]
+    return future.result()
 
 
 def database() -> list[str]:
@@ -72,10 +81,10 @@ def database() -> list[str]:
 
 def write() -> None:
     with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
+        if not is_postgresql():
             cursor.execute(f"PRAGMA busy_timeout = {WRITE_SECONDS * 1000}")
         with transaction.atomic():
-            if connection.vendor == "postgresql":
+            if is_postgresql():
                 cursor.execute(f"SET LOCAL statement_timeout = '{WRITE_SECONDS}s'")
             now = timezone.now()
             if not Probe.objects.filter(pk=1).update(at=now):
@@ -99,9 +108,8 @@ def migrations() -> list[str]:
 
 
 def disk() -> list[str]:
-    try:
-        free = heart.disk()["disk_free"]
-    except OSError:
+    free = heart.disk()["disk_free"]
+    if free is None:
         return ["The data directory cannot be read."]
     return [f"The disk of the data directory is full: {free // 1024**2} MiB free."] if free < heart.FULL else []
 
@@ -113,19 +121,42 @@ def same_keys() -> list[str]:
     return ["The keys of this machine are not those of this volmig: run manage.py keys."]
 
 
-CHECKS: list[Callable[[], list[str]]] = [
+CHECKS: list[Check] = [
     disk,
     database,
     migrations,
     same_keys,
 ]
+# What is said of a check that hangs, where that is not NO_ANSWER.
+HANGS: dict[Check | None, str] = {disk: "The data directory does not answer."}
 
 
-def run_checks(found: list[str]) -> bool:
-    """Fills `found` as they go, so that what hangs hides nothing that was found before it."""
-    for check in CHECKS:
-        found += check()
-    return True
+class Run:
+    """One round of checks; `found` grows as they go, so that what hangs hides nothing that was found before it."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.check: Check | None = None
+        self.until = time.monotonic() + ROUND_SECONDS
+        self.end = begin(self.go)
+
+    def go(self) -> None:
+        for check in CHECKS:
+            self.check = check
+            self.found += check()
+
+    def reasons(self) -> list[str]:
+        """What it finds within ROUND_SECONDS after it began; what hangs longer is not waited for again."""
+        if not wait([self.end], max(0.0, self.until - time.monotonic())).done:
+            return list(dict.fromkeys([*self.found, HANGS.get(self.check, NO_ANSWER)]))
+        try:
+            self.end.result()
+        except (DatabaseError, InterfaceError):
+            return list(dict.fromkeys([*self.found, NO_ANSWER]))
+        except Exception:
+            log.exception("a health check failed")
+            return [*self.found, FAILED]
+        return self.found
 
 
 class Round:
@@ -135,35 +166,17 @@ class Round:
         self.lock = threading.Lock()
         self.asked = -FRESH
         self.found: list[str] = []
-        self.under_way = threading.Event()
+        self.run: Run | None = None
 
     def reasons(self) -> list[str]:
         with self.lock:
             if time.monotonic() - self.asked >= FRESH:
-                self.found = self._ask()
+                # What hangs must not use up one more thread and connection each time.
+                if self.run is None or self.run.end.done():
+                    self.run = Run()
+                self.found = self.run.reasons()
                 self.asked = time.monotonic()
             return self.found
-
-    def _ask(self) -> list[str]:
-        if self.under_way.is_set():  # what hangs must not use up one more thread and connection each time
-            return [NO_ANSWER]
-        found: list[str] = []
-
-        def once() -> bool:
-            self.under_way.set()
-            try:
-                return run_checks(found)
-            finally:
-                self.under_way.clear()
-
-        try:
-            within(ROUND_SECONDS, once)
-        except (TooSlow, DatabaseError, InterfaceError):
-            return list(dict.fromkeys([*found, NO_ANSWER]))
-        except Exception:
-            log.exception("a health check failed")
-            return [*found, FAILED]
-        return found
 
 
 last = Round()

@@ -37,9 +37,14 @@ SERIES = {
     "volmig_ssh_connect_seconds": Series("Time to open an SSH connection, with the wait for its turn.", (), QUICK),
     "volmig_downtime_seconds": Series("Time for which an instance was shut off by a swap or a rollback.", (), LONG),
     "volmig_audit_lock_wait_seconds": Series("Time that an event waited for its place in the audit log.", (), QUICK),
-    "volmig_watcher_leases_lost": Series("Times that a watcher lost its lease to another."),
+    "volmig_watcher_leases_lost": Series("Leases of a watcher that another one took."),
+    "volmig_unavailable_answers": Series(
+        "Requests and live pages that were told to come back later, by reason.", ("reason",)
+    ),
     "volmig_migrations_ended": Series("Migrations that ended, by outcome.", ("outcome",)),
 }
+# Values of a label that are reported from the start, or the first one would be no increase.
+UNAVAILABLE = ("busy", "database", "live-pages")
 Key = tuple[str, str, str]
 counted: dict[Key, float] = {}
 lock = threading.Lock()

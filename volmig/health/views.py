@@ -12,7 +12,8 @@ from jobs.models import Lease
 from volmig.accounts.roles import needs
 from volmig.health import alive, metrics, ready
 from volmig.health.models import Incident, Process
-from volmig.queue import BACKGROUND, MIGRATIONS, last_done
+from volmig.parts import BACKGROUND, MIGRATIONS
+from volmig.queue import last_done
 
 IDLE = 150  # seconds: every minute gives the workers something to do
 
@@ -67,7 +68,7 @@ def figures(request: HttpRequest) -> HttpResponse:
     if not settings.METRICS_TOKEN:
         raise Http404
     if not metrics.may_read(request.headers.get("Authorization", "")):
-        return HttpResponse("A token is needed.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
+        return HttpResponse("A token is required.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
     try:
         return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
     except (DatabaseError, InterfaceError):
@@ -80,7 +81,7 @@ def processes(request: HttpRequest) -> HttpResponse:
     """Every process of volmig that sent a heartbeat within a day, and what went wrong within it."""
     shown = {
         "processes": Process.objects.with_age(),
-        "troubles": [each for each in alive.troubles() if each.kind != "over"],
+        "troubles": alive.now(),
         "incidents": alive.over(Incident.objects.all()),
     }
     return render(request, "health/processes.html", shown)

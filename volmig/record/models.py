@@ -109,8 +109,9 @@ class Publisher(models.Model):
 
     @classmethod
     def begin(cls, owner: str, place: str, host: str, path: str) -> bool:
-        at = timezone.now()
-        values = {"owner": owner, "place": place, "host": host, "path": path, "since": at, "until": at + cls.LEASE}
+        """The first lease of this database, by its clock: those of the machines that compare it may differ."""
+        until = Now() + cls.LEASE
+        values = {"owner": owner, "place": place, "host": host, "path": path, "since": Now(), "until": until}
         made = cls.objects.get_or_create(pk=1, defaults=values)[1]
         if made:
             Event.append("evidence.publisher", object=host, data={"path": path})
@@ -122,7 +123,7 @@ class Publisher(models.Model):
         mine = former.pop(place, {})
         seq = mine.get("seq", 0) if mine.get("path") == path else 0
         type(self).objects.filter(pk=1).update(
-            place=place, host=host, path=path, since=timezone.now(), seq=seq, at=None, former=former
+            place=place, host=host, path=path, since=Now(), seq=seq, at=None, former=former
         )
         before = {"host": self.host, "path": self.path, "seq": self.seq}
         Event.append("evidence.publisher", object=host, data={"path": path, "before": before})
@@ -135,7 +136,7 @@ class Publisher(models.Model):
     @classmethod
     def note(cls, place: str, path: str, seq: int) -> None:
         """Remembers the last event that this machine published."""
-        cls.objects.filter(pk=1, place=place, path=path).update(seq=seq, at=timezone.now())
+        cls.objects.filter(pk=1, place=place, path=path).update(seq=seq, at=Now())
 
     @classmethod
     def current(cls) -> "Publisher | None":

@@ -5,14 +5,12 @@ One file of the data directory holds both, so that a rotation changes them in on
 
 import base64
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from django.db import transaction
 from django.utils import timezone
 
 from volmig import data, keys
@@ -108,7 +106,7 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
     """Replaces the key by a new one that the old one signs; the old private key is gone. Returns the new entry.
 
     With `output` the new file of keys is written there, to be copied to every machine; until then they sign nothing.
-    Raises OSError, ValueError.
+    Raises OSError, ValueError, keys.Unsettled, or a database's error.
     """
     if data.is_given(data.EVIDENCE_KEY) and output is None:
         raise ValueError(
@@ -123,22 +121,8 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
     new = entry(private, at, signs)
     before = [*found["keys"][:-1], found["keys"][-1] | {"until": at}]
     content = document(private, [*before, new])
-    with transaction.atomic():
-        Event.append(
-            ROTATED, object=new["id"], data={name: new[name] for name in ("public", "from", "signed_by", "signature")}
-        )
-        keys.register(data.EVIDENCE_KEY, content)
-        if output is None:
-            data.replace(data.key_path(data.EVIDENCE_KEY), content)
-        else:
-            write_new(output, content)
+    of_event = {name: new[name] for name in ("public", "from", "signed_by", "signature")}
+    keys.replace(
+        data.EVIDENCE_KEY, content, lambda before, after: Event.append(ROTATED, object=new["id"], data=of_event), output
+    )
     return new
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Writes a file (0600) that must not exist."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from volmig import data
 from volmig.record import signing
 
 
@@ -19,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             if options["new"]:
-                signing.write_new(options["new"], signing.first())
+                data.write_new(options["new"], signing.first())
                 return
             self.stdout.write(json.dumps(signing.published(), indent=1))
         except (OSError, ValueError) as error:

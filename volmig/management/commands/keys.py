@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import transaction
+from django.db import DatabaseError, InterfaceError, transaction
 
 from volmig import data, keys
 from volmig.logs import plain
@@ -26,6 +27,7 @@ COSTS = {
 class Command(BaseCommand):
     help = (
         "Compares the keys of this machine with those that its database knows; exits with 1 when they differ. "
+        "A replacement that was cut off is completed, or removed if it was not registered. "
         "--register NAME makes the key on this machine the right one from now on; --renew NAME makes a new key."
     )
 
@@ -44,6 +46,7 @@ class Command(BaseCommand):
             )
         rows = {row.name: row for row in RegisteredKey.objects.all()}
         for name in keys.mine_here():
+            self.settle(name)
             row = rows.get(name)
             known = (
                 f"registered by {plain(row.host)}, {row.registered_at:%Y-%m-%d %H:%M} UTC"
@@ -58,6 +61,21 @@ class Command(BaseCommand):
             raise CommandError("\n".join(differing))
         self.stdout.write("The keys of this machine are those of its database.")
 
+    def settle(self, name: str) -> None:
+        """Ends a replacement that was cut off."""
+        path = data.key_path(name)
+        if not data.next_to(path).exists():
+            return
+        try:
+            with keys.alone(path.parent):
+                done = keys.settle(name)
+        except (OSError, keys.Unsettled) as error:
+            raise CommandError(str(error)) from error
+        if done:
+            self.stdout.write(done)
+            if name in keys.SETTINGS and (content := data.key(name)):  # they were read before
+                setattr(settings, keys.SETTINGS[name], content.decode().strip())
+
     def replace(self, name: str, renew: bool) -> None:
         self.stdout.write(f"{COSTS[name]} Stop all of volmig first, on every machine.")
         verb = "Make a new" if renew else "Register this machine's"
@@ -68,15 +86,16 @@ class Command(BaseCommand):
             said = f"{path} is a file that volmig does not write (VOLMIG_{data.variable(name)})"
             raise CommandError(f"{said}: replace it, then run manage.py keys --register {name}.")
         try:
-            with transaction.atomic():
-                content = self.renewed(name) if renew else None
-                before, after = keys.register(name, content)
-                if content is not None:
-                    data.replace(path, content)
-                self.note(name, before, after)
-        except (OSError, ValueError, keys.KeysDiffer) as error:
+            if renew:
+                keys.replace(name, self.renewed(name), lambda before, after: self.note(name, before, after))
+            else:
+                with transaction.atomic():
+                    self.note(name, *keys.register(name))
+        except (OSError, ValueError, keys.KeysDiffer, DatabaseError, InterfaceError) as error:
             raise CommandError(f"Nothing was changed: {error}.") from error
-        self.stdout.write(f"{name} is registered. Copy {path} to every other machine that has it, then start them.")
+        except keys.Unsettled as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"{name} is registered. Copy {path} to every other machine that needs it, then start them.")
 
     def renewed(self, name: str) -> bytes:
         return keys.first_evidence_key() if name == data.EVIDENCE_KEY else data.new(name)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, InterfaceError
 
-from volmig import data
+from volmig import data, keys
 from volmig.record import signing
 
 
@@ -19,8 +20,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             new = signing.rotate(options["output"])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DatabaseError, InterfaceError) as error:
             raise CommandError(f"The key was not changed: {error}.") from error
+        except keys.Unsettled as error:
+            raise CommandError(str(error)) from error
         self.stdout.write(
             f"Key {new['id']} signs from now on; key {new['signed_by']} signed it. Publish keys.json again to whoever "
             "checks evidence (manage.py evidence_key)."

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,11 +27,9 @@ from jobs import upgrade
 from volmig import beats, data, database, incarnation, keys, online, schema, systemd
 from volmig.health import heart
 from volmig.models import QueuedTask
+from volmig.parts import GROUPS, PARTS, of_group
 from volmig.people import first_administrator
-from volmig.queue import BACKGROUND, MIGRATIONS
 
-PARTS = {"web": ("web",), "workers": ("workers", "background"), "watcher": ("watcher",)}  # and their processes
-QUEUES = {"workers": MIGRATIONS, "background": BACKGROUND}  # a cluster for each: refreshes never delay a tick
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
 PREPARES = 0x766F6C6D6967  # names a lock of the database
@@ -68,7 +66,7 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
     watch = "import django; django.setup(); from jobs.watch import main; main()"
     return {
         "web": [sys.executable, *serve, *manners, proxy],
-        **{name: [*manage, "qcluster"] for name in QUEUES},
+        **{part.name: [*manage, "qcluster"] for part in PARTS.values() if part.queue},
         "watcher": [sys.executable, "-c", watch],
     }
 
@@ -119,7 +117,8 @@ class Child:
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
     started: float = 0
-    pause: float = 1
+    pause: float = 1  # seconds from its end to its next start
+    has_run: bool = False
     due: float = field(default_factory=time.monotonic)
     patience: float = FIRST_BEAT_SECONDS
     inherits: tuple[int, ...] = ()  # file descriptors that stay open in it
@@ -131,9 +130,9 @@ class Child:
         for each in data.variables_of("worker" if self.name == "web" else "web"):
             environment.pop(each, None)
         environment[heart.SUPERVISOR] = str(os.getpid())
-        environment["Q_CLUSTER_NAME"] = QUEUES.get(self.name, "")  # read once, when django-q is imported
-        environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.name in QUEUES else ""
-        if self.name in QUEUES:
+        environment["Q_CLUSTER_NAME"] = self.queue  # read once, when django-q is imported
+        environment["VOLMIG_CLUSTER"] = self.cluster = secrets.token_hex(8) if self.queue else ""
+        if self.queue:
             environment[beats.VARIABLE] = str(self.beat_file)
             beats.prepare(self.beat_file)
         self.started = time.monotonic()
@@ -153,11 +152,16 @@ class Child:
                 self.start()
         elif self.process.poll() is not None:
             self.ended(self.process.returncode)
-        elif self.name in QUEUES and (why := self.why_stuck()):
+        elif self.queue and (why := self.why_stuck()):
             print(f"{self.name} {why}; restarting", file=sys.stderr)
             if beats.silent_for(self.beat_file) is None:
                 self.patience = min(2 * self.patience, LONGEST_START_SECONDS)
             self.process.kill()  # what that cuts off is done again
+
+    @property
+    def queue(self) -> str:
+        """The queue of its tasks; empty for a part that is no cluster of workers."""
+        return PARTS[self.name].queue
 
     @property
     def beat_file(self) -> Path:
@@ -177,9 +181,10 @@ class Child:
         lasted = time.monotonic() - self.started
         self.kill()
         killed = status < 0  # from outside, so it was able to start
-        if lasted < START_SECONDS and self.pause == 1 and not killed:
-            raise CommandError(f"{self.name} ended at once with status {status}; its message stands above.")
-        self.pause = 1.5 if lasted > 60 else min(30, self.pause * 2)
+        if lasted < START_SECONDS and not self.has_run and not killed:
+            raise CommandError(f"{self.name} ended at once with status {status}: see its message above.")
+        self.has_run = True
+        self.pause = 1 if lasted > 60 else min(30, self.pause * 2)
         self.due = time.monotonic() + self.pause
         print(f"{self.name} ended with status {status}; it starts again in {self.pause:g} s", file=sys.stderr)
 
@@ -204,22 +209,22 @@ class Command(BaseCommand):
     help = "Starts volmig: web, workers and watcher, or the part that is named. Ctrl-C stops all of it."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
+        parser.add_argument("part", nargs="?", default="all", choices=("all", *GROUPS))
         parser.add_argument("--bind", default="127.0.0.1:8000", help="address and port of the pages")
         only = "do not prepare the database; refuse to start on one that `manage.py prepare` has not prepared"
         parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        parts = list(PARTS) if options["part"] == "all" else [options["part"]]
-        locks = [only_one(part) for part in parts if part != "web"]  # of several for one port, only one gets it
+        groups = GROUPS if options["part"] == "all" else (options["part"],)
+        locks = [only_one(group) for group in groups if group != "web"]  # of several for one port, only one gets it
         try:
             when_possible(f"up {options['part']}", require_prepared if options["no_prepare"] else prepare)
         except (database.Unusable, keys.KeysDiffer) as error:
             raise CommandError(f"Not started. {error}") from error
-        several = "web" in parts and settings.WEB_PROCESSES > 1
+        several = "web" in groups and settings.WEB_PROCESSES > 1
         shared = listen(options["bind"]) if several else None
         try:
-            supervise(children_of(parts, options["bind"], shared), options["bind"])
+            supervise(children_of(groups, options["bind"], shared), options["bind"])
         finally:
             for lock in locks:
                 lock.close()
@@ -227,8 +232,8 @@ class Command(BaseCommand):
                 shared.close()
 
 
-def children_of(parts: list[str], bind: str, shared: socket.socket | None) -> list[Child]:
-    chosen, names = commands(bind, shared), [name for part in parts for name in PARTS[part]]
+def children_of(groups: Iterable[str], bind: str, shared: socket.socket | None) -> list[Child]:
+    chosen, names = commands(bind, shared), [part.name for part in of_group(*groups)]
     inherits = (shared.fileno(),) if shared else ()
     return [
         Child(name, chosen[name], inherits=inherits if name == "web" else ())
@@ -245,7 +250,8 @@ def only_one(name: str) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        said = f"volmig's {name} runs already on {settings.DATA}. A second machine needs its own data directory"
+        running = f"{name} {'are' if name == 'workers' else 'is'} already running"
+        said = f"volmig's {running} on {settings.DATA}. A second machine needs its own data directory"
         raise CommandError(f"{said} ({keys.SEVERAL}).") from error
     return lock
 
@@ -253,17 +259,20 @@ def only_one(name: str) -> IO[str]:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """One after the other: parts that start at once would make the same tables."""
-    if connection.vendor == "postgresql":  # they may be on several machines
-        with connection.cursor() as cursor:
+    with contextlib.ExitStack() as stack:
+        if database.is_postgresql():  # they may be on several machines
+            cursor = stack.enter_context(connection.cursor())
+            take, release = lambda: is_locked(cursor), lambda: unlock(cursor)
+        else:
+            lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
+            take, release = lambda: is_flocked(lock), lambda: None  # it ends with the file
+        if not take():
+            print("Another process prepares the database, or asks for its administrator. Waiting for it.", flush=True)
             # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
-            while not is_locked(cursor):
+            while not take():
                 time.sleep(LOCK_PAUSE)
-            yield
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
-    else:
-        with (settings.DATA / "up-prepare.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        stack.callback(release)
+        yield
 
 
 def is_locked(cursor: Any) -> bool:
@@ -271,18 +280,33 @@ def is_locked(cursor: Any) -> bool:
     return bool(cursor.fetchone()[0])
 
 
+def unlock(cursor: Any) -> None:
+    with contextlib.suppress(*database.AWAY):  # the lock went with its connection
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
+
+
+def is_flocked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def when_possible(who: str, act: Callable[[], None]) -> None:
     """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError."""
+    outage = database.Outage(who, longest=15, noted=False)
     while True:
         database.wait(who)
         try:
             with alone():
                 act()
             return
-        except database.AWAY:
+        except database.AWAY as error:
             connection.close()
-            if database.fault() is None:
-                raise  # the database is there: waiting does not help
+            if not database.is_away(error):
+                raise
+            time.sleep(outage.failed(error))  # a server that restarts may be there again already
 
 
 def prepare() -> None:

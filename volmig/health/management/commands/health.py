@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError, InterfaceError, ProgrammingError
 
 from volmig.health import alive, ready
+from volmig.parts import GROUPS
 
 SECONDS = 5.0  # that the database may take to answer
 
@@ -16,7 +17,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # a probe runs every few seconds
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("part", choices=tuple(alive.GROUPS))
+        parser.add_argument("part", choices=GROUPS)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

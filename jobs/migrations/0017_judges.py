@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("jobs", "0015_notify_changes")]
+    dependencies = [("jobs", "0016_open_runs")]
 
     operations = [
         # A longer limit alone: PostgreSQL rewrites no row for it (ALTER TABLE, Notes).

@@ -1,0 +1,49 @@
+"""The parts that volmig consists of, one table: what each is called, what starts it, and the queue that it works on.
+
+It knows nothing of Django: the settings are read after it.
+"""
+
+from dataclasses import dataclass
+
+MIGRATIONS, BACKGROUND = "migrations", "background"  # queues, and the clusters of workers that are named after them
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of process: `name` is in VOLMIG_PART, heartbeats and metrics, `called` in sentences.
+
+    `manage.py up` with the word `group` starts it. `queue` is that of its tasks: a cluster for each, so that refreshes
+    never delay a tick.
+    """
+
+    name: str
+    group: str
+    called: str
+    queue: str = ""
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part("web", "web", "the web process"),
+        Part("workers", "workers", "the workers", MIGRATIONS),
+        Part("background", "workers", "the background workers", BACKGROUND),
+        Part("watcher", "watcher", "the watcher"),
+    )
+}
+GROUPS = tuple(dict.fromkeys(part.group for part in PARTS.values()))  # the words after `manage.py up`
+
+
+def of_group(*groups: str) -> list[Part]:
+    """The parts that these words after `manage.py up` start, in the order in which they start."""
+    return [part for part in PARTS.values() if part.group in groups]
+
+
+def of_queue(queue: str) -> Part:
+    """The part that works on this queue. Raises KeyError where none does."""
+    return {part.queue: part for part in PARTS.values() if part.queue}[queue]
+
+
+def called(name: str) -> str:
+    """What a part is called in a sentence; a name that is none, as of a later release, is called by itself."""
+    return PARTS[name].called if name in PARTS else name

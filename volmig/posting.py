@@ -1,0 +1,36 @@
+"""Addresses that take a form and show nothing by themselves: they belong to a page."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponseNotAllowed
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+
+View = Callable[..., HttpResponseBase]
+SAFE = ("GET", "HEAD")
+SAID = "Nothing was changed: what you opened is the address of a button. Press the button on its page."
+
+
+def posted_from(page: str, *parameters: str) -> Callable[[View], View]:
+    """Makes a view that is only posted to. Whoever opens its address, by a bookmark, from the history of the browser or
+    after a login, is led to the page where the form is, and nothing is changed.
+
+    `page` is the name of that page's address, `parameters` are those of the view that it takes, too.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if request.method in SAFE:
+                messages.info(request, SAID)
+                return redirect(page, **{name: kwargs[name] for name in parameters})
+            if request.method != "POST":
+                return HttpResponseNotAllowed(["POST"])
+            return view(request, *args, **kwargs)
+
+        return guarded
+
+    return decorate
