@@ -24,6 +24,7 @@ from jobs.engine import states
 from jobs.models import Job, Lease, StepRun
 from jobs.models.steprun import Progress
 from jobs.queue import wake
+from jobs.timetable import Timetable
 from volmig import database, incarnation, keys
 from volmig.health import heart, tallies
 from volmig.models import QueuedTask
@@ -132,7 +133,7 @@ class Watcher:
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}
         self.runs: dict[Key, Following] = {}
-        self.due: dict[str, float] = {}
+        self.timetable = Timetable()
         self.parts: frozenset[int] = frozenset()
         heart.gauge("streaming", lambda: len(self.followers))
 
@@ -178,13 +179,13 @@ class Watcher:
     def turn(self) -> None:
         """One quarter of a second's work on this watcher's share of the hypervisors."""
         self.write()
-        if self._is_due("follow", FOLLOW_EVERY):
+        if self.timetable.is_due("follow", FOLLOW_EVERY):
             self.follow()
         if 0 not in self.parts:
             return  # another watcher sweeps
-        if self._is_due("sweep", SWEEP_EVERY):
+        if self.timetable.is_due("sweep", SWEEP_EVERY):
             sweep()
-        elif self._is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
+        elif self.timetable.is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
             queue_due()
 
     def follow(self) -> None:
@@ -268,13 +269,6 @@ class Watcher:
             follower.end()
         self.followers.clear()
         self.needed_at.clear()
-
-    def _is_due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        if now < self.due.get(what, 0):
-            return False
-        self.due[what] = now + every
-        return True
 
 
 class Following:
