@@ -280,13 +280,18 @@ def marks() -> tuple[dict[int, tuple[Any, ...]], tuple[Any, ...]]:
     Conditions change with time alone, and then no row changes.
     """
     now, mode, jobs = timezone.now(), incarnation.read_only(), Job.objects.all()
-    states = {job.pk: mark(job, state, now) for job, state in at_work(jobs, now, jobs.filter(WATCHED).count())}
-    soon = Approval.objects.expiring(now, EXPIRES_SOON)
+    work = at_work(jobs, now, jobs.filter(WATCHED).count())
+    states = {job.pk: mark(job, state, now) for job, state in work}
+    used = {getattr(job, f"{role}_id") for job, _ in work for role in ROLES}
+    soon, active = Approval.objects.expiring(now, EXPIRES_SOON), Hypervisor.objects.active()
     others = (
         tuple(soon.order_by("pk").values_list("pk", flat=True)),
-        tuple(Hypervisor.objects.exclude(quarantined_at=None).order_by("pk").values_list("pk", flat=True)),
+        tuple(active.filter(IN_QUARANTINE).order_by("pk").values_list("pk", flat=True)),
+        tuple(active.filter(unseen(now), pk__in=used).order_by("pk").values_list("pk", flat=True)),
+        # By team, which is who sees them: while workers catch up, how many are late changes with every refresh.
+        tuple(active.late().order_by("team_id").values_list("team_id", flat=True).distinct()),
         mode and mode.episode,
-        tuple(Hypervisor.objects.active().filter(WRONG_CLOCK).order_by("pk").values_list("pk", flat=True)),
+        tuple(active.filter(WRONG_CLOCK).order_by("pk").values_list("pk", flat=True)),
         tuple((each.kind, each.machine, each.part) for each in alive.troubles()),
     )
     return states, others

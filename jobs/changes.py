@@ -6,70 +6,87 @@ number of the migration. Nothing depends on that: whoever misses a notification 
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import psycopg
 from django.db import OperationalError, connection
 
-from volmig import database
+from volmig import database, sqlite
 
+log = logging.getLogger(__name__)
 CHANNEL = "volmig_jobs"
 ALL_EVERY = 5.0  # seconds between two polls of everything while notifications come
 POLL_EVERY = 0.25  # seconds between two polls where there are none
-BLIND_EVERY = 1.0  # the same on PostgreSQL, while its notifications cannot be heard
+BLIND_EVERY = 1.0  # the same while nothing says whether something changed: everything is compared
 CHECK_EVERY = 20.0  # seconds without a notification after which the connection is tried
 CHECK_SECONDS = 5.0
+AGAIN = 5.0  # seconds after a fault of volmig's own until the next try
+
+
+@dataclass
+class Batch:
+    """Numbers of migrations: `turned` where a page changes, `moved` where only a bar does.
+
+    `everything` where something may have been missed, so that all migrations have to be compared.
+    """
+
+    turned: set[int] = field(default_factory=set)
+    moved: set[int] = field(default_factory=set)
+    everything: bool = False
+
+    def add(self, other: "Batch") -> None:
+        self.turned |= other.turned
+        self.moved |= other.moved
+        self.everything |= other.everything
 
 
 class Changes:
-    """Numbers of migrations since they were taken last: `turned` where a page changes, `moved` where only a bar does.
-
-    `all` where something may have been missed, so that everything has to be compared. One for each event loop.
-    """
+    """What has changed since it was taken last. One for each event loop."""
 
     def __init__(self) -> None:
-        self.turned: set[int] = set()
-        self.moved: set[int] = set()
-        self.all = True
+        self.batch = Batch(everything=True)
         self.wake = asyncio.Event()
-        self.polled = 0.0
+        self.polled_at = 0.0
 
-    def take(self) -> tuple[set[int], set[int], bool]:
+    def take(self) -> Batch:
         """What changed since the last time; from now on it counts as seen."""
-        taken = self.turned, self.moved, self.all
-        self.turned, self.moved, self.all = set(), set(), False
+        taken, self.batch = self.batch, Batch()
         self.wake.clear()
         return taken
-
-    def put_back(self, turned: set[int], moved: set[int], everything: bool) -> None:
-        """It could not be read: it is still to be read."""
-        self.turned |= turned
-        self.moved |= moved
-        self.all |= everything
 
     def note(self, payload: str) -> None:
         """A notification: "turned 17" or "moved 17"."""
         kind, _, number = payload.partition(" ")
         if kind in ("turned", "moved") and number.isdecimal():
-            (self.turned if kind == "turned" else self.moved).add(int(number))
+            (self.batch.turned if kind == "turned" else self.batch.moved).add(int(number))
+            self.wake.set()
         else:
-            self.all = True  # of another release of volmig
+            self.compare_all()  # of another release of volmig
+
+    def compare_all(self) -> None:
+        """Something may have been missed."""
+        self.batch.everything = True
         self.wake.set()
 
     async def wait(self, seconds: float) -> None:
-        """Until something changed, or may have, and `seconds` at most."""
+        """Until something changed, or may have, and `seconds` at most.
+
+        Polls when that is due, also where changes never cease: what was missed is found all the same.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while not self.wake.is_set():
-            left = min(end, self.polled + self.poll_every()) - loop.time()
+        while True:
+            if loop.time() >= self.polled_at + self.poll_every():
+                self.polled_at = loop.time()
+                self.poll()
+            if self.wake.is_set() or loop.time() >= end:
+                return
+            left = min(end, self.polled_at + self.poll_every()) - loop.time()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), max(0.0, left))
-            if loop.time() >= self.polled + self.poll_every():
-                self.polled = loop.time()
-                self.poll()
-            if loop.time() >= end:
-                return
 
     def poll_every(self) -> float:
         raise NotImplementedError
@@ -93,26 +110,28 @@ class Notified(Changes):
         return ALL_EVERY if self.listening else BLIND_EVERY
 
     def poll(self) -> None:
-        self.all = True
-        self.wake.set()
+        self.compare_all()
 
     async def follow(self) -> None:
-        outage, pause = database.Outage("notifications for live pages"), 0.0
+        outage = database.Outage("notifications for live pages")
         while True:
             try:
                 async with await connect() as heard:
                     await heard.execute(f"LISTEN {CHANNEL}")
                     outage.over()
                     self.listening = True
-                    self.poll()  # what came before it listened
+                    self.compare_all()  # what came before it listened
                     await self.hear(heard)
             except (psycopg.Error, OSError, TimeoutError) as error:
                 pause = outage.failed(OperationalError(str(error) or type(error).__name__))
+            except Exception:  # nobody awaits this task: ended, it would be missed by nobody
+                log.exception("Notifications for live pages are not heard. Trying again.")
+                pause = AGAIN
             finally:
                 self.listening = False
             await asyncio.sleep(pause)
 
-    async def hear(self, heard: psycopg.AsyncConnection[Any]) -> None:
+    async def hear(self, heard: psycopg.AsyncConnection[Any]) -> NoReturn:
         """Note what comes, for ever; raises when nobody answers at the other end any more."""
         while True:
             async for notice in heard.notifies(timeout=CHECK_EVERY):
@@ -137,22 +156,21 @@ class Polled(Changes):
         self.file: sqlite3.Connection | None = None
 
     def poll_every(self) -> float:
-        return POLL_EVERY
+        return BLIND_EVERY if self.version is None else POLL_EVERY
 
     def poll(self) -> None:
-        now = self.data_version()
-        if now != self.version:
-            self.version, self.all = now, True
-            self.wake.set()
+        before, self.version = self.version, self.data_version()
+        if self.version is None or self.version != before:
+            self.compare_all()
 
-    def data_version(self) -> int:
-        """-1 while the file cannot be read, so that it counts as changed as soon as it can."""
+    def data_version(self) -> int | None:
+        """None while the file cannot be read."""
         try:
             if self.file is None:
-                self.file = sqlite3.connect(f"file:{connection.settings_dict['NAME']}?mode=ro", uri=True)
+                self.file = sqlite.read_only(connection.settings_dict["NAME"])
             return int(self.file.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
-            return -1
+            return None
 
     async def follow(self) -> None:
         try:

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
 from channels.db import database_sync_to_async
@@ -29,6 +30,7 @@ from django.utils.crypto import constant_time_compare
 from jobs import attention, changes
 from jobs.models import Approval, Decision, Job, StepRun
 from jobs.models.footprint import BULKY
+from jobs.timetable import Timetable
 from volmig import database
 from volmig.accounts.roles import may
 from volmig.health import heart
@@ -43,6 +45,7 @@ CONDITIONS_SHARE = 0.1  # of a processor, which those polls may take
 CONDITIONS_EVERY = 2.0  # seconds between two polls for what only the passing of time has changed
 BEAT_EVERY = 3.0  # seconds; a page that hears nothing for three of them says that it is stale
 LIST_EVERY = 2.0  # seconds between two nudges of a list that only moved in its percentages
+AGAIN = 2.0  # seconds after a turn that failed for another reason than the database until the next
 NUDGES = 10  # pages that are sent word in one second to fetch what has changed: each then makes requests
 ENDED = 4403  # close code: do not reconnect, the permission is gone
 INBOX = -1  # what a page watches that shows nothing live but how much waits for this person
@@ -122,7 +125,7 @@ class Reader:
         self.marks: Marks = {}
         self.jobs: dict[int, Job] = {}  # with their journals, as of when they turned last
 
-    def look(self, numbers: set[int], watched: set[int]) -> tuple[dict[int, str], dict[int, str]]:
+    def compare(self, numbers: set[int], watched: set[int]) -> tuple[dict[int, str], dict[int, str]]:
         """The whole fragment of each of `numbers` that turned, and the bars of each of which only those moved."""
         for gone in self.jobs.keys() - watched:
             del self.jobs[gone]
@@ -165,22 +168,22 @@ class Tailer:
         self.room, self.delivered_at = float(NUDGES), 0.0
         self.task: asyncio.Task[None] | None = None
         self.thread = ThreadPoolExecutor(1, "live pages")
+        self.changes = changes.of_this_database()
         self.reader = Reader()
         self.list_marks: Marks | None = None
         self.list_moved, self.listed_at = False, 0.0
         self.inbox: tuple[Any, ...] | None = None
         self.conditions: Conditions | None = None
-        self.due: dict[str, float] = {}
+        self.timetable = Timetable()
         self.worked = 0.0  # processor seconds of the reader's thread
 
     def add(self, socket: "JobConsumer") -> None:
         """Start to follow what `socket` watches; its first messages come with the next turn."""
         self.sockets.add(socket)
         self.fresh.add(socket)
+        self.changes.wake.set()
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.run())
-        elif self.seen is not None:
-            self.seen.wake.set()
 
     def drop(self, socket: "JobConsumer") -> None:
         """Forget a socket; the last one ends the task at its next turn."""
@@ -188,64 +191,61 @@ class Tailer:
         self.fresh.discard(socket)
         self.nudges.pop(socket, None)
 
-    seen: changes.Changes | None = None
-
     async def run(self) -> None:
         """Wait for a change, read, send, until nobody watches; an error costs one turn and is logged."""
-        outage, loop = database.Outage("live pages"), asyncio.get_running_loop()
-        self.seen = seen = changes.of_this_database()
-        following = loop.create_task(seen.follow())
+        outage = database.Outage("live pages")
+        self.changes = changes.of_this_database()  # anew: what was followed before may still be about to end
+        following = asyncio.get_running_loop().create_task(self.changes.follow())
         try:
             while self.sockets:
-                before, pause = self.worked, PAUSE
+                before = self.worked
                 try:
-                    await self.turn(seen)
+                    await self.turn()
                     outage.over()
                     pause = max(PAUSE, (self.worked - before) * (1 / SHARE - 1))
                 except database.AWAY as error:
                     pause = outage.failed(error)
                 except Exception:
                     log.exception("live pages: a turn failed; the next follows")
+                    pause = AGAIN
                 await asyncio.sleep(pause)
-                await seen.wait(self.idle_seconds())
+                await self.changes.wait(self.idle_seconds())
         finally:
-            self.seen = None
             following.cancel()
 
-    async def turn(self, seen: changes.Changes) -> None:
-        """What changed goes to those who watch it; then what is due by the clock."""
-        turned, moved, everything = taken = seen.take()
+    async def turn(self) -> None:
+        """What changed goes to those who watch it; then what is due by the clock.
+
+        If any of it fails the next turn does all of it, for everything that is watched: it cannot go well without the
+        database, and no page hears a beat before.
+        """
+        batch = self.changes.take()
         try:
-            await self.follow_jobs(turned | moved, everything)
-            await self.follow_list(turned, moved, everything)
-            if turned or everything:
+            await self.follow_jobs(batch)
+            await self.follow_list(batch)
+            if batch.turned or batch.everything:
                 await self.follow_inbox()
+            if self.timetable.is_due("conditions", CONDITIONS_EVERY):
+                await self.follow_conditions()
+                await self.follow_inbox()
+            if self.timetable.is_due("recheck", RECHECK):
+                await self.close_ended()
         except BaseException:
-            seen.put_back(*taken)
+            self.changes.batch.add(batch)
+            self.changes.compare_all()
+            self.timetable.reset()
             raise
-        if self.is_due("conditions", CONDITIONS_EVERY):
-            await self.follow_conditions()
-            await self.follow_inbox()
-        if self.is_due("recheck", RECHECK):
-            await self.close_ended()
         self.deliver()
         # Last, and only when all went well: a page is live only while its changes are read.
-        if self.is_due("beat", BEAT_EVERY):
+        if self.timetable.is_due("beat", BEAT_EVERY):
             self.send(self.sockets, "beat", json.dumps({"beat": round(time.time(), 3)}))
-
-    def is_due(self, what: str, every: float) -> bool:
-        now = asyncio.get_running_loop().time()
-        if now < self.due.get(what, 0.0):
-            return False
-        self.due[what] = now + every
-        return True
 
     def idle_seconds(self) -> float:
         """For how long nothing has to be done unless something changes."""
         if self.fresh or self.nudges:
             return 0.0
-        times = [*self.due.values(), *([self.listed_at + LIST_EVERY] if self.list_moved else [])]
-        return max(0.0, min(times, default=0.0) - asyncio.get_running_loop().time())
+        left = self.timetable.seconds_left()
+        return min(left, max(0.0, self.listed_at + LIST_EVERY - time.monotonic())) if self.list_moved else left
 
     async def read(self, call: Callable[..., T], *values: Any) -> T:
         """In the tailer's thread, so that neither pages nor sockets that connect stand before it."""
@@ -262,36 +262,39 @@ class Tailer:
             found[socket.number].add(socket)
         return found
 
-    async def follow_jobs(self, numbers: set[int], everything: bool) -> None:
-        """Send what of the watched jobs moved, and have pages fetch the rest of those that turned.
-
-        A new socket gets all of it: what moved since its page was fetched nobody has sent it.
-        """
+    async def follow_jobs(self, batch: changes.Batch) -> None:
+        """Send what of the watched jobs moved, and have pages fetch the rest of those that turned."""
         watching, fresh = self.watching(), set(self.fresh)
         watched = watching.keys() - {LIST, INBOX}
-        wanted = watched if everything else numbers & watched
-        whole, parts = await self.read(self.reader.look, wanted, watched) if wanted else ({}, {})
-        if missing := {socket.number for socket in fresh} & watched - whole.keys():
-            first = await self.read(self.reader.fragments, missing)
+        wanted = watched if batch.everything else (batch.turned | batch.moved) & watched
+        whole, parts = await self.read(self.reader.compare, wanted, watched) if wanted else ({}, {})
         for number, html in whole.items():
             self.send(watching[number], "whole", html)
             self.nudge(watching[number], changed(number))
         for number, html in parts.items():
             self.send(watching[number] - fresh, "bars", html)
+        # Last: what has been compared counts as sent, whatever fails from here on.
+        await self.welcome(fresh, watched - whole.keys())
+
+    async def welcome(self, fresh: set["JobConsumer"], unsent: set[int]) -> None:
+        """A new socket gets all of its job: what moved since its page was fetched nobody has sent it."""
+        lacking = {socket.number for socket in fresh} & unsent
+        first = await self.read(self.reader.fragments, lacking) if lacking else {}
         for socket in fresh & self.sockets:
-            if socket.number in missing and socket.number in first:
+            if socket.number in first:
                 self.send({socket}, "whole", first[socket.number])
             if socket.number != INBOX:
                 self.nudge({socket}, changed(socket.number))
         self.fresh -= fresh
 
-    async def follow_list(self, turned: set[int], moved: set[int], everything: bool) -> None:
+    async def follow_list(self, batch: changes.Batch) -> None:
         """Nudge the lists: when a job turned, and every two seconds when bars moved."""
         lists, before = self.watching()[LIST], self.list_marks
         if not lists:
             self.list_marks, self.list_moved = None, False
             return
-        if everything:
+        turned, moved = batch.turned, batch.moved
+        if batch.everything:
             self.list_marks = now = await self.read(marks, None)
             if before is not None:  # else all of them are new, and have been nudged
                 turned = turned | {
@@ -299,7 +302,7 @@ class Tailer:
                 }
                 moved = moved | {n for n in now.keys() & before.keys() if now[n] != before[n]}
         self.list_moved |= bool(moved)
-        time_now = asyncio.get_running_loop().time()
+        time_now = time.monotonic()
         if turned or (self.list_moved and time_now - self.listed_at >= LIST_EVERY):
             self.listed_at, self.list_moved = time_now, False
             self.nudge(lists, changed(LIST))
@@ -311,20 +314,21 @@ class Tailer:
             self.nudge(self.sockets, INBOX_NEWS)
 
     async def follow_conditions(self) -> None:
-        """Tell the pages of what stalls, is late or has come back, which no row tells of."""
+        """Update the pages of what stalls, is late or has come back: with time alone, no row changes."""
         worked, before = self.worked, self.conditions
-        self.conditions = now = await self.read(attention.marks)
-        self.due["conditions"] += max(0.0, (self.worked - worked) / CONDITIONS_SHARE - CONDITIONS_EVERY)
-        if before is None or now == before:
-            return
-        differing = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
-        watching = self.watching()
-        if seen := differing & watching.keys():
-            for number, html in (await self.read(self.reader.fragments, seen)).items():
+        now = await self.read(attention.marks)
+        self.timetable.put_off("conditions", max(0.0, (self.worked - worked) / CONDITIONS_SHARE - CONDITIONS_EVERY))
+        if before is not None and now != before:
+            watching = self.watching()
+            differing = {n for n in now[0].keys() | before[0].keys() if now[0].get(n) != before[0].get(n)}
+            shown = differing & watching.keys()
+            fragments = await self.read(self.reader.fragments, shown) if shown else {}
+            for number, html in fragments.items():
                 self.send(watching[number], "whole", html)
                 self.nudge(watching[number], changed(number))
-        self.nudge(watching[LIST], changed(LIST))
-        self.nudge(self.sockets, INBOX_NEWS)
+            self.nudge(watching[LIST], changed(LIST))
+            self.nudge(self.sockets, INBOX_NEWS)
+        self.conditions = now  # only now: what failed is compared again
 
     async def close_ended(self) -> None:
         """Close the sockets whose person may no longer see what they show."""
@@ -342,16 +346,23 @@ class Tailer:
             socket.outbox.put(kind, text)
 
     def nudge(self, sockets: Iterable["JobConsumer"], text: str) -> None:
-        """Have these pages fetch something, when it is their turn."""
-        for socket in sockets:
+        """Have these pages fetch something, when it is their turn; one that left meanwhile takes none."""
+        for socket in self.sockets.intersection(sockets):
             self.nudges.setdefault(socket, set()).add(text)
 
     def deliver(self) -> None:
-        """To as many pages as there is room for: those of one migration first, then those that have waited longest."""
-        now = asyncio.get_running_loop().time()
+        """To as many pages as there is room for: half of it is for pages of one migration, half for all others.
+
+        In each half those come first that have waited longest; what one does not need is for the other. Lists always
+        wait for their turn while many are open, and a page of one migration is not to wait behind them.
+        """
+        now = time.monotonic()
         self.room = min(float(NUDGES), self.room + NUDGES * (now - self.delivered_at))
         self.delivered_at = now
-        for socket in sorted(self.nudges, key=lambda each: each.number in (LIST, INBOX))[: int(self.room)]:
+        migrations = [socket for socket in self.nudges if socket.number not in (LIST, INBOX)]
+        others = [socket for socket in self.nudges if socket.number in (LIST, INBOX)]
+        by_turns = (socket for pair in zip_longest(migrations, others) for socket in pair if socket is not None)
+        for socket in islice(by_turns, int(self.room) // 2 * 2):  # even, or one half would always be served first
             for text in self.nudges.pop(socket):
                 self.send({socket}, text, text)
             self.room -= 1
@@ -422,7 +433,10 @@ heart.gauge("websockets", lambda: sum(len(each.sockets) for each in tuple(tailer
 
 def tailer() -> Tailer:
     """The tailer of the running event loop (tests have many loops in one process, a server has one)."""
-    return tailers.setdefault(id(asyncio.get_running_loop()), Tailer())
+    loop = id(asyncio.get_running_loop())
+    if loop not in tailers:
+        tailers[loop] = Tailer()
+    return tailers[loop]
 
 
 class JobConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]

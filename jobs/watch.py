@@ -24,6 +24,7 @@ from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
 from jobs.models.steprun import Progress
 from jobs.queue import wake
+from jobs.timetable import Timetable
 from volmig import data, database, incarnation, keys
 from volmig.health import heart, tallies
 from volmig.models import QueuedTask
@@ -132,7 +133,7 @@ class Watcher:
         self.followers: dict[int, Follower] = {}
         self.needed_at: dict[int, float] = {}
         self.runs: dict[Key, Following] = {}
-        self.due: dict[str, float] = {}
+        self.timetable = Timetable()
         self.parts: frozenset[int] = frozenset()
         heart.gauge("streaming", lambda: len(self.followers))
 
@@ -179,14 +180,14 @@ class Watcher:
     def turn(self) -> None:
         """One quarter of a second's work on this watcher's share of the hypervisors."""
         self.write()
-        if self._is_due("follow", FOLLOW_EVERY):
+        if self.timetable.is_due("follow", FOLLOW_EVERY):
             self.follow()
             self._wake(run.job for run in self.runs.values() if run.has_stalled())
         if 0 not in self.parts:
             return  # another watcher sweeps
-        if self._is_due("sweep", SWEEP_EVERY):
+        if self.timetable.is_due("sweep", SWEEP_EVERY):
             sweep()
-        elif self._is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
+        elif self.timetable.is_due("alarms", ALARMS_EVERY) and not incarnation.read_only():
             queue_due()
 
     def follow(self) -> None:
@@ -270,13 +271,6 @@ class Watcher:
             follower.end()
         self.followers.clear()
         self.needed_at.clear()
-
-    def _is_due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        if now < self.due.get(what, 0):
-            return False
-        self.due[what] = now + every
-        return True
 
 
 class Following:

@@ -1,20 +1,23 @@
 """What a web process does when it gets more requests than it can answer: a short wait, then 503 at once.
 
 Requests take a place in a lane: so many are answered at a time, some wait for their turn for a moment, all others get
-503 with Retry-After within milliseconds. Health checks have a lane of their own, and logins another: whoever comes to
-find out why all is slow gets in, and who guesses passwords takes no page's place. Websockets take no place in any.
+503 with Retry-After within milliseconds. Health checks have a lane of their own, the one for liveness another, and
+logins a third: whoever comes to find out why all is slow gets in, and who guesses passwords takes no page's place.
+Websockets take no place in any. A request that is larger than any that volmig takes gets 413 before all of it has come.
 Each request that has a place holds one connection to the database at most, so the lanes also bound those.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.views.defaults import server_error
 
@@ -26,25 +29,26 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
-HEALTH = frozenset({"/healthz", "/healthz/live", "/healthz/ready", "/metrics"})
+LIVE = "/healthz/live"  # waits for nothing, and so must not wait for those that ask the database
+HEALTH = frozenset({"/healthz", "/healthz/ready", "/metrics"})
 LOGIN = frozenset({"/login/", "/login/code/"})
 HEALTH_WIDTH, LOGIN_WIDTH = 2, 2  # at a time; in each web process, and so in volmig.database.BESIDE_REQUESTS
 WAITING = 4  # requests that may wait for each one that is answered
 PATIENCE = 2.0  # seconds that a request waits for its turn
 RETRY_AFTER = 5  # seconds, in the answer
-BUFFER = 1024 * 1024  # bytes of a request, and of an answer, for which a slow client keeps no place from others
+BUFFER = 1024 * 1024  # bytes that a request may have, and those of an answer for which a slow client keeps no place
 TRY_AGAIN = 1013  # of RFC 6455's registry of close codes: the server is overloaded
 
 BUSY = "volmig is busy: it gets more requests than it can answer."
-NO_DATABASE = "volmig gets no connection to its database."
+NO_DATABASE = "volmig cannot connect to its database."
 PAGE = """<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>Try again in a moment · volmig</title></head>
-<body><h1>Try again in a moment</h1><p>{sentence}</p><p>{effect} Reload this page in {seconds} seconds.</p>
+<meta name="color-scheme" content="light dark"><title>{title} · volmig</title></head>
+<body><h1>{title}</h1><p>{detail}</p><p>{advice}</p>
 </body></html>
 """
 NOTHING_DONE = "Your request was not carried out."
-MAYBE_DONE = "Check what became of your request before you repeat it."
+MAYBE_DONE = "Your request may have been carried out. Check before you repeat it."
 
 
 class Lane:
@@ -79,16 +83,19 @@ class Bounded:
     def __init__(self, application: Application, width: int) -> None:
         self.application = application
         self.pages = Lane(width, WAITING * width)
-        self.health = Lane(HEALTH_WIDTH, WAITING * HEALTH_WIDTH)
-        self.logins = Lane(LOGIN_WIDTH, WAITING * LOGIN_WIDTH)
-        self.lanes = dict.fromkeys(HEALTH, self.health) | dict.fromkeys(LOGIN, self.logins)
+        health, live, logins = (Lane(width, WAITING * width) for width in (HEALTH_WIDTH, HEALTH_WIDTH, LOGIN_WIDTH))
+        self.lanes = {**dict.fromkeys(HEALTH, health), LIVE: live, **dict.fromkeys(LOGIN, logins)}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         lane = self.lanes.get(scope["path"], self.pages)
+        if scope["path"] == LIVE:
+            scope = without_cookies(scope)
         request, answer = Request(receive), Answer(send)
-        await request.read()  # before it has a place: whoever sends slowly keeps none
+        fits = await request.read()  # before it has a place: whoever sends slowly keeps none
         sending = asyncio.create_task(answer.pass_on())
         try:
+            if not fits:
+                return await respond(too_large(scope["path"]), answer.send)
             if not await lane.enter():
                 return await refuse(scope, answer.send)
             try:
@@ -99,19 +106,26 @@ class Bounded:
             await answer.end(sending)
 
 
+def without_cookies(scope: Any) -> Any:
+    """Nobody is logged in: the session of a cookie would be read from the database."""
+    return {**scope, "headers": [header for header in scope.get("headers", ()) if header[0] != b"cookie"]}
+
+
 class Request:
-    """What a client sends, of which the first part is read before anything else happens."""
+    """What a client sends, which is read before anything else happens."""
 
     def __init__(self, receive: Receive) -> None:
         self.receive_more, self.read_already = receive, list[Message]()
 
-    async def read(self) -> None:
+    async def read(self) -> bool:
+        """Whether it fits; of one that does not the rest is not waited for."""
         size, more = 0, True
         while more and size <= BUFFER:
             message = await self.receive_more()
             self.read_already.append(message)
             size += len(message.get("body", b""))
             more = message["type"] == "http.request" and message.get("more_body", False)
+        return size <= BUFFER
 
     async def receive(self) -> Message:
         return self.read_already.pop(0) if self.read_already else await self.receive_more()
@@ -155,33 +169,44 @@ def count(reason: str) -> None:
 
 
 async def refuse(scope: Any, send: Send) -> None:
-    """503, without a thread, a session or the database."""
     count("busy")
-    response = unavailable(scope["path"], BUSY, NOTHING_DONE)
+    await respond(unavailable(scope["path"], BUSY, NOTHING_DONE), send)
+
+
+async def respond(response: HttpResponse, send: Send) -> None:
+    """Sends it without a thread, a session or the database."""
     headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.content})
 
 
 def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
-    """503 as the caller reads it: a page, or for the API JSON.
+    """503, with a time to come back."""
+    again = f"Reload this page in {RETRY_AFTER} seconds."
+    response = plain(path, 503, "Try again in a moment", f"{sentence} {effect}", again)
+    response["Retry-After"] = str(RETRY_AFTER)
+    return response
+
+
+def too_large(path: str) -> HttpResponse:
+    """413. What is a little smaller than BUFFER, and larger than this says, is for Django to refuse."""
+    most = f"volmig takes requests of {settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024} KiB at most."
+    return plain(path, 413, "The request is too large", f"{most} {NOTHING_DONE}", "Go back and send less.")
+
+
+def plain(path: str, status: int, title: str, detail: str, advice: str) -> HttpResponse:
+    """An answer as the caller reads it: a page without anything else, or for the API JSON.
 
     No problem (RFC 9457): those with 503 are of read-only mode, while clients try again after what a proxy could say.
     """
     if path.startswith("/api/"):
-        problem = {
-            "type": "about:blank",
-            "title": "Service unavailable",
-            "status": 503,
-            "detail": f"{sentence} {effect}",
-        }
-        response = HttpResponse(json.dumps(problem), status=503, content_type="application/json")
+        content = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
+        response = HttpResponse(json.dumps(content), status=status, content_type="application/json")
     else:
-        page = PAGE.format(sentence=sentence, effect=effect, seconds=RETRY_AFTER)
-        response = HttpResponse(page, status=503)
+        page = PAGE.format(title=title, detail=detail, advice=advice)
+        response = HttpResponse(page, status=status)
         response["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
         response["X-Content-Type-Options"] = "nosniff"
-    response["Retry-After"] = str(RETRY_AFTER)
     response["Cache-Control"] = "no-store"
     return response
 

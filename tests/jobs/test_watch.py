@@ -443,7 +443,7 @@ def test_work_that_stops_moving_wakes_its_job_once_until_it_moves_again(running,
         if stalls:
             [following] = watcher.runs.values()
             following.moved_at -= MOVING.total_seconds()
-        watcher.due.clear()
+        watcher.timetable.due.clear()
         watcher.turn()
         return QueuedTask.objects.count()
 

@@ -11,6 +11,7 @@ from hosts.models import Hypervisor
 from jobs import attention
 from jobs.models import Approval, Job, StepRun
 from tests.factories import admin
+from tests.fleet.beats import a_process
 from tests.pages import scenes
 from volmig import incarnation
 from volmig.accounts.models import Team
@@ -231,3 +232,65 @@ def test_what_only_time_changes_differs_for_live_pages(dana, usable, monkeypatch
     after, same = attention.marks()
     assert before[job.pk] != after[job.pk]
     assert others == same
+
+
+def quarantine(job):
+    Hypervisor.objects.filter(name="cmp-lvm-08").update(quarantined_at=ago(60), quarantine_reason="key")
+
+
+def unseen(job):
+    Hypervisor.objects.filter(pk=job.relay_id).update(last_error="Tried to log in: refused.", seen_at=ago(4000))
+
+
+def late(job):
+    Hypervisor.objects.filter(pk=job.relay_id).update(tried_at=ago(4000))
+
+
+def expiring(job):
+    job.approvals.update(expires_at=timezone.now() + dt.timedelta(minutes=30))
+
+
+def wrong_clock(job):
+    Hypervisor.objects.filter(pk=job.relay_id).update(clock_off=-6.5)
+
+
+def lost_process(job):
+    a_process("web", started_at=ago(4000))
+
+
+# What makes something of each kind appear.
+APPEARS = {
+    "quarantine": quarantine,
+    "unseen": unseen,
+    "late": late,
+    "approvals": expiring,
+    "clocks": wrong_clock,
+    "processes": lost_process,
+}
+
+
+@pytest.mark.parametrize("kind", APPEARS)
+def test_open_pages_are_updated_when_something_of_any_kind_appears(kind, dana, usable):
+    Hypervisor.objects.update(tried_at=timezone.now())
+    job, ada = scenes.job(dana, "awaiting_approval"), admin()
+    scenes.approval(job)
+    working = scenes.job(dana, "preparing")
+    assert listed(ada) == []
+    (_, before) = attention.marks()
+    APPEARS[kind](working if kind in ("unseen", "late", "clocks") else job)
+    assert listed(ada)
+    assert attention.marks()[1] != before
+
+
+def test_there_is_such_a_change_for_every_kind(dana):
+    assert APPEARS.keys() == attention.present(dana, timezone.now()).keys() - {"jobs"}
+
+
+def test_how_many_hypervisors_are_late_does_not_update_open_pages_but_whose_they_are_does(dana, usable):
+    red, *others = Hypervisor.objects.exclude(host_key="").order_by("pk")
+    Hypervisor.objects.update(tried_at=ago(4000))
+    before = attention.marks()
+    Hypervisor.objects.filter(pk=others[0].pk).update(tried_at=timezone.now())
+    assert attention.marks() == before, "workers catch up: that would be with every refresh"
+    Hypervisor.objects.filter(pk=red.pk).update(team=Team.objects.create(name="red"))
+    assert attention.marks() != before

@@ -14,7 +14,6 @@ from tests.pages import scenes
 
 SECONDS = 20  # for a busy machine; nothing waits for their end unless something is wrong
 on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no notifications")
-on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL notifies")
 
 
 async def until(condition):
@@ -33,8 +32,9 @@ def heard(*acts):
         for act in acts:
             seen.take()
             await asyncio.to_thread(apart, act)
-            await until(lambda: seen.turned | seen.moved)
-            found.append(seen.take()[:2])
+            await until(lambda: seen.batch.turned | seen.batch.moved)
+            batch = seen.take()
+            found.append((batch.turned, batch.moved))
         following.cancel()
         return found
 
@@ -111,7 +111,7 @@ def test_a_connection_that_is_cut_is_made_again_and_everything_is_compared(dana,
         assert seen.poll_every() == changes.BLIND_EVERY, "meanwhile it asks"
         await until(lambda: seen.listening)
         following.cancel()
-        return seen.take()[2]
+        return seen.take().everything
 
     assert asyncio.run(run()), "what came meanwhile was missed"
 
@@ -124,9 +124,10 @@ def cut():
         )
 
 
-@on_sqlite
-def test_a_file_is_compared_when_another_connection_has_written(tmp_path, monkeypatch):
-    path = tmp_path / "db.sqlite3"
+@pytest.mark.parametrize("directory", ["data", "data #1", "50%", "what?", "a%20b"])
+def test_a_file_is_compared_when_another_connection_has_written(directory, tmp_path, monkeypatch):
+    path = tmp_path / directory / "db.sqlite3"
+    path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as writer:
         writer.execute("CREATE TABLE one (number)")
         writer.commit()
@@ -140,10 +141,60 @@ def test_a_file_is_compared_when_another_connection_has_written(tmp_path, monkey
                     writer.execute(act)
                     writer.commit()
                 seen.poll()
-                found.append(seen.take()[2])
+                found.append(seen.take().everything)
+            seen.file.close()
             return found
 
         assert asyncio.run(run()) == [True, False, True, False]
+
+
+def test_while_a_file_cannot_be_read_everything_is_compared_each_second(tmp_path, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "NAME", tmp_path / "none")
+
+    async def run():
+        seen, found = changes.Polled(), []
+        for _ in range(3):
+            seen.poll()
+            found.append(seen.take().everything)
+        return found, seen.poll_every()
+
+    assert asyncio.run(run()) == ([True, True, True], changes.BLIND_EVERY)
+
+
+def test_everything_is_compared_now_and_then_although_notifications_never_cease():
+    async def run():
+        seen, found = changes.Notified(), []
+        seen.listening, now = True, asyncio.get_running_loop().time()
+        seen.take()
+        for polled_at in (now, now - changes.ALL_EVERY, now):
+            seen.polled_at = polled_at
+            seen.note("moved 17")
+            await seen.wait(SECONDS)
+            found.append(seen.take())
+        return found
+
+    some, everything = changes.Batch(moved={17}), changes.Batch(moved={17}, everything=True)
+    assert asyncio.run(run()) == [some, everything, some]
+
+
+def test_notifications_are_heard_again_after_a_fault_of_any_kind(monkeypatch, caplog):
+    tries = []
+
+    async def connect():
+        tries.append(1)
+        raise ValueError("a fault")
+
+    async def run():
+        following = asyncio.create_task(changes.Notified().follow())
+        await until(lambda: len(tries) > 2 or following.done())
+        ended = following.done()
+        following.cancel()
+        return ended
+
+    monkeypatch.setattr(changes, "connect", connect)
+    monkeypatch.setattr(changes, "AGAIN", 0.0)
+    assert not asyncio.run(run())
+    assert "Notifications for live pages are not heard. Trying again." in caplog.text
 
 
 def test_a_notification_of_another_release_has_everything_compared():
@@ -156,4 +207,4 @@ def test_a_notification_of_another_release_has_everything_compared():
         seen.note("something else")
         return first, seen.take()
 
-    assert asyncio.run(run()) == (({17}, {18}, False), (set(), set(), True))
+    assert asyncio.run(run()) == (changes.Batch({17}, {18}), changes.Batch(everything=True))

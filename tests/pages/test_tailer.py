@@ -106,10 +106,9 @@ def turns(tailer, *changed):
 
     async def run():
         for turned, moved in changed:
-            seen = changes.Changes()
-            seen.all, seen.turned, seen.moved = turned is None, set(turned or ()), set(moved)
+            tailer.changes.batch = changes.Batch(set(turned or ()), set(moved), turned is None)
             tailer.delivered_at = -60.0  # all the room that there can be
-            await tailer.turn(seen)
+            await tailer.turn()
 
     asyncio.run(run())
 
@@ -164,7 +163,7 @@ def test_only_what_changed_and_is_watched_is_read(dana, hosts, tailer, django_as
     follower = tailer(page)
     turns(follower, (None, ()))
     page.sent()
-    follower.due = dict.fromkeys(("conditions", "recheck", "beat"), math.inf)
+    follower.timetable.due = dict.fromkeys(("conditions", "recheck", "beat"), math.inf)
     move(other, 0.9)
     with django_assert_num_queries(0):
         turns(follower, ((), {other.pk}), ((), ()))
@@ -258,18 +257,73 @@ def test_what_was_missed_is_found_by_the_next_full_poll(dana, hosts, tailer):
     assert live.changed(live.LIST) in list_page.sent()
 
 
-def test_a_turn_that_failed_leaves_its_changes_to_the_next(dana, hosts, tailer, monkeypatch):
-    job = scenes.job(dana, "preparing")
-    follower, seen = tailer(Socket(job.pk)), changes.Changes()
-    seen.all, seen.moved = False, {job.pk}
+def away(*_):
+    raise OperationalError("gone")
 
-    def away(*_):
-        raise OperationalError("gone")
 
-    monkeypatch.setattr(follower.reader, "look", away)
+def failing(follower):
+    """A turn that fails."""
     with pytest.raises(OperationalError):
-        asyncio.run(follower.turn(seen))
-    assert seen.take() == (set(), {job.pk}, False)
+        asyncio.run(follower.turn())
+
+
+def test_a_turn_that_failed_leaves_its_changes_and_everything_else_to_the_next(dana, hosts, tailer, monkeypatch):
+    job = scenes.job(dana, "preparing")
+    follower = tailer(Socket(job.pk))
+    follower.changes.batch = changes.Batch(moved={job.pk})
+    monkeypatch.setattr(follower.reader, "compare", away)
+    failing(follower)
+    assert follower.changes.take() == changes.Batch(moved={job.pk}, everything=True)
+
+
+@pytest.mark.parametrize("what", ["attention.marks", "still_allowed"])
+def test_no_page_hears_a_beat_until_all_that_failed_has_succeeded(db, what, tailer, monkeypatch):
+    """Else a turn for which nothing is due would say that pages are live, and the log that the database answers."""
+    page = Socket(live.LIST)
+    follower = tailer(page)
+    with monkeypatch.context() as during:
+        during.setattr(f"jobs.live.{what}", away)
+        for _ in range(3):
+            failing(follower)
+        assert not [text for text in page.sent() if "beat" in text]
+        assert follower.idle_seconds() == 0
+    turns(follower, ((), ()))
+    assert [text for text in page.sent() if "beat" in text]
+
+
+def test_what_was_compared_is_sent_although_what_a_new_page_needs_cannot_be_read(dana, hosts, tailer, monkeypatch):
+    old, new = (Socket(scenes.job(dana, "preparing").pk) for _ in range(2))
+    follower = tailer(old)
+    turns(follower, (None, ()))
+    old.sent()
+    follower.sockets.add(new)
+    follower.fresh.add(new)
+    Job.objects.filter(pk=old.number).update(status="awaiting_approval", version=2)
+    read = follower.reader.fragments
+    with monkeypatch.context() as during:
+        during.setattr(follower.reader, "fragments", lambda numbers: away() if new.number in numbers else read(numbers))
+        follower.changes.batch = changes.Batch(turned={old.number})
+        failing(follower)
+    turns(follower, ((), ()))
+    assert any('hx-target="#where"' in text for text in old.sent())
+    assert any('hx-target="#where"' in text for text in new.sent())
+
+
+def test_a_condition_that_changed_is_shown_although_it_could_not_be_read_at_first(dana, hosts, tailer, monkeypatch):
+    page, condition = Socket(scenes.job(dana, "preparing").pk), ["as forecast"]
+    monkeypatch.setattr(live.attention, "marks", lambda: ({page.number: tuple(condition)}, ()))
+    follower = tailer(page)
+    turns(follower, (None, ()))
+    page.sent()
+    condition[:] = ["stalls"]
+    follower.timetable.reset()
+    with monkeypatch.context() as during:
+        during.setattr(follower.reader, "fragments", away)
+        follower.changes.batch = changes.Batch()
+        failing(follower)
+    assert page.sent() == []
+    turns(follower, ((), ()))
+    assert live.changed(page.number) in page.sent()
 
 
 def test_no_more_pages_are_asked_to_fetch_at_a_time_than_can_be_answered(dana, hosts, tailer):
@@ -282,12 +336,56 @@ def test_no_more_pages_are_asked_to_fetch_at_a_time_than_can_be_answered(dana, h
     follower.nudges.clear()
     follower.nudge(lists, live.changed(live.LIST))
     follower.nudge(pages, live.changed(job.pk))
-    follower.due = dict.fromkeys(("conditions", "recheck", "beat"), math.inf)
+    follower.timetable.due = dict.fromkeys(("conditions", "recheck", "beat"), math.inf)
     turns(follower, ((), ()))
     assert [len(page.sent()) for page in pages] == [1, 1, 1], "pages of one migration come first"
     assert sum(len(page.sent()) for page in lists) == live.NUDGES - 3
     turns(follower, *[((), ())] * 10)
     assert not follower.nudges, "in the end everybody"
+
+
+@pytest.mark.parametrize(("many", "few"), [(7, live.LIST), (7, live.INBOX), (live.LIST, 7)])
+def test_no_page_waits_for_ever_while_many_others_have_news_again_and_again(many, few, tailer):
+    pages, waiting = [Socket(many) for _ in range(250)], [Socket(few) for _ in range(20)]
+    follower, delivered = tailer(*pages, *waiting), 0
+    follower.nudge(waiting, "changed")
+    for _ in range(4):
+        follower.nudge(pages, "news")
+        follower.delivered_at = -60.0
+        follower.deliver()
+        delivered += sum(bool(page.sent()) for page in pages)
+    assert [page.sent() for page in waiting] == [["changed"]] * 20, "half of the room is for them"
+    assert delivered == 4 * live.NUDGES // 2
+
+
+def test_pages_of_a_kind_are_asked_in_the_order_in_which_they_began_to_wait(tailer):
+    pages = [Socket(7) for _ in range(3 * live.NUDGES)]
+    follower = tailer(*pages)
+    for _ in range(3):
+        follower.nudge(pages, "news")
+        follower.delivered_at = -60.0
+        follower.deliver()
+    assert [page.sent() for page in pages] == [["news"]] * len(pages), "nobody twice before all had their turn"
+
+
+def test_a_page_that_was_closed_meanwhile_takes_nobodys_turn(tailer):
+    here, gone = Socket(live.LIST), Socket(live.LIST)
+    follower = tailer(here, gone)
+    follower.drop(gone)
+    follower.nudge([here, gone], "changed")
+    assert list(follower.nudges) == [here]
+
+
+def test_an_event_loop_has_one_tailer_and_no_other_is_made(monkeypatch):
+    made = []
+
+    async def ask():
+        return live.tailer() is live.tailer()
+
+    monkeypatch.setattr(live, "tailers", {})
+    monkeypatch.setattr(live, "Tailer", lambda: made.append(1) or SimpleNamespace())
+    assert asyncio.run(ask())
+    assert len(made) == 1
 
 
 def test_a_browser_that_reads_slowly_holds_the_newest_of_each_kind_only():
@@ -302,18 +400,18 @@ def test_a_browser_that_reads_slowly_holds_the_newest_of_each_kind_only():
 def test_only_jobs_that_moved_are_rendered(dana, hosts):
     still, moving = scenes.job(dana, "preparing"), scenes.job(dana, "preparing")
     numbers, reader = {still.pk, moving.pk}, live.Reader()
-    assert reader.look(numbers, numbers)[0].keys() == numbers
-    assert reader.look(numbers, numbers) == ({}, {})
+    assert reader.compare(numbers, numbers)[0].keys() == numbers
+    assert reader.compare(numbers, numbers) == ({}, {})
     moving.runs.filter(step="convert").update(bytes_done=moving.source_size)
-    whole, parts = reader.look(numbers, numbers)
+    whole, parts = reader.compare(numbers, numbers)
     assert (whole, set(parts)) == ({}, {moving.pk}), "a bar that moved is no reason to render everything again"
     assert 'data-percent="100.0"' in parts[moving.pk]
 
 
 def test_what_nobody_watches_any_more_is_not_kept(dana, hosts):
     job, reader = scenes.job(dana, "preparing"), live.Reader()
-    reader.look({job.pk}, {job.pk})
-    reader.look(set(), set())
+    reader.compare({job.pk}, {job.pk})
+    reader.compare(set(), set())
     assert (reader.jobs, reader.marks) == ({}, {})
 
 

@@ -36,6 +36,10 @@ class Client:
         return self.sent[0]["status"] if self.sent else None
 
     @property
+    def content(self):
+        return self.sent[1]["body"].decode()
+
+    @property
     def headers(self):
         return dict(self.sent[0]["headers"])
 
@@ -52,8 +56,12 @@ class Application:
         self.most = max(self.most, self.now)
         await self.go.wait()
         self.now -= 1
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"page"})
+        await answer(send)
+
+
+async def answer(send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"page"})
 
 
 async def started(bounded, clients):
@@ -169,6 +177,79 @@ def test_the_pool_of_connections_has_one_for_each_place_beside_requests():
     assert database.BESIDE_REQUESTS >= overload.HEALTH_WIDTH + overload.LOGIN_WIDTH + 6  # what its comment lists
 
 
+def test_liveness_waits_for_nothing_else_not_even_for_other_health_checks():
+    """They ask the database, which may hang; a process whose liveness fails is restarted."""
+
+    async def run():
+        over = asyncio.Event()
+
+        async def application(scope, receive, send):
+            if scope["path"] != overload.LIVE:
+                await over.wait()
+            await answer(send)
+
+        bounded = overload.Bounded(application, 1)
+        hanging = [Client(path) for path in ("/", *overload.HEALTH) for _ in range(20)]
+        tasks = await started(bounded, hanging)
+        probe = Client(overload.LIVE)
+        await bounded(probe.scope, probe.receive, probe.send)
+        over.set()
+        await asyncio.gather(*tasks)
+        return probe.status
+
+    assert asyncio.run(run()) == 200
+
+
+def test_liveness_does_not_ask_the_database_for_the_session_of_a_cookie():
+    async def run():
+        came = {}
+
+        async def application(scope, receive, send):
+            came[scope["path"]] = scope["headers"]
+            await answer(send)
+
+        bounded, headers = overload.Bounded(application, 1), [(b"host", b"volmig"), (b"cookie", b"sessionid=any")]
+        for path in ("/", overload.LIVE):
+            client = Client(path)
+            await bounded({**client.scope, "headers": headers}, client.receive, client.send)
+        return came
+
+    assert asyncio.run(run()) == {
+        "/": [(b"host", b"volmig"), (b"cookie", b"sessionid=any")],
+        overload.LIVE: [(b"host", b"volmig")],
+    }
+
+
+class Trickling(Client):
+    """Sends more than volmig takes, and then nothing, but never an end."""
+
+    def __init__(self, path="/"):
+        super().__init__(path, [{"type": "http.request", "body": bytes(overload.BUFFER + 1), "more_body": True}])
+
+    async def receive(self):
+        return self.body.pop(0) if self.body else await asyncio.Event().wait()
+
+
+def test_what_is_larger_than_any_request_may_be_is_refused_before_its_end_and_takes_no_place():
+    async def run():
+        async def application(scope, receive, send):
+            while (await receive()).get("more_body"):
+                pass
+            await answer(send)
+
+        bounded, large, quick = overload.Bounded(application, 2), [Trickling() for _ in range(8)], Client()
+        tasks = await started(bounded, [*large, api := Trickling("/api/v1/jobs"), quick])
+        found = [each.status for each in large], quick.status, large[0].content, api.content
+        for task in tasks:
+            task.cancel()
+        return found
+
+    refused, quick, page, api = asyncio.run(run())
+    assert (refused, quick) == ([413] * 8, 200)
+    assert "volmig takes requests of 256 KiB at most. Your request was not carried out." in page
+    assert json.loads(api)["status"] == 413
+
+
 def test_a_client_that_sends_slowly_takes_no_place():
     async def run():
         application, slow, quick = Application(), Client(), Client()
@@ -217,8 +298,7 @@ def test_what_a_client_sent_in_pieces_arrives_whole():
             while more:
                 message = await receive()
                 got, more = got + message["body"], message["more_body"]
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            await answer(send)
 
         await overload.Bounded(application, 1)(client.scope, client.receive, client.send)
         return got
@@ -282,8 +362,8 @@ def raised(error, path="/", method="GET"):
 def test_a_database_that_is_away_or_full_is_503_and_says_so(error):
     answer = raised(error)
     assert (answer.status_code, answer["Retry-After"]) == (503, "5")
-    assert "volmig gets no connection to its database" in answer.content.decode()
-    assert "Check what became of your request" in raised(error, method="POST").content.decode()
+    assert "volmig cannot connect to its database" in answer.content.decode()
+    assert "Your request may have been carried out" in raised(error, method="POST").content.decode()
     assert raised(error, "/api/v1/jobs")["Content-Type"] == "application/json", "the client tries again"
 
 

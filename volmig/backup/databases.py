@@ -18,6 +18,8 @@ from django.db import connections, transaction
 from django.db.backends.postgresql.client import DatabaseClient
 from django.db.utils import ConnectionHandler, DatabaseError
 
+from volmig import sqlite
+
 Rows = Callable[[str], list[tuple[Any, ...]]]
 NAMES = {"sqlite": "database.sqlite3", "postgresql": "database.pgdump"}
 
@@ -35,7 +37,7 @@ def dump(directory: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _dump_sqlite(connection: Any, path: Path) -> dict[str, Any]:
-    source = sqlite3.connect(f"file:{connection.settings_dict['NAME']}?mode=ro", uri=True, timeout=20)
+    source = sqlite.read_only(connection.settings_dict["NAME"], timeout=20)
     with contextlib.closing(source), contextlib.closing(sqlite3.connect(path)) as copy:
         source.backup(copy)  # in one step, hence one snapshot; writers go on in the write-ahead log meanwhile
         copy.execute("PRAGMA journal_mode=DELETE")  # one file

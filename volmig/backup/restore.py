@@ -4,7 +4,6 @@ import contextlib
 import datetime as dt
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from volmig import incarnation, schema
+from volmig import incarnation, schema, sqlite
 from volmig.backup import archive, databases
 
 
@@ -71,7 +70,7 @@ def proved(path: Path, identities: list[Any], beside: Path | None = None) -> Ite
 def check_database(found: Proved) -> None:
     if found.vendor == "postgresql":
         return databases.check_postgresql(found.directory / "database.pgdump")
-    with contextlib.closing(sqlite3.connect(f"file:{found.directory}/database.sqlite3?mode=ro", uri=True)) as copy:
+    with contextlib.closing(sqlite.read_only(found.directory / "database.sqlite3")) as copy:
         return databases.check_sqlite(copy)
 
 
