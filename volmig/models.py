@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import connection, models, transaction
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
 from django.utils import timezone
 
 log = logging.getLogger(__name__)
 LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
 TAKEN_A_MOMENT_AGO = dt.timedelta(seconds=15)  # a cluster takes one task more than its workers run
+KEPT_FOR_ITS_CLUSTER = dt.timedelta(seconds=1)
 CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machines of one volmig may differ
 
 
@@ -36,6 +37,12 @@ def lately(seconds: float) -> tuple[dt.datetime, dt.datetime]:
     """From so many seconds ago until now, for __range; not times in the future, after a clock was set back."""
     now = timezone.now()
     return now - dt.timedelta(seconds=seconds), now + dt.timedelta(seconds=5)
+
+
+def runs_of(cluster: str) -> tuple[uuid.UUID, uuid.UUID]:
+    """The first and the last UUID that begins with these hex digits, for __range."""
+    least, most = (uuid.UUID(cluster.ljust(32, digit)) for digit in "0f")
+    return least, most
 
 
 class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
@@ -77,6 +84,18 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
                 columns = [*same, "urgent"] if urgent else same
                 self.bulk_create(list(some), update_conflicts=True, unique_fields=["waits"], update_fields=columns)
 
+    def first_for(self, cluster: str) -> Self:
+        """Without those that another cluster gets for a moment, because it ran an equal call last.
+
+        It still has connections to the hypervisors that the call is about, and they know its session. Urgent ones are
+        for whoever comes first.
+        """
+        now = timezone.now()
+        before = QueuedTask.objects.filter(name=OuterRef("name"), number=OuterRef("number"), run__isnull=False)
+        anyone = Q(urgent=True) | Q(queued_at__lt=now - KEPT_FOR_ITS_CLUSTER) | Q(queued_at__gt=now) | Q(last_run=None)
+        last = Subquery(before.order_by("-pk").values("run")[:1])
+        return self.alias(last_run=last).filter(anyone | Q(last_run__range=runs_of(cluster)))
+
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.
 
@@ -90,7 +109,8 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
             return None  # without a lock, which in SQLite would keep all others from writing
         with transaction.atomic():
             free = waiting.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
-            while (first := free.order_by("-urgent", "pk").first()) and (fault := first.fault()):
+            ours = free.first_for(cluster).order_by("-urgent", "pk")
+            while (first := ours.first()) and (fault := first.fault()):
                 log.error("queued task %s (%s) was removed and not run: %s", first.pk, first, fault)
                 self.filter(pk=first.pk).delete()
             if first is None:
@@ -119,8 +139,7 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
 
     def give_back(self, cluster: str) -> int:
         """Lets what this cluster had and did not end wait again; returns how many rows. It must not run any more."""
-        least, most = (uuid.UUID(cluster.ljust(32, digit)) for digit in "0f")
-        return self.filter(done_at=None, run__range=(least, most)).update(taken_at=None, run=None, begun_at=None)
+        return self.filter(done_at=None, run__range=runs_of(cluster)).update(taken_at=None, run=None, begun_at=None)
 
 
 class QueuedTask(models.Model):

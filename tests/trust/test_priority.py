@@ -21,7 +21,7 @@ from tests.trust.amounts import FULL, amount, figure
 from tests.trust.processes import Processes
 from volmig import broker, queue
 from volmig.accounts.models import Token
-from volmig.models import CausedCall, QueuedTask, QueuedTaskQuerySet
+from volmig.models import KEPT_FOR_ITS_CLUSTER, CausedCall, QueuedTask, QueuedTaskQuerySet
 from volmig.refused import Refused
 
 REQUESTS = amount(1000, 60)
@@ -159,6 +159,33 @@ def test_a_migration_whose_guest_may_be_down_comes_before_all_others(db):
         queue.later(TICK, number, urgent=number == 3)
     queue.later(TICK, 2, urgent=True)  # it waits, and its guest is stopped meanwhile
     assert [QueuedTask.objects.take("migrations").number for _ in range(3)] == [2, 3, 1]
+
+
+def test_a_call_goes_for_a_moment_to_the_cluster_that_ran_it_last(db):
+    """Its workers still have connections to the hypervisors, which know their session."""
+    ours, other = "a1" * 8, "b2" * 8
+
+    def again(**columns):
+        QueuedTask.objects.filter(done_at=None).update(done_at=timezone.now())
+        queue.later(TICK, 1)
+        QueuedTask.objects.waiting().update(**columns)
+
+    def taken_by(cluster):
+        task = QueuedTask.objects.take("migrations", cluster)
+        return task and task.number
+
+    queue.later(TICK, 1)
+    assert taken_by(other) == 1, "nobody ran it yet"
+    again()
+    queue.later(TICK, 2)
+    assert [taken_by(ours), taken_by(ours), taken_by(other)] == [2, None, 1]
+    again(queued_at=timezone.now() - KEPT_FOR_ITS_CLUSTER)
+    assert taken_by(ours) == 1, "the other one is busy, or gone"
+    for columns in ({"urgent": True}, {"queued_at": timezone.now() + KEPT_FOR_ITS_CLUSTER}):
+        again(**columns)
+        assert taken_by(other) == 1
+        again()
+        assert [taken_by(ours), taken_by(other)] == [None, 1]
 
 
 def test_who_read_a_status_of_before_does_not_make_a_call_wait_that_became_urgent(db, monkeypatch):
