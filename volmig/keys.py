@@ -299,9 +299,10 @@ def replace(name: str, content: bytes, note: Callable[[str, str], object], outpu
                 note(*register(name, content))
         except BaseException as error:  # also of Ctrl-C; a commit whose answer was lost may have happened
             known = is_registered(name, mark)
-            if known is None:
+            # Where the connection was lost the commit may still be under way, and then the new key is needed.
+            if known is None or (not known and isinstance(error, AWAY)):
                 said = f"It is not known whether the database has registered the new {name}, which is in {waits}"
-                raise Unsettled(f"{said}: {one_line(error)}. {how_to_settle(name)}") from error
+                raise Unsettled(f"{said}: {one_line(error)}. {how_to_settle(name, output)}") from error
             if not known:
                 waits.unlink(missing_ok=True)
                 raise
@@ -322,7 +323,10 @@ def put_in_place(name: str, mark: str) -> None:
         raise Unsettled(f"{path} does not hold the {name} that was just written there. Is another program changing it?")
 
 
-def how_to_settle(name: str) -> str:
+def how_to_settle(name: str, output: Path | None = None) -> str:
+    if output:
+        differs = f"if it says that this machine has another {name}, put {output} in its place, else remove {output}"
+        return f"Run  manage.py keys  on machine {here()}: {differs}."
     what = f"puts the new {name} in its place if the database has registered it, else removes it"
     return f"Run  manage.py keys  on machine {here()}: it {what}."
 

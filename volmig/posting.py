@@ -5,9 +5,9 @@ from functools import wraps
 from typing import Any
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponseNotAllowed
+from django.http import HttpRequest, HttpResponseNotAllowed, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.shortcuts import redirect
+from django.urls import reverse
 
 View = Callable[..., HttpResponseBase]
 SAFE = ("GET", "HEAD")
@@ -26,7 +26,7 @@ def posted_from(page: str, *parameters: str) -> Callable[[View], View]:
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if request.method in SAFE:
                 messages.info(request, SAID)
-                return redirect(page, **{name: kwargs[name] for name in parameters})
+                return HttpResponseRedirect(reverse(page, kwargs={name: kwargs[name] for name in parameters}))
             if request.method != "POST":
                 return HttpResponseNotAllowed(["POST"])
             return view(request, *args, **kwargs)
