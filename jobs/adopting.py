@@ -528,7 +528,7 @@ def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
         confirmed_at=None if not ended else job.confirmed_at,
         rollback_minutes=0,
         resumed_at=timezone.now(),
-        judged_by="",
+        judges="",
         wake_at=timezone.now(),
     )
     if found.asks:

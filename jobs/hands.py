@@ -160,7 +160,7 @@ class Hands:
         Raises ReadOnly as soon as one knows more than the database. With several machines of workers a job goes from
         one session to another and back, so those that have asked are all remembered.
         """
-        judges = self.job.judged_by.split()
+        judges = self.job.judges.split()
         if incarnation.SESSION in judges:
             return {}
         silent: dict[str, HostError] = {}
@@ -171,7 +171,7 @@ class Hands:
                 found = (each.answer and each.answer.found) or "it did not say"
                 silent[role] = each.error or NoFacts(f"ask {host_of(self.job, role)} who owns it", found)
         if not silent:
-            self.job.put(judged_by=" ".join([incarnation.SESSION, *judges[: JUDGES - 1]]))
+            self.job.put(judges=" ".join([incarnation.SESSION, *judges[: JUDGES - 1]]))
         return silent
 
     def judge_status(self, hypervisor: Hypervisor, said: Mapping[str, Any]) -> None:

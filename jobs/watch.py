@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection, transaction
@@ -40,6 +41,7 @@ PARTS = 32  # by the rest of a hypervisor's number: watchers share them
 PATIENCE = 60.0  # seconds that one turn may take before the watcher counts as hanging
 LINGER = 30.0  # steps follow each other closely: a channel outlives the work on it for a while
 RATE_OVER = 30.0
+STALLED = MOVING.total_seconds() + 5  # seconds; a clock that differs by more is an alarm
 LONGEST_PAUSE = 15.0
 TICK = "jobs.tick.run"
 MOST_LINES = 10_000  # that wait to be written; then followers wait, and whoever sends them more
@@ -182,7 +184,7 @@ class Watcher:
         self.write()
         if self.timetable.is_due("follow", FOLLOW_EVERY):
             self.follow()
-            self._wake(run.job for run in self.runs.values() if run.has_stalled())
+            self._wake_stalled()
         if 0 not in self.parts:
             return  # another watcher sweeps
         if self.timetable.is_due("sweep", SWEEP_EVERY):
@@ -227,10 +229,12 @@ class Watcher:
     def _write(self, progress: dict[Key, dict[str, Any]], ended: set[Key]) -> None:
         self._find(progress.keys() | ended)
         moved = [self.runs[key].moved(figures) for key, figures in progress.items() if key in self.runs]
-        over = [self.runs.pop(key) for key in ended if key in self.runs]
+        over = ended & self.runs.keys()
         with transaction.atomic():
             StepRun.objects.record_progress(moved)
-            self._wake(run.job for run in over)
+            self._wake(self.runs[key].job for key in over)
+        for key in over:  # not before: an end is reported once, and what is followed on is found to stall
+            del self.runs[key]
 
     def _find(self, keys: Iterable[Key]) -> None:
         """Reads those runs that were not heard of before, and forgets those that were not for a while.
@@ -246,7 +250,14 @@ class Watcher:
         for key in keys:
             if key in self.runs:
                 self.runs[key].heard_at = now
-        self.runs = {key: run for key, run in self.runs.items() if now - run.heard_at < LINGER}
+        self.runs = {key: run for key, run in self.runs.items() if now - run.heard_at < LINGER or run.is_moving}
+
+    def _wake_stalled(self) -> None:
+        """Wakes the jobs whose work has just stopped moving: while it moves they sleep for long."""
+        for run in sorted(self.runs.values(), key=attrgetter("job")):
+            if run.has_stalled():
+                wake(run.job)
+                run.is_moving = False  # not before: one that could not be woken is tried again
 
     def _wake(self, jobs: Iterable[int]) -> None:
         for job in sorted(set(jobs)):  # in the order of QueuedTaskQuerySet.queue
@@ -298,10 +309,8 @@ class Following:
         return Progress(self.pk, done, int(figures["total"]), read, written, rate, self.progress_at)
 
     def has_stalled(self) -> bool:
-        """Whether it has just stopped moving: its job relies on this and sleeps for long while its work moves."""
-        stalls = self.is_moving and time.monotonic() - self.moved_at > MOVING.total_seconds()
-        self.is_moving = self.is_moving and not stalls
-        return stalls
+        """Whether it moved until now and moves no more, for so long that clocks that differ a little agree on it."""
+        return self.is_moving and time.monotonic() - self.moved_at > STALLED
 
 
 class Speed:

@@ -1,4 +1,7 @@
-"""Several sessions are remembered that have asked the hypervisors of a migration who owns them."""
+"""All sessions are remembered that have asked the hypervisors of a migration who owns them, not the last one alone.
+
+Nothing is taken over from before: the sessions that begin after the upgrade ask once.
+"""
 
 from django.db import migrations, models
 
@@ -7,6 +10,6 @@ class Migration(migrations.Migration):
     dependencies = [("jobs", "0016_open_runs")]
 
     operations = [
-        # A longer limit alone: PostgreSQL rewrites no row for it (ALTER TABLE, Notes).
-        migrations.AlterField("job", "judged_by", models.CharField(blank=True, max_length=200)),
+        migrations.RemoveField("job", "judged_by"),
+        migrations.AddField("job", "judges", models.CharField(blank=True, default="", max_length=200)),
     ]

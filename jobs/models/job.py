@@ -237,7 +237,7 @@ def note_lost(job_id: int, owner: str, until: dt.datetime | None) -> None:
 class Job(models.Model):
     """One migration: one source volume to one disk of one instance, through a relay; sizes in bytes.
 
-    `lap` counts how often the copy was begun: one that goes stale before its use is made again. `judged_by` names
+    `lap` counts how often the copy was begun: one that goes stale before its use is made again. `judges` names
     the sessions that have asked the job's hypervisors who owns them, the last one first; `counted` is how far the
     session had counted when it claimed the job or began its last step, and goes with each request.
     """
@@ -286,7 +286,7 @@ class Job(models.Model):
     lap = models.PositiveIntegerField(default=1)
     fence = models.BigIntegerField(default=0)
     taken_over = models.BooleanField(default=False)
-    judged_by = models.CharField(max_length=200, blank=True)
+    judges = models.CharField(max_length=200, blank=True, default="")
     resumed_at = models.DateTimeField(null=True, blank=True)
     lease_owner = models.CharField(max_length=100, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)

@@ -154,7 +154,7 @@ def test_of_two_machines_each_asks_the_hosts_once_though_a_job_goes_from_one_to_
         Hands(Job.objects.get(pk=prepared.pk), site.connect, None).judge_all()
         asked.append(len(site.destination.asked("status")))
     assert asked == [2, 2, 2, 2]
-    assert Job.objects.get(pk=prepared.pk).judged_by.split() == ["b" * 32, ours]
+    assert Job.objects.get(pk=prepared.pk).judges.split() == ["b" * 32, ours]
 
 
 def test_nothing_leaves_by_the_door_while_volmig_is_read_only(prepared, site, sent):

@@ -11,11 +11,10 @@ from django.utils import timezone
 
 from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
 from jobs import tick
-from jobs.engine.runner import MOVING
 from jobs.models import Job, Lease, StepRun
 from jobs.models.lease import Held
 from jobs.queue import wake
-from jobs.watch import PARTS, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
+from jobs.watch import PARTS, STALLED, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
 from tests.ticks import LONG_AGO
 from volmig.models import QueuedTask
 
@@ -442,7 +441,7 @@ def test_work_that_stops_moving_wakes_its_job_once_until_it_moves_again(running,
         watcher.lines.put((running.source_id, {"progress": progress}))
         if stalls:
             [following] = watcher.runs.values()
-            following.moved_at -= MOVING.total_seconds()
+            following.moved_at -= STALLED
         watcher.timetable.due.clear()
         watcher.turn()
         return QueuedTask.objects.count()
@@ -452,3 +451,28 @@ def test_work_that_stops_moving_wakes_its_job_once_until_it_moves_again(running,
     assert turn(2) == 0
     assert turn(3, stalls=True) == 0, "it has moved since"
     assert turn(3, stalls=True) == 1
+
+
+def test_an_end_and_a_stall_that_could_not_be_written_wake_the_job_later(running, site, monkeypatch):
+    watcher = Watcher(site.connect)
+    moving = line(running, done=1, total=9, read=1, written=1, at=1.0)
+    watcher.lines.put((running.source_id, {"progress": moving}))
+    watcher.turn()
+    with monkeypatch.context() as away:
+        away.setattr("jobs.watch.wake", refused)
+        watcher.lines.put((running.source_id, {"ended": line(running, state="done")}))  # it is said once
+        with pytest.raises(InterfaceError):
+            watcher.write()
+        [following] = watcher.runs.values()
+        following.moved_at -= STALLED
+        watcher.timetable.due.clear()
+        with pytest.raises(InterfaceError):
+            watcher.turn()
+        assert not QueuedTask.objects.exists()
+    watcher.timetable.due.clear()
+    watcher.turn()
+    assert QueuedTask.objects.get().number == running.pk
+
+
+def refused(*_):
+    raise InterfaceError("the connection is closed")
