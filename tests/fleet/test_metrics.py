@@ -27,7 +27,7 @@ from volmig.record.models import Event
 
 TOKEN = "a-token-that-nobody-guesses"
 # Of these a site has few, whatever its size; a hypervisor, a migration or a person is never a label.
-LABELS = {"machine", "part", "queue", "state", "status", "outcome", "condition", "version", "le"}
+LABELS = {"machine", "part", "queue", "state", "status", "outcome", "reason", "condition", "version", "le"}
 
 
 def with_token(token):

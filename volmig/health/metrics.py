@@ -1,7 +1,8 @@
 """Metrics for Prometheus, read from the database at each scrape, so that any process reports those of all.
 
 The number of queries is the same whatever the database holds, and each is answered by an index or by a table of a few
-rows. Labels are statuses, queues, outcomes, parts and volmig's own machines; never a hypervisor or a migration.
+rows. Labels are statuses, queues, outcomes, reasons, parts and volmig's own machines; never a hypervisor or a
+migration.
 """
 
 import datetime as dt
