@@ -372,7 +372,7 @@ def test_a_watcher_finds_alarms_between_two_sweeps(running, site):
     watcher.turn()
     QueuedTask.objects.all().delete()
     Job.objects.filter(pk=running.pk).update(wake_at=LONG_AGO)
-    watcher.due.pop("alarms", None)
+    watcher.timetable.due.pop("alarms", None)
     watcher.turn()
     assert QueuedTask.objects.count() == 1
 
