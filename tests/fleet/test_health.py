@@ -171,7 +171,7 @@ def test_while_a_round_hangs_no_further_one_begins(client, monkeypatch):
         assert len(rounds) == 1
     finally:
         over.set()
-        ready.last.run.end.result(20)
+        ready.last.run.end.exception(20)
     monkeypatch.setattr(ready, "CHECKS", [])
     assert client.get("/healthz/ready").status_code == 200
 

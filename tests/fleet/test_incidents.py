@@ -325,19 +325,24 @@ def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
     assert QueuedTask.objects.get().done_at == ended
 
 
-def carry_out(task):
-    """As a cluster does: with django-q's worker and monitor, each of which has its own process there."""
-    tasks, results = queue.Queue(), queue.Queue()
-    tasks.put(SignedPackage.loads(broker.package(task)) | {"ack_id": str(task.run)})
-    tasks.put("STOP")
-    worker(tasks, results, Value("f", -1))
-    results.put("STOP")
-    monitor(results, TableBroker(list_key=task.queue))
+@pytest.fixture
+def carry_out(db, monkeypatch):
+    """Carries a task out as a cluster does, whose processes are django-q's worker and monitor."""
+    monkeypatch.setattr("django_q.worker.close_old_django_connections", lambda: None)  # the test's own
+
+    def carry_out(task):
+        tasks, results = queue.Queue(), queue.Queue()
+        tasks.put(SignedPackage.loads(broker.package(task)) | {"ack_id": str(task.run)})
+        tasks.put("STOP")
+        worker(tasks, results, Value("f", -1))
+        results.put("STOP")
+        monitor(results, TableBroker(list_key=task.queue))
+
+    return carry_out
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize("statement", ["update", "values_list"])
-def test_a_call_that_could_not_begin_waits_again_and_is_not_done(monkeypatch, statement):
+def test_a_call_that_could_not_begin_waits_again_and_is_not_done(carry_out, monkeypatch, statement):
     """A person asked for it, and the database was away for a moment just then."""
     ran = []
     monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
@@ -359,8 +364,7 @@ def test_a_call_that_could_not_begin_waits_again_and_is_not_done(monkeypatch, st
     assert QueuedTask.objects.get().done_at
 
 
-@pytest.mark.django_db
-def test_a_call_that_failed_is_done_and_not_made_again(monkeypatch):
+def test_a_call_that_failed_is_done_and_not_made_again(carry_out, monkeypatch):
     def fail(number):
         raise ValueError(number)
 

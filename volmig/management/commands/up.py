@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -259,13 +260,14 @@ def only_one(name: str) -> IO[str]:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """One after the other: parts that start at once would make the same tables."""
+    take: Callable[[], bool]
     with contextlib.ExitStack() as stack:
         if database.is_postgresql():  # they may be on several machines
             cursor = stack.enter_context(connection.cursor())
-            take, release = lambda: is_locked(cursor), lambda: unlock(cursor)
+            take, release = partial(is_locked, cursor), partial(unlock, cursor)
         else:
             lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
-            take, release = lambda: is_flocked(lock), lambda: None  # it ends with the file
+            take, release = partial(is_flocked, lock), partial(fcntl.flock, lock, fcntl.LOCK_UN)
         if not take():
             print("Another process prepares the database, or asks for its administrator. Waiting for it.", flush=True)
             # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
