@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import connection, models, transaction
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import Exists, OuterRef, Q, Subquery
 from django.utils import timezone
 
 log = logging.getLogger(__name__)
 LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
 TAKEN_A_MOMENT_AGO = dt.timedelta(seconds=15)  # a cluster takes one task more than its workers run
+TAKEN_LATELY = dt.timedelta(seconds=20)  # what a tick may take (jobs.hands); the lease of a lost one is no shorter
 KEPT_FOR_ITS_CLUSTER = dt.timedelta(seconds=1)
 CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machines of one volmig may differ
 
@@ -88,13 +89,15 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         """Without those that another cluster gets for a moment, because it ran an equal call last.
 
         It still has connections to the hypervisors that the call is about, and they know its session. Urgent ones are
-        for whoever comes first.
+        for whoever comes first. While an equal call has just been taken nobody gets one: it would find its migration
+        at work, and a third could wait meanwhile.
         """
         now = timezone.now()
-        before = QueuedTask.objects.filter(name=OuterRef("name"), number=OuterRef("number"), run__isnull=False)
+        equal = QueuedTask.objects.filter(name=OuterRef("name"), number=OuterRef("number"), run__isnull=False)
         anyone = Q(urgent=True) | Q(queued_at__lt=now - KEPT_FOR_ITS_CLUSTER) | Q(queued_at__gt=now) | Q(last_run=None)
-        last = Subquery(before.order_by("-pk").values("run")[:1])
-        return self.alias(last_run=last).filter(anyone | Q(last_run__range=runs_of(cluster)))
+        last = Subquery(equal.order_by("-pk").values("run")[:1])
+        at_work = Exists(equal.filter(done_at=None, taken_at__range=(now - TAKEN_LATELY, now + CLOCKS_DIFFER)))
+        return self.alias(last_run=last).filter(~at_work, anyone | Q(last_run__range=runs_of(cluster)))
 
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.

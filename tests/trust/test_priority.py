@@ -21,7 +21,7 @@ from tests.trust.amounts import FULL, amount, figure
 from tests.trust.processes import Processes
 from volmig import broker, queue
 from volmig.accounts.models import Token
-from volmig.models import KEPT_FOR_ITS_CLUSTER, CausedCall, QueuedTask, QueuedTaskQuerySet
+from volmig.models import KEPT_FOR_ITS_CLUSTER, TAKEN_LATELY, CausedCall, QueuedTask, QueuedTaskQuerySet
 from volmig.refused import Refused
 
 REQUESTS = amount(1000, 60)
@@ -186,6 +186,29 @@ def test_a_call_goes_for_a_moment_to_the_cluster_that_ran_it_last(db):
         assert taken_by(other) == 1
         again()
         assert [taken_by(ours), taken_by(other)] == [None, 1]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_while_a_call_is_at_work_an_equal_one_waits_and_no_third(db, begins):
+    queue.later(TICK, 1)
+    first = QueuedTask.objects.take("migrations", "a1" * 8)
+    assert not begins or QueuedTask.objects.begin(first.run)
+    for urgent in (False, True):
+        queue.later(TICK, 1, urgent=urgent)
+        assert QueuedTask.objects.take("migrations", "a1" * 8) is None
+    assert QueuedTask.objects.filter(done_at=None).count() == 2
+    queue.later(TICK, 2)
+    assert QueuedTask.objects.take("migrations", "a1" * 8).number == 2, "others are not held up"
+    QueuedTask.objects.end(first.run)
+    assert QueuedTask.objects.take("migrations", "a1" * 8).number == 1
+
+
+def test_a_call_whose_worker_was_lost_holds_up_an_equal_one_no_longer_than_a_tick_may_take(db):
+    queue.later(TICK, 1)
+    QueuedTask.objects.take("migrations", "a1" * 8)
+    QueuedTask.objects.update(taken_at=timezone.now() - TAKEN_LATELY)
+    queue.later(TICK, 1)
+    assert QueuedTask.objects.take("migrations", "b2" * 8).number == 1
 
 
 def test_who_read_a_status_of_before_does_not_make_a_call_wait_that_became_urgent(db, monkeypatch):
