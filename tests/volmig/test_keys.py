@@ -211,7 +211,7 @@ def test_a_command_says_which_parts_cannot_run_for_want_of_their_keys(site, caps
     capsys.readouterr()
     call_command("keys")
     said = capsys.readouterr().out
-    assert "Not on this machine: secret_key, factor_key, seal_key. Web processes cannot run here." in said
+    assert "Not here, or not readable: secret_key, factor_key, seal_key. Web processes cannot run here." in said
     assert "Workers and the watcher cannot run" not in said
     site.on("a")
     call_command("keys")

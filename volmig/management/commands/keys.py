@@ -57,7 +57,7 @@ class Command(BaseCommand):
         absent = keys.not_here(rows)
         for kind, names in absent.items():
             those = keys.CANNOT_RUN[kind].capitalize()
-            self.stdout.write(f"Not on this machine: {', '.join(names)}. {those} cannot run here.")
+            self.stdout.write(f"Not here, or not readable: {', '.join(names)}. {those} cannot run here.")
         differing = keys.mismatches()
         for line in keys.differing_settings():
             self.stdout.write(line)
