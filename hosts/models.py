@@ -115,7 +115,7 @@ class Lateness:
     count: int
     oldest: dt.datetime | None
     reason: ClassVar[str] = "The background workers do not keep up."
-    advice: ClassVar[str] = "Check that manage.py up workers runs, or raise VOLMIG_BACKGROUND_WORKERS."
+    advice: ClassVar[str] = "See on the page Processes whether they run, or raise VOLMIG_BACKGROUND_WORKERS."
 
     @property
     def sentence(self) -> str:

@@ -194,8 +194,12 @@ def keep_readers(path: Path, new: Path) -> None:
 
 
 def next_to(path: Path) -> Path:
-    """Where the file waits that will take the place of this one."""
-    return path.with_name(f"{path.name}.new")
+    """Where the file waits that will take the place of this one.
+
+    By a name that no person gives a file: what waits there unregistered is removed, and a key that an operator has just
+    made as ssh_key.new is theirs.
+    """
+    return path.with_name(f"{path.name}.volmig-replacement")
 
 
 def write_next_to(path: Path, content: bytes) -> None:

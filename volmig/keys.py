@@ -38,6 +38,7 @@ SETTINGS = {
     "factor_key": "FACTOR_KEY",
     "audit_key": "AUDIT_KEY",
 }
+CANNOT_RUN = {"web": "web processes", "worker": "workers and the watcher"}  # without the keys of their kind
 RECENT = dt.timedelta(minutes=10)  # a machine that was not seen for longer is off
 ENOUGH = 100  # of the newest events one has to be signed with the key of this machine
 UNUSABLE = (OSError, ValueError, ImproperlyConfigured)  # what is raised for a file that holds no such key
@@ -56,8 +57,21 @@ def mine() -> list[str]:
 
 def mine_here() -> list[str]:
     """The same for a command, which is of no kind: it leaves out a kind of which this machine has no key at all."""
-    kinds = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
-    return [name for name in mine() if data.kind() or name not in data.OWNERS or data.OWNERS[name] in kinds]
+    left_out = kinds_not_here()
+    return [name for name in mine() if data.kind() or data.OWNERS.get(name) not in left_out]
+
+
+def kinds_not_here() -> set[str]:
+    """The kinds of processes, "web" and "worker", of which this machine has no key at all."""
+    here = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
+    return set(data.OWNERS.values()) - here
+
+
+def not_here(registered: Iterable[str]) -> dict[str, list[str]]:
+    """Of these registered keys those that a command leaves out, by the kind of processes that cannot run without."""
+    known = set(registered)
+    named = {kind: [name for name in mine() if name in known and data.OWNERS.get(name) == kind] for kind in CANNOT_RUN}
+    return {kind: names for kind, names in named.items() if names and kind in kinds_not_here()}
 
 
 def is_here(name: str) -> bool:

@@ -232,13 +232,18 @@ def set_lock_timeout(value: str) -> str:
 
 def migrate(say: Callable[[str], None]) -> None:
     """Brings the tables up to date. A change that waits for a lock on a table, behind a backup or a long query, makes
-    all who come after it wait, too: it gives up after a moment, lets them pass, and is tried again."""
+    all who come after it wait, too: it gives up after a moment, lets them pass, and is tried again.
+
+    Says which indexes an interruption had left unfinished, whether their migration or `rebuild_unfinished` mends them:
+    either may take long.
+    """
+    for _, name in unfinished():
+        say(f"The index {name} is unfinished: it is built anew, or removed if another takes its place.")
     while True:
         try:
             with waits_for_locks(f"{LOCK_SECONDS}s"):
                 call_command("migrate", interactive=False, verbosity=0)
-            for name in rebuild_unfinished():
-                say(f"The index {name} was unfinished; it was built anew.")
+            rebuild_unfinished()
             return
         except OperationalError as error:
             if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE:
@@ -247,14 +252,21 @@ def migrate(say: Callable[[str], None]) -> None:
             time.sleep(PAUSE_SECONDS)
 
 
-def rebuild_unfinished() -> list[str]:
-    """Builds indexes anew whose building was interrupted, or removes them where another takes their place; returns
-    their names. PostgreSQL alone leaves such: they cost at each write and are used by no query."""
+def unfinished() -> list[tuple[str, str]]:
+    """Indexes whose building was interrupted, as SQL names them and by their names. PostgreSQL alone leaves such: they
+    cost at each write and are used by no query."""
     if not is_postgresql():
         return []
-    with waits_for_locks(NO_LIMIT), connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute(UNFINISHED)
         found: list[tuple[str, str]] = cursor.fetchall()
+    return found
+
+
+def rebuild_unfinished() -> list[str]:
+    """Builds them anew, or removes them where another takes their place; returns their names."""
+    found = unfinished()
+    with waits_for_locks(NO_LIMIT), connection.cursor() as cursor:
         for quoted, name in found:
             is_temporary = any(part in name for part in TEMPORARY)
             cursor.execute(f"{'DROP' if is_temporary else 'REINDEX'} INDEX CONCURRENTLY {quoted}")

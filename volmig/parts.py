@@ -44,6 +44,13 @@ def of_queue(queue: str) -> Part:
     return {part.queue: part for part in PARTS.values() if part.queue}[queue]
 
 
+def how_to_start(group: str) -> str:
+    """The command that starts a part again, in production first: `manage.py` typed there without the settings of its
+    units would start a second volmig, with an empty database of its own."""
+    by_others = f"containers: docker compose restart {group}; by hand: manage.py up {group}"
+    return f"systemctl restart volmig-{group} ({by_others})"
+
+
 def called(name: str) -> str:
     """What a part is called in a sentence; a name that is none, as of a later release, is called by itself."""
     return PARTS[name].called if name in PARTS else name

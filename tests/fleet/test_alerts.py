@@ -219,6 +219,13 @@ def test_a_target_that_was_never_scraped_is_missed(calm, tmp_path):
     assert fires(rule_alone(name, tmp_path), name, {}, {"something_else": 1.0}, tmp_path, 5)
 
 
+def test_of_several_targets_one_that_is_lost_is_not_all_of_volmig(calm, tmp_path):
+    name = "VolmigMetricsMissing"
+    two = {'up{job="volmig",instance="a"}': 0.0, 'up{job="volmig",instance="b"}': 1.0}
+    assert not fires(rule_alone(name, tmp_path), name, {}, two, tmp_path, 5)
+    assert fires(rule_alone(name, tmp_path), name, {}, dict.fromkeys(two, 0.0), tmp_path, 5)
+
+
 def test_prometheus_accepts_the_rules():
     code, said = ask("check", "rules", RULES)
     assert (code, "SUCCESS" in said) == (0, True), said
@@ -256,6 +263,14 @@ def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path):
 def test_the_page_of_the_documentation_says_of_every_alert_what_to_do():
     page = (Path(settings.BASE_DIR) / "docs/monitoring.md").read_text()
     assert [name for name in BY_NAME if f"`{name}`" not in page] == []
+
+
+def test_the_page_of_the_documentation_says_which_alerts_are_for_the_person_on_call():
+    page = (Path(settings.BASE_DIR) / "docs/monitoring.md").read_text()
+    severity = {name: rule["labels"]["severity"] for name, rule in BY_NAME.items()}
+    assert dict(re.findall(r"^\| `(Volmig\w+)` \| (\w+) \|", page, re.MULTILINE)) == severity
+    [listed] = re.findall(r"^These page: (.+)$", page, re.MULTILINE)
+    assert set(re.findall(r"`(Volmig\w+)`", listed)) == {name for name in severity if severity[name] == "page"}
 
 
 def test_the_page_of_the_documentation_lists_every_metric(calm):

@@ -567,7 +567,7 @@ def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when
     shown = page("/adopt/compare/", "post")
     said = f"No background workers run since {timezone.localtime(lost):%Y-%m-%d %H:%M:%S %Z}."
     assert said in shown
-    assert "Start them: manage.py up workers." in shown
+    assert "Start them: systemctl restart volmig-workers (containers: " in shown
     assert "it waits for a worker" in shown
     Process.objects.filter(part="background").delete()  # they were stopped
     assert "No background workers run and none has ended a task lately." in page("/adopt/")

@@ -31,6 +31,7 @@ AFTERWARDS = (
     "Rotate keys",
     "PostgreSQL is away",
     "Disk full",
+    "Add a machine",
 )
 # By a person in a browser: logs in and makes a token; prints its letters. Names and password are arguments.
 MAKE_TOKEN = """
@@ -86,7 +87,11 @@ class Operator:
         if "token-of-olga" in block.script and "preflight" in block.script:
             self.machine.until(self.is_well, "volmig is well")
         if block.remark == "after the hypervisors have it":
-            self.machine.run("cd /etc/volmig/keys && key ssh_key.new.pub")
+            refused = self.machine.run(block.script).stdout
+            assert refused.count("does not take the new key") == len(hypervisors.HOSTS)
+            self.machine.run("cd /etc/volmig/keys && key ssh_key.next.pub")
+        if "db.example.org" in block.script and not block.remark:  # the second machine is this one by another address
+            self.machine.run("ip address add 192.0.2.12/32 dev lo; echo 192.0.2.12 db.example.org >>/etc/hosts")
         if block.chapter == "Upgrade" and "install-release" in block.script:
             self.machine.run("""
                 cd /root/volmig && git commit --quiet --allow-empty --message next
@@ -175,6 +180,17 @@ END
         shown = self.machine.run(f"systemctl show --property=NRestarts,ActiveState {unit}").stdout
         return "NRestarts=1" in shown and "ActiveState=active" in shown
 
+    def others_may_connect(self) -> None:
+        """As the workers of the new machine will: with TLS, by a name that the certificate has, with the password."""
+        self.machine.run("""
+            install -m 0644 /etc/postgresql/15/main/server.crt /etc/volmig/db-ca.pem
+            . /root/volmig-db && cd /
+            uses_tls() { runuser -u volmig-worker -- psql "$1" -Atc \
+              'SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'; }
+            [ "$(uses_tls "$VOLMIG_DB")" = t ]
+            if uses_tls "${VOLMIG_DB/@db.example.org/@192.0.2.12}"; then echo "any name will do"; exit 1; fi
+        """)
+
     def figures(self) -> None:
         """What docs/sizing.md has of one machine at rest."""
         for unit in (*PARTS, "postgresql@15-main", "nginx"):
@@ -244,8 +260,9 @@ def test_the_runbook_leads_from_the_repository_to_a_first_migration_and_through_
     if FULL:
         operator.survive()
         for chapter in AFTERWARDS:
-            operator.carry_out(chapter)
+            assert "does not take the new key" not in operator.carry_out(chapter)
             machine.until(operator.is_well, f"volmig is well after {chapter}")
+        operator.others_may_connect()
         assert "The audit log is whole" in machine.run("volmig-manage verify_audit").stdout
         replace_lost(machine)
 
@@ -274,6 +291,6 @@ def replace_lost(lost: Machine) -> None:
 def test_every_block_of_the_runbook_is_carried_out_or_says_why_not():
     found = blocks.of(RUNBOOK)
     not_run = [str(each) for each in found if each.remark.startswith(NOT_RUN)]
-    assert {each.chapter for each in found} == {*INSTALL, *AFTERWARDS, "Add a machine", "Lose a machine"}
+    assert {each.chapter for each in found} == {*INSTALL, *AFTERWARDS, "Lose a machine"}
     assert [name.partition(":")[0] for name in not_run] == ["Add a machine"]
     assert len(found) == RUNBOOK.read_text().count("```sh\n"), "a block was overlooked"

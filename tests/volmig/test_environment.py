@@ -107,6 +107,26 @@ def test_every_variable_that_the_settings_read_is_documented():
     assert read - documented <= {"DEBUG"}, "a setting that nobody can find is one that nobody sets"
 
 
+def test_the_documented_defaults_and_what_is_reckoned_with_them_are_those_of_the_settings():
+    page = (settings.BASE_DIR / "docs/configuration.md").read_text()
+    source = (settings.BASE_DIR / "volmig/settings.py").read_text()
+    default = dict(re.findall(r'number\("(\w+)", (\d+)\)', source))
+    documented = dict[str, str]()
+    for names, values in re.findall(r"^\| (`VOLMIG_[^|]+) \| ([\d, ]+) \|", page, re.MULTILINE):
+        found, each = re.findall(r"VOLMIG_(\w+)", names), values.split(", ")
+        documented |= dict(zip(found, each * (len(found) // len(each)), strict=True))
+    assert len(documented) > 20
+    assert {name: default[name] for name in documented} == documented
+    web, workers = 2 * (int(default["WEB_REQUESTS"]) + 11 + 1), int(default["WORKERS"])
+    all_workers = 2 * workers + 4 + 2 * int(default["BACKGROUND_WORKERS"]) + 4 + 1
+    assert f"= {web} for pages, (2 × {workers} + 4) + " in page
+    assert f"= {all_workers} for its workers, and 4 for its watcher: {web + all_workers + 4}." in page
+    runbook = (settings.BASE_DIR / "docs/runbook.md").read_text()
+    assert f"is {web + all_workers + 4} connections for each" in runbook
+    [limit] = map(int, re.findall(r"'max_connections = (\d+)'", runbook))
+    assert 2 * (web + all_workers + 4) + 10 <= 0.8 * (limit - 3), "else VolmigDatabaseConnections pages at the budget"
+
+
 # Values in files, for secrets of Docker, Kubernetes and systemd
 
 SECRETS = {

@@ -4,12 +4,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 from types import SimpleNamespace
 
 import pytest
 from cryptography.fernet import Fernet
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
@@ -191,6 +193,29 @@ def test_a_command_on_a_machine_of_one_kind_does_not_ask_for_the_keys_of_the_oth
         assert keys.mismatches() == [], name
     site.on("web1")
     assert any("ssh_key" in each for each in keys.mismatches(keys.mine())), "but up all does"
+
+
+def test_a_command_says_which_parts_cannot_run_for_want_of_their_keys(site, capsys):
+    """A directory of keys that was forgotten on a new machine looks like one of a machine of the other kind."""
+    first = site.start("a")
+    second = site.on("b")
+    for name in ("audit_key", "evidence_key", "sealing_keys"):
+        shutil.copy(first / name, second / name)
+    site.on("b")
+    with pytest.raises(CommandError, match="No part of volmig can run on this machine"):
+        call_command("keys")
+    shutil.copy(first / "worker_key", second / "worker_key")
+    with pytest.raises(CommandError, match="has no ssh_key"):
+        call_command("keys")
+    shutil.copy(first / "ssh_key", second / "ssh_key")
+    capsys.readouterr()
+    call_command("keys")
+    said = capsys.readouterr().out
+    assert "Not here, or not readable: secret_key, factor_key, seal_key. Web processes cannot run here." in said
+    assert "Workers and the watcher cannot run" not in said
+    site.on("a")
+    call_command("keys")
+    assert "cannot run" not in capsys.readouterr().out
 
 
 def test_an_installation_of_an_earlier_version_registers_its_keys_unasked(site):
@@ -399,7 +424,7 @@ def test_a_replacement_that_is_cut_off_after_the_commit_is_said_and_completed(
     assert f"the replacement of {name} was cut off. Run  manage.py keys" in keys.mismatches()[0]
     call_command("keys")
     assert f"The replacement of {name} had been cut off and is completed" in capsys.readouterr().out
-    assert not [path for path in place.iterdir() if path.suffix == ".new"]
+    assert not [path for path in place.iterdir() if path.suffix == ".volmig-replacement"]
     assert (place / name).read_bytes() != before
     site.start("a")
     assert signing.current()
@@ -427,11 +452,25 @@ def test_where_the_database_does_not_say_what_became_of_a_replacement_both_keys_
         with pytest.raises(CommandError, match=r"It is not known whether.*manage\.py keys"):
             command(typed)
     assert (place / name).read_bytes() == before
-    assert (place / f"{name}.new").exists()
+    waits = data.next_to(place / name)
+    assert waits.exists()
     site.on("a")
     call_command("keys")
-    assert ((place / name).read_bytes() != before, (place / f"{name}.new").exists()) == (commits, False)
+    assert ((place / name).read_bytes() != before, waits.exists()) == (commits, False)
     assert keys.mismatches() == []
+
+
+@pytest.mark.parametrize("name", ["ssh_key", "secret_key"])
+def test_a_file_that_an_operator_made_beside_a_key_is_never_removed(site, typed, name):
+    """As ssh_key.new: its public half may be on every hypervisor already."""
+    place = site.start("a")
+    made = {place / f"{name}{ending}": f"{ending} by an operator" for ending in (".new", ".next", ".old", ".pub.new")}
+    for path, content in made.items():
+        path.write_text(content)
+    call_command("keys")
+    typed(name)
+    call_command("keys", renew=name)
+    assert {path: path.read_text() for path in made} == made
 
 
 def no_space(path):
@@ -592,6 +631,13 @@ def test_another_clouds_yaml_is_named(site, tmp_path):
     site.on("b", "workers")
     (tmp_path / "clouds.yaml").write_text("clouds: {b: {}}")
     assert "VOLMIG_CLOUDS_YAML" in keys.differing_settings()[0]
+
+
+def test_the_documentation_lists_every_setting_that_may_differ():
+    page = (settings.BASE_DIR / "docs/configuration.md").read_text()
+    listed = page.split("Variables should be equal on all machines, except for")[1].split(".")[0]
+    of_the_first_start = {"DEBUG", "ADMIN_USER", "ADMIN_PASSWORD"}
+    assert set(re.findall(r"`VOLMIG_(\w+)`", listed)) == environment.PER_MACHINE - of_the_first_start | {"DATA"}
 
 
 def test_what_a_machine_of_its_own_may_have_is_not_compared():

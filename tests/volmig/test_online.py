@@ -344,11 +344,27 @@ def test_preparing_builds_an_unfinished_index_anew_and_says_so(tables):
     interrupted()
     said = []
     online.migrate(said.append)
-    assert said == ["The index job_probe was unfinished; it was built anew."]
+    assert said == ["The index job_probe is unfinished: it is built anew, or removed if another takes its place."]
     assert valid()
     said.clear()
     online.migrate(said.append)
     assert said == []
+
+
+@only_postgresql
+def test_preparing_says_so_also_where_the_migration_itself_builds_it_anew(tables, monkeypatch):
+    interrupted()
+    said, before = [], []
+
+    def migrates(*args, **more):
+        before.extend(said)
+        run(online.AddIndexOnline("job", INDEX))
+
+    monkeypatch.setattr(online, "call_command", migrates)
+    online.migrate(said.append)
+    assert before == said, "before it begins, for it may take long"
+    assert [line for line in said if "job_probe is unfinished" in line]
+    assert valid()
 
 
 @only_postgresql

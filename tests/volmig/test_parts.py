@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from django.conf import settings
 from django.core.management import load_command_class
 
 from volmig.health import alive, heart, metrics
 from volmig.management.commands import up
-from volmig.parts import GROUPS, PARTS, called, of_group, of_queue
+from volmig.parts import GROUPS, PARTS, called, how_to_start, of_group, of_queue
 
 SOURCES = [
     settings.BASE_DIR / "manage.py",
@@ -93,3 +94,18 @@ def test_a_pid_space_is_of_one_data_directory_however_that_is_reached(settings, 
     before = space(one)
     monkeypatch.setattr("socket.gethostname", lambda: f"not-{os.uname().nodename}")
     assert space(one) != before, "two containers may share a volume"
+
+
+@pytest.mark.parametrize("group", sorted({PARTS[part].group for part in alive.MISSING}))
+def test_a_missing_part_is_started_by_a_unit_and_a_service_that_exist(group):
+    """`manage.py up` alone, typed on a machine of the runbook, starts a second volmig with an empty database."""
+    packaging = settings.BASE_DIR / "packaging"
+    services = yaml.safe_load((packaging / "compose/compose.yaml").read_text())["services"]
+    said = how_to_start(group)
+    assert (packaging / f"systemd/volmig-{group}.service").exists()
+    assert said.startswith(f"systemctl restart volmig-{group} ")
+    assert f"docker compose restart {group};" in said
+    assert group in services
+    for part in of_group(group):
+        _, advice = alive.MISSING[part.name]
+        assert said in advice

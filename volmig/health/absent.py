@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from django.utils import timezone
 
 from volmig.health.models import Process
-from volmig.parts import PARTS, of_queue
+from volmig.parts import PARTS, how_to_start, of_queue
 from volmig.queue import last_done
 
 STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
@@ -42,4 +42,4 @@ def no_worker(queue: str) -> str:
     since = gone[part.name] or last_done(queue)
     at = f"since {timezone.localtime(since):%Y-%m-%d %H:%M:%S %Z}" if since else "and none has ended a task lately"
     said = f"No {part.called.removeprefix('the ')} run {at}."
-    return f"{said} What was requested waits until they do. Start them: manage.py up {part.group}."
+    return f"{said} What was requested waits until they do. Start them: {how_to_start(part.group)}."

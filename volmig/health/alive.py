@@ -13,7 +13,7 @@ from django.utils import timezone
 from volmig.health import absent, heart
 from volmig.health.models import KEPT, Incident, Process
 from volmig.models import QueuedTask
-from volmig.parts import BACKGROUND, MIGRATIONS, called, of_group, of_queue
+from volmig.parts import BACKGROUND, MIGRATIONS, called, how_to_start, of_group, of_queue
 from volmig.templatetags.units import spoken
 
 SKEW = 5.0  # seconds; leases, which are for 10 s and more, are by the database's clock, alarms by that of the machine
@@ -23,15 +23,15 @@ TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to li
 SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
 NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
 MISSING = {
-    "workers": ("No workers run.", "Migrations stand still until they are started: manage.py up workers."),
+    "workers": ("No workers run.", f"Migrations stand still until they are started: {how_to_start('workers')}."),
     "background": (
         "No background workers run.",
-        "Nothing is refreshed, scanned or notified until they are started: manage.py up workers.",
+        f"Nothing is refreshed, scanned or notified until they are started: {how_to_start('workers')}.",
     ),
     "watcher": (
         "No watcher runs.",
         "Copies on hypervisors continue, but progress stands still and migrations move on late. "
-        "Start it: manage.py up watcher.",
+        f"Start it: {how_to_start('watcher')}.",
     ),
 }
 
@@ -160,7 +160,7 @@ def backlog() -> list[Trouble]:
         patience, what, variable = WAITING[row["queue"]]
         if age > patience:
             tasks = f"{row['count']:,} task{'s wait' if row['count'] > 1 else ' waits'}"
-            advice = f"They will catch up. If this lasts, start more of them ({variable}, or another machine)."
+            advice = f"They may catch up. If this lasts, start more of them ({variable}, or another machine)."
             said = f"{what}: {tasks}, the oldest for {spoken(age)}."
             part = of_queue(row["queue"]).name
             found.append(Trouble("backlog", "", part, said, advice, bad=row["queue"] == MIGRATIONS))

@@ -54,11 +54,17 @@ class Command(BaseCommand):
                 else "not registered yet"
             )
             self.stdout.write(f"{name}: {data.kept_at(name)}, {known}")
+        absent = keys.not_here(rows)
+        for kind, names in absent.items():
+            those = keys.CANNOT_RUN[kind].capitalize()
+            self.stdout.write(f"Not here, or not readable: {', '.join(names)}. {those} cannot run here.")
         differing = keys.mismatches()
         for line in keys.differing_settings():
             self.stdout.write(line)
         if differing:
             raise CommandError("\n".join(differing))
+        if len(absent) == len(keys.CANNOT_RUN):
+            raise CommandError("No part of volmig can run on this machine: copy the keys that it needs from another.")
         self.stdout.write("The keys of this machine are those of its database.")
 
     def settle(self, name: str) -> None:
