@@ -40,10 +40,10 @@ def later(dotted: str, *numbers: int, by: Any = None, urgent: bool = False, is_r
 
     Raises Refused when the person has caused too many calls.
     """
-    if is_request:
-        note_request(dotted)
     if by is not None:
         count(by, settings.TASKS[dotted])
+    if is_request:
+        note_request(dotted)
     QueuedTask.objects.queue([call(dotted, *numbers, urgent=urgent)])
 
 
@@ -62,9 +62,9 @@ def ask(dotted: str, *numbers: int, by: Any) -> Sentence | None:
     Returns None when it was queued, else a sentence that says why nothing was. Raises Refused when the person has
     caused too many calls.
     """
-    note_request(dotted)
     equal = QueuedTask.objects.filter(name=dotted, number=numbers[0] if numbers else None)
     if equal.waiting().exists():
+        note_request(dotted)
         return Sentence("already-queued", "This was already requested and is waiting for a worker.")
     if equal.running().exists():
         return Sentence("already-running", "This was already requested and is running now.")
@@ -81,12 +81,12 @@ def ask_each(dotted: str, numbers: Iterable[int], by: Any) -> int:
     Those that wait, run, or ended a moment ago are left out. It counts as one call of this person, and raises Refused
     when they have caused too many.
     """
-    note_request(dotted)
     equal = QueuedTask.objects.filter(name=dotted)
     there = equal.waiting() | equal.running() | equal.filter(done_at__range=lately(AGAIN_AFTER))
     if missing := set(numbers).difference(there.values_list("number", flat=True)):
         count(by, settings.TASKS[dotted])
         QueuedTask.objects.queue([call(dotted, number) for number in missing])
+    note_request(dotted)
     return len(missing)
 
 
