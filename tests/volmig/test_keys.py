@@ -434,6 +434,10 @@ def test_where_the_database_does_not_say_what_became_of_a_replacement_both_keys_
     assert keys.mismatches() == []
 
 
+def no_space(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 class Other:
     """Another connection to the database, in a transaction that has registered a key and is not committed yet."""
 
@@ -515,10 +519,6 @@ def test_of_two_rotations_of_sealing_keys_at_once_the_second_keeps_the_key_of_th
     behind_another.append(rotated)
     call_command("rotate_secrets")
     assert (place / "sealing_keys").read_bytes().split()[1] == first[0]
-
-
-def no_space(path):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_running_process_notices_that_a_key_was_replaced(site, typed):
