@@ -109,10 +109,11 @@ def ahead() -> dt.datetime:
 class Lateness:
     """Workers do not keep up with refreshing hypervisors, so that what pages and checks show gets old.
 
-    `oldest` is the longest ago that one of the `count` was tried; None when none of them ever was.
+    `never` of the `count` were never tried; `oldest` is the longest ago that one of the others was, or None.
     """
 
     count: int
+    never: int
     oldest: dt.datetime | None
     reason: ClassVar[str] = "The background workers do not keep up."
     advice: ClassVar[str] = "See on the page Processes whether they run, or raise VOLMIG_BACKGROUND_WORKERS."
@@ -162,7 +163,9 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
 
     def lateness(self) -> "Lateness | None":
         """What is said of those that are late; None when none is. One query."""
-        found = Lateness(**self.late().order_by().aggregate(count=Count("pk"), oldest=Min("tried_at")))
+        never = Count("pk", filter=Q(tried_at=None))
+        figures = self.late().order_by().aggregate(count=Count("pk"), never=never, oldest=Min("tried_at"))
+        found = Lateness(**figures)
         return found if found.count else None
 
     def unscanned(self, before: dt.datetime) -> Self:

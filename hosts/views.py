@@ -36,8 +36,6 @@ from volmig import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
 from volmig.data import published_ssh_key
-from volmig.health import absent
-from volmig.parts import BACKGROUND
 from volmig.posting import posted_from
 from volmig.queue import ask
 from volmig.refused import Refused
@@ -346,8 +344,6 @@ def show(request: HttpRequest, queue: Callable[[], str | None], queued: str) -> 
         messages.error(request, str(refused))
     else:
         messages.info(request, said or queued)
-        if waits := absent.no_worker(BACKGROUND):
-            messages.warning(request, waits)
 
 
 @posted_from("hosts:hypervisor", "pk")

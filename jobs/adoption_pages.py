@@ -6,7 +6,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.db.models import Max
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET
 
@@ -83,21 +83,6 @@ def title(run: Mapping[str, Any]) -> str:
     return f"Undo: {words}" if run["direction"] == "undo" else words
 
 
-@posted_from("adopt")
-@needs("administer")
-@fresh
-def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:
-    """Compare, adopt one migration, take one hypervisor over, or finish."""
-    if verb not in VERBS:
-        raise Http404
-    try:
-        messages.success(request, VERBS[verb](request))
-    except Refused as refused:
-        for sentence in refused.sentences:
-            messages.error(request, sentence)
-    return redirect("adopt")
-
-
 def compare(request: HttpRequest) -> str:
     said = ask("jobs.adopting.compare", by=request.user)
     return str(said) if said else "Comparing with every host. Reload in a few seconds."
@@ -122,3 +107,16 @@ def finish(request: HttpRequest) -> str:
 
 
 VERBS = {"compare": compare, "migration": migration, "host": host, "finish": finish}
+
+
+@posted_from("adopt", verbs=VERBS)
+@needs("administer")
+@fresh
+def adopt_verb(request: HttpRequest, verb: str) -> HttpResponse:
+    """Compare, adopt one migration, take one hypervisor over, or finish."""
+    try:
+        messages.success(request, VERBS[verb](request))
+    except Refused as refused:
+        for sentence in refused.sentences:
+            messages.error(request, sentence)
+    return redirect("adopt")

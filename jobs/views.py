@@ -29,9 +29,7 @@ from jobs.review import Review
 from volmig import incarnation
 from volmig.accounts import factors
 from volmig.accounts.roles import may, needs, roles_of, why_not
-from volmig.health import absent
 from volmig.paging import page
-from volmig.parts import BACKGROUND
 from volmig.posting import posted_from
 from volmig.record.models import Event
 from volmig.refused import Sentence
@@ -243,20 +241,6 @@ def evidence(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(archive(job), content_type="application/zip", headers=told)
 
 
-@posted_from("jobs:job", "number")
-def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
-    """One of the things that can be done to a job."""
-    job = Job.objects.find(request.user, "submit", pk=number)
-    if verb not in VERBS:
-        raise Http404
-    try:
-        VERBS[verb](request, job)
-    except Refused as refused:
-        for sentence in refused.sentences:
-            messages.error(request, sentence)
-    return redirect("jobs:job", number)
-
-
 def rate(request: HttpRequest, job: Job) -> None:
     """Set the limit that was typed, or say what is wrong with it."""
     form = RateForm(request.POST)
@@ -278,6 +262,18 @@ VERBS: dict[str, Callable[[HttpRequest, Job], object]] = {
     "ask-purge": lambda request, job: job.ask("purge", request.user),
     "rehearse": lambda request, job: job.rehearse(request.user),
 }
+
+
+@posted_from("jobs:job", "number", verbs=VERBS)
+def verb(request: HttpRequest, number: int, verb: str) -> HttpResponse:
+    """One of the things that can be done to a job."""
+    job = Job.objects.find(request.user, "submit", pk=number)
+    try:
+        VERBS[verb](request, job)
+    except Refused as refused:
+        for sentence in refused.sentences:
+            messages.error(request, sentence)
+    return redirect("jobs:job", number)
 
 
 @require_http_methods(["GET", "POST"])
@@ -494,17 +490,13 @@ def scan(request: HttpRequest) -> HttpResponse:
         messages.error(request, str(refused))
     else:
         messages.info(request, scans_queued(queued))
-        if waits := absent.no_worker(BACKGROUND):
-            messages.warning(request, waits)
     return redirect("jobs:leftovers")
 
 
-@posted_from("jobs:leftovers")
+@posted_from("jobs:leftovers", verbs=ABOUT)
 def leftover(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Have one thing removed, or marked as gone; which one, the form tells by kind, name, job and identity."""
     host = Hypervisor.objects.find(request.user, "submit", pk=pk)
-    if verb not in ABOUT:
-        raise Http404
     try:
         about = (request.POST.get(field, "") for field in ("kind", "name", "job", "identity"))
         messages.success(request, ABOUT[verb](request.user, host, *about))

@@ -72,9 +72,12 @@ class TableBroker(Broker):  # type: ignore[misc]
         """Whether this machine takes no tasks, which others do: what it did could not be kept in its data directory."""
         before, self.full = self.full, heart.disk_is_full()
         if self.full and not before:
-            log.error("The disk of %s is full, or unreadable. This machine takes no tasks while it is.", settings.DATA)
+            log.error(
+                "The disk of %s is full or cannot be read. This machine takes no tasks until it can be written.",
+                settings.DATA,
+            )
         elif before and not self.full:
-            log.warning("There is space on the disk of %s again: this machine takes tasks.", settings.DATA)
+            log.warning("The disk of %s can be written again: this machine takes tasks.", settings.DATA)
         return self.full
 
     def acknowledge(self, task_id: str) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import re
+import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
@@ -31,6 +33,7 @@ BUSY_FILE = re.compile(r"database is locked|unable to open database file|databas
 # Of a web process, beside one for each request that is answered: the probe of a health check, the two requests of
 # health checks themselves, two logins, heartbeat, metrics, live pages (what changed; who may see it), sealing.
 BESIDE_REQUESTS = 10
+asking = threading.Lock()
 POOL_SECONDS = 2.0  # that a request waits for a connection; then 503
 
 
@@ -41,15 +44,17 @@ class Unusable(Exception):  # noqa: N818 - a sentence for an operator
 class Outage:
     """One line when the database goes, one when it is back, and pauses between tries that grow meanwhile.
 
-    A database that is there and refuses statements is an outage, too: the first refusal of a kind is said, with its
-    traceback, and not each of those that follow it. Once it is back the outage is noted there, for the overview.
+    A database that is there and refuses statements is an outage, too: a refusal of each kind is said, with its
+    traceback, and not each of those that follow it within a minute. Once it is back the outage is noted there, for the
+    overview.
     """
 
     def __init__(self, who: str, longest: float = LONGEST, noted: bool = True) -> None:
         self.who, self.longest, self.noted = who, longest, noted
         self.since: float | None = None
         self.pause, self.said, self.said_at = FIRST, "", 0.0
-        self.seconds, self.refusals = defaultdict[str, float](float), set[str]()  # the former by kind of incident
+        self.seconds = defaultdict[str, float](float)  # by kind of incident
+        self.refusals = dict[object, float]()  # when each was said
 
     def failed(self, error: BaseException) -> float:
         """Says what is wrong, unless it was said a moment ago; returns for how many seconds to pause."""
@@ -68,10 +73,11 @@ class Outage:
         return pause
 
     def refused(self, error: BaseException) -> None:
-        """By its class, for what it says may have other values each time."""
-        if (kind := type(error).__name__) not in self.refusals:
-            self.refusals.add(kind)
-            again = "It is tried again; the same is not logged again until it has succeeded."
+        """Each kind once in a minute: what is refused in each turn must not hide another refusal."""
+        kind, now = kind_of_refusal(error), monotonic()
+        if kind not in self.refusals or now - self.refusals[kind] > SAY_AGAIN:
+            self.refusals[kind] = now
+            again = f"It is tried again; the same is not logged again for {SAY_AGAIN:.0f} s."
             log.error("%s: the database refused a statement. %s", self.who, again, exc_info=error)
 
     def over(self) -> None:
@@ -84,6 +90,15 @@ class Outage:
             self.refusals.clear()
             if kind and self.noted:
                 note(kind, self.who, lasted)
+
+
+def kind_of_refusal(error: BaseException) -> object:
+    """What tells refusals apart whose words have other values each time: where it was, and what PostgreSQL names."""
+    cause = error.__cause__
+    named = getattr(cause, "diag", None)
+    names = [getattr(named, each, None) for each in ("table_name", "constraint_name", "column_name")]
+    where = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return type(error), getattr(cause, "sqlstate", None), *names, *where
 
 
 def kind_of(error: BaseException) -> str:
@@ -100,13 +115,16 @@ def in_its_words(error: BaseException) -> BaseException:
     """
     if not isinstance(error.__cause__, PoolTimeout) or not may_ask():
         return error
-    own = unpooled()
-    try:
-        own.ensure_connection()
-    except AWAY as found:
-        return found
-    finally:
-        own.close()
+    # Beside the pool, in place of the asker's own there, which it did not get; one at a time, for many ask at once when
+    # a server that refuses them has no room.
+    with asking:
+        own = unpooled()
+        try:
+            own.ensure_connection()
+        except AWAY as found:
+            return found
+        finally:
+            own.close()
     return error
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
-from volmig import data, environment
+from volmig import data, environment, online
 from volmig.data import here
-from volmig.database import AWAY, fault, one_line
+from volmig.database import AWAY, fault, is_postgresql, one_line
 from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
 
@@ -42,6 +42,7 @@ CANNOT_RUN = {"web": "web processes", "worker": "workers and the watcher"}  # wi
 RECENT = dt.timedelta(minutes=10)  # a machine that was not seen for longer is off
 ENOUGH = 100  # of the newest events one has to be signed with the key of this machine
 UNUSABLE = (OSError, ValueError, ImproperlyConfigured)  # what is raised for a file that holds no such key
+COMMIT_PATIENCE = "5s"  # for which a command waits for a registration that is under way
 confirmed: set[str] = set()  # keys that this process has compared already
 
 
@@ -292,17 +293,22 @@ class Unsettled(Exception):  # noqa: N818 - as KeysDiffer is
     """A key was replaced halfway; the message says what is where and what finishes it."""
 
 
-def replace(name: str, content: bytes, note: Callable[[str, str], object], output: Path | None = None) -> None:
-    """Makes `content` the key of this volmig; `note` gets the fingerprints before and after, in the transaction that
-    registers it.
+def replace(
+    name: str, make: Callable[[], bytes], note: Callable[[str, str], object], output: Path | None = None
+) -> None:
+    """Makes what `make` returns the key of this volmig; `note` gets the fingerprints before and after, in the
+    transaction that registers it. `make` is called when no other command replaces a key here: what it reads of the old
+    file is what the new one takes the place of.
 
     The new file is first written next to the old one, then registered, and only then takes the old one's place: at any
     moment one of the two has the registered key, and `settle` says which. With `output` it is written there, and a
     person puts it in its place. Raises OSError, ValueError or a database's error with nothing changed; Unsettled.
     """
-    path, mark = data.key_path(name), fingerprints(name, content)[0]
+    path = data.key_path(name)
     with alone(path.parent):
         settle(name)
+        content = make()
+        mark = fingerprints(name, content)[0]
         waits = output or data.next_to(path)
         if output:
             data.write_new(output, content)
@@ -340,9 +346,9 @@ def put_in_place(name: str, mark: str) -> None:
 def how_to_settle(name: str, output: Path | None = None) -> str:
     if output:
         differs = f"if it says that this machine has another {name}, put {output} in its place, else remove {output}"
-        return f"Run  manage.py keys  on machine {here()}: {differs}."
+        return f"Run manage.py keys on machine {here()}: {differs}."
     what = f"puts the new {name} in its place if the database has registered it, else removes it"
-    return f"Run  manage.py keys  on machine {here()}: it {what}."
+    return f"Run manage.py keys on machine {here()}: it {what}."
 
 
 def is_registered(name: str, mark: str) -> bool | None:
@@ -351,6 +357,24 @@ def is_registered(name: str, mark: str) -> bool | None:
         return None if fault() else RegisteredKey.objects.filter(name=name, fingerprint=mark).exists()
     except (DatabaseError, InterfaceError):
         return None
+
+
+def is_registered_by_now(name: str, mark: str) -> bool:
+    """The same once nobody is registering a key: a commit whose answer was lost may be under way for as long as its
+    database waits for a standby, and what it registers is not visible until then. Raises Unsettled meanwhile."""
+    table = connection.ops.quote_name(RegisteredKey._meta.db_table)
+    try:
+        with online.waits_for_locks(COMMIT_PATIENCE), transaction.atomic():
+            if is_postgresql():
+                with connection.cursor() as cursor:
+                    cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")  # waits for all who have written to it
+            return RegisteredKey.objects.filter(name=name, fingerprint=mark).exists()
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", "") != online.LOCK_NOT_AVAILABLE:
+            raise
+        said = f"The database is still registering a key, perhaps the {name} in {data.next_to(data.key_path(name))}"
+        advice = "Nothing was changed. Check that its standby answers, then run manage.py keys again."
+        raise Unsettled(f"{said}. {advice}") from error
 
 
 def waits_registered(name: str) -> bool:
@@ -376,7 +400,7 @@ def settle(name: str) -> str:
         mark = fingerprints(name, waits.read_bytes())[0]
     except ValueError:
         mark = ""
-    if RegisteredKey.objects.filter(name=name, fingerprint=mark).exists():
+    if is_registered_by_now(name, mark):
         put_in_place(name, mark)
         return f"The replacement of {name} had been cut off and is completed: copy {path} to every other machine."
     waits.unlink()

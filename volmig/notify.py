@@ -40,7 +40,7 @@ def announce(kind: str, *, subject: str, text: str, url_path: str = "") -> None:
     try:
         with transaction.atomic():
             notice = Notice.objects.create(kind=kind, subject=subject[:200], text=text, url_path=url_path)
-            later("volmig.notify.send", notice.pk)
+            later("volmig.notify.send", notice.pk, is_request=False)
     except DatabaseError:
         log.exception("notice %s could not be queued: %s", kind, subject)
 
@@ -54,7 +54,7 @@ def send_again() -> None:
     lost = Q(created_at__lt=now - LOST_AFTER) & unsent()
     failed = Notice.objects.filter(created_at__gt=now - dt.timedelta(days=1)).filter(~Q(error="") | lost)
     for pk in failed.order_by("?").values_list("pk", flat=True)[:AT_A_TIME]:  # by chance, so that none waits for ever
-        later("volmig.notify.send", pk)
+        later("volmig.notify.send", pk, is_request=False)
 
 
 def unsent() -> Q:

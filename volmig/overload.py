@@ -3,6 +3,7 @@
 Requests take a place in a lane: so many are answered at a time, some wait for their turn for a moment, all others get
 503 with Retry-After within milliseconds. Health checks have a lane of their own, the one for liveness another, and
 logins a third: whoever comes to find out why all is slow gets in, and who guesses passwords takes no page's place.
+One address takes not all of those for logins.
 Websockets take no place in any. A request that is larger than any that volmig takes gets 413 before all of it has come.
 Each request that has a place holds one connection to the database at most, so the lanes also bound those.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import ipaddress
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -58,8 +60,8 @@ class Lane:
         self.places, self.room, self.patience = asyncio.Semaphore(width), waiting, patience
         self.waiting = 0
 
-    async def enter(self) -> bool:
-        """Whether there is a place, which the caller has to leave again."""
+    async def enter(self, who: str = "") -> bool:
+        """Whether there is a place, which the caller has to leave again. All are equal here, whoever they are."""
         if not self.places.locked():
             return await self.places.acquire()  # at once
         if self.waiting >= self.room:
@@ -73,8 +75,47 @@ class Lane:
             self.waiting -= 1
         return True
 
-    def leave(self) -> None:
+    def leave(self, who: str = "") -> None:
         self.places.release()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.waiting and not self.places.locked()
+
+
+class FairLane(Lane):
+    """A lane in which each client has all places but one at most; its other requests wait among themselves.
+
+    So one that asks without end cannot keep all others out. Of clients that wait there are never more than the lane has
+    room for, and so there is a bound for all requests that do.
+    """
+
+    def __init__(self, width: int, waiting: int, patience: float = PATIENCE) -> None:
+        super().__init__(width, waiting, patience)
+        self.share, self.own = width - 1, dict[str, Lane]()
+
+    async def enter(self, who: str = "") -> bool:
+        own, entered = self.own.setdefault(who, Lane(self.share, self.room, self.patience)), False
+        try:
+            if await own.enter():
+                try:
+                    entered = await super().enter()
+                finally:
+                    if not entered:
+                        own.leave()
+        finally:
+            self.forget(who)
+        return entered
+
+    def leave(self, who: str = "") -> None:
+        super().leave()
+        self.own[who].leave()
+        self.forget(who)
+
+    def forget(self, who: str) -> None:
+        """Keeps nothing of a client of whom nothing is here any more."""
+        if who in self.own and self.own[who].is_empty:
+            del self.own[who]
 
 
 class Bounded:
@@ -83,7 +124,8 @@ class Bounded:
     def __init__(self, application: Application, width: int) -> None:
         self.application = application
         self.pages = Lane(width, WAITING * width)
-        health, live, logins = (Lane(width, WAITING * width) for width in (HEALTH_WIDTH, HEALTH_WIDTH, LOGIN_WIDTH))
+        health, live = (Lane(HEALTH_WIDTH, WAITING * HEALTH_WIDTH) for _ in range(2))
+        logins = FairLane(LOGIN_WIDTH, WAITING * LOGIN_WIDTH)  # no account is needed to ask for one
         self.lanes = {**dict.fromkeys(HEALTH, health), LIVE: live, **dict.fromkeys(LOGIN, logins)}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -96,14 +138,27 @@ class Bounded:
         try:
             if not fits:
                 return await respond(too_large(scope["path"]), answer.send)
-            if not await lane.enter():
+            who = client_of(scope)
+            if not await lane.enter(who):
                 return await refuse(scope, answer.send)
             try:
                 await self.application(scope, request.receive, answer.send)
             finally:
-                lane.leave()
+                lane.leave(who)
         finally:
             await answer.end(sending)
+
+
+def client_of(scope: Any) -> str:
+    """An address, or for IPv6 the first half of one: whoever has one of those has all that begin with it."""
+    address, *_ = scope.get("client") or ("",)
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return str(address)
+    mapped = getattr(known, "ipv4_mapped", None)
+    known = mapped or known
+    return str(known) if known.version == 4 else str(ipaddress.ip_network(f"{known}/64", strict=False))
 
 
 def without_cookies(scope: Any) -> Any:

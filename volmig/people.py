@@ -202,7 +202,7 @@ def first_administrator() -> str:
         return f"VOLMIG_ADMIN_USER={name} is ignored: there are accounts already." if name else ""
     if not (name and password):
         if not sys.stdin.isatty():
-            return "Nobody can log in yet: run  manage.py admin NAME"
+            return "Nobody can log in yet: run manage.py admin NAME"
         sys.stdout.write("This volmig is new. Who is its first administrator?\n")
         name = ask_name()
         password = ask_password(name)

@@ -5,6 +5,7 @@ Ticks, for which guests wait, have a queue and workers of their own; everything 
 
 import datetime as dt
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from django.conf import settings
@@ -21,15 +22,28 @@ MINUTE = 57  # seconds; a little less, so that a minute's work does not slip by 
 KEEP_FOR = dt.timedelta(seconds=2 * WINDOW)
 
 
-def later(dotted: str, *numbers: int, by: Any = None, urgent: bool = False) -> None:
+# The queues that wait for workers because of what the running request asked for; None where no page is answered.
+requested: ContextVar[set[str] | None] = ContextVar("requested", default=None)
+
+
+def note_request(dotted: str) -> None:
+    """For volmig.health.absent, which says so when no worker runs."""
+    if (queues := requested.get()) is not None:
+        queues.add(settings.TASKS[dotted])
+
+
+def later(dotted: str, *numbers: int, by: Any = None, urgent: bool = False, is_request: bool = True) -> None:
     """Queues a call as part of the current transaction, and last in it, unless an equal one waits.
 
-    `by` is the person who caused it, if one did; `urgent` puts it before all others of its queue.
+    `by` is the person who caused it, if one did; `urgent` puts it before all others of its queue; a notice, which
+    nobody waits for, is no request.
 
     Raises Refused when the person has caused too many calls.
     """
     if by is not None:
         count(by, settings.TASKS[dotted])
+    if is_request:
+        note_request(dotted)
     QueuedTask.objects.queue([call(dotted, *numbers, urgent=urgent)])
 
 
@@ -50,6 +64,7 @@ def ask(dotted: str, *numbers: int, by: Any) -> Sentence | None:
     """
     equal = QueuedTask.objects.filter(name=dotted, number=numbers[0] if numbers else None)
     if equal.waiting().exists():
+        note_request(dotted)
         return Sentence("already-queued", "This was already requested and is waiting for a worker.")
     if equal.running().exists():
         return Sentence("already-running", "This was already requested and is running now.")
@@ -71,6 +86,7 @@ def ask_each(dotted: str, numbers: Iterable[int], by: Any) -> int:
     if missing := set(numbers).difference(there.values_list("number", flat=True)):
         count(by, settings.TASKS[dotted])
         QueuedTask.objects.queue([call(dotted, number) for number in missing])
+    note_request(dotted)
     return len(missing)
 
 

@@ -62,6 +62,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "volmig.record.origin.middleware",
+    "volmig.health.absent.middleware",
 ]
 ROOT_URLCONF = "volmig.urls"
 ASGI_APPLICATION = "volmig.asgi.application"

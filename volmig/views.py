@@ -440,22 +440,22 @@ def person(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "registration/person.html", values)
 
 
-@posted_from("person", "pk")
+CHANGES: dict[str, Callable[[HttpRequest, int], object]] = {
+    "disable": lambda request, pk: people.set_active(pk, False, request.user),
+    "enable": lambda request, pk: people.set_active(pk, True, request.user),
+    "roles": lambda request, pk: people.set_roles(pk, request.POST.getlist("role"), request.user),
+    "end-sessions": lambda request, pk: people.end_sessions(pk, request.user),
+    "remove-factor": lambda request, pk: people.remove_factor(pk, request.user),
+}
+
+
+@posted_from("person", "pk", verbs=CHANGES)
 @needs("administer")
 @step_up.fresh
 def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Disables, enables, sets roles or ends sessions; the refusals are those of volmig.people."""
-    changes: dict[str, Callable[[], object]] = {
-        "disable": lambda: people.set_active(pk, False, request.user),
-        "enable": lambda: people.set_active(pk, True, request.user),
-        "roles": lambda: people.set_roles(pk, request.POST.getlist("role"), request.user),
-        "end-sessions": lambda: people.end_sessions(pk, request.user),
-        "remove-factor": lambda: people.remove_factor(pk, request.user),
-    }
-    if verb not in changes:
-        raise Http404
     try:
-        changes[verb]()
+        CHANGES[verb](request, pk)
     except ValidationError as error:
         raise PermissionDenied(" ".join(error.messages)) from error
     messages.success(request, "Done, and recorded.")

@@ -138,9 +138,8 @@ def log_in(address: Address) -> Connection:
     try:
         with meter.connecting(), told_plainly(f"log in to {address}"):
             # Only who speaks takes a slot: many machines that are away, or stuck, must not keep others waiting.
-            until = time.monotonic() + CONNECT_SECONDS
             sock = bastion.tunnel(address.host, address.port) if bastion else dial(address.host, address.port)
-            await_banner(sock, address, max(1.0, until - time.monotonic()))
+            await_banner(sock, address, CONNECT_SECONDS)
             with HANDSHAKES.slot():
                 enter(connection.client, address, pinned, sock)
             sock.settimeout(IDLE_LOOK_SECONDS)

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,17 @@ def test_a_login_is_recorded_with_the_clients_real_address_whatever_its_headers_
     with contextlib.closing(sqlite3.connect(pages[1])) as database:
         addresses = database.execute("SELECT address FROM accounts_login ORDER BY id DESC LIMIT 1").fetchall()
     assert addresses == [("127.0.0.5",)]
+
+
+def test_one_address_that_logs_in_without_end_is_bounded_by_nginx_and_no_other_is(proxy):
+    if proxy.folder.name != "nginx":
+        pytest.skip("Caddy has no such limit without a module")
+    with ThreadPoolExecutor(8) as many:
+        answers = list(many.map(lambda _: proxy.curl("/login/", "--interface", "127.0.0.6")[0], range(120)))
+    assert 429 in answers
+    assert answers.count(200) >= 40, "an office logs in at once"
+    assert proxy.curl("/login/", "--interface", "127.0.0.7")[0] == 200
+    assert proxy.curl("/healthz/live", "--interface", "127.0.0.6")[0] == 200, "only logins are"
 
 
 def test_a_live_page_is_connected_from_this_site_only(proxy):

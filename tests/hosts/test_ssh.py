@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import paramiko
 import pytest
@@ -652,6 +653,21 @@ def behind(monkeypatch):
     monkeypatch.setattr(ssh.SSHHost, "tunnel", lambda *_: socket.socket())
     monkeypatch.setattr(ssh, "logins", {})
     return found
+
+
+def test_a_host_that_took_long_to_answer_the_call_has_as_long_as_any_for_its_banner(monkeypatch):
+    """As after packets that were lost, or while it copies."""
+    now, (ours, theirs) = [100.0], socket.socketpair()
+
+    def dial(host, port):
+        now[0] += 1.9
+        return ours
+
+    monkeypatch.setattr(ssh, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(ssh, "dial", dial)
+    monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    with theirs, pytest.raises(Unreachable, match="sent nothing for 2 s"):
+        ssh.connect(Address("slow", 22, "volmig", KEY))
 
 
 def test_to_one_bastion_only_a_few_log_in_at_a_time(behind):

@@ -4,7 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from django.db import IntegrityError, OperationalError, ProgrammingError
+from django.db import DataError, IntegrityError, OperationalError, ProgrammingError
 
 from jobs import watch
 from volmig import database
@@ -108,16 +108,53 @@ def test_an_outage_is_one_line_and_other_faults_keep_their_traceback(clock, capl
 
 
 @pytest.mark.django_db
-def test_a_statement_that_is_refused_again_and_again_is_said_once_until_it_succeeds(clock, caplog):
+def test_a_statement_that_is_refused_again_and_again_is_said_once_a_minute(clock, caplog):
     outage = database.Outage("watcher")
-    for outages in (1, 2):
-        for number in range(80):
+    for _ in range(2):
+        caplog.clear()
+        for number in range(240):
             assert outage.failed(IntegrityError(f"Key (id)=({number}) already exists.")) <= database.LONGEST
-            clock.now += 5
+            clock.now += 0.5
         outage.failed(ProgrammingError("no such column"))  # another fault
         said = [record.exc_info[0] for record in caplog.records if record.exc_info]
-        assert said == [IntegrityError, ProgrammingError] * outages
+        assert said == [IntegrityError, IntegrityError, ProgrammingError]
         outage.over()
+
+
+class RefusalError(IntegrityError):
+    def __init__(self, table):
+        super().__init__("already exists")
+        self.__cause__ = CauseError(table)
+
+
+class CauseError(Exception):
+    sqlstate = "23505"
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.diag = SimpleNamespace(table_name=table, constraint_name=f"{table}_key", column_name=None)
+
+
+@pytest.mark.django_db
+def test_what_is_refused_in_each_turn_hides_no_refusal_of_another_table_or_place(clock, caplog):
+    outage = database.Outage("watcher")
+
+    def here():
+        raise DataError("value too long")
+
+    def there():
+        raise DataError("value too long")
+
+    for _ in range(3):
+        for table in ("jobs_job", "jobs_steprun"):
+            outage.failed(RefusalError(table))
+        for place in (here, there):
+            with pytest.raises(DataError) as caught:
+                place()
+            outage.failed(caught.value)
+    assert [type(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
+        RefusalError, RefusalError, DataError, DataError,
+    ]  # fmt: skip
 
 
 class Stopping:

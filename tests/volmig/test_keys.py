@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from volmig import data, environment, keys, sealed
 from volmig.backup import make
@@ -421,7 +421,7 @@ def test_a_replacement_that_is_cut_off_after_the_commit_is_said_and_completed(
             command(typed)
     assert (place / name).read_bytes() == before, "the old key is not lost before the new one is in its place"
     site.on("a")
-    assert f"the replacement of {name} was cut off. Run  manage.py keys" in keys.mismatches()[0]
+    assert f"the replacement of {name} was cut off. Run manage.py keys" in keys.mismatches()[0]
     call_command("keys")
     assert f"The replacement of {name} had been cut off and is completed" in capsys.readouterr().out
     assert not [path for path in place.iterdir() if path.suffix == ".volmig-replacement"]
@@ -475,6 +475,89 @@ def test_a_file_that_an_operator_made_beside_a_key_is_never_removed(site, typed,
 
 def no_space(path):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Other:
+    """Another connection to the database, in a transaction that has registered a key and is not committed yet."""
+
+    def __init__(self, statement, *values):
+        self.connection = connection.copy()
+        self.connection.set_autocommit(False)
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, values)
+
+    def commit(self):
+        self.connection.commit()
+        self.connection.close()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="a file has one writer, and a commit to it waits for nobody")
+@pytest.mark.parametrize("known", [True, False])
+def test_a_key_whose_registration_is_still_being_committed_is_not_removed(site, monkeypatch, known):
+    """As while a standby is away that the commit waits for, and the connection that began it is lost."""
+    place, name = site.start("a"), "secret_key"
+    content = b"n" * 64
+    waits = data.next_to(place / name)
+    data.write_next_to(place / name, content)
+    [mark] = keys.fingerprints(name, content)
+    if known:
+        other = Other("UPDATE volmig_registeredkey SET fingerprint = %s WHERE name = %s", mark, name)
+    else:
+        RegisteredKey.objects.filter(name=name).delete()
+        values = "(name, fingerprint, host, path, registered_at) VALUES (%s, %s, 'a', 'p', now())"
+        other = Other(f"INSERT INTO volmig_registeredkey {values}", name, mark)
+    monkeypatch.setattr(keys, "COMMIT_PATIENCE", "100ms")
+    try:
+        with pytest.raises(CommandError, match="still registering a key"):
+            call_command("keys")
+        assert waits.read_bytes() == content
+    finally:
+        other.commit()
+    call_command("keys")
+    assert ((place / name).read_bytes(), waits.exists()) == (content, False)
+    site.on("a")
+    assert keys.mismatches() == []
+
+
+@pytest.fixture
+def behind_another(monkeypatch):
+    """A command waits for the lock while another one, which has it, does all that it does."""
+    alone, others = keys.alone, []
+
+    @contextlib.contextmanager
+    def after_the_other(directory):
+        if others:
+            others.pop()()
+        with alone(directory):
+            yield
+
+    monkeypatch.setattr(keys, "alone", after_the_other)
+    return others
+
+
+def test_of_two_rotations_at_once_the_second_keeps_the_key_of_the_first(site, behind_another):
+    """What that has signed meanwhile is verified by it."""
+    site.start("a")
+    first = []
+    behind_another.append(lambda: first.append(signing.rotate()))
+    second = signing.rotate()
+    published = [each["id"] for each in signing.published()["keys"]]
+    assert published[1:] == [first[0]["id"], second["id"]]
+    assert second["signed_by"] == first[0]["id"]
+    assert signing.known_keys()
+
+
+def test_of_two_rotations_of_sealing_keys_at_once_the_second_keeps_the_key_of_the_first(site, behind_another):
+    place, first = site.start("a"), []
+
+    def rotated():
+        call_command("rotate_secrets")
+        first.extend((place / "sealing_keys").read_bytes().split())
+
+    behind_another.append(rotated)
+    call_command("rotate_secrets")
+    assert (place / "sealing_keys").read_bytes().split()[1] == first[0]
 
 
 def test_a_running_process_notices_that_a_key_was_replaced(site, typed):

@@ -1,8 +1,11 @@
 """Every address and live connection, for every role, method and team: nothing is allowed that is not listed here."""
 
 import asyncio
+import contextlib
+import datetime as dt
 import html
 import json
+import time
 import uuid
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.routing import URLRouter
 from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.messages import get_messages
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
 from django.test import Client
@@ -20,9 +24,11 @@ from hosts.models import Cloud
 from jobs import live
 from jobs.models import Policy
 from tests.factories import an_instance
+from tests.fleet.beats import a_process
 from tests.pages import scenes
 from volmig.accounts.models import Login, Team, Token
 from volmig.accounts.roles import ALLOWS, OF_MEMBERS, SEE_ALL
+from volmig.models import CausedCall, QueuedTask
 from volmig.record.models import Event
 
 ANYBODY = "anybody"  # no login is needed
@@ -376,6 +382,10 @@ def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things)
     assert not wrong, "\n".join(wrong)
 
 
+# What is typed where an empty form requests nothing.
+FORMS = {
+    "hosts:register": {"name": "cmp-new-01", "address": "192.0.2.77", "port": "22", "user": "volmig", "owner": ""},
+}
 POSTED = [name for name, methods in MATRIX.items() if "GET" not in methods and not name.startswith("api:")]
 
 
@@ -388,6 +398,41 @@ def test_what_is_only_posted_leads_to_a_page_that_says_that_nothing_was_changed(
     response = client.get(address, follow=True)
     assert "what you opened is the address of a button" in html.unescape(response.content.decode())
     assert Event.objects.count() == before
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_an_address_of_a_button_that_no_page_has_is_none(method, people, things):
+    found = {}
+    for name in POSTED:
+        address = reverse(name, args=arguments(name, things["red"]))
+        if "verb" in (named := resolve(address).kwargs):
+            client, _ = entered("administrator", people, name)
+            found[name] = getattr(client, method)(reverse(name, kwargs={**named, "verb": "plam"})).status_code
+    assert "jobs:verb" in found
+    assert set(found.values()) == {404}, found
+
+
+def test_every_page_that_requests_something_of_workers_says_when_none_run(people, things):
+    """Whatever a form has them do would wait for ever without a word."""
+    a_process("web", started_at=timezone.now() - dt.timedelta(hours=1))
+    asked, silent = set(), set()
+    for name in [name for name, methods in MATRIX.items() if "POST" in methods and not name.startswith("api:")]:
+        client, _ = entered("administrator", people, name)
+        session = client.session
+        session["password_at"] = time.time()
+        session.save()
+        address = reverse(name, args=arguments(name, things["red"]))
+        with contextlib.suppress(Undone), transaction.atomic():
+            CausedCall.objects.all().delete()
+            QueuedTask.objects.all().delete()
+            response = client.post(address, FORMS.get(name, {}))
+            if QueuedTask.objects.exclude(name="volmig.notify.send").exists():
+                asked.add(name)
+                if not any("workers run, and" in str(said) for said in get_messages(response.wsgi_request)):
+                    silent.add(name)
+            raise Undone
+    assert asked >= {"jobs:scan", "hosts:refresh", "hosts:offer", "hosts:register", "jobs:verb", "hosts:refresh_cloud"}
+    assert not silent
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -240,7 +240,7 @@ def test_what_failed_for_a_day_is_given_up(settings, drain):
 
 
 def test_the_caller_never_notices_trouble(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise DatabaseError("locked")
 
     monkeypatch.setattr(notify, "later", fail)

@@ -23,7 +23,7 @@ from django.db.migrations.state import ProjectState
 
 from jobs.models import Job
 from tests.factories import operator
-from volmig import online
+from volmig import database, online
 from volmig.management.commands import up
 from volmig.record import apps as record
 from volmig.record.models import Event
@@ -434,7 +434,7 @@ def test_whoever_waits_until_another_has_prepared_the_database_says_so_once(tran
     other.join(60)
     assert done.is_set()
     said += capsys.readouterr().out
-    assert said == "Another process prepares the database, or asks for its administrator. Waiting for it.\n"
+    assert said == "Another process is preparing the database or asking for its first administrator. Waiting.\n"
 
 
 def test_whoever_fails_while_preparing_holds_up_nobody_afterwards(transactional_db):
@@ -472,6 +472,36 @@ def test_a_statement_that_fails_on_a_server_that_is_there_is_not_tried_again(tra
     with pytest.raises(OperationalError):
         up.when_possible("prepare", act)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize(("away", "ends"), [(False, True), (True, False)])
+def test_a_disk_that_stays_full_ends_the_start_and_an_outage_does_not(monkeypatch, away, ends):
+    """The server lets everyone in, and refuses the same each time."""
+    now, tries = [0.0], []
+
+    class FullError(Exception):
+        sqlstate = "53100"
+
+    def act():
+        tries.append(1)
+        if len(tries) == 60:
+            raise KeyboardInterrupt  # it would be tried for ever
+        error = OperationalError(f'database or disk is full: could not extend file "base/1/{len(tries)}"')
+        error.__cause__ = FullError()
+        raise error
+
+    def pause(seconds):
+        now[0] += seconds
+
+    faults = iter([OperationalError("the server is away"), None] * 60)  # at each look, and back a moment later
+    monkeypatch.setattr(up, "alone", contextlib.nullcontext)
+    monkeypatch.setattr(up, "connection", SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(up, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=pause))
+    monkeypatch.setattr(database, "wait", lambda who: None)
+    monkeypatch.setattr(database, "fault", lambda: next(faults) if away else None)
+    with pytest.raises(database.Unusable if ends else KeyboardInterrupt, match="disk is full" if ends else ""):
+        up.when_possible("up all", act)
+    assert (now[0] > database.PATIENCE, len(tries) < 60) == (True, ends)
 
 
 @only_postgresql

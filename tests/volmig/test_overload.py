@@ -20,8 +20,9 @@ SHORT = 0.05  # seconds of patience, where a test waits for their end
 class Client:
     """One request and what it is answered."""
 
-    def __init__(self, path="/", body=()):
-        self.scope, self.body, self.sent = {"type": "http", "path": path}, list(body), []
+    def __init__(self, path="/", body=(), address="192.0.2.1"):
+        self.scope = {"type": "http", "path": path, "client": (address, 0)}
+        self.body, self.sent = list(body), []
 
     async def receive(self):
         if self.body:
@@ -142,7 +143,7 @@ def test_a_flood_of_logins_takes_no_place_from_others(path):
         bounded = overload.Bounded(application, 1)
         logins = [Client("/login/") for _ in range(50)]
         tasks = await started(bounded, logins)
-        assert sum(each.status == 503 for each in logins) == 50 - overload.LOGIN_WIDTH * (1 + overload.WAITING)
+        assert sum(each.status == 503 for each in logins) == 50 - (1 + overload.WAITING * overload.LOGIN_WIDTH)
         other = Client(path)
         await bounded(other.scope, other.receive, other.send)
         assert other.status == 200
@@ -150,6 +151,48 @@ def test_a_flood_of_logins_takes_no_place_from_others(path):
         await asyncio.gather(*tasks)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("flood", "other"),
+    [("192.0.2.1", "192.0.2.2"), ("2001:db8::{}", "2001:db8:0:1::1"), ("::ffff:192.0.2.1", "192.0.2.2")],
+)
+@pytest.mark.parametrize("path", [reverse("login"), reverse("login_code")])
+def test_one_address_that_logs_in_without_end_keeps_no_other_from_logging_in(path, flood, other):
+    async def run():
+        application = Application()
+        bounded = overload.Bounded(application, 1)
+        flooding = [Client(path, address=flood.format(number + 1)) for number in range(50)]
+        tasks = await started(bounded, flooding)
+        assert application.now == overload.LOGIN_WIDTH - 1
+        wanted = Client(path, address=other)
+        tasks += await started(bounded, [wanted])
+        assert application.now == overload.LOGIN_WIDTH, "it is being answered"
+        application.go.set()
+        await asyncio.gather(*tasks)
+        assert wanted.status == 200
+        assert application.most == overload.LOGIN_WIDTH
+        return bounded.lanes[path].own
+
+    assert asyncio.run(run()) == {}, "nothing is kept of whoever has left"
+
+
+def test_many_addresses_that_log_in_at_once_wait_within_the_bound_of_all_and_leave_nothing():
+    async def run():
+        application = Application()
+        bounded = overload.Bounded(application, 1)
+        logins = [Client("/login/", address=f"192.0.2.{number % 40}") for number in range(200)]
+        tasks = await started(bounded, logins)
+        inside = sum(each.status is None for each in logins)
+        room = overload.WAITING * overload.LOGIN_WIDTH
+        assert inside <= (overload.LOGIN_WIDTH + room) * (1 + room)
+        assert 503 in {each.status for each in logins}
+        application.go.set()
+        await asyncio.gather(*tasks)
+        assert application.most == overload.LOGIN_WIDTH
+        return bounded.lanes["/login/"].own
+
+    assert asyncio.run(run()) == {}
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
         assert running.process.wait(120) == 1
     told = running.log.read_text()
     assert "ended at once" in told
-    assert "Nobody can log in yet: run  manage.py admin NAME" in told  # there is no terminal to ask on
+    assert "Nobody can log in yet: run manage.py admin NAME" in told  # there is no terminal to ask on
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_a_part_that_does_not_prepare_the_database_refuses_one_that_lacks_tables
     assert running.process.wait(60) == 1
     said = running.log.read_text()
     assert "The database lacks" in said
-    assert "Run  manage.py prepare  once" in said
+    assert "Run manage.py prepare once" in said
     assert "Traceback" not in said
     assert tables(running.data) == set()
 

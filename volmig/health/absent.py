@@ -4,14 +4,17 @@ It imports no models but heartbeats and queued tasks, so that all pages may ask.
 """
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
 from volmig.health.models import Process
 from volmig.parts import PARTS, how_to_start, of_queue
-from volmig.queue import last_done
+from volmig.queue import last_done, requested
 
+NONE_LATELY = "run, and none has finished a task recently"
 STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
 
 
@@ -40,6 +43,25 @@ def no_worker(queue: str) -> str:
         return ""
     # Those that stopped in an orderly way left no heartbeat, but perhaps a task that they ended.
     since = gone[part.name] or last_done(queue)
-    at = f"since {timezone.localtime(since):%Y-%m-%d %H:%M:%S %Z}" if since else "and none has ended a task lately"
-    said = f"No {part.called.removeprefix('the ')} run {at}."
+    have = f"have run since {timezone.localtime(since):%Y-%m-%d %H:%M:%S %Z}" if since else NONE_LATELY
+    said = f"No {part.called.removeprefix('the ')} {have}."
     return f"{said} What was requested waits until they do. Start them: {how_to_start(part.group)}."
+
+
+def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Tells whoever requests something on a page when no worker runs that would do it, whichever view queues it."""
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        queues = set[str]()
+        token = requested.set(queues)
+        try:
+            response = get_response(request)
+        finally:
+            requested.reset(token)
+        # A page that is shown already, or was refused, requested nothing; programs read no messages.
+        if response.status_code == 302 and not request.path_info.startswith("/api/"):
+            for waits in filter(None, map(no_worker, sorted(queues))):
+                messages.warning(request, waits)
+        return response
+
+    return answer

@@ -2,6 +2,9 @@
 
 import datetime as dt
 import logging
+import math
+import os
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +16,21 @@ from django.utils import timezone
 log = logging.getLogger(__name__)
 LATE = dt.timedelta(seconds=45)  # without a heartbeat, of which one is due every ten seconds
 KEPT = dt.timedelta(days=1)  # for so long a process that is lost is shown, unless another takes its place
+
+
+def running_for(pid: int) -> float | None:
+    """For how many seconds the process or thread of this PID has run; None when there is none.
+
+    Field 22 of proc_pid_stat(5) is when it began, in clock ticks since the machine did.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError:  # it is there, and hidden (hidepid)
+        return math.inf
+    began = int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
 class ProcessQuerySet(models.QuerySet["Process"]):
@@ -75,8 +93,13 @@ class Process(models.Model):
 
     @property
     def is_there(self) -> bool:
-        """Whether it has not ended, in an orderly way or not; to be asked in its PID space."""
-        return Path(f"/proc/{self.pid}").exists()
+        """Whether it has not ended, in an orderly way or not; to be asked in its PID space, of a row with its age.
+
+        A PID is used again, in a container that starts anew by the same process at once: what has run for less than the
+        time since the last heartbeat did not send it.
+        """
+        ran = running_for(self.pid)
+        return ran is not None and ran >= self.age.total_seconds()
 
     def beat(self, **values: Any) -> None:
         """Write the heartbeat by the database's clock; the first one takes the place of a process that was lost."""

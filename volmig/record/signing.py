@@ -113,16 +113,20 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
             f"{data.key_path(data.EVIDENCE_KEY)} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
             "name a new file with --output, then put it in that place on each machine"
         )
-    signs = current()
-    record_key()
-    found = kept()
-    at = max(now(), found["keys"][-1]["from"])
-    private = Ed25519PrivateKey.generate()
-    new = entry(private, at, signs)
-    before = [*found["keys"][:-1], found["keys"][-1] | {"until": at}]
-    content = document(private, [*before, new])
-    of_event = {name: new[name] for name in ("public", "from", "signed_by", "signature")}
-    keys.replace(
-        data.EVIDENCE_KEY, content, lambda before, after: Event.append(ROTATED, object=new["id"], data=of_event), output
-    )
+    new: dict[str, Any] = {}
+
+    def make() -> bytes:
+        signs = current()
+        record_key()
+        found = kept()
+        at = max(now(), found["keys"][-1]["from"])
+        private = Ed25519PrivateKey.generate()
+        new.update(entry(private, at, signs))
+        return document(private, [*found["keys"][:-1], found["keys"][-1] | {"until": at}, new])
+
+    def note(before: str, after: str) -> None:
+        of_event = {name: new[name] for name in ("public", "from", "signed_by", "signature")}
+        Event.append(ROTATED, object=new["id"], data=of_event)
+
+    keys.replace(data.EVIDENCE_KEY, make, note, output)
     return new

@@ -41,9 +41,7 @@ class Command(BaseCommand):
             self.replace(name, renew=bool(options["renew"]))
             return
         if not keys.are_kept():
-            raise CommandError(
-                "This database knows no keys yet: run  manage.py prepare  (or up), which registers them."
-            )
+            raise CommandError("This database knows no keys yet: run manage.py prepare (or up), which registers them.")
         rows = {row.name: row for row in RegisteredKey.objects.all()}
         for name in keys.mine_here():
             self.settle(name)
@@ -93,7 +91,7 @@ class Command(BaseCommand):
             raise CommandError(f"{said}: replace it, then run manage.py keys --register {name}.")
         try:
             if renew:
-                keys.replace(name, self.renewed(name), lambda before, after: self.note(name, before, after))
+                keys.replace(name, lambda: self.renewed(name), lambda before, after: self.note(name, before, after))
             else:
                 with transaction.atomic():
                     self.note(name, *keys.register(name))

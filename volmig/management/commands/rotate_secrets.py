@@ -6,19 +6,21 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
 from hosts.models import Cloud
-from volmig import data, sealed
+from volmig import data, keys, sealed
 
 
 class Command(BaseCommand):
     help = "Seals the secrets of clouds with a new key. The key before stays for backups; older ones are removed."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            seal_anew()  # by the newest key: no secret needs an older one then, also after a run that was cut off
-        except sealed.Unopened as error:
-            raise CommandError(f"{error}. No key was changed.") from error
-        sealed.new_key()
-        count = seal_anew()
+        # The next one must not remove a key before this one has sealed with its own what that opens.
+        with keys.alone(data.key_path(sealed.KEYS).parent):
+            try:
+                seal_anew()  # by the newest key: no secret needs an older one then, also after a run that was cut off
+            except sealed.Unopened as error:
+                raise CommandError(f"{error}. No key was changed.") from error
+            sealed.new_key()
+            count = seal_anew()
         if data.is_given(sealed.KEYS):
             said = f"sealed with the first key in {data.key_path(sealed.KEYS)}. To change it, add a new one before it, "
             said += "give that file to every machine, and run this again"

@@ -269,7 +269,9 @@ def alone() -> Iterator[None]:
             lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
             take, release = partial(is_flocked, lock), partial(fcntl.flock, lock, fcntl.LOCK_UN)
         if not take():
-            print("Another process prepares the database, or asks for its administrator. Waiting for it.", flush=True)
+            print(
+                "Another process is preparing the database or asking for its first administrator. Waiting.", flush=True
+            )
             # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
             while not take():
                 time.sleep(LOCK_PAUSE)
@@ -296,9 +298,14 @@ def is_flocked(lock: IO[str]) -> bool:
 
 
 def when_possible(who: str, act: Callable[[], None]) -> None:
-    """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError."""
-    outage = database.Outage(who, longest=15, noted=False)
+    """Waits for the database as often as it goes away meanwhile. Raises Unusable, KeysDiffer, CommandError.
+
+    One that is there and says the same for a minute, as on a full disk, is not waited for: that takes a person.
+    """
+    outage, before, since = database.Outage(who, longest=15, noted=False), "", 0.0
     while True:
+        if database.fault():
+            before = ""  # what it says once it is back is about another outage
         database.wait(who)
         try:
             with alone():
@@ -308,6 +315,15 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
             connection.close()
             if not database.is_away(error):
                 raise
+            # By its code: what PostgreSQL says of a full disk names another file each time.
+            said = getattr(error.__cause__, "sqlstate", None) or database.one_line(error)
+            if said != before:
+                before, since = said, time.monotonic()
+            elif time.monotonic() - since > database.PATIENCE and not database.fault():
+                advice = "Correct that, then start again."
+                raise database.Unusable(
+                    f"The database cannot be prepared: {database.one_line(error)}. {advice}"
+                ) from error
             time.sleep(outage.failed(error))  # a server that restarts may be there again already
 
 
@@ -355,7 +371,7 @@ def require_prepared() -> None:
     if missing := schema.unapplied():
         first = ".".join(missing[0])
         lacking = f"The database lacks {len(missing)} of this release's database migrations, the first is {first}."
-        raise CommandError(f"{lacking} Run  manage.py prepare  once (volmig-migrate.service), then start this again.")
+        raise CommandError(f"{lacking} Run manage.py prepare once (volmig-migrate.service), then start this again.")
     compare_with_others()
     say_if_read_only()
 

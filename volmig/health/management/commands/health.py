@@ -23,7 +23,7 @@ class Command(BaseCommand):
         try:
             faults = ready.within(SECONDS, lambda: alive.faults(options["part"]))
         except ProgrammingError:  # as before the first migration: it has no such table
-            self.stdout.write("The database is not prepared for this release: run  manage.py prepare.")
+            self.stdout.write("The database is not prepared for this release: run manage.py prepare.")
             return
         except (DatabaseError, InterfaceError, ready.TooSlow):
             # Nothing is known of this part, and to start it anew would not bring the database back.
