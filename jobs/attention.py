@@ -23,6 +23,7 @@ from jobs.engine.condition import TROUBLE, Condition, Down
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet
+from jobs.plans import plans
 from volmig import incarnation
 from volmig.accounts.roles import may
 from volmig.health import alive
@@ -78,16 +79,13 @@ def at_work(jobs: JobQuerySet, now: dt.datetime, count: int) -> list[tuple[Job, 
 
 
 class Snapshot:
-    """The conditions of all migrations at work; one thread at a time computes them, and the others wait for it.
-
-    Forecasts are in the plans, which are large: each is read once, for a plan with the same digest is the same.
-    """
+    """The conditions of all migrations at work; one thread at a time computes them, and the others wait for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.known: dict[int, tuple[Job, Condition]] = {}
-        self.plans: dict[tuple[int, str], dict[str, Any]] = {}
         self.at = float("-inf")
+        self.lists: dict[Any, tuple[float, list[Item]]] = {}
 
     def states(self, age: float) -> dict[int, tuple[Job, Condition]]:
         """By the number of the migration, not older than `age` seconds."""
@@ -102,21 +100,27 @@ class Snapshot:
         rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS))
         runs = Prefetch("runs", rows.defer("args", "commands", "error"))
         jobs = list(Job.objects.filter(WATCHED).defer(*BULKY).prefetch_related(runs))
-        self.plans = {key: plan for key, plan in self.plans.items() if key in {(job.pk, job.digest) for job in jobs}}
-        lacking = [job.pk for job in jobs if (job.pk, job.digest) not in self.plans]
-        for pk, digest, plan in Job.objects.filter(pk__in=lacking).values_list("pk", "digest", "plan"):
-            self.plans[pk, digest] = plan
+        plans.give(jobs)  # forecasts are in them
         hosts = Hypervisor.objects.defer("facts").in_bulk(
             {getattr(job, f"{role}_id") for job in jobs for role in ROLES}
         )
         for job in jobs:
-            # Where it has changed since: the plan of a moment ago. The next reading has the new one.
-            job.plan = self.plans.get((job.pk, job.digest), {})
             for role in ROLES:
                 setattr(job, role, hosts[getattr(job, f"{role}_id")])
             for run in job.runs.all():
                 run.hypervisor = hosts.get(run.hypervisor_id) if run.hypervisor_id else None
         return jobs
+
+    def items(self, key: Any, age: float) -> list[Item] | None:
+        """The list that was kept under this key, if it is not older than `age` seconds."""
+        at, found = self.lists.get(key, (float("-inf"), []))
+        return found if time.monotonic() - at <= age else None
+
+    def keep(self, key: Any, found: list[Item]) -> None:
+        """Keeps a list; those that nobody asked for lately are forgotten."""
+        now = time.monotonic()
+        kept = {other: each for other, each in list(self.lists.items()) if now - each[0] <= SECONDS}
+        self.lists = {**kept, key: (now, found)}
 
 
 snapshot = Snapshot()
@@ -124,9 +128,20 @@ snapshot = Snapshot()
 
 def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     """Everything that this person may see and someone should act on, the worst first, and at the end what was resolved
-    within the last half hour; `mode` is read-only mode."""
+    within the last half hour; `mode` is read-only mode. With many migrations at work it is SECONDS old at most."""
     if not may(user, "view"):
         return []
+    key = (user.pk, may(user, "administer"), mode and mode.episode)
+    if (known := snapshot.items(key, SECONDS)) is not None:
+        return known
+    found, many = items_now(user, mode)
+    if many:
+        snapshot.keep(key, found)
+    return found
+
+
+def items_now(user: Any, mode: incarnation.State | None) -> tuple[list[Item], bool]:
+    """The same as of now, and whether many migrations are at work."""
     now = timezone.now()
     there = present(user, now)
     work = at_work(Job.objects.visible_to(user), now, there["jobs"])
@@ -139,7 +154,7 @@ def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     found += late_refreshes(user) if there["late"] else []
     found += read_only(user, mode) if mode else []
     found += expiring(user, now) if there["approvals"] else []
-    return sorted(found, key=lambda item: (item.resolved, not item.bad, item.since or now))
+    return sorted(found, key=lambda item: (item.resolved, not item.bad, item.since or now)), there["jobs"] > FEW
 
 
 def present(user: Any, now: dt.datetime) -> dict[str, int]:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE = 0.25  # seconds between two turns at least: qemu-img itself reports no faster than that is worth showing
-SHARE = 0.25  # of a processor, which the tailer's turns may take: pages come from the same process
+SHARE = 0.15  # of a processor, which the tailer's turns may take: pages come from the same process
 RECHECK = 5.0  # seconds until a socket of a disabled user or of an ended session is closed
 CONDITIONS_SHARE = 0.1  # of a processor, which those polls may take
 CONDITIONS_EVERY = 2.0  # seconds between two polls for what only the passing of time has changed

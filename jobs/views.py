@@ -25,6 +25,7 @@ from jobs.leftovers import ABOUT, Row, ask_anew, rows, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Policy, Refused, Removal
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
+from jobs.plans import plans
 from jobs.review import Review
 from volmig import incarnation
 from volmig.accounts import factors
@@ -70,7 +71,8 @@ def overview(request: HttpRequest) -> HttpResponse:
     active = jobs.active().order_by("-pk")
     # Only what moves shows its journal, and the time left by its plan. Of hundreds the history shows the rest.
     moving, waiting = active.filter(MOVES), active.filter(halt_reason="", status__in=WAITING)
-    running = list(moving.with_names().with_runs().defer("facts", "checks", "halt_data")[:LISTED])
+    running = list(moving.with_names().with_runs().defer(*BULKY)[:LISTED])
+    plans.give(running)
     counted = active.order_by().aggregate(
         moving=Count("pk", distinct=True, filter=MOVES),
         waiting=Count("pk", distinct=True, filter=Q(halt_reason="", status__in=WAITING)),

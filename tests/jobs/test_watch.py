@@ -418,8 +418,13 @@ def test_a_run_that_is_not_heard_of_any_more_is_forgotten(running, site, monkeyp
     watcher.write()
     assert len(watcher.runs) == 1
     monkeypatch.setattr("jobs.watch.LINGER", -1)
+    other = {"ended": line(running, state="done", step="nonesuch")}
+    watcher.lines.put((running.source_id, other))
     watcher.write()
-    watcher.lines.put((running.source_id, {"ended": line(running, state="done", step="nonesuch")}))
+    [following] = watcher.runs.values()  # its job has not been woken yet, which sleeps for long while its work moves
+    following.moved_at -= STALLED
+    watcher.turn()
+    watcher.lines.put((running.source_id, other))
     watcher.write()
     assert not watcher.runs
 
