@@ -151,8 +151,8 @@ class Run:
             return list(dict.fromkeys([*self.found, HANGS.get(self.check, NO_ANSWER)]))
         try:
             self.end.result()
-        except (DatabaseError, InterfaceError):
-            return list(dict.fromkeys([*self.found, NO_ANSWER]))
+        except (DatabaseError, InterfaceError):  # a check that needs the database, of which it may be known why not
+            return self.found if NO_CONNECTION in self.found else list(dict.fromkeys([*self.found, NO_ANSWER]))
         except Exception:
             log.exception("a health check failed")
             return [*self.found, FAILED]
