@@ -195,7 +195,7 @@ def test_a_process_that_was_killed_is_listed_once_another_has_taken_its_place(ad
             name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()
         ).beat()
         Process.objects.filter(pid_space=heart.pid_space()).delete()
-    a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=7, pid=os.getpid())
+    a_process("watcher", machine="wat1", pid_space=heart.pid_space(), age=1, pid=os.getpid())
     Process(name=uuid.uuid4().hex, machine="wat1", pid_space=heart.pid_space(), part="watcher", pid=os.getpid()).beat()
     [(subject, said, _)] = listed(ada, "over")
     assert subject == "wat1"

@@ -384,7 +384,13 @@ def test_nothing_is_allowed_that_the_matrix_does_not_allow(name, people, things)
 
 # What is typed where an empty form requests nothing.
 FORMS = {
-    "hosts:register": {"name": "cmp-new-01", "address": "192.0.2.77", "port": "22", "user": "volmig", "owner": ""},
+    "hosts:register": lambda: {
+        "name": "cmp-new-01",
+        "address": "192.0.2.77",
+        "port": "22",
+        "user": "volmig",
+        "team": Team.objects.get(name="red").pk,
+    },
 }
 POSTED = [name for name, methods in MATRIX.items() if "GET" not in methods and not name.startswith("api:")]
 
@@ -412,12 +418,14 @@ def test_an_address_of_a_button_that_no_page_has_is_none(method, people, things)
     assert set(found.values()) == {404}, found
 
 
-def test_every_page_that_requests_something_of_workers_says_when_none_run(people, things):
+def test_every_page_that_requests_something_of_workers_says_when_none_run(people, person, things):
     """Whatever a form has them do would wait for ever without a word."""
+    everybody = {"all": person("all", "administrator", "operator", "approver")}
+    Team.objects.get(name="red").members.set(everybody.values())
     a_process("web", started_at=timezone.now() - dt.timedelta(hours=1))
     asked, silent = set(), set()
     for name in [name for name, methods in MATRIX.items() if "POST" in methods and not name.startswith("api:")]:
-        client, _ = entered("administrator", people, name)
+        client, _ = entered("all", everybody, name)
         session = client.session
         session["password_at"] = time.time()
         session.save()
@@ -425,7 +433,7 @@ def test_every_page_that_requests_something_of_workers_says_when_none_run(people
         with contextlib.suppress(Undone), transaction.atomic():
             CausedCall.objects.all().delete()
             QueuedTask.objects.all().delete()
-            response = client.post(address, FORMS.get(name, {}))
+            response = client.post(address, FORMS.get(name, dict)())
             if QueuedTask.objects.exclude(name="volmig.notify.send").exists():
                 asked.add(name)
                 if not any("workers run, and" in str(said) for said in get_messages(response.wsgi_request)):
