@@ -85,7 +85,6 @@ class Snapshot:
         self.lock = threading.Lock()
         self.known: dict[int, tuple[Job, Condition]] = {}
         self.at = float("-inf")
-        self.lists: dict[Any, tuple[float, list[Item]]] = {}
 
     def states(self, age: float) -> dict[int, tuple[Job, Condition]]:
         """By the number of the migration, not older than `age` seconds."""
@@ -111,37 +110,15 @@ class Snapshot:
                 run.hypervisor = hosts.get(run.hypervisor_id) if run.hypervisor_id else None
         return jobs
 
-    def items(self, key: Any, age: float) -> list[Item] | None:
-        """The list that was kept under this key, if it is not older than `age` seconds."""
-        at, found = self.lists.get(key, (float("-inf"), []))
-        return found if time.monotonic() - at <= age else None
-
-    def keep(self, key: Any, found: list[Item]) -> None:
-        """Keeps a list; those that nobody asked for lately are forgotten."""
-        now = time.monotonic()
-        kept = {other: each for other, each in list(self.lists.items()) if now - each[0] <= SECONDS}
-        self.lists = {**kept, key: (now, found)}
-
 
 snapshot = Snapshot()
 
 
 def items(user: Any, mode: incarnation.State | None) -> list[Item]:
     """Everything that this person may see and someone should act on, the worst first, and at the end what was resolved
-    within the last half hour; `mode` is read-only mode. With many migrations at work it is SECONDS old at most."""
+    within the last half hour; `mode` is read-only mode."""
     if not may(user, "view"):
         return []
-    key = (user.pk, may(user, "administer"), mode and mode.episode)
-    if (known := snapshot.items(key, SECONDS)) is not None:
-        return known
-    found, many = items_now(user, mode)
-    if many:
-        snapshot.keep(key, found)
-    return found
-
-
-def items_now(user: Any, mode: incarnation.State | None) -> tuple[list[Item], bool]:
-    """The same as of now, and whether many migrations are at work."""
     now = timezone.now()
     there = present(user, now)
     work = at_work(Job.objects.visible_to(user), now, there["jobs"])
@@ -154,7 +131,7 @@ def items_now(user: Any, mode: incarnation.State | None) -> tuple[list[Item], bo
     found += late_refreshes(user) if there["late"] else []
     found += read_only(user, mode) if mode else []
     found += expiring(user, now) if there["approvals"] else []
-    return sorted(found, key=lambda item: (item.resolved, not item.bad, item.since or now)), there["jobs"] > FEW
+    return sorted(found, key=lambda item: (item.resolved, not item.bad, item.since or now))
 
 
 def present(user: Any, now: dt.datetime) -> dict[str, int]:

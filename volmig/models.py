@@ -108,7 +108,7 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         """
         # Of columns that are not needed nothing is read: one that cannot be converted would stop the queue.
         waiting = self.filter(queue=queue).waiting().only("queue", "name", "number")
-        if not waiting.exists():
+        if not waiting.first_for(cluster).exists():
             return None  # without a lock, which in SQLite would keep all others from writing
         with transaction.atomic():
             free = waiting.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
