@@ -437,6 +437,23 @@ def test_a_loop_of_a_process_that_belongs_to_no_part_has_no_heart(monkeypatch):
     assert heart.hearts == before
 
 
+@pytest.mark.parametrize("part", ["web", "workers"])
+def test_a_heart_that_cannot_start_is_logged_once_and_starts_as_soon_as_it_can(
+    part, monkeypatch, settings, tmp_path, caplog
+):
+    monkeypatch.setenv("VOLMIG_PART", part)
+    monkeypatch.setattr(heart, "hearts", {})
+    monkeypatch.setattr(heart, "unstarted", set())
+    monkeypatch.setattr(heart.Heart, "start", lambda self: None)
+    settings.DATA = tmp_path / "away"
+    for _ in range(3):
+        heart.turn(part, 5.0)
+    assert (caplog.text.count("No heartbeat from this process"), heart.hearts) == (1, {})
+    settings.DATA.mkdir()
+    heart.turn(part, 5.0)
+    assert len(heart.hearts) == 1
+
+
 # For exec probes
 
 
