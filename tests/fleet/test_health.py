@@ -206,7 +206,7 @@ def test_a_disk_that_hangs_is_not_reported_as_a_database_that_does(client, monke
     monkeypatch.setattr(ready, "CHECKS", [ready.disk])
     monkeypatch.setattr(heart, "disk", lambda: over.wait() and {"disk_free": GIB})
     try:
-        assert not_ready(client) == ["The data directory does not answer."]
+        assert not_ready(client) == ["The data directory is not responding."]
     finally:
         over.set()
         ready.last.run.end.result(20)

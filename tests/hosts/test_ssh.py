@@ -313,7 +313,7 @@ def test_a_host_that_never_speaks_is_named_as_that(sshd, monkeypatch):
     monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = dataclasses.replace(sshd.address, port=silent.getsockname()[1])
-        with pytest.raises(Unreachable, match=r"it took the connection and sent nothing for 1 s"):
+        with pytest.raises(Unreachable, match=r"it accepted the connection and sent nothing for 1 s"):
             ssh.connect(address)
 
 
