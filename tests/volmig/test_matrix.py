@@ -436,7 +436,7 @@ def test_every_page_that_requests_something_of_workers_says_when_none_run(people
             response = client.post(address, FORMS.get(name, dict)())
             if QueuedTask.objects.exclude(name="volmig.notify.send").exists():
                 asked.add(name)
-                if not any("workers run, and" in str(said) for said in get_messages(response.wsgi_request)):
+                if not any("workers are running" in str(said) for said in get_messages(response.wsgi_request)):
                     silent.add(name)
             raise Undone
     assert asked >= {"jobs:scan", "hosts:refresh", "hosts:offer", "hosts:register", "jobs:verb", "hosts:refresh_cloud"}
