@@ -38,6 +38,7 @@ from volmig.outbound import is_metadata
 from volmig.queue import ask
 from volmig.record.models import Event
 from volmig.refused import Sentence
+from volmig.templatetags.units import spoken
 
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
 # What people tell volmig about a hypervisor, beside its name; everything else is found out.
@@ -105,9 +106,14 @@ def ahead() -> dt.datetime:
     return timezone.now() + CLOCKS_DIFFER
 
 
+def late_after() -> dt.timedelta:
+    """How long after the last attempt a refresh is late: two periods and a minute."""
+    return dt.timedelta(seconds=2 * settings.REFRESH_SECONDS + 60)
+
+
 @dataclass(frozen=True)
 class Lateness:
-    """Workers do not keep up with refreshing hypervisors, so that what pages and checks show gets old.
+    """Workers are not keeping up with refreshing hypervisors, so that what pages and checks show gets old.
 
     `never` of the `count` were never tried; `oldest` is the longest ago that one of the others was, or None.
     """
@@ -115,13 +121,13 @@ class Lateness:
     count: int
     never: int
     oldest: dt.datetime | None
-    reason: ClassVar[str] = "The background workers do not keep up."
-    advice: ClassVar[str] = "See on the page Processes whether they run, or raise VOLMIG_BACKGROUND_WORKERS."
+    reason: ClassVar[str] = "The background workers are not keeping up."
+    advice: ClassVar[str] = "Check the Processes page, or raise VOLMIG_BACKGROUND_WORKERS."
 
     @property
     def sentence(self) -> str:
         many = f"{self.count} hypervisors have" if self.count > 1 else "1 hypervisor has"
-        return f"{many} not been refreshed for more than two periods of {settings.REFRESH_SECONDS} s."
+        return f"{many} not been refreshed for more than {spoken(late_after().total_seconds())}."
 
 
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
@@ -154,11 +160,11 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return None
 
     def late(self) -> Self:
-        """Those that no worker has tried to refresh for two periods, though it may: workers do not keep up.
+        """Those that no worker has tried to refresh for two periods, though it may: workers are not keeping up.
 
         Whether a hypervisor answers is another matter.
         """
-        before = timezone.now() - dt.timedelta(seconds=2 * settings.REFRESH_SECONDS + 60)
+        before = timezone.now() - late_after()
         return self.reachable().filter(Q(tried_at__lt=before) | Q(tried_at=None, pinned_at__lt=before))
 
     def lateness(self) -> "Lateness | None":

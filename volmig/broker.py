@@ -73,11 +73,11 @@ class TableBroker(Broker):  # type: ignore[misc]
         before, self.full = self.full, heart.disk_is_full()
         if self.full and not before:
             log.error(
-                "The disk of %s is full or cannot be read. This machine takes no tasks until it can be written.",
+                "The disk of %s is full or cannot be read. This machine takes no tasks until it is writable.",
                 settings.DATA,
             )
         elif before and not self.full:
-            log.warning("The disk of %s can be written again: this machine takes tasks.", settings.DATA)
+            log.warning("The disk of %s is writable again: this machine takes tasks.", settings.DATA)
         return self.full
 
     def acknowledge(self, task_id: str) -> None:

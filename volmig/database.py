@@ -77,7 +77,7 @@ class Outage:
         kind, now = kind_of_refusal(error), monotonic()
         if kind not in self.refusals or now - self.refusals[kind] > SAY_AGAIN:
             self.refusals[kind] = now
-            again = f"It is tried again; the same is not logged again for {SAY_AGAIN:.0f} s."
+            again = f"Retrying. Repeats are not logged for {SAY_AGAIN:.0f} s."
             log.error("%s: the database refused a statement. %s", self.who, again, exc_info=error)
 
     def over(self) -> None:

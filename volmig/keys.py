@@ -190,7 +190,7 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
     those = which if by.keys() == {"has no"} else f"not {which}"
     said = f"Machine {here()} {wrong} ({those} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
     if waiting := [name for name in names if waits_registered(name)]:
-        return plain(f"{said}the replacement of {', '.join(waiting)} was cut off. {how_to_settle(waiting[0])}")
+        return plain(f"{said}the replacement of {', '.join(waiting)} was interrupted. {how_to_settle(waiting[0])}")
     if host == here() and there == at:
         said += f"put {at} back from a backup, or, if it was replaced on purpose, run manage.py keys --register"
     else:
@@ -345,9 +345,11 @@ def put_in_place(name: str, mark: str) -> None:
 
 def how_to_settle(name: str, output: Path | None = None) -> str:
     if output:
-        differs = f"if it says that this machine has another {name}, put {output} in its place, else remove {output}"
+        differs = (
+            f"if it says that this machine has another {name}, put {output} in its place, otherwise delete {output}"
+        )
         return f"Run manage.py keys on machine {here()}: {differs}."
-    what = f"puts the new {name} in its place if the database has registered it, else removes it"
+    what = f"puts the new {name} in its place if the database has registered it, otherwise deletes it"
     return f"Run manage.py keys on machine {here()}: it {what}."
 
 
@@ -378,7 +380,7 @@ def is_registered_by_now(name: str, mark: str) -> bool:
 
 
 def waits_registered(name: str) -> bool:
-    """Whether the registered key waits next to the file that it should be in: its replacement was cut off."""
+    """Whether the registered key waits next to the file that it should be in: its replacement was interrupted."""
     try:
         mark = fingerprints(name, data.next_to(data.key_path(name)).read_bytes())[0]
     except UNUSABLE:
@@ -387,7 +389,7 @@ def waits_registered(name: str) -> bool:
 
 
 def settle(name: str) -> str:
-    """Ends a replacement of this machine's key that was cut off; returns what was done, as a sentence, or nothing.
+    """Ends a replacement of this machine's key that was interrupted; returns what was done, as a sentence, or nothing.
 
     The caller makes sure that no other process is in the middle of one: see `alone`. Raises DatabaseError, OSError,
     Unsettled.
@@ -402,9 +404,10 @@ def settle(name: str) -> str:
         mark = ""
     if is_registered_by_now(name, mark):
         put_in_place(name, mark)
-        return f"The replacement of {name} had been cut off and is completed: copy {path} to every other machine."
+        return f"The replacement of {name} was interrupted and is now complete: copy {path} to every other machine."
     waits.unlink()
-    return f"The replacement of {name} had been cut off before it was registered. {waits} is removed; nothing changed."
+    before = f"The replacement of {name} was interrupted before it was registered"
+    return f"{before}. The old key is still in use; deleted {waits}."
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def migrate(say: Callable[[str], None]) -> None:
     either may take long.
     """
     for _, name in unfinished():
-        say(f"The index {name} is unfinished: it is built anew, or removed if another takes its place.")
+        say(f"The index {name} is incomplete: it will be rebuilt, or dropped if another replaces it.")
     while True:
         try:
             with waits_for_locks(f"{LOCK_SECONDS}s"):

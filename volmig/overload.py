@@ -58,11 +58,12 @@ class Lane:
 
     def __init__(self, width: int, waiting: int, patience: float = PATIENCE) -> None:
         self.places, self.room, self.patience = asyncio.Semaphore(width), waiting, patience
-        self.waiting = 0
+        self.waiting = self.inside = 0
 
     async def enter(self, who: str = "") -> bool:
         """Whether there is a place, which the caller has to leave again. All are equal here, whoever they are."""
         if not self.places.locked():
+            self.inside += 1
             return await self.places.acquire()  # at once
         if self.waiting >= self.room:
             return False
@@ -73,14 +74,16 @@ class Lane:
             return False
         finally:
             self.waiting -= 1
+        self.inside += 1
         return True
 
     def leave(self, who: str = "") -> None:
+        self.inside -= 1
         self.places.release()
 
     @property
     def is_empty(self) -> bool:
-        return not self.waiting and not self.places.locked()
+        return not (self.waiting or self.inside)
 
 
 class FairLane(Lane):
@@ -246,7 +249,7 @@ def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
 def too_large(path: str) -> HttpResponse:
     """413. What is a little smaller than BUFFER, and larger than this says, is for Django to refuse."""
     most = f"volmig takes requests of {settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024} KiB at most."
-    return plain(path, 413, "The request is too large", f"{most} {NOTHING_DONE}", "Go back and send less.")
+    return plain(path, 413, "The request is too large", f"{most} {NOTHING_DONE}", "Go back and shorten it.")
 
 
 def plain(path: str, status: int, title: str, detail: str, advice: str) -> HttpResponse:

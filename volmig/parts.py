@@ -10,7 +10,8 @@ MIGRATIONS, BACKGROUND = "migrations", "background"  # queues, and the clusters 
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of process: `name` is in VOLMIG_PART, heartbeats and metrics, `called` in sentences.
+    """One kind of process: `name` is in VOLMIG_PART, heartbeats and metrics, `called` in sentences,
+    without an article.
 
     `manage.py up` with the word `group` starts it. `queue` is that of its tasks: a cluster for each, so that refreshes
     never delay a tick.
@@ -25,10 +26,10 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
-        Part("web", "web", "the web process"),
-        Part("workers", "workers", "the workers", MIGRATIONS),
-        Part("background", "workers", "the background workers", BACKGROUND),
-        Part("watcher", "watcher", "the watcher"),
+        Part("web", "web", "web process"),
+        Part("workers", "workers", "workers", MIGRATIONS),
+        Part("background", "workers", "background workers", BACKGROUND),
+        Part("watcher", "watcher", "watcher"),
     )
 }
 GROUPS = tuple(dict.fromkeys(part.group for part in PARTS.values()))  # the words after `manage.py up`
@@ -46,11 +47,11 @@ def of_queue(queue: str) -> Part:
 
 def how_to_start(group: str) -> str:
     """The command that starts a part again, in production first: `manage.py` typed there without the settings of its
-    units would start a second volmig, with an empty database of its own."""
+    units would start a second volmig, with an empty database."""
     by_others = f"containers: docker compose restart {group}; by hand: manage.py up {group}"
     return f"systemctl restart volmig-{group} ({by_others})"
 
 
 def called(name: str) -> str:
-    """What a part is called in a sentence; a name that is none, as of a later release, is called by itself."""
+    """What a part is called in a sentence, without an article; for a part of a later release its name."""
     return PARTS[name].called if name in PARTS else name

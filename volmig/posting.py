@@ -11,7 +11,7 @@ from django.urls import reverse
 
 View = Callable[..., HttpResponseBase]
 SAFE = ("GET", "HEAD")
-SAID = "Nothing was changed: what you opened is the address of a button. Press the button on its page."
+SAID = "Nothing was changed: that address works only through its button. Use the button on this page."
 
 
 def posted_from(page: str, *parameters: str, verbs: Container[str] = ()) -> Callable[[View], View]:

@@ -19,6 +19,7 @@ OLDEST_SECONDS = 600.0  # for so long at most a key that was removed from author
 MOST_OF_A_HOST, MOST = 2, 64  # that are kept idle, by each process
 HANDSHAKES_AT_ONCE, HANDSHAKES_PER_SECOND = 10, 20  # of each process
 HANDSHAKE_SECONDS = 3.0  # for which a handshake counts among these; one that computes takes a tenth of a second
+WITH_STUCK = 4  # times as many as may count, of all that are under way
 
 
 class Closable(Protocol):
@@ -126,7 +127,8 @@ class Pace:
     """Limits logins to so many at once and so many a second: 500 hypervisors must not use up this machine.
 
     One that takes longer than `longest` seconds waits for a host that is stuck and uses nothing of this machine: it
-    counts no more, so that such hosts keep no others waiting.
+    counts no more, so that such hosts keep no others waiting. On a machine without processor time all take longer:
+    there are never more than WITH_STUCK times `at_once` under way, or it would get even slower.
     """
 
     def __init__(
@@ -160,7 +162,10 @@ class Pace:
                 self.turns.notify()
 
     def _full_for(self, now: float) -> float:
-        """Seconds until one of those that take up all slots has lasted too long to count; 0 when a slot is free."""
+        """Seconds until one of those that take up all slots has lasted too long to count, or until to look again where
+        only an end makes room; 0 when a slot is free."""
+        if len(self.under_way) >= WITH_STUCK * self.at_once:
+            return self.longest
         counting = sorted(at + self.longest - now for at in self.under_way.values() if at + self.longest > now)
         return counting[-self.at_once] if len(counting) >= self.at_once else 0.0
 

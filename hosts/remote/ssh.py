@@ -117,7 +117,7 @@ def await_banner(sock: paramiko.Channel | socket.socket, address: Address, secon
                 raise TimeoutError
             time.sleep(CHANNEL_LOOK_SECONDS)
     except TimeoutError as error:
-        found = f"it took the connection and sent nothing for {seconds:.0f} s"
+        found = f"it accepted the connection and sent nothing for {seconds:.0f} s"
         next_step = "Check whether it hangs, and that the port is sshd's. Retrying automatically."
         raise Unreachable(f"log in to {address}", found, next_step, False) from error
 

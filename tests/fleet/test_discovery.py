@@ -427,13 +427,17 @@ def test_late_refreshes_need_attention_and_are_shown_with_their_age(db, client, 
     Hypervisor.objects.create(name="new", address="x", host_key="k", pinned_at=now)
     vera = viewer()
     (item,) = attention.items(vera, None)
-    assert item.sentence == "2 hypervisors have not been refreshed for more than two periods of 300 s."
+    assert item.sentence == "2 hypervisors have not been refreshed for more than 11 min."
     assert "VOLMIG_BACKGROUND_WORKERS" in item.advice
     assert item.since == now - dt.timedelta(minutes=31)
     client.force_login(vera)
     page = client.get("/hosts/").content.decode()
     assert f"{item.sentence} {item.detail} {item.advice}" in page, "one wording wherever it is said"
     assert "31 min" in page
+    Hypervisor.objects.filter(name="cmp-2").update(tried_at=now)
+    assert "It was last tried <time" in client.get("/hosts/").content.decode()
+    Hypervisor.objects.filter(name="cmp-3").update(tried_at=None)
+    assert "It was never tried." in client.get("/hosts/").content.decode()
     Hypervisor.objects.update(tried_at=now)
     assert attention.items(vera, None) == []
     assert "not been refreshed" not in client.get("/hosts/").content.decode()

@@ -192,7 +192,7 @@ def test_watchers_of_two_containers_with_one_name_and_one_process_id_share_the_w
         volmig.let_in(twin)
         twin.up("watcher")
     try:
-        query = "SELECT pid, place FROM health_process WHERE machine = 'volmig-watcher'"
+        query = "SELECT pid, pid_space FROM health_process WHERE machine = 'volmig-watcher'"
         until(lambda: len(rows(volmig.address, query)) == 2)
         first, second = rows(volmig.address, query)
         assert first[0] == second[0], "the same process id"

@@ -206,7 +206,7 @@ def test_a_disk_that_hangs_is_not_reported_as_a_database_that_does(client, monke
     monkeypatch.setattr(ready, "CHECKS", [ready.disk])
     monkeypatch.setattr(heart, "disk", lambda: over.wait() and {"disk_free": GIB})
     try:
-        assert not_ready(client) == ["The data directory does not answer."]
+        assert not_ready(client) == ["The data directory is not responding."]
     finally:
         over.set()
         ready.last.run.end.result(20)
@@ -437,6 +437,23 @@ def test_a_loop_of_a_process_that_belongs_to_no_part_has_no_heart(monkeypatch):
     assert heart.hearts == before
 
 
+@pytest.mark.parametrize("part", ["web", "workers"])
+def test_a_heart_that_cannot_start_is_logged_once_and_starts_as_soon_as_it_can(
+    part, monkeypatch, settings, tmp_path, caplog
+):
+    monkeypatch.setenv("VOLMIG_PART", part)
+    monkeypatch.setattr(heart, "hearts", {})
+    monkeypatch.setattr(heart, "unstarted", set())
+    monkeypatch.setattr(heart.Heart, "start", lambda self: None)
+    settings.DATA = tmp_path / "away"
+    for _ in range(3):
+        heart.turn(part, 5.0)
+    assert (caplog.text.count("No heartbeat from this process"), heart.hearts) == (1, {})
+    settings.DATA.mkdir()
+    heart.turn(part, 5.0)
+    assert len(heart.hearts) == 1
+
+
 # For exec probes
 
 
@@ -540,7 +557,11 @@ def test_parts_that_run_nowhere_need_the_attention_of_administrators(ada, dana, 
     Process.objects.exclude(part="web").delete()
     assert [kind for _, kind in listed(ada)] == ["process-missing"] * 3
     sentences = [item.sentence for item in attention.items(ada, None)]
-    assert sorted(sentences) == ["No background workers run.", "No watcher runs.", "No workers run."]
+    assert sorted(sentences) == [
+        "No background workers are running.",
+        "No watcher is running.",
+        "No workers are running.",
+    ]
     assert listed(dana) == [], "only for those who can do something about it"
     assert attention.marks() != before, "open pages are updated"
 
@@ -628,16 +649,20 @@ def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when
     shown = page("/adopt/compare/", "post")
     said = f"No background workers have run since {timezone.localtime(lost):%Y-%m-%d %H:%M:%S %Z}."
     assert said in shown
-    assert "Start them: systemctl restart volmig-workers (containers: " in shown
-    assert "it waits for a worker" in shown
+    assert "stays queued until they are started: systemctl restart volmig-workers (containers: " in shown
+    assert "ago</time>: queued." in shown
+    assert said in page("/adopt/"), "also without the message"
     Process.objects.filter(part="background").delete()  # they were stopped
-    assert "No background workers run, and none has finished a task recently." in page("/adopt/")
+    assert "No background workers are running." in page("/adopt/")
+    step = page("/adopt/compare/")
+    assert "that address works only through its button" in step
+    assert "No background workers are running." in step, "whatever other message is shown"
     a_process("background", started_at=timezone.now())
     shown = page("/adopt/")
     assert "background workers" not in shown
-    assert "it waits for a worker" in shown
+    assert "ago</time>: queued." in shown
     QueuedTask.objects.filter(name="jobs.adopting.compare").update(taken_at=timezone.now())
-    assert "a worker is running it" in page("/adopt/")
+    assert "ago</time>: running." in page("/adopt/")
     QueuedTask.objects.update(done_at=timezone.now())
     assert "Requested" not in page("/adopt/")
 
@@ -648,4 +673,4 @@ def test_what_a_page_requests_of_workers_says_so_as_well(page, site, sound, path
     assert "No background workers" not in page(path, "post")
     QueuedTask.objects.all().delete()
     site["background"].delete()
-    assert "No background workers run, and none has finished a task recently." in page(path, "post")
+    assert "No background workers are running." in page(path, "post")

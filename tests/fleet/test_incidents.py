@@ -81,7 +81,7 @@ def test_what_is_over_is_shown_apart_and_not_counted(outage, client, ada, site):
     site["watcher"].delete()
     page = client.get("/").content.decode()
     assert 'data-attention="1"' in page
-    assert page.index("No watcher runs.") < page.index("Resolved in the last 30 minutes")
+    assert page.index("No watcher is running.") < page.index("Resolved in the last 30 minutes")
     assert 'data-attention="1"' in client.get("/attention/count").content.decode()
 
 

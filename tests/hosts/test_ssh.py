@@ -261,6 +261,28 @@ def test_a_handshake_that_is_stuck_gives_its_slot_to_others():
         assert entered.wait(20), "while the first is still at it"
 
 
+def test_handshakes_that_all_take_too_long_are_bounded_too():
+    """As on a machine without processor time, where each more makes all of them slower."""
+    pace, inside, most, lock = connections.Pace(1, 1e6, longest=0.001), [], [], threading.Lock()
+
+    def shake():
+        with pace.slot():
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+            time.sleep(0.05)
+            with lock:
+                inside.pop()
+
+    threads = [threading.Thread(target=shake) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), pace.under_way) == (20, {})
+    assert max(most) <= connections.WITH_STUCK
+
+
 @pytest.mark.parametrize("is_behind", [False, True], ids=["reached directly", "behind a bastion"])
 def test_hosts_that_take_connections_and_never_speak_keep_no_others_waiting(sshd, tmp_path, monkeypatch, is_behind):
     monkeypatch.setattr(ssh, "HANDSHAKES", connections.Pace(1, 1e6, longest=1000))
@@ -291,7 +313,7 @@ def test_a_host_that_never_speaks_is_named_as_that(sshd, monkeypatch):
     monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = dataclasses.replace(sshd.address, port=silent.getsockname()[1])
-        with pytest.raises(Unreachable, match=r"it took the connection and sent nothing for 1 s"):
+        with pytest.raises(Unreachable, match=r"it accepted the connection and sent nothing for 1 s"):
             ssh.connect(address)
 
 

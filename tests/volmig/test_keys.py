@@ -421,9 +421,9 @@ def test_a_replacement_that_is_cut_off_after_the_commit_is_said_and_completed(
             command(typed)
     assert (place / name).read_bytes() == before, "the old key is not lost before the new one is in its place"
     site.on("a")
-    assert f"the replacement of {name} was cut off. Run manage.py keys" in keys.mismatches()[0]
+    assert f"the replacement of {name} was interrupted. Run manage.py keys" in keys.mismatches()[0]
     call_command("keys")
-    assert f"The replacement of {name} had been cut off and is completed" in capsys.readouterr().out
+    assert f"The replacement of {name} was interrupted and is now complete" in capsys.readouterr().out
     assert not [path for path in place.iterdir() if path.suffix == ".volmig-replacement"]
     assert (place / name).read_bytes() != before
     site.start("a")
@@ -558,6 +558,15 @@ def test_of_two_rotations_of_sealing_keys_at_once_the_second_keeps_the_key_of_th
     behind_another.append(rotated)
     call_command("rotate_secrets")
     assert (place / "sealing_keys").read_bytes().split()[1] == first[0]
+
+
+def test_a_rotation_that_cannot_open_the_directory_of_its_key_says_so(site, monkeypatch):
+    place = site.start("a")
+    before = files(place)
+    monkeypatch.setenv("VOLMIG_SEALING_KEYS_FILE", str(site.root / "away" / "sealing"))
+    with pytest.raises(CommandError, match=r"The rotation did not finish: .*/away'\. Run rotate_secrets again\."):
+        call_command("rotate_secrets")
+    assert files(place) == before
 
 
 def test_a_running_process_notices_that_a_key_was_replaced(site, typed):

@@ -402,7 +402,7 @@ def test_what_is_only_posted_leads_to_a_page_that_says_that_nothing_was_changed(
     address = reverse(name, args=arguments(name, things["red"]))
     assert client.head(address).status_code == 302
     response = client.get(address, follow=True)
-    assert "what you opened is the address of a button" in html.unescape(response.content.decode())
+    assert "that address works only through its button" in html.unescape(response.content.decode())
     assert Event.objects.count() == before
 
 
@@ -436,7 +436,7 @@ def test_every_page_that_requests_something_of_workers_says_when_none_run(people
             response = client.post(address, FORMS.get(name, dict)())
             if QueuedTask.objects.exclude(name="volmig.notify.send").exists():
                 asked.add(name)
-                if not any("workers run, and" in str(said) for said in get_messages(response.wsgi_request)):
+                if not any("workers are running" in str(said) for said in get_messages(response.wsgi_request)):
                     silent.add(name)
             raise Undone
     assert asked >= {"jobs:scan", "hosts:refresh", "hosts:offer", "hosts:register", "jobs:verb", "hosts:refresh_cloud"}

@@ -344,7 +344,7 @@ def test_preparing_builds_an_unfinished_index_anew_and_says_so(tables):
     interrupted()
     said = []
     online.migrate(said.append)
-    assert said == ["The index job_probe is unfinished: it is built anew, or removed if another takes its place."]
+    assert said == ["The index job_probe is incomplete: it will be rebuilt, or dropped if another replaces it."]
     assert valid()
     said.clear()
     online.migrate(said.append)
@@ -363,7 +363,7 @@ def test_preparing_says_so_also_where_the_migration_itself_builds_it_anew(tables
     monkeypatch.setattr(online, "call_command", migrates)
     online.migrate(said.append)
     assert before == said, "before it begins, for it may take long"
-    assert [line for line in said if "job_probe is unfinished" in line]
+    assert [line for line in said if "job_probe is incomplete" in line]
     assert valid()
 
 
@@ -390,16 +390,16 @@ def test_what_an_interrupted_reindex_left_is_removed(tables):
 @only_postgresql
 def test_a_machine_that_waits_to_prepare_does_not_hold_up_the_index(tables):
     """It would in a statement that waits for the lock: PostgreSQL then ends one of the two as a deadlock."""
-    tries, asked = threading.Event(), up.is_locked
+    tries, asked = threading.Event(), up.try_lock
 
-    def is_locked(cursor):
+    def try_lock(cursor):
         got = asked(cursor)
         if not got:
             tries.set()
         return got
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(up, "is_locked", is_locked)
+        patch.setattr(up, "try_lock", try_lock)
         with up.alone():
             waiting = Behind(lambda: contextlib.ExitStack().enter_context(up.alone()))
             assert tries.wait(30)

@@ -158,7 +158,10 @@ def test_a_flood_of_logins_takes_no_place_from_others(path):
     [("192.0.2.1", "192.0.2.2"), ("2001:db8::{}", "2001:db8:0:1::1"), ("::ffff:192.0.2.1", "192.0.2.2")],
 )
 @pytest.mark.parametrize("path", [reverse("login"), reverse("login_code")])
-def test_one_address_that_logs_in_without_end_keeps_no_other_from_logging_in(path, flood, other):
+@pytest.mark.parametrize("width", [2, 3])
+def test_one_address_that_logs_in_without_end_keeps_no_other_from_logging_in(monkeypatch, width, path, flood, other):
+    monkeypatch.setattr(overload, "LOGIN_WIDTH", width)
+
     async def run():
         application = Application()
         bounded = overload.Bounded(application, 1)

@@ -77,7 +77,7 @@ def test_every_part_has_a_command_and_every_queue_a_part():
 
 
 def test_a_part_of_a_later_release_is_called_by_its_name():
-    assert (called("watcher"), called("gatherer")) == ("the watcher", "gatherer")
+    assert (called("watcher"), called("gatherer")) == ("watcher", "gatherer")
 
 
 def test_a_pid_space_is_of_one_data_directory_however_that_is_reached(settings, tmp_path, monkeypatch):

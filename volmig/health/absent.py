@@ -14,7 +14,6 @@ from volmig.health.models import Process
 from volmig.parts import PARTS, how_to_start, of_queue
 from volmig.queue import last_done, requested
 
-NONE_LATELY = "run, and none has finished a task recently"
 STARTING = dt.timedelta(seconds=60)  # after the first part has started, in which the others may still be missing
 
 
@@ -43,9 +42,9 @@ def no_worker(queue: str) -> str:
         return ""
     # Those that stopped in an orderly way left no heartbeat, but perhaps a task that they ended.
     since = gone[part.name] or last_done(queue)
-    have = f"have run since {timezone.localtime(since):%Y-%m-%d %H:%M:%S %Z}" if since else NONE_LATELY
-    said = f"No {part.called.removeprefix('the ')} {have}."
-    return f"{said} What was requested waits until they do. Start them: {how_to_start(part.group)}."
+    have = f"have run since {timezone.localtime(since):%Y-%m-%d %H:%M:%S %Z}" if since else "are running"
+    waits = f"Your request stays queued until they are started: {how_to_start(part.group)}."
+    return f"No {part.called} {have}. {waits}"
 
 
 def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -23,13 +23,16 @@ TOGETHER = dt.timedelta(seconds=30)  # that two processes of one name have to li
 SHOWN = dt.timedelta(minutes=30)  # for so long the overview lists what is over; the page of processes has it for a day
 NEAR = dt.timedelta(seconds=30)  # between what is one outage as several processes met it
 MISSING = {
-    "workers": ("No workers run.", f"Migrations stand still until they are started: {how_to_start('workers')}."),
+    "workers": (
+        "No workers are running.",
+        f"Migrations stand still until they are started: {how_to_start('workers')}.",
+    ),
     "background": (
-        "No background workers run.",
+        "No background workers are running.",
         f"Nothing is refreshed, scanned or notified until they are started: {how_to_start('workers')}.",
     ),
     "watcher": (
-        "No watcher runs.",
+        "No watcher is running.",
         "Copies on hypervisors continue, but progress stands still and migrations move on late. "
         f"Start it: {how_to_start('watcher')}.",
     ),
@@ -95,7 +98,7 @@ def late(rows: list[Process]) -> list[Trouble]:
             "late",
             row.machine,
             row.part,
-            f"No heartbeat from {called(row.part)}: the process has ended or hangs.",
+            f"No heartbeat from the {called(row.part)}: the process has ended or hangs.",
             f"Check {row.machine}.",
             since=row.beaten_at,
         )
@@ -207,7 +210,7 @@ def ended_unexpectedly(kind: str, group: Group) -> Trouble:
     name, often = called(last.part), len(group.rows)
     how_often = f"ended unexpectedly {often} times, last" if often > 1 else "ended unexpectedly"
     when = times(last.began_at, last.ended_at, "between", "and")
-    said = f"{name[:1].upper()}{name[1:]} {how_often} {when}, and started again."
+    said = f"The {name} {how_often} {when}, and started again."
     return ended(kind, group, last.machine, said, f"If it happens again, read the log of {last.machine}.")
 
 
@@ -275,8 +278,8 @@ def faults(group: str) -> list[str]:
         # One of several that has ended is started again, and one that hangs is not: it has not ended.
         late = [row for row in mine if row.late and (row is mine[-1] or row.is_there)]
         if not mine:
-            found.append(f"No heartbeat from {part.called} of this machine.")
+            found.append(f"No heartbeat from the {part.called} of this machine.")
         elif late:
             which, ago = f"{part.called} of this machine", spoken(late[0].age.total_seconds())
-            found.append(f"The last heartbeat from {which} was {ago} ago.")
+            found.append(f"The last heartbeat from the {which} was {ago} ago.")
     return found

@@ -35,15 +35,24 @@ SLOW = 2.0  # seconds that the database takes to answer with its time, after whi
 
 hearts: dict[tuple[int, str], "Heart"] = {}
 gauges: dict[str, Callable[[], float]] = {}
+unstarted: set[str] = set()  # parts whose heart could not be started; why was logged
 
 
 def turn(part: str, patience: float) -> None:
     """A loop of this part makes headway; starts its heart. `patience` is how many seconds one turn may take.
 
-    Nothing in a process that belongs to no part, such as a command or a test.
+    Nothing in a process that belongs to no part, such as a command or a test. The loop continues without a heart while
+    the data directory, which a heart names, cannot be read; that is logged once.
     """
-    if os.environ.get("VOLMIG_PART"):
+    if not os.environ.get("VOLMIG_PART"):
+        return
+    try:
         start(part, patience).turn()
+        unstarted.discard(part)
+    except OSError as error:
+        if part not in unstarted:
+            log.warning("No heartbeat from this process (%s) yet: %s", part, error)
+        unstarted.add(part)
 
 
 def start(part: str, patience: float | None = None) -> "Heart":
@@ -70,10 +79,7 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
 async def take_turns() -> None:
     """In an event loop: one that hangs comes to no next turn."""
     while True:
-        try:
-            turn("web", LOOP_PATIENCE)
-        except OSError as error:  # of the data directory, which a heart names
-            log.warning("The heart of this web process does not start: %s", error)
+        turn("web", LOOP_PATIENCE)
         await asyncio.sleep(TURN_EVERY)
 
 

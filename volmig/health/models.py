@@ -66,7 +66,7 @@ class Process(models.Model):
 
     name = models.CharField(max_length=32, unique=True)
     machine = models.CharField(max_length=255)
-    pid_space = models.CharField(max_length=32, db_column="place")  # as processes of earlier releases write it
+    pid_space = models.CharField(max_length=32)
     part = models.CharField(max_length=20)
     pid = models.PositiveIntegerField()
     version = models.CharField(max_length=40)

@@ -36,7 +36,7 @@ class TooSlow(Exception):  # noqa: N818 - as TimeoutError reads
 
 
 def begin(call: Callable[[], T]) -> "Future[T]":
-    """Calls it in a thread with a database connection of its own, for which no other call has to wait."""
+    """Calls it in a thread with a separate database connection, for which no other call has to wait."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -128,7 +128,7 @@ CHECKS: list[Check] = [
     same_keys,
 ]
 # What is said of a check that hangs, where that is not NO_ANSWER.
-HANGS: dict[Check | None, str] = {disk: "The data directory does not answer."}
+HANGS: dict[Check | None, str] = {disk: "The data directory is not responding."}
 
 
 class Run:

@@ -39,7 +39,7 @@ SERIES = {
     "volmig_audit_lock_wait_seconds": Series("Time that an event waited for its place in the audit log.", (), QUICK),
     "volmig_watcher_leases_lost": Series("Leases of a watcher that another one took."),
     "volmig_unavailable_answers": Series(
-        "Requests and live pages that were told to come back later, by reason.", ("reason",)
+        "Requests and live pages answered with 'try again later', by reason.", ("reason",)
     ),
     "volmig_migrations_ended": Series("Migrations that ended, by outcome.", ("outcome",)),
 }

@@ -27,7 +27,7 @@ COSTS = {
 class Command(BaseCommand):
     help = (
         "Compares the keys of this machine with those that its database knows; exits with 1 when they differ. "
-        "A replacement that was cut off is completed, or removed if it was not registered. "
+        "A replacement that was interrupted is completed, or removed if it was not registered. "
         "--register NAME makes the key on this machine the right one from now on; --renew NAME makes a new key."
     )
 
@@ -66,7 +66,7 @@ class Command(BaseCommand):
         self.stdout.write("The keys of this machine are those of its database.")
 
     def settle(self, name: str) -> None:
-        """Ends a replacement that was cut off."""
+        """Ends a replacement that was interrupted."""
         path = data.key_path(name)
         if not data.next_to(path).exists():
             return

@@ -14,13 +14,16 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         # The next one must not remove a key before this one has sealed with its own what that opens.
-        with keys.alone(data.key_path(sealed.KEYS).parent):
-            try:
-                seal_anew()  # by the newest key: no secret needs an older one then, also after a run that was cut off
-            except sealed.Unopened as error:
-                raise CommandError(f"{error}. No key was changed.") from error
-            sealed.new_key()
-            count = seal_anew()
+        try:
+            with keys.alone(data.key_path(sealed.KEYS).parent):
+                try:
+                    seal_anew()  # by the newest key: no secret needs an older one then, also after an interrupted run
+                except sealed.Unopened as error:
+                    raise CommandError(f"{error}. No key was changed.") from error
+                sealed.new_key()
+                count = seal_anew()
+        except OSError as error:
+            raise CommandError(f"The rotation did not finish: {error}. Run rotate_secrets again.") from error
         if data.is_given(sealed.KEYS):
             said = f"sealed with the first key in {data.key_path(sealed.KEYS)}. To change it, add a new one before it, "
             said += "give that file to every machine, and run this again"

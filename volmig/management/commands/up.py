@@ -264,10 +264,10 @@ def alone() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if database.is_postgresql():  # they may be on several machines
             cursor = stack.enter_context(connection.cursor())
-            take, release = partial(is_locked, cursor), partial(unlock, cursor)
+            take, release = partial(try_lock, cursor), partial(unlock, cursor)
         else:
             lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
-            take, release = partial(is_flocked, lock), partial(fcntl.flock, lock, fcntl.LOCK_UN)
+            take, release = partial(try_flock, lock), partial(fcntl.flock, lock, fcntl.LOCK_UN)
         if not take():
             print(
                 "Another process is preparing the database or asking for its first administrator. Waiting.", flush=True
@@ -279,7 +279,7 @@ def alone() -> Iterator[None]:
         yield
 
 
-def is_locked(cursor: Any) -> bool:
+def try_lock(cursor: Any) -> bool:
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [PREPARES])
     return bool(cursor.fetchone()[0])
 
@@ -289,7 +289,7 @@ def unlock(cursor: Any) -> None:
         cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
 
 
-def is_flocked(lock: IO[str]) -> bool:
+def try_flock(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -320,7 +320,7 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
             if said != before:
                 before, since = said, time.monotonic()
             elif time.monotonic() - since > database.PATIENCE and not database.fault():
-                advice = "Correct that, then start again."
+                advice = "Fix this, then start again."
                 raise database.Unusable(
                     f"The database cannot be prepared: {database.one_line(error)}. {advice}"
                 ) from error
