@@ -4,6 +4,7 @@ import datetime as dt
 import errno
 import os
 import queue
+import subprocess
 import uuid
 from multiprocessing import Value
 
@@ -25,7 +26,7 @@ from volmig import broker, database, incarnation
 from volmig.broker import TableBroker
 from volmig.health import alive, heart, ready
 from volmig.health.models import Incident, Process
-from volmig.models import QueuedTask, QueuedTaskQuerySet
+from volmig.models import TAKEN_LATELY, QueuedTask, QueuedTaskQuerySet
 from volmig.queue import call
 
 NOBODY = 4_000_000  # no process has this number
@@ -205,12 +206,15 @@ def test_a_process_that_was_killed_is_listed_once_another_has_taken_its_place(ad
 
 @pytest.mark.django_db(transaction=True)
 def test_a_process_whose_supervisor_was_killed_is_missed_although_it_ended_in_an_orderly_way(monkeypatch):
-    for supervisor, is_missed in ((NOBODY, True), (os.getppid(), False)):
+    ended = subprocess.Popen(["/bin/true"])  # and nobody has noticed, as where its parent is no init
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    for supervisor, is_missed in ((NOBODY, True), (ended.pid, True), (os.getppid(), False)):
         monkeypatch.setenv(heart.SUPERVISOR, str(supervisor))
         one = heart.Heart("workers", None)
         one.beat()
         one.stop()
         assert Process.objects.filter(name=one.process.name).exists() is is_missed
+    ended.wait()
 
 
 @pytest.mark.django_db
@@ -379,6 +383,7 @@ def test_a_task_that_was_lost_with_its_worker_is_met_by_the_next_equal_one():
     """Else each fault would leave a row of a migration behind, which runs once more minutes later."""
     QueuedTask.objects.queue([call("jobs.tick.run", 7), call("jobs.tick.run", 8)])
     lost, other = QueuedTask.objects.take("migrations"), QueuedTask.objects.take("migrations")
+    QueuedTask.objects.filter(run=lost.run).update(taken_at=timezone.now() - TAKEN_LATELY)
     QueuedTask.objects.queue([call("jobs.tick.run", 7)])
     again = QueuedTask.objects.take("migrations")
     assert (lost.number, other.number, again.number) == (7, 8, 7)

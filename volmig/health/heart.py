@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable
 from multiprocessing import util
-from pathlib import Path
 from typing import Any, cast
 
 from django.conf import settings
@@ -23,7 +22,7 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from volmig import __version__, data, database
 from volmig.health import tallies
-from volmig.health.models import Process
+from volmig.health.models import Process, running_for
 
 log = logging.getLogger(__name__)
 EVERY = 10.0  # seconds
@@ -104,7 +103,7 @@ def pid_space() -> str:
 def is_orphan() -> bool:
     """Whether the `manage.py up` that started this process has ended before it."""
     supervisor = os.environ.get(SUPERVISOR, "")
-    return bool(supervisor) and not Path(f"/proc/{supervisor}").exists()
+    return bool(supervisor) and running_for(int(supervisor)) is None
 
 
 def skew() -> float | None:

@@ -21,7 +21,8 @@ KEPT = dt.timedelta(days=1)  # for so long a process that is lost is shown, unle
 def running_for(pid: int) -> float | None:
     """For how many seconds the process or thread of this PID has run; None when there is none.
 
-    Field 22 of proc_pid_stat(5) is when it began, in clock ticks since the machine did.
+    Field 22 of proc_pid_stat(5) is when it began, in clock ticks since the machine did. Field 3 says of one that has
+    ended that its parent has yet to notice (Z).
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
@@ -29,7 +30,10 @@ def running_for(pid: int) -> float | None:
         return None
     except OSError:  # it is there, and hidden (hidepid)
         return math.inf
-    began = int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    fields = stat.rpartition(b")")[2].split()  # from the third on
+    if fields[0] in (b"Z", b"X"):
+        return None
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
