@@ -96,8 +96,9 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         equal = QueuedTask.objects.filter(name=OuterRef("name"), number=OuterRef("number"), run__isnull=False)
         anyone = Q(urgent=True) | Q(queued_at__lt=now - KEPT_FOR_ITS_CLUSTER) | Q(queued_at__gt=now) | Q(last_run=None)
         last = Subquery(equal.order_by("-pk").values("run")[:1])
-        at_work = Exists(equal.filter(done_at=None, taken_at__range=(now - TAKEN_LATELY, now + CLOCKS_DIFFER)))
-        return self.alias(last_run=last).filter(~at_work, anyone | Q(last_run__range=runs_of(cluster)))
+        lately = (now - TAKEN_LATELY, now + CLOCKS_DIFFER)
+        at_work = equal.filter(done_at=None, taken_at__range=lately).exclude(pk=OuterRef("pk"))
+        return self.alias(last_run=last).filter(~Exists(at_work), anyone | Q(last_run__range=runs_of(cluster)))
 
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.
