@@ -120,6 +120,7 @@ def full_server(transactional_db, monkeypatch):
 def test_a_web_process_says_that_the_database_is_full_although_its_pool_does_not(client, full_server, monkeypatch):
     own, small = connections.settings["default"], {"max_size": 1, "min_size": 1, "timeout": 0.2}
     with monkeypatch.context() as pooled:
+        pooled.setitem(own, "CONN_MAX_AGE", 0)  # as a pool needs
         pooled.setitem(own, "OPTIONS", {**own["OPTIONS"], "pool": small})
         assert not_ready(client) == [ready.NO_CONNECTION]
 
