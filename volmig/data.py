@@ -117,16 +117,21 @@ def place(where: Path) -> str:
 def provisional_file(path: Path, content: bytes) -> Path:
     """Writes a 0600 file beside `path`, to be put in its place in one step."""
     provisional = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(provisional, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    write_whole(provisional, content)
+    return provisional
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file (0600) that must not exist; one that cannot be written whole is removed."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         write_all(descriptor, content)
         os.fsync(descriptor)
     except OSError:
-        provisional.unlink()
+        path.unlink()
         raise
     finally:
         os.close(descriptor)
-    return provisional
 
 
 def write_all(descriptor: int, content: bytes) -> None:
@@ -171,16 +176,8 @@ def replace(path: Path, content: bytes, shared: bool = False) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Writes a file (0600) that must not exist."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        write_all(descriptor, content)
-        os.fsync(descriptor)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+    """Writes a file (0600) that must not exist, so that it is there after a power cut, too."""
+    write_whole(path, content)
     sync_directory(path.absolute().parent)
 
 

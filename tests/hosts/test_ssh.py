@@ -229,15 +229,16 @@ def test_handshakes_are_paced():
     assert sum(slept) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4, abs=0.05)
 
 
-def test_no_more_handshakes_than_slots_are_under_way_at_a_time():
-    pace, inside, most, lock = connections.Pace(2, 1e6), [], [], threading.Lock()
+def twenty_handshakes(pace, seconds):
+    """Twenty threads at once, each with a handshake that takes so long; how many were under way as each began."""
+    inside, most, lock = [], [], threading.Lock()
 
     def shake():
         with pace.slot():
             with lock:
                 inside.append(1)
                 most.append(len(inside))
-            time.sleep(0.01)
+            time.sleep(seconds)
             with lock:
                 inside.pop()
 
@@ -246,6 +247,12 @@ def test_no_more_handshakes_than_slots_are_under_way_at_a_time():
         thread.start()
     for thread in threads:
         thread.join()
+    return most
+
+
+def test_no_more_handshakes_than_slots_are_under_way_at_a_time():
+    pace = connections.Pace(2, 1e6)
+    most = twenty_handshakes(pace, 0.01)
     assert (len(most), max(most), pace.under_way) == (20, 2, {})
 
 
@@ -263,22 +270,8 @@ def test_a_handshake_that_is_stuck_gives_its_slot_to_others():
 
 def test_handshakes_that_all_take_too_long_are_bounded_too():
     """As on a machine without processor time, where each more makes all of them slower."""
-    pace, inside, most, lock = connections.Pace(1, 1e6, longest=0.001), [], [], threading.Lock()
-
-    def shake():
-        with pace.slot():
-            with lock:
-                inside.append(1)
-                most.append(len(inside))
-            time.sleep(0.05)
-            with lock:
-                inside.pop()
-
-    threads = [threading.Thread(target=shake) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    pace = connections.Pace(1, 1e6, longest=0.001)
+    most = twenty_handshakes(pace, 0.05)
     assert (len(most), pace.under_way) == (20, {})
     assert max(most) <= connections.WITH_STUCK
 

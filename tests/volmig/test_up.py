@@ -251,9 +251,9 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
         taken.bind(("127.0.0.1", 0))  # and does not listen, so that nobody waits for its answer
         running = up("web", port=taken.getsockname()[1])
         assert running.process.wait(120) == 1
-    told = running.log.read_text()
-    assert "ended at once" in told
-    assert "Nobody can log in yet: run manage.py admin NAME" in told  # there is no terminal to ask on
+    log = running.log.read_text()
+    assert "ended at once" in log
+    assert "Nobody can log in yet: run manage.py admin NAME" in log  # without a terminal it cannot prompt
 
 
 @pytest.fixture
