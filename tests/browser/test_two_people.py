@@ -1,5 +1,7 @@
 """Two people in two browsers: what one asks the other sees at once and decides, and the first sees that, too."""
 
+from contextlib import contextmanager
+
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
@@ -147,10 +149,13 @@ def test_everything_to_decide_is_done_with_the_keyboard_alone(job, pavel):
     assert Decision.objects.get().verdict == "approve"
 
 
-def press(page, key):
-    """Press a key that chooses something, and wait until the server has answered what that leaves to choose."""
-    with page.expect_response("**/migrations/new?*"):
-        page.keyboard.press(key)
+@contextmanager
+def choosing(page):
+    """What chooses something goes in here; afterwards the page shows what the server leaves to choose."""
+    with page.expect_response("**/migrations/new?*") as answered:
+        yield
+    assert answered.value.ok, f"the choice was answered with {answered.value.status}"
+    page.wait_for_selector("#choices:not(.htmx-request)")
 
 
 def test_a_migration_is_asked_for_with_the_keyboard_alone(olga):
@@ -159,18 +164,20 @@ def test_a_migration_is_asked_for_with_the_keyboard_alone(olga):
     olga.goto("/migrations/new")
     for selector, key in {"#id_source": "cmp-lvm", "#id_destination": "cmp-nfs"}.items():
         tab_to(olga, selector)
-        with olga.expect_response("**/migrations/new?*"):
+        with choosing(olga):
             olga.keyboard.type(key)
     olga.wait_for_selector("input[name=disk]")
     tab_to(olga, "input[name=volume]")
     # Of two volumes that can be chosen one is too large for the relay: whoever chose it goes one further.
     for _ in range(2):
         if not olga.query_selector(f"label:has-text('{scenes.OLD}') :checked"):
-            press(olga, "ArrowDown")
+            with choosing(olga):
+                olga.keyboard.press("ArrowDown")
     for name in ("relay", "disk"):
         olga.wait_for_selector(f"input[name={name}]:enabled")
         tab_to(olga, f"input[name={name}]")
-        press(olga, "Space")
+        with choosing(olga):
+            olga.keyboard.press("Space")
     tab_to(olga, "button[formmethod=post]:not(.btn-go)")
     olga.keyboard.press("Enter")
     olga.wait_for_url("**/migrations/*/")
