@@ -562,6 +562,7 @@ ROWS = {
     "web, cores": lambda each: str(each["cores"]["web1"]),
     "PostgreSQL, cores": lambda each: str(each["cores"]["postgresql"]),
     "SSH servers and fakes, cores": lambda each: str(each["cores"]["servers"]),
+    "browsers and people of the bench, cores": lambda each: str(each["cores"]["driver"]),
     "logins a second, median / max": lambda each: shown(each["logins"], "median", "max"),
     "refused logins": lambda each: str(each["refused_logins"]),
     "SSH connections open, max": lambda each: str(each["open"]),

@@ -7,6 +7,7 @@ migrations at a time, so that memory is bounded whatever the number.
 
 import datetime as dt
 import json
+import multiprocessing
 import random
 import sys
 import time
@@ -77,27 +78,32 @@ class Seed:
         self.deciders = [self.person(f"approver-{n}", "approver") for n in range(10)]
         self.hosts = [self.hypervisor(f"cmp-{n:03}", n) for n in range(60)]
         self.first = (Job.objects.order_by("-pk").values_list("pk", flat=True).first() or 0) + 1
-        head = ChainHead.objects.filter(pk=1).first() or ChainHead()
-        self.seq, self.hash = head.seq, head.hash
         self.like = Alike()
         self.word_key = 0
         self.site()
         with Unindexed():
-            for start in range(0, self.jobs, MANY):
-                self.some(self.stories[start : start + MANY])
-                progress(f"{start + MANY:,} migrations")
+            together(self.migrations, self.events)
             self.like.spread(self.first, self.first + self.jobs - OPEN)
             progress("journals, ledgers and archives")
-        ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
         settle()
         progress("indexes and statistics")
 
-    def some(self, stories: list[SimpleNamespace]) -> None:
-        insert(Job, map(self.migration, stories))
-        insert(Word, (row for each in stories for row in self.words(each)))
-        insert(Approval, map(self.approval, stories))
-        insert(Decision, map(self.decision, stories))
-        insert(Event, (self.event(each, n, action) for each in stories for n, action in enumerate(STORY)))
+    def migrations(self) -> None:
+        for start in range(0, self.jobs, MANY):
+            stories = self.stories[start : start + MANY]
+            insert(Job, map(self.migration, stories))
+            insert(Word, (row for each in stories for row in self.words(each)))
+            insert(Approval, map(self.approval, stories))
+            insert(Decision, map(self.decision, stories))
+            progress(f"{start + MANY:,} migrations")
+
+    def events(self) -> None:
+        head = ChainHead.objects.filter(pk=1).first() or ChainHead()
+        self.seq, self.hash = head.seq, head.hash
+        for start in range(0, self.jobs, MANY):
+            stories = self.stories[start : start + MANY]
+            insert(Event, (self.event(each, n, action) for each in stories for n, action in enumerate(STORY)))
+        ChainHead.objects.update_or_create(pk=1, defaults={"seq": self.seq, "hash": self.hash})
 
     def person(self, name: str, role: str) -> User:
         user = User.objects.create(username=name, password="!")
@@ -263,9 +269,9 @@ class Alike:
         postgresql = connection.vendor == "postgresql"
         words = {"jsonb": "::jsonb" if postgresql else "", "false": "false" if postgresql else "0"}
         words |= {"runs": len(self.runs), "marks": len(LEDGER), "among": "WHERE j.id >= %s AND j.id < %s ORDER BY j.id"}
-        execute(ARCHIVES.format(**words), [self.content, first, end])
-        execute(RUNS.format(**words), [first, end])
-        execute(MARKS.format(**words), [first, end])
+        execute(ARCHIVES.format(**words), [self.content, first, end], Archive)
+        execute(RUNS.format(**words), [first, end], StepRun)
+        execute(MARKS.format(**words), [first, end], Footprint)
 
     def stored(self) -> list[tuple[Any, ...]]:
         """The journal's rows, with references into the archive of a migration that is still to be named."""
@@ -309,9 +315,27 @@ def keep(table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
         cursor.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
 
 
-def execute(statement: str, params: list[Any]) -> None:
+def execute(statement: str, params: list[Any], table: type[models.Model]) -> None:
+    """Fills a table that is empty: what is truncated in the same transaction needs no log (wal_level=minimal)."""
     with transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql" and not table._default_manager.exists():
+            cursor.execute(f"TRUNCATE {table._meta.db_table} CASCADE")
         cursor.execute(statement, params)
+
+
+def together(first: Callable[[], None], second: Callable[[], None]) -> None:
+    """Both at the same time where the database takes two writers; raises when the second fails."""
+    if connection.vendor != "postgresql":
+        first()
+        second()
+        return
+    connection.close()  # two processes must not share one
+    beside = multiprocessing.get_context("fork").Process(target=second)
+    beside.start()
+    first()
+    beside.join()
+    if beside.exitcode:
+        raise RuntimeError("the process that writes events failed")
 
 
 class Unindexed:
@@ -321,8 +345,8 @@ class Unindexed:
         self.made: list[str] = []
         if connection.vendor != "postgresql":
             return
+        self.set("SET session_replication_role = replica")
         with connection.cursor() as cursor:
-            cursor.execute("SET session_replication_role = replica")
             for model in TABLES:
                 cursor.execute(PLAIN, [model._meta.db_table])
                 for name, definition in cursor.fetchall():
@@ -334,7 +358,13 @@ class Unindexed:
             with connection.cursor() as cursor:
                 for definition in self.made:
                     cursor.execute(definition)
-                cursor.execute("SET session_replication_role = DEFAULT")
+            self.set("RESET session_replication_role")
+
+    def set(self, what: str) -> None:
+        """For all sessions from now on, of which this process begins a new one."""
+        with connection.cursor() as cursor:
+            cursor.execute(f'ALTER DATABASE "{connection.settings_dict["NAME"]}" {what}')
+        connection.close()
 
 
 BEGAN = time.monotonic()
