@@ -159,7 +159,7 @@ Q_CLUSTER = {
     "broker_class": "volmig.broker.TableBroker",
     "scheduler": False,  # its schedules are rows that name any function; volmig's are EVERY_MINUTE
     "cache": "queue",
-    "workers": number("WORKERS", 12),
+    "workers": number("WORKERS", 8),
     "queue_limit": 1,  # what a cluster holds until a worker is free: no more than that comes before an urgent task
     "timeout": TASK_SECONDS,
     "retry": TASK_RETRY,

@@ -45,6 +45,7 @@ DURABLE = ("fsync=on", "full_page_writes=on", "synchronous_commit=on", "max_conn
 MACHINES = {"wrk1": "workers", "wrk2": "workers", "wat1": "watcher", "wat2": "watcher", "web1": "web"}
 EACH = ("web1", "workers", "watcher", "postgresql", "servers", "driver")
 TICK = "jobs.tick.run"
+WORKERS = "12"  # of migrations, on each machine: docs/sizing.md says from how many migrations on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Load:
     def environment(self, machine: str) -> dict[str, str]:
         ours = {"VOLMIG_DATA": str(self.folder / machine), "VOLMIG_DB": self.database}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("VOLMIG_")}
+        ours["VOLMIG_WORKERS"] = WORKERS
         caps = {"VOLMIG_ACTIONS_PER_PERSON": "100000", "VOLMIG_SSH_KEY": ""}
         return kept | ours | caps | {"DJANGO_SETTINGS_MODULE": "volmig.settings", "VOLMIG_LOCK_MARGIN": "1"}
 

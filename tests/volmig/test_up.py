@@ -420,3 +420,23 @@ def test_systemd_is_notified_when_pages_answer_then_each_second_and_at_the_end(u
         while heard[-1] != b"STOPPING=1":
             heard.append(systemd.recv(1024))
     assert running.process.wait(40) == 0
+
+
+SUPERVISES = "import django; django.setup(); from volmig.management.commands.up import supervise; supervise([], '')"
+
+
+def test_a_supervisor_that_was_stopped_and_continued_goes_on(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        ours = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "DJANGO_SETTINGS_MODULE": "volmig.settings"}
+        command = [sys.executable, "-c", SUPERVISES]
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | ours) as process:
+            for _ in range(3):
+                systemd.recv(1024)  # it is about to wait
+                os.kill(process.pid, signal.SIGSTOP)
+                time.sleep(1.2)  # longer than it waits
+                os.kill(process.pid, signal.SIGCONT)
+                assert systemd.recv(1024).endswith(b"WATCHDOG=1"), "it ended"
+            process.terminate()
+            assert process.wait(40) == 0

@@ -31,7 +31,8 @@ from volmig.models import QueuedTask
 from volmig.parts import GROUPS, PARTS, of_group
 from volmig.people import first_administrator
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+ENDS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = {*ENDS, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
 PREPARES = 0x766F6C6D6967  # names a lock of the database
 LOCK_PAUSE = 0.2  # seconds between tries to get it
@@ -384,7 +385,9 @@ def supervise(children: list[Child], bind: str) -> None:
     said: set[str] = set()
     try:
         received = None
-        while received is None or received.si_signo == signal.SIGCHLD:
+        # Anything else goes on: stopped for longer than it waits and continued (SIGSTOP, a debugger), Python 3.11 returns
+        # what happens to be in memory (Modules/signalmodule.c, signal_sigtimedwait_impl: EINTR after the deadline).
+        while received is None or received.si_signo not in ENDS:
             for child in children:
                 child.tend()
             if time.monotonic() > compare_at:
