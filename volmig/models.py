@@ -101,7 +101,10 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
         return self.alias(last_run=last).filter(~Exists(at_work), anyone | Q(last_run__range=runs_of(cluster)))
 
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
-        """The first waiting task of the queue, the urgent ones before all others; equal ones become one run.
+        """The first waiting task of the queue, the urgent ones before all others; it stands for all equal ones.
+
+        Those are done: the ones that wait, and the ones that a cluster took before and perhaps lost with its workers.
+        So a migration never has more than two rows, one that was taken and one that waits.
 
         The run's UUID begins with `cluster`, the hex digits by which its supervisor finds what it had: see give_back.
         None when nothing waits. Rows that no worker may run are removed; those that a transaction still holds, which
@@ -119,23 +122,16 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
                 self.filter(pk=first.pk).delete()
             if first is None:
                 return None
-            equal = [each.pk for each in free.filter(name=first.name, number=first.number)]
+            equal = self.filter(name=first.name, number=first.number, done_at=None).exclude(pk=first.pk)
+            waiting_too = [each.pk for each in free.filter(name=first.name, number=first.number)]
             first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
-            self.filter(pk__in=equal).update(run=first.run, taken_at=first.taken_at, begun_at=None, waits=None)
+            self.filter(pk=first.pk).update(run=first.run, taken_at=first.taken_at, begun_at=None, waits=None)
+            equal.filter(Q(pk__in=waiting_too) | Q(run__isnull=False)).update(done_at=first.taken_at, waits=None)
         return first
 
     def begin(self, run: uuid.UUID) -> bool:
-        """In the worker: whether this run may begin. It may not once another worker was given its rows.
-
-        Equal calls that other workers were given before are met by this run as well. Those that were lost with their
-        workers would otherwise stay until they run once more, for nothing.
-        """
-        now = timezone.now()
-        if not self.filter(run=run, done_at=None).update(begun_at=now):
-            return False
-        name, number = self.filter(run=run).values_list("name", "number")[0]
-        self.filter(name=name, number=number, done_at=None, run__isnull=False).exclude(run=run).update(done_at=now)
-        return True
+        """In the worker: whether this run may begin. It may not once another worker was given its call."""
+        return bool(self.filter(run=run, done_at=None).update(begun_at=timezone.now()))
 
     def end(self, run: uuid.UUID) -> None:
         """The run ended, well or badly; its rows stay for a while for debouncing and caps."""

@@ -14,8 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,11 @@ def measure(database: str, jobs: int) -> None:
     from django.db import connection
 
     from tests.bench.many import Seed
+    from volmig import keys
     from volmig.record.chain import verify
 
     call_command("migrate", verbosity=0)
+    keys.ensure()
     began = time.monotonic()
     seed = Seed(jobs)
     seed.sow()
@@ -71,6 +75,7 @@ def measure(database: str, jobs: int) -> None:
     sizes(jobs)
     slow = look(seed) + scrape()
     unused()
+    build_indexes()
     before, began = memory(), time.monotonic()
     faults = verify()
     took = time.monotonic() - began
@@ -117,6 +122,79 @@ def unused() -> None:
             cursor.execute(INDEXES)
             for table, name, scans, size, unique in cursor.fetchall():
                 print(f"  {table:18} {name:40} {size / 1e6:8,.0f} MB {scans:10,} scans{' (unique)' if unique else ''}")
+
+
+def build_indexes() -> None:
+    """Builds the indexes of the last releases once more, as `manage.py prepare` does, while every big table is written
+    to; prints how long that takes and how long a write had to wait."""
+    from django.db import connection
+    from django.db.migrations.loader import MigrationLoader
+
+    from volmig.online import AddIndexOnline
+
+    if connection.vendor != "postgresql":
+        return
+    loader = MigrationLoader(connection)
+    state = loader.project_state()
+    added = [
+        (app, each) for (app, _), migration in loader.disk_migrations.items()
+        for each in migration.operations
+        if isinstance(each, AddIndexOnline) and any(
+            index.name == each.index.name for index in state.models[app, each.model_name_lower].options["indexes"]
+        )
+    ]  # fmt: skip
+    connection.connection.autocommit = True
+    with connection.schema_editor(atomic=False) as editor:
+        for app, each in added:
+            each.database_backwards(app, editor, state, state)
+        with Writers() as writers:
+            began = time.monotonic()
+            for app, each in added:
+                each.database_forwards(app, editor, state, state)
+            took = time.monotonic() - began
+    print(f"  {len(added)} indexes built anew in {took:.0f} s; meanwhile {writers.count:,} writes, the longest "
+          f"{writers.longest * 1000:.0f} ms", flush=True)  # fmt: skip
+
+
+class Writers:
+    """Writes one row of each big table after the other, in a connection of its own, until it is left."""
+
+    def __init__(self) -> None:
+        self.over, self.count, self.longest = threading.Event(), 0, 0.0
+        self.thread = threading.Thread(target=self.write, name="writes")
+
+    def __enter__(self) -> "Writers":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+        assert self.count, "nothing was written"
+
+    def write(self) -> None:
+        from django.apps import apps
+        from django.db import connection
+
+        from volmig.online import BIG
+        from volmig.record.models import Event
+
+        tables = [apps.get_model(*each)._meta.db_table for each in sorted(BIG) if each != ("record", "event")]
+        update = "UPDATE {0} SET id = id WHERE id = (SELECT max(id) FROM {0})"
+        writes = [partial(self.execute, update.format(table)) for table in tables]
+        while not self.over.is_set():
+            for write in (*writes, partial(Event.append, "bench.write", data={})):
+                began = time.monotonic()
+                write()
+                self.count, self.longest = self.count + 1, max(self.longest, time.monotonic() - began)
+            self.over.wait(0.05)
+        connection.close()
+
+    def execute(self, statement: str) -> None:
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
 
 
 SIZES = """SELECT relname, reltuples,

@@ -206,12 +206,29 @@ def test_while_a_call_is_at_work_an_equal_one_waits_and_no_third(db, begins):
 
 
 def test_a_call_whose_worker_was_lost_holds_up_an_equal_one_no_longer_than_a_tick_may_take(db):
+    """As in an outage of the database; what comes afterwards makes no third row."""
     queue.later(TICK, 1)
-    QueuedTask.objects.take("migrations", "a1" * 8)
+    lost = QueuedTask.objects.take("migrations", "a1" * 8)
     QueuedTask.objects.update(taken_at=timezone.now() - TAKEN_LATELY)
     queue.later(TICK, 1)
     QueuedTask.objects.waiting().update(queued_at=timezone.now() - KEPT_FOR_ITS_CLUSTER)
-    assert QueuedTask.objects.take("migrations", "b2" * 8).number == 1
+    taken = QueuedTask.objects.take("migrations", "b2" * 8)
+    assert taken.number == 1
+    queue.later(TICK, 1)
+    assert QueuedTask.objects.filter(done_at=None).count() == 2
+    assert not QueuedTask.objects.begin(lost.run), "it stands for the one that was lost"
+    assert QueuedTask.objects.begin(taken.run)
+
+
+def test_a_call_that_was_given_back_and_an_equal_one_that_waits_are_one_row_once_taken(db):
+    queue.later(TICK, 1)
+    QueuedTask.objects.take("migrations", "a1" * 8)
+    queue.later(TICK, 1)
+    QueuedTask.objects.give_back("a1" * 8)
+    taken = QueuedTask.objects.take("migrations", "b2" * 8)
+    queue.later(TICK, 1)
+    assert QueuedTask.objects.filter(done_at=None).count() == 2
+    assert QueuedTask.objects.begin(taken.run)
 
 
 def test_who_read_a_status_of_before_does_not_make_a_call_wait_that_became_urgent(db, monkeypatch):

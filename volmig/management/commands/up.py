@@ -385,8 +385,8 @@ def supervise(children: list[Child], bind: str) -> None:
     said: set[str] = set()
     try:
         received = None
-        # Anything else goes on: stopped for longer than it waits and continued (SIGSTOP, a debugger), Python 3.11 returns
-        # what happens to be in memory (Modules/signalmodule.c, signal_sigtimedwait_impl: EINTR after the deadline).
+        # Anything else goes on: stopped for longer than it waits and continued (SIGSTOP, a debugger), Python 3.11
+        # returns what happens to be in memory (signalmodule.c, signal_sigtimedwait_impl: EINTR after the deadline).
         while received is None or received.si_signo not in ENDS:
             for child in children:
                 child.tend()
