@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, QuerySet, Subquery, Sum
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Prefetch, Q, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.functional import cached_property
@@ -618,14 +618,14 @@ def kept(**of: Any) -> Coalesce:
 
 
 def kept_count(**of: Any) -> Coalesce:
-    return of_ledger(Count("pk"), **KEPT, **of)
+    return of_ledger(Count("*"), **KEPT, **of)
 
 
 def of_ledger(figure: Any, **of: Any) -> Coalesce:
     """A figure of what still stands, as a query for each row: joined with the ledger, a database would read all that
     ever stood on a hypervisor, which after years is millions of rows."""
-    left = ledger_left().filter(**of)
-    return Coalesce(Subquery(left.order_by().values("kind").annotate(figure=figure).values("figure")), 0)
+    one = ledger_left().filter(**of).order_by().annotate(one=Value(1)).values("one")  # grouped by no column
+    return Coalesce(Subquery(one.annotate(figure=figure).values("figure")), 0)
 
 
 def ledger_left() -> QuerySet[Any]:

@@ -52,7 +52,8 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
     groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
-    seen = list(hypervisors.prefetch_related(groups, "mounts__share", "instances"))
+    counted = Prefetch("instances", Instance.objects.only("hypervisor").order_by())  # their disks are not shown
+    seen = list(hypervisors.prefetch_related(groups, "mounts__share", counted))
     context = {
         "hypervisors": seen,
         "reachability": reachability(seen),

@@ -95,6 +95,12 @@ class Footprint(models.Model):
                 fields=["hypervisor", "name"], condition=models.Q(state="reserved"), name="footprint_reserved"
             ),
             models.Index(fields=["share"], condition=~models.Q(state="gone"), name="footprint_left_of"),
+            # What kept disks hold is read from the index alone.
+            models.Index(
+                fields=["share", "bytes"],
+                condition=models.Q(kind="backup", state="present"),
+                name="footprint_kept_of",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -1,0 +1,23 @@
+"""An index that holds what kept disks hold: pages of shares ask for it, among the rows of all migrations."""
+
+from django.db import migrations, models
+
+from volmig.online import AddIndexOnline
+
+
+class Migration(migrations.Migration):
+    atomic = False
+    dependencies = [
+        ("jobs", "0017_judges"),
+    ]
+
+    operations = [
+        AddIndexOnline(
+            "footprint",
+            models.Index(
+                fields=["share", "bytes"],
+                condition=models.Q(("kind", "backup"), ("state", "present")),
+                name="footprint_kept_of",
+            ),
+        ),
+    ]
