@@ -138,6 +138,13 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         """Those that volmig may call: pinned, neither quarantined nor retired."""
         return self.active().filter(quarantined_at=None).exclude(host_key="")
 
+    def with_seen(self) -> Self:
+        """With what was last seen on them; of instances only how many there are, without their disks."""
+        counted = Prefetch("instances", Instance.objects.only("hypervisor").order_by())
+        return self.prefetch_related(
+            Prefetch("volume_groups", VolumeGroup.objects.with_held()), "mounts__share", counted
+        )
+
     def at(self, address: Address) -> Self:
         """Those reached in this way; behind another bastion, the same address is another machine."""
         rows = self.filter(address=address.host, port=address.port)

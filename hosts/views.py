@@ -24,7 +24,6 @@ from hosts.models import (
     Reach,
     Server,
     Share,
-    VolumeGroup,
     site,
 )
 from hosts.network import RELAYS
@@ -51,9 +50,7 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
     hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
-    groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
-    counted = Prefetch("instances", Instance.objects.only("hypervisor").order_by())  # their disks are not shown
-    seen = list(hypervisors.prefetch_related(groups, "mounts__share", counted))
+    seen = list(hypervisors.with_seen())
     context = {
         "hypervisors": seen,
         "reachability": reachability(seen),

@@ -5,12 +5,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.contrib.auth.models import Group
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote.host import fingerprint
 from jobs.bundle import archive
 from jobs.models import Job, Removal
+from tests import factories
 from tests.api.conftest import Program, code
 from tests.pages import scenes
 from volmig.record.models import Event
@@ -230,3 +234,32 @@ def test_a_fault_of_volmig_is_told_without_its_inside(program_of, dana, hosts, m
     monkeypatch.setattr("volmig.api.shapes.Hypervisor.of", fall)
     answer = program_of(dana).get("/hypervisors")
     assert (answer.status_code, code(answer), "swordfish" in answer.content.decode()) == (500, "fault", False)
+
+
+def more_of_everything(dana, number):
+    for each in range(4):
+        name, instance = f"cmp-more-{number}{each}", f"{number:08}-0000-0000-0000-{each:012}"
+        host = factories.a_hypervisor(name, f"10.9{number}.{each}.1", seen_at=timezone.now())
+        factories.a_volume(factories.a_volume_group(host), f"{instance}_disk.local", uuid=f"lv-{name}")
+        factories.mounts(host)
+        factories.an_instance(host, instance)
+        made = scenes.job(dana, "done")
+        scenes.kept(made)
+        Event.append("job.submit", actor=dana, job=made.pk)
+
+
+LISTS = ["hypervisors", "volumes", "shares", "clouds", "servers", "jobs", "backups", "events"]
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_list_asks_the_database_the_same_number_of_times_whatever_it_lists(program_of, ada, dana, hosts, path):
+    ada.groups.add(*Group.objects.all())
+    program, counts, lengths = program_of(ada), [], []
+    for number in range(2):
+        more_of_everything(dana, number)
+        program.get(f"/{path}")
+        with CaptureQueriesContext(connection) as asked:
+            lengths.append(len(program.get(f"/{path}").json()["items"]))
+        counts.append(len(asked))
+    assert lengths[0] < lengths[1] or path in ("shares", "clouds")
+    assert counts[0] == counts[1] < 20

@@ -3,14 +3,13 @@
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from ninja import Router, Status
 
 from hosts.clouds import FOUND
 from hosts.forms import TYPED, EditForm, PinForm, RegisterForm, RetireForm
-from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Server, Share, VolumeGroup
+from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Server, Share
 from hosts.remote.host import fingerprint
 from hosts.views import with_hypervisors
 from volmig.accounts.models import Team
@@ -26,8 +25,7 @@ around = Router(tags=["Shares, clouds and instances"])
 
 def full(rows: Any) -> Any:
     """With all that a document of a hypervisor tells."""
-    groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
-    return rows.select_related("cloud", "team", "bastion").prefetch_related(groups, "mounts__share", "data_addresses")
+    return rows.with_seen().select_related("cloud", "team", "bastion").prefetch_related("data_addresses")
 
 
 def found(request: HttpRequest, verb: str, number: int) -> Hypervisor:
