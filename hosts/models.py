@@ -139,11 +139,11 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return self.active().filter(quarantined_at=None).exclude(host_key="")
 
     def with_seen(self) -> Self:
-        """With what was last seen on them; of instances only how many there are, without their disks."""
-        counted = Prefetch("instances", Instance.objects.only("hypervisor").order_by())
-        return self.prefetch_related(
-            Prefetch("volume_groups", VolumeGroup.objects.with_held()), "mounts__share", counted
-        )
+        """With what was last seen on them; of instances, which may be thousands, only how many there are."""
+        instances = Instance.objects.filter(hypervisor=OuterRef("pk")).order_by().values("hypervisor")
+        counted = Coalesce(Subquery(instances.annotate(count=Count("*")).values("count")), 0)
+        groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
+        return self.annotate(instances_seen=counted).prefetch_related(groups, "mounts__share")
 
     def at(self, address: Address) -> Self:
         """Those reached in this way; behind another bastion, the same address is another machine."""
@@ -398,11 +398,17 @@ class Hypervisor(models.Model):
         return {self.name, itself} if (Team.objects.is_single() if believed is None else believed) else {self.name}
 
     @property
+    def instance_count(self) -> int:
+        """How many instances were last seen on it; a row of `with_seen` knows."""
+        seen: int | None = getattr(self, "instances_seen", None)
+        return self.instances.count() if seen is None else seen
+
+    @property
     def role_hints(self) -> list[str]:
         """What it looks fit for: source, relay or destination."""
         # Not exists(): the list of all hypervisors has these rows at hand.
-        volumes, shares, instances = (bool(rows.all()) for rows in (self.volume_groups, self.mounts, self.instances))
-        hints = {"source": volumes, "relay": volumes and shares, "destination": instances}
+        volumes, shares = (bool(rows.all()) for rows in (self.volume_groups, self.mounts))
+        hints = {"source": volumes, "relay": volumes and shares, "destination": self.instance_count > 0}
         return [hint for hint, holds in hints.items() if holds]
 
     @transaction.atomic
