@@ -399,7 +399,7 @@ class Hypervisor(models.Model):
 
     @property
     def instance_count(self) -> int:
-        """How many instances were last seen on it; a row of `with_seen` knows."""
+        """How many instances were last seen on it; `with_seen` annotates it."""
         seen: int | None = getattr(self, "instances_seen", None)
         return self.instances.count() if seen is None else seen
 

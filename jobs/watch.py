@@ -232,7 +232,8 @@ class Watcher:
         over = ended & self.runs.keys()
         with transaction.atomic():
             StepRun.objects.record_progress(moved)
-            self._wake(self.runs[key].job for key in over)
+        # Not in there: whoever works on a migration locks its row first and then its runs.
+        self._wake(self.runs[key].job for key in over)
         for key in over:  # not before: an end is reported once, and what is followed on is found to stall
             del self.runs[key]
 

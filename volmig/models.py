@@ -103,8 +103,9 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
     def take(self, queue: str, cluster: str = "") -> "QueuedTask | None":
         """The first waiting task of the queue, the urgent ones before all others; it stands for all equal ones.
 
-        Those are done: the ones that wait, and the ones that a cluster took before and perhaps lost with its workers.
-        So a migration never has more than two rows, one that was taken and one that waits.
+        Taking a call closes every other open row of the same call that waits, or that a cluster took so long ago that
+        it is lost or at work for long: at most two rows of a call are open, one that was taken and one that waits. If
+        this cluster dies before its worker begins, the call waits again after settings.TASK_RETRY; ticks are swept.
 
         The run's UUID begins with `cluster`, the hex digits by which its supervisor finds what it had: see give_back.
         None when nothing waits. Rows that no worker may run are removed; those that a transaction still holds, which
@@ -122,16 +123,26 @@ class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
                 self.filter(pk=first.pk).delete()
             if first is None:
                 return None
-            equal = self.filter(name=first.name, number=first.number, done_at=None).exclude(pk=first.pk)
-            waiting_too = [each.pk for each in free.filter(name=first.name, number=first.number)]
-            first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), timezone.now()
-            self.filter(pk=first.pk).update(run=first.run, taken_at=first.taken_at, begun_at=None, waits=None)
-            equal.filter(Q(pk__in=waiting_too) | Q(run__isnull=False)).update(done_at=first.taken_at, waits=None)
+            now = timezone.now()
+            closed = Q(run=None) | Q(taken_at__lt=now - TAKEN_LATELY) | Q(taken_at__gt=now + CLOCKS_DIFFER)
+            equal = self.filter(closed, name=first.name, number=first.number, done_at=None).exclude(pk=first.pk)
+            locked = equal.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
+            self.filter(pk__in=list(locked.values_list("pk", flat=True))).update(done_at=now, waits=None)
+            first.run, first.taken_at = uuid.UUID(cluster + uuid.uuid4().hex[len(cluster) :]), now
+            self.filter(pk=first.pk).update(run=first.run, taken_at=now, begun_at=None, waits=None)
         return first
 
     def begin(self, run: uuid.UUID) -> bool:
-        """In the worker: whether this run may begin. It may not once another worker was given its call."""
-        return bool(self.filter(run=run, done_at=None).update(begun_at=timezone.now()))
+        """In the worker: whether this run may begin. It may not once another worker was given its call.
+
+        It closes what other clusters took of the same call: where two took equal ones at once, one of them begins.
+        """
+        now = timezone.now()
+        if not self.filter(run=run, done_at=None).update(begun_at=now):
+            return False
+        name, number = self.filter(run=run).values_list("name", "number")[0]
+        self.filter(name=name, number=number, done_at=None, run__isnull=False).exclude(run=run).update(done_at=now)
+        return True
 
     def end(self, run: uuid.UUID) -> None:
         """The run ended, well or badly; its rows stay for a while for debouncing and caps."""

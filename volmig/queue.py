@@ -132,5 +132,6 @@ def sweep() -> None:
 
 def last_done(queue: str) -> dt.datetime | None:
     """When a worker last ended a task of this queue, well or badly; None when none did in the last minutes."""
-    latest: dt.datetime | None = QueuedTask.objects.filter(queue=queue).aggregate(at=Max("done_at"))["at"]
+    begun = QueuedTask.objects.filter(queue=queue).exclude(begun_at=None)  # others are closed without a worker
+    latest: dt.datetime | None = begun.aggregate(at=Max("done_at"))["at"]
     return latest

@@ -1,4 +1,4 @@
-"""An index that holds what kept disks hold: pages of shares ask for it, among the rows of all migrations."""
+"""Index for the space that kept disks use on each share, read without the table."""
 
 from django.db import migrations, models
 

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,19 +158,19 @@ def build_indexes() -> None:
 
 
 class Writers:
-    """Writes one row of each big table after the other, in a connection of its own, until it is left."""
+    """Writes one row of each big table after the other, on a separate connection, until the block exits."""
 
     def __init__(self) -> None:
         self.over, self.count, self.longest = threading.Event(), 0, 0.0
-        self.thread = threading.Thread(target=self.write, name="writes")
+        self.pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Writers":
-        self.thread.start()
+        self.writing = self.pool.submit(self.write)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
-        self.thread.join()
+        self.writing.result()  # raises what went wrong
         assert self.count, "nothing was written"
 
     def write(self) -> None:

@@ -361,7 +361,7 @@ class Unindexed:
             self.set("RESET session_replication_role")
 
     def set(self, what: str) -> None:
-        """For all sessions from now on, of which this process begins a new one."""
+        """Applies to new sessions; reconnects this process."""
         with connection.cursor() as cursor:
             cursor.execute(f'ALTER DATABASE "{connection.settings_dict["NAME"]}" {what}')
         connection.close()

@@ -96,7 +96,7 @@ def test_whatever_is_killed_is_started_again_and_everything_resumes(volmig, vict
         for each in victims:
             name, which, _ = KILLED[each]
             os.kill(which(volmig, volmig.supervisor(name)), signal.SIGKILL)
-    said = "nothing, for a monitor is replaced before anything waits for it"
+    said = "nothing: a killed monitor is replaced before any task waits for it"
     for each in filter(None, (KILLED[each][2] for each in victims)):
         said = volmig.until_said(each, began)
     figure(f"kill -9 of {', '.join(victims)}: {MIGRATIONS} migrations done, nothing ran twice; overview: {said}")

@@ -223,14 +223,13 @@ class Volmig:
         """A token that approves is valid for a quarter of an hour, and all of this takes longer."""
         while not self.over.wait(1):
             for port in self.ports.values():
-                try:
-                    self.approve_all(self.api(port, "approver"))
-                    break
-                except Stop as stop:
-                    if stop.code == TOKEN:
-                        self.tokens["approver"] = self.machines["web1"].run("-c", APPROVES).strip()
-                except (psycopg.Error, AssertionError):  # the database is away just now
-                    pass
+                with suppress(psycopg.Error, AssertionError):  # the database is unavailable
+                    try:
+                        self.approve_all(self.api(port, "approver"))
+                        break
+                    except Stop as stop:
+                        if stop.code == TOKEN:
+                            self.tokens["approver"] = self.machines["web1"].run("-c", APPROVES).splitlines()[-1]
 
     def approve_all(self, api: Api) -> None:
         for asked in api.get("/approvals")["items"]:

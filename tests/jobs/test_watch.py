@@ -1,11 +1,12 @@
 """The watcher: progress reaches the rows, ends wake jobs, and only one of several works."""
 
+import os
 import re
 import threading
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -481,3 +482,26 @@ def test_an_end_and_a_stall_that_could_not_be_written_wake_the_job_later(running
 
 def refused(*_):
     raise InterfaceError("the connection is closed")
+
+
+@pytest.mark.skipif("VOLMIG_DB" not in os.environ, reason="SQLite has one writer at a time")
+@pytest.mark.django_db(transaction=True)
+def test_the_end_of_work_and_who_works_on_its_migration_do_not_wait_for_each_other(running, site):
+    """A tick locks its migration first and then a run of it; the watcher has both to write."""
+    watcher, run = Watcher(site.connect), running.running()
+    watcher.lines.put((running.source_id, {"progress": line(running, done=5, total=9, read=5, written=5, at=1)}))
+    watcher.lines.put((running.source_id, {"ended": line(running)}))
+    writing = threading.Thread(target=lambda: (watcher.write(), connection.close()))
+    Job.objects.filter(pk=running.pk).update(wake_at=timezone.now() + timedelta(hours=1))
+    with transaction.atomic():
+        Job.objects.filter(pk=running.pk).update(waiting_for="")
+        writing.start()
+        with connection.cursor() as cursor:
+            locked = 0
+            while writing.is_alive() and not locked:
+                cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                (locked,) = cursor.fetchone()
+        StepRun.objects.filter(pk=run.pk).update(unread=False)
+    writing.join()
+    assert StepRun.objects.get(pk=run.pk).bytes_done == 5
+    assert QueuedTask.objects.filter(number=running.pk).exists()
