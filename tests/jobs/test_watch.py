@@ -499,7 +499,7 @@ def test_the_end_of_work_and_who_works_on_its_migration_do_not_wait_for_each_oth
         with connection.cursor() as cursor:
             locked = 0
             while writing.is_alive() and not locked:
-                cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
                 (locked,) = cursor.fetchone()
         StepRun.objects.filter(pk=run.pk).update(unread=False)
     writing.join()
