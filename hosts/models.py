@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -27,6 +28,7 @@ from hosts.network import Member, Networks, Site
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Garbled, HostKeyChanged, HostKeyUnknown
 from hosts.remote.hostctl import pack
+from hosts.remote.hostctl.leftovers import CAP
 from hosts.remote.hostctl.policy import fingerprint
 from hosts.rows import keep, write
 from volmig import data
@@ -541,15 +543,19 @@ def lies_under(source: str | None, paths: list[PurePosixPath]) -> bool:
 class Scan(models.Model):
     """What one hypervisor last told of everything that carries volmig's marker there, whoever made it.
 
-    `things` are as the verb `leftovers` gives them, each with `first_seen`; `shares` those that were asked, `missed`
-    the kinds that could not be, `more` how many things were beyond its cap. `began_at`: what changed since then is not
-    in it; None while it never told anything. `error` is why it did not tell when it was last asked.
+    `things` of the hypervisor and those `on_shares` are as the verb `leftovers` gives them, each with `first_seen`, and
+    `listed` is how many they are. Every hypervisor that mounts a share lists what is there, and one of them is read.
+    `shares` are those that were asked, `missed` the kinds that could not be, `more` how many things were beyond its
+    cap. `began_at`: what changed since then is not in it; None while it never told anything. `error` is why it did not
+    tell when it was last asked.
     """
 
     hypervisor = models.OneToOneField(Hypervisor, models.CASCADE, related_name="scan")
     tried_at = models.DateTimeField()
     began_at = models.DateTimeField(null=True, blank=True)
     things = models.JSONField(default=list, blank=True)
+    on_shares = models.JSONField(default=list, blank=True)
+    listed = models.PositiveIntegerField(default=0)
     shares = models.JSONField(default=list, blank=True)
     missed = models.JSONField(default=list, blank=True)
     more = models.PositiveIntegerField(default=0)
@@ -563,18 +569,25 @@ class Scan(models.Model):
         try:
             things = [thing_row(row) for row in told["things"]]
             shares = [{"source": str(row["source"]), "answered": bool(row["answered"])} for row in told["shares"]]
-            missed, more = [str(kind) for kind in told["missed"]], int(told["more"])
+            missed, more = [str(kind) for kind in told["missed"]], max(int(told["more"]), hidden(things))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             tried = f"read what {self.hypervisor} has of volmig"
             raise Garbled(tried, f"a field is missing or malformed ({error})") from error
-        known = {THING(row): row.get("first_seen") for row in self.things}
+        known = {THING(row): row.get("first_seen") for row in (*self.things, *self.on_shares)}
         for row in things:
             row["first_seen"] = known.get(THING(row)) or began.isoformat()
         told_later = Scan.objects.filter(pk=self.pk, began_at__gte=began)
         if not told_later.exists():  # else a slow answer would put an older truth over a newer one
-            self.things, self.shares, self.missed, self.more = things, shares, missed, more
+            self.lists(things)
+            self.shares, self.missed, self.more = shares, missed, more
             self.began_at, self.error = began, ""
             self.save()
+
+    def lists(self, things: list[dict[str, Any]]) -> None:
+        """Sets what it found."""
+        self.things = [row for row in things if not row["share"]]
+        self.on_shares = [row for row in things if row["share"]]
+        self.listed = len(things)
 
     def told(self, kind: str, place: str) -> bool:
         """Whether all things of a kind at a place (this hypervisor, by its name, or a share) are in it."""
@@ -586,6 +599,13 @@ class Scan(models.Model):
 
 
 THING = itemgetter("kind", "share", "name", "job", "identity")
+
+
+def hidden(things: Iterable[dict[str, Any]]) -> int:
+    """At least how many things may be on shares beyond those that an answer has; earlier versions of hostctl did not
+    count what they left out of a share."""
+    on = Counter(row["share"] for row in things if row["share"])
+    return sum(count >= CAP for count in on.values())
 
 
 def thing_row(row: dict[str, Any]) -> dict[str, Any]:

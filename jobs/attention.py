@@ -6,8 +6,6 @@ One query says whether there can be anything; what there is of each kind is read
 from __future__ import annotations
 
 import datetime as dt
-import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +26,7 @@ from volmig import incarnation
 from volmig.accounts.roles import may
 from volmig.health import alive
 from volmig.health.models import Process
+from volmig.recent import Recent
 
 EXPIRES_SOON = dt.timedelta(hours=1)
 # Statuses in which work is due or a guest may be down; a person's turn needs attention only when a host is missing.
@@ -74,44 +73,32 @@ def at_work(jobs: JobQuerySet, now: dt.datetime, count: int) -> list[tuple[Job, 
     if count <= FEW:
         return [(job, job.condition(now)) for job in jobs_at_work(jobs)] if count else []
     keys = jobs.filter(WATCHED).order_by().values_list("pk", flat=True)
-    known = snapshot.states(SECONDS)
+    known = snapshot.get(None)
     return [known[key] for key in keys if key in known]
 
 
-class Snapshot:
-    """The conditions of all migrations at work; one thread at a time computes them, and the others wait for it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.known: dict[int, tuple[Job, Condition]] = {}
-        self.at = float("-inf")
-
-    def states(self, age: float) -> dict[int, tuple[Job, Condition]]:
-        """By the number of the migration, not older than `age` seconds."""
-        with self.lock:
-            if time.monotonic() - self.at > age:
-                began, now = time.monotonic(), timezone.now()
-                self.known = {job.pk: (job, job.condition(now)) for job in self.read()}
-                self.at = began
-            return self.known
-
-    def read(self) -> list[Job]:
-        rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS))
-        runs = Prefetch("runs", rows.defer("args", "commands", "error"))
-        jobs = list(Job.objects.filter(WATCHED).defer(*BULKY).prefetch_related(runs))
-        plans.give(jobs)  # forecasts are in them
-        hosts = Hypervisor.objects.defer("facts").in_bulk(
-            {getattr(job, f"{role}_id") for job in jobs for role in ROLES}
-        )
-        for job in jobs:
-            for role in ROLES:
-                setattr(job, role, hosts[getattr(job, f"{role}_id")])
-            for run in job.runs.all():
-                run.hypervisor = hosts.get(run.hypervisor_id) if run.hypervisor_id else None
-        return jobs
+def conditions(_: None) -> dict[int, tuple[Job, Condition]]:
+    """The conditions of all migrations at work, each with its migration, by its number."""
+    now = timezone.now()
+    return {job.pk: (job, job.condition(now)) for job in all_at_work()}
 
 
-snapshot = Snapshot()
+def all_at_work() -> list[Job]:
+    """Those of everybody, with less work than `jobs_at_work`: of what many have in common one is made for all."""
+    rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS))
+    runs = Prefetch("runs", rows.defer("args", "commands", "error"))
+    jobs = list(Job.objects.filter(WATCHED).defer(*BULKY).prefetch_related(runs))
+    plans.give(jobs)  # forecasts are in them
+    hosts = Hypervisor.objects.defer("facts").in_bulk({getattr(job, f"{role}_id") for job in jobs for role in ROLES})
+    for job in jobs:
+        for role in ROLES:
+            setattr(job, role, hosts[getattr(job, f"{role}_id")])
+        for run in job.runs.all():
+            run.hypervisor = hosts.get(run.hypervisor_id) if run.hypervisor_id else None
+    return jobs
+
+
+snapshot = Recent(conditions, SECONDS)
 
 
 def items(user: Any, mode: incarnation.State | None) -> list[Item]:

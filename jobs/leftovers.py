@@ -1,21 +1,24 @@
 """The ledger of all jobs and what hypervisors told, brought together: what pages show and removals stand on."""
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from hosts.models import Hypervisor, Scan
+from hosts.models import UUID, Hypervisor, Scan, Share
 from jobs.engine import leftovers, states
 from jobs.engine.leftovers import Entry, Finding, Thing, Told
 from jobs.models import Footprint, Job, Refused, Removal, StepRun
-from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES
+from jobs.plans import plans
 from volmig.queue import ask_each
+from volmig.recent import Recent
 from volmig.refused import Sentence
 
 ON_SHARE = frozenset({"stage", "backup", "directory"})
@@ -23,6 +26,24 @@ ON_HYPERVISOR = frozenset({"lv", "fence", "filesystem", "mount", "export", "unit
 
 HIDDEN = "of another team"
 OF_OTHERS = "It belongs to a migration of another team."
+# What is compared, and shown, of a job; of its hypervisors the keys.
+COLUMNS = ("uuid", "status", "halt_reason", "instance_name", "lv_uuid", "digest", *ROLES)
+MARK = (
+    "pk",
+    "job_id",
+    "kind",
+    "hypervisor_id",
+    "share_id",
+    "name",
+    "identity",
+    "bytes",
+    "state",
+    "since",
+    "keep_until",
+)
+IN_FOLDER = re.compile(rf"\.volmig/({UUID})(?:/|\Z)")  # of a job, on a share
+# Of more things and rows of the ledger than FEW the overview does not compare all anew each time it is shown.
+FEW, SECONDS = 200, 15.0
 
 
 @dataclass(frozen=True)
@@ -97,23 +118,52 @@ class Row:
         return (about.kind, about.name, about.job, about.identity) == (kind, name, job, identity)
 
 
-def rows(hypervisors: QuerySet[Hypervisor]) -> list[Row]:
+@dataclass(frozen=True)
+class Comparison:
+    """What is found where hypervisors are compared with the ledger, and what that was compared of.
+
+    `jobs` are by UUID, and have COLUMNS only; `speaks` are the scans that count, by the share of which they do.
+    """
+
+    found: list[Finding]
+    things: list[Thing]
+    entries: list[Entry]
+    jobs: dict[str, Job]
+    scans: list[Scan]
+    speaks: dict[str, Scan]
+
+
+def comparison(hypervisors: QuerySet[Hypervisor]) -> Comparison:
     """The comparison for these hypervisors and the shares that they mount; the newest scan of each counts."""
-    asked = Scan.objects.filter(hypervisor__in=hypervisors).exclude(began_at=None)
-    scans = list(asked.select_related("hypervisor__team").defer("hypervisor__facts"))
-    if not scans:
-        return []
-    speaks = speakers(scans)
+    scans, speaks = reports(hypervisors)
     told = [*told_by_hypervisors(scans), *(told_of_share(source, scan) for source, scan in speaks.items())]
     things = [thing for scan in scans for thing in things_of(scan, speaks)]
     jobs = jobs_of(things)
-    entries = [*entries_of(scans, speaks, jobs), *traces(things, jobs, scans)]
-    found = leftovers.compare(entries, things, told)
-    jobs |= {str(job.uuid): job for job in named(found, jobs)}
-    by_name = {scan.hypervisor.name: scan.hypervisor for scan in scans}
+    marks = marks_of(scans, speaks, things, jobs)
+    jobs |= {str(job.uuid): job for job in others_of(marks, jobs)}
+    entries = [*entries_of(marks, scans, jobs), *traces(things, jobs)]
+    return Comparison(leftovers.compare(entries, things, told), things, entries, jobs, scans, speaks)
+
+
+def rows(hypervisors: QuerySet[Hypervisor]) -> list[Row]:
+    """The comparison with jobs, hypervisors and open removals."""
+    made = comparison(hypervisors)
+    give_relays(made)
+    by_name = {scan.hypervisor.name: scan.hypervisor for scan in made.scans}
     wishes = {(each.job_id, each.kind, each.place, each.name): each for each in Removal.objects.open()}
-    made = (row_of(each, jobs, by_name, speaks) for each in found)
-    return [with_removal(row, wishes) for row in made]
+    found = (row_of(each, made.jobs, by_name, made.speaks) for each in made.found)
+    return [with_removal(row, wishes) for row in found]
+
+
+def give_relays(made: Comparison) -> None:
+    """Sets the relay of each job of which the ledger has something on a share, with its team: it takes that away."""
+    on_share = {each.about.job for each in made.found if each.entry and each.about.place in made.speaks}
+    concerned = [made.jobs[uuid] for uuid in on_share if uuid in made.jobs]
+    known = {scan.hypervisor_id: scan.hypervisor for scan in made.scans}
+    if lacking := {job.relay_id for job in concerned} - known.keys():
+        known |= Hypervisor.objects.select_related("team").defer("facts").in_bulk(lacking)
+    for job in concerned:
+        job.relay = known[job.relay_id]
 
 
 def rows_for(user: Any) -> list[Row]:
@@ -164,9 +214,23 @@ def moment(scan: Scan) -> dt.datetime:
     return scan.began_at or scan.tried_at
 
 
+def reports(hypervisors: QuerySet[Hypervisor]) -> tuple[list[Scan], dict[str, Scan]]:
+    """The scans of these hypervisors, and for each share the one that speaks for it.
+
+    What a scan lists on shares is read where it counts only: many hypervisors mount the same share, and each lists it.
+    """
+    asked = Scan.objects.filter(hypervisor__in=hypervisors).exclude(began_at=None)
+    asked = asked.select_related("hypervisor__team").defer("hypervisor__facts")
+    scans = list(asked.defer("hypervisor__facts", "on_shares"))
+    newest = asked.in_bulk({scan.pk for scan in speakers(scans).values()}) if scans else {}
+    # A scan that was taken meanwhile counts as a whole, so that its things are never taken for those of the one before.
+    return [newest.get(scan.pk, scan) for scan in scans], speakers(newest.values())
+
+
 def things_of(scan: Scan, speaks: dict[str, Scan]) -> list[Thing]:
     """What a scan found, without what a newer one told of the same share."""
-    mine = [row for row in scan.things if not row["share"] or speaks.get(row["share"]) is scan]
+    sources = {source for source, each in speaks.items() if each is scan}
+    on_shares = [row for row in scan.on_shares if row["share"] in sources] if sources else []
     return [
         Thing(
             row["kind"],
@@ -181,63 +245,94 @@ def things_of(scan: Scan, speaks: dict[str, Scan]) -> list[Thing]:
             row["path"],
             scan.hypervisor.name,
         )
-        for row in mine
+        for row in [*scan.things, *on_shares]
     ]
 
 
 def jobs_of(things: Iterable[Thing]) -> dict[str, Job]:
-    """The jobs of this volmig that markers name, by UUID."""
-    known = Job.objects.filter(uuid__in={thing.job for thing in things if thing.job})
-    return {str(job.uuid): job for job in known.with_names().defer(*BULKY)}
+    """The jobs of this volmig that markers name, or in whose directory on a share something lies, by UUID."""
+    named = {thing.job for thing in things if thing.job}
+    named |= {found[1] for thing in things if (found := IN_FOLDER.match(thing.name))}
+    known = Job.objects.filter(uuid__in=named).only(*COLUMNS) if named else ()
+    return {str(job.uuid): job for job in known}
 
 
-def named(found: Iterable[Finding], jobs: dict[str, Job]) -> Iterable[Job]:
+def others_of(marks: Iterable[Any], jobs: dict[str, Job]) -> Iterable[Job]:
     """The jobs of what the ledger has and no marker names."""
-    wanted = {each.entry.job for each in found if each.entry} - jobs.keys()
-    return Job.objects.filter(uuid__in=wanted).with_names().defer(*BULKY) if wanted else ()
+    wanted = {mark.job_id for mark in marks} - {job.pk for job in jobs.values()}
+    return Job.objects.filter(pk__in=wanted).only(*COLUMNS) if wanted else ()
 
 
-def entries_of(scans: list[Scan], speaks: dict[str, Scan], jobs: dict[str, Job]) -> list[Entry]:
-    """The ledger at these places: what stands, and what is said to be gone of jobs that something was found of."""
-    there = Q(hypervisor__in=[scan.hypervisor_id for scan in scans]) | Q(share__source__in=list(speaks))
-    kept = Footprint.objects.filter(there).exclude(kind__in=("space", "lock"))
-    kept = kept.select_related("hypervisor", "share", "job").defer(*(f"job__{name}" for name in BULKY))
-    gone = kept.filter(state="gone", job__in=[job.pk for job in jobs.values()])
-    # In two queries, each of which an index answers: in one, the whole ledger would be read.
-    marks = sorted([*kept.left(), *gone], key=lambda mark: mark.pk)
-    planned = {mark.job_id for mark in marks if mark.kind in ("mount", "export")}
-    plans = dict(Job.objects.filter(pk__in=planned).values_list("pk", "plan")) if planned else {}
-    return [entry(mark, plans.get(mark.job_id) or {}) for mark in marks]
+def marks_of(scans: list[Scan], speaks: dict[str, Scan], things: list[Thing], jobs: dict[str, Job]) -> list[Any]:
+    """The ledger at these places as far as the scans say something about it, as tuples of MARK: what stands, and of the
+    jobs that something was found of also what is said to be gone.
+
+    A scan that does not list all of a share says nothing of the rest, of which there may be far more. A disk lies in
+    the directory of its job, by which its rows are found.
+    """
+    hosts, whole = [scan.hypervisor_id for scan in scans], [name for name, scan in speaks.items() if not scan.more]
+    ledger = Footprint.objects.order_by().exclude(kind__in=("space", "lock"))
+    here = [thing for thing in things if thing.place not in speaks]
+    there = [thing for thing in things if thing.place in speaks]
+    # In queries each of which an index answers: in one, the whole ledger would be read. What the last one finds on
+    # shares of which no scan speaks is compared with nothing.
+    asked = [ledger.left().filter(hypervisor__in=hosts)] if hosts else []
+    asked += [of_found(ledger, here, jobs).filter(state="gone", hypervisor__in=hosts)] if here else []
+    asked += [ledger.left().filter(share__in=Share.objects.filter(source__in=whole))] if whole else []
+    asked += [of_found(ledger, there, jobs).exclude(share=None)] if there else []
+    marks = {mark.pk: mark for query in asked for mark in query.values_list(*MARK, named=True)}
+    return [marks[key] for key in sorted(marks)]
 
 
-def entry(mark: Footprint, plan: dict[str, Any]) -> Entry:
-    place = mark.share.source if mark.share else mark.hypervisor.name if mark.hypervisor else ""
-    name = f".volmig/{mark.name.rpartition('/.volmig/')[2]}" if mark.share else mark.name
+def of_found(ledger: QuerySet[Footprint], things: list[Thing], jobs: dict[str, Job]) -> QuerySet[Footprint]:
+    """What the ledger has of the jobs and kinds of these things."""
+    named = {thing.job for thing in things} | {found[1] for thing in things if (found := IN_FOLDER.match(thing.name))}
+    keys = [jobs[uuid].pk for uuid in named if uuid in jobs]
+    return ledger.filter(job__in=keys, kind__in={thing.kind for thing in things})
+
+
+def entries_of(marks: list[Any], scans: list[Scan], jobs: dict[str, Job]) -> list[Entry]:
+    """The rows of the ledger as the comparison takes them."""
+    by_key = {job.pk: job for job in jobs.values()}
+    plans.give(by_key[mark.job_id] for mark in marks if mark.kind in ("mount", "export"))
+    hosts = {scan.hypervisor_id: scan.hypervisor.name for scan in scans}
+    on = {mark.share_id for mark in marks if mark.share_id}
+    shares = dict(Share.objects.filter(pk__in=on).values_list("pk", "source")) if on else {}
+    now = timezone.now()
+    return [
+        entry(mark, by_key[mark.job_id], shares.get(mark.share_id) or hosts.get(mark.hypervisor_id, ""), now)
+        for mark in marks
+    ]
+
+
+def entry(mark: Any, job: Job, place: str, now: dt.datetime) -> Entry:
     return Entry(
         mark.kind,
         place,
-        name,
-        str(mark.job.uuid),
-        recorded(mark, plan),
+        f".volmig/{mark.name.rpartition('/.volmig/')[2]}" if mark.share_id else mark.name,
+        str(job.uuid),
+        recorded(mark, job),
         mark.state,
         mark.since,
-        needed(mark.job, mark),
-        at_work(mark.job),
+        needed(job, mark, now),
+        at_work(job),
         mark.pk,
         mark.bytes,
     )
 
 
-def recorded(mark: Footprint, plan: dict[str, Any]) -> str:
+def recorded(mark: Any, job: Job) -> str:
     """Its identity: measured, or for what has none but where it leads, as it was planned."""
     if mark.kind == "fence":
-        return mark.job.lv_uuid
-    args = {step["name"]: step["args"] for step in plan.get("steps", ())}
+        return job.lv_uuid
+    if mark.kind not in ("mount", "export"):
+        return str(mark.identity)
+    args = {step["name"]: step["args"] for step in (job.plan or {}).get("steps", ())}
     if mark.kind == "mount" and (planned := args.get("source_mount")):
         return f"{planned['address']}:{planned['export']}"
     if mark.kind == "export" and (planned := args.get("relay_export")):
         return str(planned["client"])
-    return mark.identity
+    return str(mark.identity)
 
 
 def at_work(job: Job) -> bool:
@@ -245,33 +340,47 @@ def at_work(job: Job) -> bool:
     return job.status in states.ACTIVE or job.status == "purging"
 
 
-def needed(job: Job, mark: Footprint | None = None) -> str:
+def needed(job: Job, mark: Any = None, now: dt.datetime | None = None) -> str:
     """Why something has to stay, as a sentence; empty when nothing needs it any more."""
     if at_work(job):
         return f"Migration {job.pk} is {job.words} and takes it away itself."
-    if mark is None or mark.kind != "backup" or (mark.keep_until and mark.keep_until <= timezone.now()):
+    if mark is None or mark.kind != "backup" or (mark.keep_until and mark.keep_until <= (now or timezone.now())):
         return ""
     return f"It is kept until its purge is approved: migration {job.pk} is {job.words}."
 
 
-def traces(things: Iterable[Thing], jobs: dict[str, Job], scans: list[Scan]) -> list[Entry]:
+def traces(things: Iterable[Thing], jobs: dict[str, Job]) -> list[Entry]:
     """What the journal proves of units, memories and directories that were found: jobs of ours worked there."""
     wanted = [thing for thing in things if thing.kind in leftovers.TRACES and thing.job in jobs]
     if not wanted:
         return []
     pks = {jobs[thing.job].pk for thing in wanted}
-    runs = list(StepRun.objects.filter(job__in=pks).values("job", "hypervisor__name", "unit", "ended_at", "started_at"))
-    marks = list(Footprint.objects.filter(job__in=pks).select_related("hypervisor", "share"))
-    return [made for thing in wanted if (made := trace(thing, jobs[thing.job], runs, marks))]
+    runs = StepRun.objects.filter(job__in=pks).order_by()
+    marks = Footprint.objects.filter(job__in=pks).order_by()
+    runs_of = by_job(runs.values("job_id", "hypervisor__name", "unit", "ended_at", "started_at"))
+    marks_of = by_job(marks.values("job_id", "kind", "name", "since", "hypervisor__name", "share__source"))
+    found = ((thing, jobs[thing.job]) for thing in wanted)
+    return [made for thing, job in found if (made := trace(thing, job, runs_of[job.pk], marks_of[job.pk]))]
 
 
-def trace(thing: Thing, job: Job, runs: Iterable[Any], marks: list[Footprint]) -> Entry | None:
-    """The entry of one such thing, since when the job last did something about it; None when it never did."""
-    mine = [run for run in runs if (run["job"], run["hypervisor__name"]) == (job.pk, thing.place)]
-    held = [mark for mark in marks if mark.job_id == job.pk and proves(mark, thing)]
+def by_job(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["job_id"]].append(row)
+    return grouped
+
+
+def trace(
+    thing: Thing, job: Job, runs: Iterable[Mapping[str, Any]], marks: Iterable[Mapping[str, Any]]
+) -> Entry | None:
+    """The entry of one such thing, since when the job last did something about it; None when it never did.
+
+    `runs` and `marks` are those of the job, wherever.
+    """
+    mine = [run for run in runs if run["hypervisor__name"] == thing.place]
     if thing.kind == "unit":
         mine = [run for run in mine if run["unit"] == thing.name]
-    times = [mark.since for mark in held]
+    times = [mark["since"] for mark in marks if proves(mark, thing)]
     if thing.kind != "directory":
         times += [run["ended_at"] or run["started_at"] for run in mine]
     if not times:
@@ -281,18 +390,35 @@ def trace(thing: Thing, job: Job, runs: Iterable[Any], marks: list[Footprint]) -
     return Entry(thing.kind, thing.place, thing.name, thing.job, thing.identity, state, max(times), said, at_work(job))
 
 
-def proves(mark: Footprint, thing: Thing) -> bool:
+def proves(mark: Mapping[str, Any], thing: Thing) -> bool:
     """Whether a row of the ledger is the reason for a directory, or for the unit that holds a source."""
+    there = thing.place == (mark["share__source"] or mark["hypervisor__name"])
     if thing.kind == "unit":
-        return mark.kind == "fence" and thing.name.endswith("-holder") and there(mark, thing)
+        return there and mark["kind"] == "fence" and thing.name.endswith("-holder")
     if thing.kind == "directory":
-        folder = f"/{thing.name}/" if mark.share else ""
-        return there(mark, thing) and (mark.name == thing.name or (bool(folder) and folder in mark.name))
+        folder = f"/{thing.name}/" if mark["share__source"] else ""
+        return there and (mark["name"] == thing.name or (bool(folder) and folder in mark["name"]))
     return False
 
 
-def there(mark: Footprint, thing: Thing) -> bool:
-    return thing.place == (mark.share.source if mark.share else mark.hypervisor.name if mark.hypervisor else None)
+# How many they are
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How many findings somebody has to look at, and how many things and rows of the ledger were compared for that."""
+
+    findings: int
+    compared: int
+
+
+def drift_of(pks: frozenset[int]) -> Drift:
+    made = comparison(Hypervisor.objects.filter(pk__in=pks))
+    return Drift(sum(each.drifts for each in made.found), len(made.things) + len(made.entries))
+
+
+# By the hypervisors that a person sees: what others report changes no figure of theirs.
+drift = Recent(drift_of, SECONDS, lambda each: each.compared > FEW)
 
 
 # What people do about them

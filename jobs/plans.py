@@ -12,6 +12,9 @@ class Plans:
     """By migration and digest: what has the same digest is the same plan. Whoever gets one must not change it."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.known: dict[tuple[int, str], dict[str, Any]] = {}
 
     def give(self, jobs: Iterable[Job]) -> None:

@@ -95,6 +95,7 @@ class Footprint(models.Model):
                 fields=["hypervisor", "name"], condition=models.Q(state="reserved"), name="footprint_reserved"
             ),
             models.Index(fields=["share"], condition=~models.Q(state="gone"), name="footprint_left_of"),
+            models.Index(fields=["hypervisor"], condition=~models.Q(state="gone"), name="footprint_left_on"),
             # What kept disks hold is read from the index alone.
             models.Index(
                 fields=["share", "bytes"],

@@ -1,5 +1,6 @@
 """How the pages draw things: icons, a status as icon and word, the place in the navigation."""
 
+from functools import lru_cache
 from typing import Any
 
 from django import template
@@ -47,6 +48,7 @@ MESSAGE_ICONS = {"success": "circle-check", "warning": "triangle-alert", "error"
 
 
 @register.simple_tag
+@lru_cache(maxsize=1000)  # pages draw hundreds; the address of the sprite is the same while a process lives
 def icon(name: str, label: str = "") -> SafeString:
     """One icon of the sprite; decorative unless `label` says what it means."""
     told = format_html('role="img" aria-label="{}"', label) if label else SafeString('aria-hidden="true"')

@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, overload
 
@@ -21,6 +22,7 @@ from django.db import connection, models, transaction
 from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Mount, Scan, Server, Share, VolumeGroup
+from hosts.remote.hostctl.leftovers import CAP
 from jobs.engine import checks, consent
 from jobs.engine import plan as planning
 from jobs.models import Approval, Archive, Decision, Footprint, Job, StepRun, Word, word
@@ -29,6 +31,7 @@ from tests.engine import sound
 from volmig.record.models import SIGNED, ChainHead, Event, sign
 
 GIB = 1 << 30
+INSTANCES = "/var/lib/nova/instances"
 BATCH = 2000  # rows that are written at once where there is no COPY
 MANY = 5000  # migrations whose rows are in memory at a time
 ENDS = [("purged", "done", 55), ("done", "done", 20), ("undone", "failed", 8), ("undone", "cancelled", 5)]
@@ -41,6 +44,7 @@ STORY = ["job.submit", "job.status", "job.status", "job.start", "step.done", "st
 STORY += ["approval.ask", "approval.approve"]
 STEPS = ["relay_lv", "convert", "compare", "stage"]
 TABLES = (Job, Word, Approval, Decision, Event, Archive, StepRun, Footprint)
+OF_SITE = (Hypervisor, Instance, LogicalVolume, Mount, Scan, Server, Share, VolumeGroup)
 LEDGER = ("space", "lv", "filesystem", "mount", "export", "stage", "fence", "fence", "lock", "backup")
 PLAIN = """SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename = %s
   AND to_regclass(quote_ident(indexname)) NOT IN (SELECT conindid FROM pg_constraint)"""
@@ -84,7 +88,9 @@ class Seed:
         with Unindexed():
             together(self.migrations, self.events)
             self.like.spread(self.first, self.first + self.jobs - OPEN)
+            self.under_way()
             progress("journals, ledgers and archives")
+        self.scans()
         settle()
         progress("indexes and statistics")
 
@@ -116,15 +122,14 @@ class Seed:
     def site(self) -> None:
         """What hypervisors and Nova reported: 50 instances and volumes on each."""
         seen = {"seen_at": self.now}
-        share = Share.objects.create(source="filer:/export/nova")
+        share = self.share = Share.objects.create(source="filer:/export/nova")
         cloud = Cloud.objects.create(name="prod")
         for host in self.hosts:
-            Mount.objects.create(hypervisor=host, share=share, path="/var/lib/nova/instances", **seen)
+            Mount.objects.create(hypervisor=host, share=share, path=INSTANCES, **seen)
             group = VolumeGroup.objects.create(
                 hypervisor=host, name="vg_nova0", uuid=f"vg-{host.name}", size=900 * GIB, free=400 * GIB,
                 extent_size=1 << 22, **seen,
             )  # fmt: skip
-            Scan.objects.create(hypervisor=host, tried_at=self.now, began_at=self.now)
             ids = [str(uuid.UUID(int=host.pk * 1000 + number)) for number in range(50)]
             Instance.objects.bulk_create(
                 Instance(hypervisor=host, uuid=each, name=f"instance-{each[-8:]}", state="running", **seen)
@@ -141,6 +146,57 @@ class Seed:
                 )
                 for each in ids
             )  # fmt: skip
+
+    def under_way(self) -> None:
+        """What the last migrations have made so far, and that of their journals which proves it."""
+        begun = [each for each in self.stories[self.jobs - OPEN :] if each.status != "planned"]
+        insert(Footprint, (row for each in begun for row in self.made(each, each.pk * len(LEDGER))))
+        StepRun.objects.bulk_create(
+            StepRun(
+                id=each.pk * len(self.like.runs) + number, job_id=each.pk, step=step, direction="do", attempt=1, lap=1,
+                fence=1, hypervisor_id=on, unit=unit, started_at=each.at, ended_at=each.at, result="done",
+            )
+            for each in begun
+            for number, (step, on, unit) in enumerate(units(each))
+        )  # fmt: skip
+
+    def made(self, story: SimpleNamespace, key: int) -> Iterator[dict[str, Any]]:
+        """The rows of the ledger; keys count from `key`."""
+        share, folder = self.share.pk, f"{INSTANCES}/.volmig/{story.uuid}"
+        lv, mounted = lv_of(story.uuid), f"/srv/volmig/{story.uuid.replace('-', '')}"
+        rows = [("lv", story.relay_id, None, lv, "re1ayy"), ("filesystem", story.relay_id, None, mounted, story.uuid)]
+        rows += [("fence", story.source_id, None, f"{story.source_vg}/{story.source_lv}", story.lv_uuid)]
+        rows += [("stage", None, share, f"{folder}/disk.new", "4711")]
+        if story.status == "on_trial":
+            rows = [("backup", None, share, f"{folder}/disk.old", "4711")]
+        for number, (kind, host, on, name, identity) in enumerate(rows):
+            yield {
+                "id": key + number, "job_id": story.pk, "kind": kind, "hypervisor_id": host, "share_id": on,
+                "name": name, "identity": identity, "bytes": story.source_size, "state": "present", "since": story.at,
+                "keep_until": None,
+            }  # fmt: skip
+
+    def scans(self) -> None:
+        """What hostctl lists on each hypervisor: what is there of migrations under way, and what it sees on the share,
+        as all others do: a disk for each migration that is not purged, the first ones by name, and how many more."""
+        standing = (
+            Footprint.objects.left()
+            .exclude(kind="space")
+            .values("kind", "name", "identity", "bytes", "since", "hypervisor_id", "share_id", "job__uuid")
+        )
+        disks = sorted(map(thing, standing.exclude(share=None).iterator()), key=itemgetter("name"))
+        here = {host.pk: [thing(row) for row in standing.filter(hypervisor=host)] for host in self.hosts}
+        for story in self.stories[self.jobs - OPEN :]:
+            for _, on, unit in units(story) if story.status != "planned" else ():
+                plain = {"share": "", "size": 0, "since": self.now.timestamp(), "job": story.uuid}
+                here[on].append(plain | {"kind": "unit", "name": unit, "identity": unit, "path": unit})
+                path = f"/var/lib/volmig/{story.uuid}"
+                here[on].append(plain | {"kind": "memory", "name": path, "identity": path, "path": path})
+        for host in self.hosts:
+            scan = Scan.objects.create(hypervisor=host, tried_at=self.now)
+            found, beyond = [*here[host.pk], *disks[:CAP]][:CAP], max(0, len(disks) + len(here[host.pk]) - CAP)
+            shares = [{"source": self.share.source, "answered": True}]
+            scan.record({"things": found, "more": beyond, "missed": [], "shares": shares}, self.now)
 
     def tell(self, number: int) -> SimpleNamespace:
         """What is known of one migration, by chance, and the same each time."""
@@ -212,6 +268,26 @@ class Seed:
         return values | {"id": self.seq, "data": json.dumps(data), "prev_hash": before, "hash": self.hash}
 
 
+def lv_of(uuid: str) -> str:
+    return f"vg_nova0/volmig_{uuid.replace('-', '')[:12]}"
+
+
+def units(story: SimpleNamespace) -> list[tuple[str, int, str]]:
+    """A unit for each of its hypervisors: the step, where, and its name."""
+    steps = {"convert": story.source_id, "stage": story.relay_id, "seal": story.destination_id}
+    return [(step, on, f"volmig-{story.uuid.replace('-', '')}-{step}-do-1") for step, on in steps.items()]
+
+
+def thing(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the ledger as hostctl would list it."""
+    name = f".volmig/{row['name'].rpartition('/.volmig/')[2]}" if row["share_id"] else row["name"]
+    return {
+        "kind": row["kind"], "name": name, "job": str(row["job__uuid"]), "identity": row["identity"],
+        "size": row["bytes"], "since": row["since"].timestamp(), "path": row["name"],
+        "share": "filer:/export/nova" if row["share_id"] else "",
+    }  # fmt: skip
+
+
 class Alike:
     """What all migrations have alike but for their keys: plan, facts, checks, journal and ledger."""
 
@@ -268,6 +344,7 @@ class Alike:
         keep("alike_mark", "key integer, kind text", list(enumerate(LEDGER)))
         postgresql = connection.vendor == "postgresql"
         words = {"jsonb": "::jsonb" if postgresql else "", "false": "false" if postgresql else "0"}
+        words["uuid"] = "j.uuid" if postgresql else DASHED
         words |= {"runs": len(self.runs), "marks": len(LEDGER), "among": "WHERE j.id >= %s AND j.id < %s ORDER BY j.id"}
         execute(ARCHIVES.format(**words), [self.content, first, end], Archive)
         execute(RUNS.format(**words), [first, end], StepRun)
@@ -286,6 +363,10 @@ class Alike:
         return rows
 
 
+# As hostctl writes it, where the database has the digits alone.
+DASHED = " || '-' || ".join(
+    f"substr(j.uuid, {at}, {length})" for at, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
+)
 ARCHIVES = """INSERT INTO jobs_archive (id, job_id, content, made_at)
 SELECT j.id, j.id, %s, j.ended_at FROM jobs_job j {among}"""
 RUNS = """INSERT INTO jobs_steprun
@@ -301,7 +382,9 @@ MARKS = """INSERT INTO jobs_footprint
  (id, job_id, kind, hypervisor_id, share_id, name, identity, bytes, state, since, keep_until)
 SELECT j.id * {marks} + m.key, j.id, m.kind, CASE m.kind WHEN 'backup' THEN NULL ELSE j.relay_id END,
   CASE m.kind WHEN 'backup' THEN (SELECT min(id) FROM hosts_share) END,
-  '/var/lib/nova/instances/.volmig/' || j.uuid || '/' || m.kind || m.key, '4711', j.source_size,
+  '/var/lib/nova/instances/.volmig/' || {uuid} || '/' || CASE m.kind WHEN 'backup' THEN
+    CASE j.outcome WHEN 'rolled back' THEN 'disk.rejected' ELSE 'disk.old' END ELSE m.kind || m.key END,
+  '4711', j.source_size,
   CASE WHEN m.kind = 'backup' AND j.status IN ('done', 'rolled_back') THEN 'present' ELSE 'gone' END,
   j.ended_at, j.ended_at
 FROM jobs_job j CROSS JOIN alike_mark m {among}, m.key"""
@@ -424,7 +507,7 @@ def settle() -> None:
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:
-        for model in TABLES:
+        for model in (*TABLES, *OF_SITE):
             table = model._meta.db_table
             cursor.execute(f"VACUUM ANALYZE {table}")
             cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608

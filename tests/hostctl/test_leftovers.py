@@ -223,6 +223,16 @@ def test_an_answer_is_capped_and_says_how_much_more_there_is(host, monkeypatch):
     assert (len(found["things"]), found["more"]) == (3, 2)
 
 
+def test_a_share_is_capped_and_says_how_much_more_there_is(host, tmp_path, monkeypatch, shares_asked):
+    """Or what it does not list would be taken for gone, were there nothing else on the hypervisor."""
+    place = a_share(tmp_path, host, disk_old="old", disk_new="new").parent
+    monkeypatch.setattr(leftovers, "CAP", 3)
+    for number in range(4):
+        (place / OTHER.replace("1", str(number + 2))).mkdir()
+    found = report()
+    assert (len(found["things"]), found["more"]) == (3, 3)
+
+
 def test_the_desk_answers_it_without_a_job_and_keeps_nothing(desk: Desk, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "STATE", str(tmp_path / "none"))
     answer = desk.handle(b'{"verb": "leftovers"}')

@@ -1,12 +1,17 @@
 """Leftovers of killed jobs: found by a scan, removed only as recorded, and never while anything needs them."""
 
 import dataclasses
+import datetime as dt
+import json
+from importlib import import_module
 
 import pytest
+from django.apps import apps
 from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor, Scan
+from jobs import leftovers
 from jobs.leftovers import rows
 from jobs.models import Footprint, Job, Refused, Removal
 from jobs.work import Work
@@ -414,6 +419,75 @@ def test_of_one_share_the_newest_scan_that_it_answered_counts(killed, site):
     told.began_at = timezone.now()
     told.save()
     assert "stage" in {each.about.kind for each in rows(Hypervisor.objects.all())}
+
+
+def test_what_a_scan_lists_on_shares_is_read_of_the_one_that_counts_alone(drive, site, monkeypatch):
+    drive.done()
+    scan()
+    read, loads = [], json.loads
+    monkeypatch.setattr(
+        "django.db.models.fields.json.json.loads", lambda text, **kw: read.append(text) or loads(text, **kw)
+    )
+    assert {each.about.kind for each in rows(Hypervisor.objects.all())} == {"backup"}
+    assert Scan.objects.filter(listed=1).count() == 2, "two hypervisors mount the share"
+    assert sum("disk.old" in text for text in read) == 1
+
+
+def test_what_another_scan_tells_while_scans_are_read_is_taken_as_a_whole(drive, site, monkeypatch):
+    """The time of one scan with the things of a newer one would take a disk that was made between them for a stranger,
+    or one that was deleted for gone before anybody saw that."""
+    drive.done()
+    scan()
+    before = leftovers.speakers
+
+    def newer(scans):
+        monkeypatch.setattr(leftovers, "speakers", before)
+        Scan.objects.update(on_shares=[], listed=0, began_at=later)
+        return before(scans)
+
+    later = timezone.now() + dt.timedelta(minutes=1)
+    monkeypatch.setattr(leftovers, "speakers", newer)
+    found = rows(Hypervisor.objects.all())
+    assert [(each.found.verdict, each.found.at) for each in found] == [("gone", later)]
+
+
+def test_a_share_of_which_not_all_is_listed_makes_nothing_gone(drive, site):
+    drive.done()
+    scan()
+    Scan.objects.update(on_shares=[], listed=0, more=1)
+    assert rows(Hypervisor.objects.all()) == []
+    Scan.objects.update(more=0)
+    assert of("gone", rows(Hypervisor.objects.all())) == {"backup"}
+
+
+def test_of_a_share_that_is_listed_as_far_as_hostctl_goes_there_may_be_more(drive, site, monkeypatch):
+    """Earlier versions of hostctl did not say so, and the rest would have been taken for gone."""
+    monkeypatch.setattr("hosts.models.CAP", 1)
+    drive.done()
+    scan()
+    assert set(Scan.objects.values_list("listed", "more")) == {(0, 0), (1, 1)}
+
+
+def test_a_disk_in_the_directory_of_another_job_is_found_although_not_all_is_listed(drive, site):
+    """What one hypervisor says of a file that the ledger knows is compared with the ledger, whatever job it names."""
+    drive.done()
+    scan()
+    for each in Scan.objects.exclude(on_shares=[]):
+        each.on_shares[0]["job"], each.more = "11111111-2222-4333-8444-555555555555", 1
+        each.save()
+    assert of("other", rows(Hypervisor.objects.all())) == {"backup"}
+
+
+def test_scans_of_earlier_releases_are_split(drive, site):
+    drive.done()
+    scan()
+    wanted = list(Scan.objects.order_by("pk").values("things", "on_shares", "listed"))
+    module = import_module("hosts.migrations.0010_scans_of_shares")
+    module.join(apps, None)
+    Scan.objects.update(on_shares=[], listed=0)
+    assert list(Scan.objects.order_by("pk").values("things", "on_shares", "listed")) != wanted
+    module.split(apps, None)
+    assert list(Scan.objects.order_by("pk").values("things", "on_shares", "listed")) == wanted
 
 
 def test_a_tick_of_a_job_without_wishes_does_nothing_more_than_before(drive, site):

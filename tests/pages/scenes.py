@@ -443,7 +443,7 @@ def leftovers(by):
     ]
     now = timezone.now()
     shares = [{"source": SHARE, "answered": True}]
-    Scan.objects.create(hypervisor=relay, tried_at=now, began_at=now, things=things, shares=shares)
+    scanned(relay, things, shares)
     dead = [{"source": SHARE, "answered": False}]
     Scan.objects.create(hypervisor=over.source, tried_at=now, began_at=now, missed=["unit"], shares=dead)
     failed = "Tried to log in: connection refused. Retrying automatically."
@@ -454,6 +454,15 @@ def leftovers(by):
         row = {"result": result, "said": said, "asked_by": by, "ended_at": ended, "step": "relay_lv"}
         Removal.objects.create(job=over, hypervisor=relay, **wish, **row)
     return over
+
+
+def scanned(host, things, shares):
+    """The scan in which a hypervisor listed these things just now."""
+    now = timezone.now()
+    scan = Scan(hypervisor=host, tried_at=now, began_at=now, shares=shares)
+    scan.lists(things)
+    scan.save()
+    return scan
 
 
 def told(kind, name, job, identity, share="", size=0):

@@ -8,6 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Scan
+from jobs import leftovers
 from jobs.models import Footprint, Job, Removal
 from tests.factories import a_hypervisor
 from tests.pages import scenes
@@ -74,6 +75,29 @@ def test_the_overview_counts_what_drifts_and_is_silent_when_nothing_does(over, d
     assert "<strong>6 differences between the ledger and what hypervisors tell." in text(browser.get("/"))
     Scan.objects.all().delete()
     assert "between the ledger and what" not in text(browser.get("/"))
+
+
+def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_same(
+    over, dana, kim, person, browser_of, monkeypatch
+):
+    """And who sees other hypervisors has a count of their own: what another team's report changes none of it."""
+    monkeypatch.setattr(leftovers.drift, "worth", lambda _: True)
+    said = "<strong>6 differences between the ledger and what hypervisors tell."
+    assert said in text(browser_of(dana).get("/"))
+    Team.objects.update(everybody=False)
+    mine = Team.objects.create(name="mine")
+    otto = person("otto", "operator")
+    mine.members.add(otto)
+    a_hypervisor("own").put(team=mine)
+    assert "between the ledger and what" not in text(browser_of(otto).get("/"))
+    leftovers.drift.forget()
+    Team.objects.exclude(pk=mine.pk).get().members.add(dana, kim)
+    Hypervisor.objects.filter(name="own").update(retired_at=timezone.now())
+    assert said in text(browser_of(dana).get("/"))
+    Scan.objects.all().delete()
+    assert said in text(browser_of(kim).get("/")), "for some seconds"
+    leftovers.drift.forget()
+    assert "between the ledger and what" not in text(browser_of(kim).get("/"))
 
 
 def test_a_removal_is_asked_for_from_the_page(over, dana, browser_of):
@@ -155,14 +179,13 @@ def test_of_another_teams_migration_on_a_common_share_nothing_is_shown_that_name
     mine = Team.objects.create(name="mine")
     otto = person("otto", "operator")
     mine.members.add(otto)
-    scan = next(each for each in Scan.objects.order_by("pk") if any(thing["share"] for thing in each.things))
+    scan = next(each for each in Scan.objects.order_by("pk") if each.on_shares)
     mount = {"source": scan.shares[0]["source"], "target": "/mnt/x", "options": "", "size": 9, "free": 1}
     own = a_hypervisor("own")
     own.put(team=mine)
     own.record_mounts([mount], timezone.now())
-    on_share = [thing for thing in scan.things if thing["share"]]
-    newer = timezone.now()
-    Scan.objects.create(hypervisor=own, tried_at=newer, began_at=newer, things=on_share, shares=scan.shares)
+    on_share = scan.on_shares
+    scenes.scanned(own, on_share, scan.shares)
     others = [job for job in Job.objects.all() if str(job.uuid) in str(on_share)]
     assert others, "there is something of them on the share"
     shown = page(browser_of(otto))

@@ -1,11 +1,14 @@
 """Every page in every status: it answers, escapes what people typed, and asks little of the database."""
 
+import json
 import re
+from collections import Counter
 
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import connection
+from django.db.models.sql import compiler
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -15,6 +18,7 @@ from jobs.models import Job, Policy
 from jobs.templatetags import look
 from jobs.templatetags.progress import gate
 from jobs.views import TABS
+from tests import factories
 from tests.pages import scenes
 from volmig.accounts.models import Team
 
@@ -279,6 +283,65 @@ def test_lists_ask_the_database_the_same_number_of_times_whatever_they_list(path
             scenes.decision(scenes.approval(scenes.job(dana, "done"), consumed_at=timezone.now()), kim)
         counts.append(asked_for(browser_of(kim), path))
     assert counts[1] <= counts[0] < 34
+
+
+def read_by(browser, path, monkeypatch):
+    """How many queries a page takes, and how many rows and characters it reads with them."""
+    counted, chunks = Counter(), compiler.cursor_iter
+
+    def counting(*args):
+        for rows in chunks(*args):
+            counted["rows"] += len(rows)
+            counted["characters"] += sum(len(value) for row in rows for value in row if isinstance(value, str))
+            yield rows
+
+    browser.get(path)
+    with monkeypatch.context() as patched, CaptureQueriesContext(connection) as queries:
+        patched.setattr(compiler, "cursor_iter", counting)
+        browser.get(path)
+    return len(queries), counted["rows"], counted["characters"]
+
+
+def kept_disks(by, count):
+    """Migrations that left a disk on the share each."""
+    made = [scenes.job(by, "checking") for _ in range(count)]
+    Job.objects.filter(status="checking").update(status="done", outcome="done", ended_at=timezone.now())
+    for each in made:
+        scenes.kept(each)
+    return made
+
+
+def lists_disks_of(name, jobs, more=0):
+    """A hypervisor that mounts the share lists these disks on it, and says how many more there are."""
+    host = factories.a_hypervisor(name)
+    factories.mounts(host, scenes.SHARE)
+    disks = [(f".volmig/{job.uuid}/disk.old", str(job.uuid)) for job in jobs]
+    things = [scenes.told("backup", disk, uuid, "4711", share=scenes.SHARE) for disk, uuid in disks]
+    scan = scenes.scanned(host, things, [{"source": scenes.SHARE, "answered": True}])
+    scan.more = more
+    scan.save()
+    return scan
+
+
+@pytest.mark.parametrize("path", ["/", "/leftovers/"])
+def test_as_much_is_read_when_every_hypervisor_lists_the_same_share(path, dana, browser_of, hosts, monkeypatch):
+    jobs, browser, read = kept_disks(dana, 30), browser_of(dana), []
+    for name, count in (("first", 2), ("more", 10)):
+        scans = [lists_disks_of(f"{name}-{number}", jobs) for number in range(count)]
+        read.append(read_by(browser, path, monkeypatch))
+    (queries, rows, characters), (more_queries, more_rows, more_characters) = read
+    assert more_queries == queries
+    assert more_rows - rows <= 10 * 5, "each hypervisor, its mount and the time of its scan"
+    assert more_characters - characters < len(json.dumps(scans[0].on_shares)), "not what each of the ten lists"
+
+
+@pytest.mark.parametrize("path", ["/", "/leftovers/"])
+def test_no_more_is_read_when_the_share_has_more_kept_disks_than_are_listed(path, dana, browser_of, hosts, monkeypatch):
+    jobs, browser = kept_disks(dana, 10), browser_of(dana)
+    lists_disks_of("first", jobs, more=20)
+    before = read_by(browser, path, monkeypatch)
+    kept_disks(dana, 20)
+    assert read_by(browser, path, monkeypatch)[:2] == before[:2]
 
 
 @pytest.mark.parametrize("path", ["/", "/migrations/", "/approvals/"])

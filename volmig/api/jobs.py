@@ -338,7 +338,7 @@ def leftovers(request: HttpRequest, all: bool = False) -> Any:  # noqa: A002 - a
     """Where they differ; with `all` also what is in use."""
     hosts = Hypervisor.objects.visible_to(request.user).active()
     compared = [row for row in rows_for(request.user) if all or row.found.verdict != "needed"]
-    told = [each.scan.began_at if hasattr(each, "scan") else None for each in hosts.select_related("scan")]
+    told = list(hosts.order_by().values_list("scan__began_at", flat=True))
     at = min((each for each in told if each), default=None) if all_told(told) else None
     return {"items": [shapes.Leftover.of(row) for row in compared], "asked_at": at}
 

@@ -36,11 +36,12 @@ def leftovers(work: Work) -> Dict[str, Any]:
         except (Stop, OSError, ValueError, KeyError):
             missed += kinds
     shares = _shares()
+    beyond = sum(share.pop("beyond") for share in shares)
     for share in shares:
         things += share.pop("things")
     return {
         "things": things[:CAP],
-        "more": max(0, len(things) - CAP),
+        "more": max(0, len(things) - CAP) + beyond,
         "missed": missed,
         "shares": shares,
         "time": time.time(),
@@ -138,6 +139,8 @@ LOOKS: Tuple[Tuple[Tuple[str, ...], Callable[[Work], List[Thing]]], ...] = (
 
 # On shares
 
+NOTHING: Dict[str, Any] = {"things": [], "beyond": 0}
+
 
 def _shares() -> List[Dict[str, Any]]:
     """Each mounted share with what lies in its .volmig; all are asked at once, and one that is dead is left behind."""
@@ -147,25 +150,29 @@ def _shares() -> List[Dict[str, Any]]:
         {
             "source": plain(source),
             "answered": heard[source] is not None,
-            "things": [dict(each, share=plain(source)) for each in heard[source] or ()],
+            "things": [dict(each, share=plain(source)) for each in (heard[source] or NOTHING)["things"]],
+            "beyond": (heard[source] or NOTHING)["beyond"],
         }
         for source in sorted(targets)
     ]
 
 
-def _listing_of_share(target: str) -> Callable[[], List[Thing]]:
-    def listed() -> List[Thing]:
+def _listing_of_share(target: str) -> Callable[[], Dict[str, Any]]:
+    """What lies on it, up to the cap, and how many directories or disks are beyond that."""
+
+    def listed() -> Dict[str, Any]:
         with Share(target) as share, share.mine():
             try:
                 root = share.folder(".volmig")
             except FileNotFoundError:
-                return []
+                return NOTHING
             try:
                 jobs = [name for name in untrusted.names(root) if re.match(UUID + r"\Z", name)]
                 things = [thing for job in jobs[:CAP] for thing in _of_folder(root, job)]
             finally:
                 os.close(root)
-        return [dict(thing, path=plain("%s/%s" % (target.rstrip("/"), thing["name"]))) for thing in things[:CAP]]
+        found = [dict(thing, path=plain("%s/%s" % (target.rstrip("/"), thing["name"]))) for thing in things[:CAP]]
+        return {"things": found, "beyond": len(things[CAP:]) + len(jobs[CAP:])}
 
     return listed
 
