@@ -141,11 +141,13 @@ class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
         return self.active().filter(quarantined_at=None).exclude(host_key="")
 
     def with_seen(self) -> Self:
-        """With what was last seen on them; of instances, which may be thousands, only how many there are."""
+        """With what was last seen on them, as `groups_seen` and `mounts_seen`: of many, a manager for each hypervisor
+        costs more than its rows. Of instances, which may be thousands, only how many there are."""
         instances = Instance.objects.filter(hypervisor=OuterRef("pk")).order_by().values("hypervisor")
         counted = Coalesce(Subquery(instances.annotate(count=Count("*")).values("count")), 0)
-        groups = Prefetch("volume_groups", VolumeGroup.objects.with_held())
-        return self.annotate(instances_seen=counted).prefetch_related(groups, "mounts__share")
+        groups = Prefetch("volume_groups", VolumeGroup.objects.with_held(), to_attr="groups_seen")
+        mounts = Prefetch("mounts", Mount.objects.select_related("share"), to_attr="mounts_seen")
+        return self.annotate(instances_seen=counted).defer("facts", "hostctl_versions").prefetch_related(groups, mounts)
 
     def at(self, address: Address) -> Self:
         """Those reached in this way; behind another bastion, the same address is another machine."""
@@ -408,8 +410,9 @@ class Hypervisor(models.Model):
     @property
     def role_hints(self) -> list[str]:
         """What it looks fit for: source, relay or destination."""
-        # Not exists(): the list of all hypervisors has these rows at hand.
-        volumes, shares = (bool(rows.all()) for rows in (self.volume_groups, self.mounts))
+        seen = vars(self)
+        volumes = bool(seen["groups_seen"]) if "groups_seen" in seen else self.volume_groups.exists()
+        shares = bool(seen["mounts_seen"]) if "mounts_seen" in seen else self.mounts.exists()
         hints = {"source": volumes, "relay": volumes and shares, "destination": self.instance_count > 0}
         return [hint for hint, holds in hints.items() if holds]
 
@@ -792,9 +795,8 @@ class ShareQuerySet(models.QuerySet["Share"]):
         }
         own = {"share": OuterRef("pk"), **to_hypervisors_of(user)}
         ledger = {"held": held(**own), "kept": kept(**own), "backups": kept_count(**own)}
-        mounts = Prefetch(
-            "mounts", mine.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "path")
-        )
+        shown = mine.select_related("hypervisor").only("share", "path", "size", "free", "seen_at", "hypervisor__name")
+        mounts = Prefetch("mounts", shown.order_by("hypervisor__name", "path"))
         return self.annotate(**figures, **ledger).prefetch_related(mounts)
 
     def with_backups(self, user: Any) -> Self:

@@ -49,8 +49,8 @@ SORTS = {"name": "name", "size": "-size", "group": "volume_group__name", "open":
 @require_GET
 @needs("view")
 def overview(request: HttpRequest) -> HttpResponse:
-    hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "cloud", "team")
-    seen = list(hypervisors.with_seen())
+    hypervisors = Hypervisor.objects.visible_to(request.user).active().select_related("bastion", "team")
+    seen = list(hypervisors.with_seen().defer("bastion__facts"))
     context = {
         "hypervisors": seen,
         "reachability": reachability(seen),

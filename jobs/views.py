@@ -58,7 +58,7 @@ def chrome(request: HttpRequest) -> dict[str, Any]:
         "attention": SimpleLazyObject(lambda: [item for item in found if not item.resolved]),
         "resolved": SimpleLazyObject(lambda: [item for item in found if item.resolved]),
         "nobody_approves": settings.APPROVERS == 0,
-        "waiting_approvals": Approval.objects.inbox(user).count(),
+        "waiting_approvals": SimpleLazyObject(lambda: Approval.objects.inbox(user).count()),
         "role_words": words,
         **{f"may_{verb}": may(user, verb) for verb in ("submit", "approve", "administer", "audit")},
     }
@@ -80,6 +80,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     )
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     seen = frozenset(hypervisors.order_by().values_list("pk", flat=True))
+    inbox = list(Approval.objects.inbox(request.user).with_names().order_by("created_at"))
     return show(
         request,
         "jobs/overview.html",
@@ -89,7 +90,8 @@ def overview(request: HttpRequest) -> HttpResponse:
             "running_count": counted["moving"],
             "waiting": list(waiting.select_related("requester").defer(*BULKY)[:LISTED]),
             "waiting_count": counted["waiting"],
-            "inbox": Approval.objects.inbox(request.user).with_names().order_by("created_at"),
+            "inbox": inbox,
+            "waiting_approvals": len(inbox),
             "failed": failed(jobs),
             "groups": relay_groups(hypervisors),
             "shares": Share.objects.visible_to(request.user).with_figures(request.user).prefetch_related(None),
@@ -130,7 +132,8 @@ def relay_groups(hypervisors: QuerySet[Hypervisor]) -> QuerySet[VolumeGroup]:
     """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
     relays = hypervisors.exclude(mounts=None)
     rows = VolumeGroup.objects.with_held().filter(hypervisor__in=relays)
-    return rows.select_related("hypervisor").defer("hypervisor__facts").order_by("hypervisor__name", "name")
+    shown = rows.select_related("hypervisor").only("name", "size", "free", "seen_at", "hypervisor__name")
+    return shown.order_by("hypervisor__name", "name")
 
 
 def show(request: HttpRequest, page: str, part: str, values: dict[str, Any]) -> HttpResponse:
@@ -474,19 +477,35 @@ def leftovers(request: HttpRequest) -> HttpResponse:
 
 
 def choice(row: Row, user: Any) -> dict[str, Any]:
-    """A row with what this person may do about it, and why not."""
-    refused = " ".join(why_not(user, "submit", [row.hypervisor.team]))
-    looks, removes = ([], []) if row.of_others else row.hands
+    """What the page shows of a row, and what this person may do about it, or why not.
+
+    Of hundreds of rows, so as plain values: a template takes long to look up what lies within others.
+    """
+    about, thing, job, host = row.about, row.thing, row.job, row.hypervisor
+    why_kept, why_not_struck, verdict = row.why_kept, row.why_not_struck, row.found.verdict
+    removable, strikable = not why_kept and not row.removal, not why_not_struck
+    by_hand = bool(why_kept) and not row.of_others and verdict in ("stranger", "other", "left")
+    looks, removes = row.hands if by_hand else ([], [])
     return {
-        "row": row,
-        "about": row.about,
-        "thing": row.thing,
-        "job": row.job,
-        "removable": not row.why_kept and not row.removal,
-        "strikable": not row.why_not_struck,
-        "refused": refused,
-        "looks": looks if row.found.thing else [],
-        "removes": removes if row.found.verdict in ("stranger", "other", "left") and row.why_kept else [],
+        "kind": about.kind,
+        "name": about.name,
+        "place": about.place,
+        "path": thing.path or about.name,
+        "seen_by": thing.seen_by,
+        "form": {name: getattr(thing, name) for name in ("kind", "name", "job", "identity")},
+        "of_others": row.of_others,
+        "job": job and {"pk": job.pk, "name": job.instance_name, "words": job.words, "url": job.get_absolute_url()},
+        "host": {"pk": host.pk, "name": host.name, "url": f"/hosts/{host.pk}/"},
+        "bytes": row.bytes,
+        "since": row.since,
+        "at": row.found.at,
+        "removal": row.removal,
+        "removable": removable,
+        "strikable": strikable,
+        "refused": " ".join(why_not(user, "submit", [host.team])) if removable or strikable else "",
+        "kept": why_not_struck if verdict == "gone" else why_kept,
+        "looks": looks,
+        "removes": removes,
     }
 
 

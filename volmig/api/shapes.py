@@ -120,8 +120,8 @@ class Hypervisor(Schema):
             fits_as=row.role_hints,
             fingerprint=fingerprint(row.host_key) if row.host_key else "",
             offered_fingerprint=fingerprint(row.offered_key) if row.offered_key else "",
-            volume_groups=[Group(**same(each, "name", "size", "free", "held")) for each in row.volume_groups.all()],
-            mounts=[MountedShare(share=each.share.source, path=each.path) for each in row.mounts.all()],
+            volume_groups=[Group(**same(each, "name", "size", "free", "held")) for each in row.groups_seen],
+            mounts=[MountedShare(share=each.share.source, path=each.path) for each in row.mounts_seen],
             data_addresses=[str(each) for each in row.data_addresses.all()],
             **same(row, *names),
         )

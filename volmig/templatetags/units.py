@@ -7,6 +7,7 @@ from typing import Any
 from django import template
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 register = template.Library()
 TIB, GIB, MIB = 1024**4, 1024**3, 1024**2
@@ -38,7 +39,8 @@ def age(at: dt.datetime | None) -> str:
     local = timezone.localtime(at)
     ago = spoken((timezone.now() - at).total_seconds())
     full = local.strftime("%Y-%m-%d %H:%M:%S %Z")
-    return format_html('<time datetime="{}" title="{}">{} ago</time>', local.isoformat(), full, ago)
+    # Nothing in it is anybody's text, and pages have hundreds: to escape it took longer than all the rest.
+    return SafeString(f'<time datetime="{local.isoformat()}" title="{full}">{ago} ago</time>')
 
 
 @register.filter
@@ -48,7 +50,8 @@ def size(count: int | None) -> str:
         return "–"
     length, unit = next(each for each in UNITS if count >= each[0] or each[1] == "B")
     amount = f"{count} B" if unit == "B" else f"{count / length:.1f} {unit}"
-    return format_html('<span title="{} bytes">{}</span>', f"{count:,}".replace(",", "\u202f"), amount)
+    exact = f"{int(count):,}".replace(",", "\u202f")
+    return SafeString(f'<span title="{exact} bytes">{amount}</span>')  # numbers alone
 
 
 @register.filter
