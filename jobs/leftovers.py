@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -28,19 +28,6 @@ HIDDEN = "of another team"
 OF_OTHERS = "It belongs to a migration of another team."
 # What is compared, and shown, of a job; of its hypervisors the keys.
 COLUMNS = ("uuid", "status", "halt_reason", "instance_name", "lv_uuid", "digest", *ROLES)
-MARK = (
-    "pk",
-    "job_id",
-    "kind",
-    "hypervisor_id",
-    "share_id",
-    "name",
-    "identity",
-    "bytes",
-    "state",
-    "since",
-    "keep_until",
-)
 IN_FOLDER = re.compile(rf"\.volmig/({UUID})(?:/|\Z)")  # of a job, on a share
 # Of more things and rows of the ledger than FEW the overview does not compare all anew each time it is shown.
 FEW, SECONDS = 200, 15.0
@@ -118,6 +105,22 @@ class Row:
         return (about.kind, about.name, about.job, about.identity) == (kind, name, job, identity)
 
 
+class Mark(NamedTuple):
+    """A row of the ledger as far as it is compared."""
+
+    pk: int
+    job_id: int
+    kind: str
+    hypervisor_id: int | None
+    share_id: int | None
+    name: str
+    identity: str
+    bytes: int
+    state: str
+    since: dt.datetime
+    keep_until: dt.datetime | None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is found where hypervisors are compared with the ledger, and what that was compared of.
@@ -171,7 +174,7 @@ def rows_for(user: Any) -> list[Row]:
     hypervisors = Hypervisor.objects.visible_to(user).active()
     found, own = rows(hypervisors), {each.name: each for each in hypervisors.select_related("team").defer("facts")}
     mine = Job.objects.visible_to(user).filter(pk__in={row.job.pk for row in found if row.job})
-    visible = set(mine.values_list("pk", flat=True))
+    visible = set(mine.order_by().values_list("pk", flat=True))
     shown = (row if row.job is None or row.job.pk in visible else row.without_names(own) for row in found)
     return [row for row in shown if row]
 
@@ -253,18 +256,18 @@ def jobs_of(things: Iterable[Thing]) -> dict[str, Job]:
     """The jobs of this volmig that markers name, or in whose directory on a share something lies, by UUID."""
     named = {thing.job for thing in things if thing.job}
     named |= {found[1] for thing in things if (found := IN_FOLDER.match(thing.name))}
-    known = Job.objects.filter(uuid__in=named).only(*COLUMNS) if named else ()
+    known = Job.objects.filter(uuid__in=named).only(*COLUMNS).order_by() if named else ()
     return {str(job.uuid): job for job in known}
 
 
-def others_of(marks: Iterable[Any], jobs: dict[str, Job]) -> Iterable[Job]:
+def others_of(marks: Iterable[Mark], jobs: dict[str, Job]) -> Iterable[Job]:
     """The jobs of what the ledger has and no marker names."""
     wanted = {mark.job_id for mark in marks} - {job.pk for job in jobs.values()}
-    return Job.objects.filter(pk__in=wanted).only(*COLUMNS) if wanted else ()
+    return Job.objects.filter(pk__in=wanted).only(*COLUMNS).order_by() if wanted else ()
 
 
-def marks_of(scans: list[Scan], speaks: dict[str, Scan], things: list[Thing], jobs: dict[str, Job]) -> list[Any]:
-    """The ledger at these places as far as the scans say something about it, as tuples of MARK: what stands, and of the
+def marks_of(scans: list[Scan], speaks: dict[str, Scan], things: list[Thing], jobs: dict[str, Job]) -> list[Mark]:
+    """The ledger at these places as far as the scans say something about it, as tuples of Mark: what stands, and of the
     jobs that something was found of also what is said to be gone.
 
     A scan that does not list all of a share says nothing of the rest, of which there may be far more. A disk lies in
@@ -274,24 +277,27 @@ def marks_of(scans: list[Scan], speaks: dict[str, Scan], things: list[Thing], jo
     ledger = Footprint.objects.order_by().exclude(kind__in=("space", "lock"))
     here = [thing for thing in things if thing.place not in speaks]
     there = [thing for thing in things if thing.place in speaks]
-    # In queries each of which an index answers: in one, the whole ledger would be read. What the last one finds on
-    # shares of which no scan speaks is compared with nothing.
-    asked = [ledger.left().filter(hypervisor__in=hosts)] if hosts else []
-    asked += [of_found(ledger, here, jobs).filter(state="gone", hypervisor__in=hosts)] if here else []
-    asked += [ledger.left().filter(share__in=Share.objects.filter(source__in=whole))] if whole else []
-    asked += [of_found(ledger, there, jobs).exclude(share=None)] if there else []
-    marks = {mark.pk: mark for query in asked for mark in query.values_list(*MARK, named=True)}
+    # In queries each of which an index answers: in one, the whole ledger would be read. For the same reason those of
+    # jobs say nothing of places, by whose index a database would read all that ever lay there.
+    marks = marks_in(ledger.left().filter(hypervisor__in=hosts)) if hosts else {}
+    marks |= marks_in(ledger.left().filter(share__in=Share.objects.filter(source__in=whole))) if whole else {}
+    marks |= {key: mark for key, mark in of_found(ledger, here, jobs).items() if mark.hypervisor_id in hosts}
+    marks |= {key: mark for key, mark in of_found(ledger, there, jobs).items() if mark.share_id}
     return [marks[key] for key in sorted(marks)]
 
 
-def of_found(ledger: QuerySet[Footprint], things: list[Thing], jobs: dict[str, Job]) -> QuerySet[Footprint]:
+def of_found(ledger: QuerySet[Footprint], things: list[Thing], jobs: dict[str, Job]) -> dict[int, Mark]:
     """What the ledger has of the jobs and kinds of these things."""
     named = {thing.job for thing in things} | {found[1] for thing in things if (found := IN_FOLDER.match(thing.name))}
     keys = [jobs[uuid].pk for uuid in named if uuid in jobs]
-    return ledger.filter(job__in=keys, kind__in={thing.kind for thing in things})
+    return marks_in(ledger.filter(job__in=keys, kind__in={thing.kind for thing in things})) if keys else {}
 
 
-def entries_of(marks: list[Any], scans: list[Scan], jobs: dict[str, Job]) -> list[Entry]:
+def marks_in(ledger: QuerySet[Footprint]) -> dict[int, Mark]:
+    return {mark.pk: mark for mark in map(Mark._make, ledger.values_list(*Mark._fields))}
+
+
+def entries_of(marks: list[Mark], scans: list[Scan], jobs: dict[str, Job]) -> list[Entry]:
     """The rows of the ledger as the comparison takes them."""
     by_key = {job.pk: job for job in jobs.values()}
     plans.give(by_key[mark.job_id] for mark in marks if mark.kind in ("mount", "export"))
@@ -305,7 +311,7 @@ def entries_of(marks: list[Any], scans: list[Scan], jobs: dict[str, Job]) -> lis
     ]
 
 
-def entry(mark: Any, job: Job, place: str, now: dt.datetime) -> Entry:
+def entry(mark: Mark, job: Job, place: str, now: dt.datetime) -> Entry:
     return Entry(
         mark.kind,
         place,
@@ -321,18 +327,18 @@ def entry(mark: Any, job: Job, place: str, now: dt.datetime) -> Entry:
     )
 
 
-def recorded(mark: Any, job: Job) -> str:
+def recorded(mark: Mark, job: Job) -> str:
     """Its identity: measured, or for what has none but where it leads, as it was planned."""
     if mark.kind == "fence":
         return job.lv_uuid
     if mark.kind not in ("mount", "export"):
-        return str(mark.identity)
+        return mark.identity
     args = {step["name"]: step["args"] for step in (job.plan or {}).get("steps", ())}
     if mark.kind == "mount" and (planned := args.get("source_mount")):
         return f"{planned['address']}:{planned['export']}"
     if mark.kind == "export" and (planned := args.get("relay_export")):
         return str(planned["client"])
-    return str(mark.identity)
+    return mark.identity
 
 
 def at_work(job: Job) -> bool:
@@ -340,7 +346,7 @@ def at_work(job: Job) -> bool:
     return job.status in states.ACTIVE or job.status == "purging"
 
 
-def needed(job: Job, mark: Any = None, now: dt.datetime | None = None) -> str:
+def needed(job: Job, mark: Mark | None = None, now: dt.datetime | None = None) -> str:
     """Why something has to stay, as a sentence; empty when nothing needs it any more."""
     if at_work(job):
         return f"Migration {job.pk} is {job.words} and takes it away itself."

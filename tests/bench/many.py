@@ -345,6 +345,8 @@ class Alike:
         postgresql = connection.vendor == "postgresql"
         words = {"jsonb": "::jsonb" if postgresql else "", "false": "false" if postgresql else "0"}
         words["uuid"] = "j.uuid" if postgresql else DASHED
+        # About half of those that are kept are due.
+        words["due"] = "j.ended_at + interval '45 days'" if postgresql else "datetime(j.ended_at, '+45 days')"
         words |= {"runs": len(self.runs), "marks": len(LEDGER), "among": "WHERE j.id >= %s AND j.id < %s ORDER BY j.id"}
         execute(ARCHIVES.format(**words), [self.content, first, end], Archive)
         execute(RUNS.format(**words), [first, end], StepRun)
@@ -386,7 +388,7 @@ SELECT j.id * {marks} + m.key, j.id, m.kind, CASE m.kind WHEN 'backup' THEN NULL
     CASE j.outcome WHEN 'rolled back' THEN 'disk.rejected' ELSE 'disk.old' END ELSE m.kind || m.key END,
   '4711', j.source_size,
   CASE WHEN m.kind = 'backup' AND j.status IN ('done', 'rolled_back') THEN 'present' ELSE 'gone' END,
-  j.ended_at, j.ended_at
+  j.ended_at, {due}
 FROM jobs_job j CROSS JOIN alike_mark m {among}, m.key"""
 
 
