@@ -235,6 +235,10 @@ class Hypervisor(models.Model):
     retired_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    # Of `with_seen` only.
+    groups_seen: list["VolumeGroup"]
+    mounts_seen: list["Mount"]
+
     objects = HypervisorQuerySet.as_manager()
 
     class Meta:

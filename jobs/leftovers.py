@@ -306,7 +306,7 @@ def entries_of(marks: list[Mark], scans: list[Scan], jobs: dict[str, Job]) -> li
     shares = dict(Share.objects.filter(pk__in=on).values_list("pk", "source")) if on else {}
     now = timezone.now()
     return [
-        entry(mark, by_key[mark.job_id], shares.get(mark.share_id) or hosts.get(mark.hypervisor_id, ""), now)
+        entry(mark, by_key[mark.job_id], shares.get(mark.share_id or 0) or hosts.get(mark.hypervisor_id or 0, ""), now)
         for mark in marks
     ]
 
