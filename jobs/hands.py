@@ -24,7 +24,7 @@ from hosts.tasks import note
 from jobs.engine import states
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
-from jobs.engine.steps import DESTINATION, HYPERVISORS
+from jobs.engine.steps import DESTINATION, HYPERVISORS, hypervisor_role
 from jobs.journal import host_of
 from jobs.models import Job, Moved, sealing
 from volmig import incarnation, logs
@@ -150,7 +150,7 @@ class Hands:
         if state := incarnation.read_only():
             raise incarnation.ReadOnly(state.reason)
         silent = self.judge_all()
-        needed = set(HYPERVISORS) if self.job.status in UP else {on if on in HYPERVISORS else DESTINATION, DESTINATION}
+        needed = set(HYPERVISORS) if self.job.status in UP else {hypervisor_role(on), DESTINATION}
         for role in needed & silent.keys():
             raise silent[role]
 

@@ -9,7 +9,7 @@ from hosts.remote.hostctl import policy, verbs
 from hosts.remote.hostctl.policy import Objection
 from jobs.engine.facts import Facts
 from jobs.engine.plan import Migration, make
-from jobs.engine.steps import DESTINATION, INSTANCE, RELAY, SOURCE
+from jobs.engine.steps import DESTINATION, RELAY, SOURCE, hypervisor_role
 
 Call = tuple[str, str, dict[str, Any]]
 
@@ -43,7 +43,7 @@ def calls(migration: Migration, facts: Facts) -> Iterator[Call]:
         return
     for each in steps:
         if each.control != "openstack":
-            role = DESTINATION if each.step.on == INSTANCE else each.step.on
+            role = hypervisor_role(each.step.on)
             for verb in filter(None, (each.step.verb, each.step.undo)):
                 yield role, verb, each.shown()
 
