@@ -9,7 +9,9 @@ from typing import Any
 
 from hosts.remote.host import Answer, Request
 from jobs.engine import adoption
+from jobs.engine.evidence import Evidence
 from jobs.engine.plan import Unready
+from jobs.engine.steps import LIMITS, Task, names_of, task_of
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal
 from jobs.models import Job
@@ -38,7 +40,7 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
         return {"silent": f"libvirt on {job.destination} has to say how the instance is: {libvirt['silent']}"}
     seen = instance(job, nova, libvirt, reported)
     steps = adoption.done_through_nova(runs, seen)
-    return shown | {"runs": [recalled(job, step, direction, seen, reported) for step, direction in steps]}
+    return shown | {"runs": [recalled(job, task, direction, seen, reported) for task, direction in steps]}
 
 
 def instance(
@@ -79,20 +81,21 @@ def evidence_of(heard: Heard) -> dict[str, Any]:
     return {"silent": str(heard.error or answer.found or "it did not say why")}
 
 
-def measured(job: Job, reported: Sequence[Recalled]) -> dict[str, dict[str, Any]]:
+def measured(job: Job, reported: Sequence[Recalled]) -> Evidence:
     """By step, what its good attempts measured, as the journal and the hypervisors have it."""
     mine = {row.step: row.evidence for row in job.runs.filter(direction="do", result="done").order_by("pk")}
     good = [run for run in reported if (run["direction"], run["state"]) == ("do", "done")]
-    return mine | {run["step"]: run.get("evidence") or {} for run in good}
+    return Evidence(mine | {run["step"]: run.get("evidence") or {} for run in good})
 
 
 def swap_of(job: Job, reported: Sequence[Recalled]) -> dict[str, Any]:
     """The arguments of the last swap that was begun; empty when none was."""
-    mine = [row.args for row in job.runs.filter(step="swap", direction="do").exclude(result="refused").order_by("pk")]
+    runs = job.runs.for_task(Task.EXCHANGE).filter(direction="do").exclude(result="refused")
+    mine = [row.args for row in runs.order_by("pk")]
     theirs = [
         run.get("args") or {}
         for run in reported
-        if (run["step"], run["direction"]) == ("swap", "do") and run["state"] != "refused"
+        if (task_of(run["step"]), run["direction"]) == (Task.EXCHANGE, "do") and run["state"] != "refused"
     ]
     return dict([{}, *mine, *theirs][-1])
 
@@ -105,43 +108,44 @@ def state_request(job: Job, reported: Sequence[Recalled]) -> Request:
 
 
 def recalled(
-    job: Job, step: str, direction: str, seen: adoption.Instance, reported: Sequence[Recalled]
+    job: Job, task: Task, direction: str, seen: adoption.Instance, reported: Sequence[Recalled]
 ) -> dict[str, Any]:
     """One step as a hypervisor would recall it; an attempt that was begun and has no end is this one."""
+    (step,) = names_of(task)
     rows = [row for row in job.runs.all() if (row.step, row.direction) == (step, direction)]
     unended = [row for row in rows if row.ended_at is None]
     attempt = unended[-1].attempt if unended else max((row.attempt for row in rows), default=0) + 1
-    evidence = evidence_for(step, direction, seen, swap_of(job, reported))
+    evidence = evidence_for(task, direction, seen, swap_of(job, reported))
     if unended and "was" in unended[-1].evidence:  # it was written down before Nova was asked
         evidence["was"] = unended[-1].evidence["was"]
     run = {"step": step, "direction": direction, "attempt": attempt, "state": "done", "args": {}, "evidence": evidence}
-    return run | place(step, direction, reported)
+    return run | place(task, direction, reported)
 
 
-def evidence_for(step: str, direction: str, seen: adoption.Instance, swap: Mapping[str, Any]) -> dict[str, Any]:
+def evidence_for(task: Task, direction: str, seen: adoption.Instance, swap: Mapping[str, Any]) -> dict[str, Any]:
     """What the steps that follow, and a rollback, need to know of one that was done through Nova."""
-    request = seen.request(step, direction)
+    request = seen.request(task, direction)
     known: dict[str, Any] = {"adopted": True, "already": not request, **({"request": request} if request else {})}
-    if (step, direction) == ("lock", "do"):
+    if (task, direction) == (Task.LOCK, "do"):
         return known | {"prevents": True}
-    if (step, direction) == ("stop", "do"):  # the swap was given what the stop had measured
+    if (task, direction) == (Task.STOP, "do"):  # the swap was given what the stop had measured
         return known | {"was": "running" if request else "shut off", "live": swap.get("live") or {}}
-    if (step, direction) == ("start", "do"):
+    if (task, direction) == (Task.START, "do"):
         return known | {"state": "running"}
     return known
 
 
 # In thousandths of a second from it.
-BESIDE_SWAP = {("lock", "do"): -2, ("stop", "do"): -1, ("start", "do"): 1}
-BESIDE_RETURN = {("start", "undo"): -1, ("stop", "undo"): 1, ("lock", "undo"): 2}
+BESIDE_SWAP = {(Task.LOCK, "do"): -2, (Task.STOP, "do"): -1, (Task.START, "do"): 1}
+BESIDE_RETURN = {(Task.START, "undo"): -1, (Task.STOP, "undo"): 1, (Task.LOCK, "undo"): 2}
 
 
-def place(step: str, direction: str, reported: Sequence[Recalled]) -> dict[str, Any]:
+def place(task: Task, direction: str, reported: Sequence[Recalled]) -> dict[str, Any]:
     """Its place (fence, claim, at) among what hypervisors recall: beside the exchange of the disks, or at the end."""
     exchange, offset = (
-        ("do", BESIDE_SWAP[key]) if (key := (step, direction)) in BESIDE_SWAP else ("undo", BESIDE_RETURN[key])
+        ("do", BESIDE_SWAP[key]) if (key := (task, direction)) in BESIDE_SWAP else ("undo", BESIDE_RETURN[key])
     )
-    swaps = [run for run in reported if (run["step"], run["direction"]) == ("swap", exchange)]
+    swaps = [run for run in reported if (task_of(run["step"]), run["direction"]) == (Task.EXCHANGE, exchange)]
     if swaps:
         beside = swaps[-1]
     else:
@@ -155,7 +159,7 @@ def arguments(journal: Journal, run: Recalled) -> dict[str, Any]:
     """What the step was asked with, as far as the plan and what is entered by now give it."""
     planned, known = journal.planned[run["step"]], journal.evidence()
     try:
-        args = planned.filled({**known, "limits": {"rate": 0}})
+        args = planned.filled({**known, LIMITS: {"rate": 0}})
     except Unready:  # the swap that it rests on is not known to have measured that
         return {}
     return args if run["direction"] == "do" else {**args, "made": known.get(run["step"], {})}

@@ -18,6 +18,7 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from jobs.engine.checks import SKEW
 from jobs.engine.condition import TROUBLE, Condition, Down
+from jobs.engine.steps import Task, names_of
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet
@@ -35,7 +36,7 @@ IN_QUARANTINE = ~Q(quarantined_at=None)
 WRONG_CLOCK = Q(clock_off__gt=SKEW) | Q(clock_off__lt=-SKEW)
 TROUBLED = Q(wait_kind__in=(*TROUBLE, "fault")) & ~Q(waiting_for="")
 WATCHED = ~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED
-CLOCK_STEPS = ("stop", "start")  # whose runs say since when an instance is down
+CLOCK_STEPS = names_of(Task.STOP, Task.START)  # whose runs say since when an instance is down
 # Of more migrations at work than FEW conditions are not computed for each page anew, but for all pages of this process.
 FEW, SECONDS = 20, 2.0
 UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan

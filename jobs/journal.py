@@ -12,16 +12,15 @@ from django.utils import timezone
 
 from hosts.models import Share
 from hosts.remote.host import Answer
+from jobs.engine.evidence import Evidence
 from jobs.engine.plan import Planned
-from jobs.engine.steps import HYPERVISORS, NAMED, Step, hypervisor_role
+from jobs.engine.steps import HYPERVISORS, NAMED, Artifact, Step, Task, hypervisor_role
 from jobs.models import Job, Moved, StepRun
 from jobs.models.backup import is_count
 from volmig import incarnation
 from volmig.record.models import Event
 
 log = logging.getLogger(__name__)
-IDENTITIES = ("lv_uuid", "fs_uuid", "backup_inode", "inode", "holder_unit")
-RESERVATIONS = {"relay_lv": "hypervisor", "stage": "share"}
 
 
 def note(run: StepRun, what: str) -> None:
@@ -43,10 +42,11 @@ class Journal:
     def runs(self, step: str, direction: str) -> list[StepRun]:
         return [run for run in self.rows if (run.step, run.direction, run.lap) == (step, direction, self.lap)]
 
-    def evidence(self) -> dict[str, dict[str, Any]]:
+    def evidence(self) -> Evidence:
         """What the last good attempt at each step measured."""
         good = ("do", "done", self.lap)
-        return {run.step: run.evidence for run in self.rows if (run.direction, run.result, run.lap) == good}
+        rows = (run for run in self.rows if (run.direction, run.result, run.lap) == good)
+        return Evidence({run.step: run.evidence for run in rows})
 
     def boot_id(self, hypervisor: str) -> str:
         """The boot of the hypervisor that answered last."""
@@ -214,41 +214,44 @@ class Journal:
         """Enter in the ledger what a step may leave, or its undo: a swap that is undone leaves the rejected disk."""
         if direction == "do":
             self._expect(planned, planned.leaves)
-        elif planned.step.name == "swap":
+        elif planned.step.task is Task.EXCHANGE:
             self._expect(planned, rejected(planned))
 
     def _expect(self, planned: Planned, name: str) -> None:
         """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""
-        if planned.step.leaves:
-            place = (
-                {"share": share(self.job)}
-                if planned.step.where == "share"
-                else {"hypervisor": host_of(self.job, planned.step.on)}
-            )
-            mark, _ = self.job.footprints.get_or_create(kind=planned.step.leaves, name=name, defaults=place)
+        if artifact := planned.step.artifact:
+            on = planned.step.on
+            place = {"share": share(self.job)} if artifact.on_share else {"hypervisor": host_of(self.job, on)}
+            mark, _ = self.job.footprints.get_or_create(kind=artifact.kind, name=name, defaults=place)
             if mark.state == "gone":
                 self.job.footprints.filter(pk=mark.pk).mark(mark.kind, "reserved", identity="")
 
     def _made(self, step: Step, run: StepRun) -> None:
         ledger = self.job.footprints
-        if step.leaves:
-            identity = next((str(run.evidence[key]) for key in IDENTITIES if key in run.evidence), "")
-            held = {"bytes": bytes_in(run, "backup_bytes")} if step.leaves == "backup" else {}
-            ledger.filter(name=self.planned[step.name].leaves).mark(step.leaves, "present", identity=identity, **held)
-        if step.name in RESERVATIONS:
-            ledger.filter(**{f"{RESERVATIONS[step.name]}__isnull": False}).mark("space", "gone")
-        if step.name == "purge":
+        if step.artifact:
+            self._keep(step.artifact, self.planned[step.name].leaves, run)
+        if step.task is Task.PURGE:
             ledger.mark("backup", "gone")
         for other in self.planned.values():
             if other.step.torn_by == step.name and other.step.leaves:
                 ledger.filter(name=other.leaves).mark(other.step.leaves, "gone")
+
+    def _keep(self, artifact: Artifact, name: str, run: StepRun) -> None:
+        """It is there, with the identity that the step measured; it takes the space that was kept free for it."""
+        ledger = self.job.footprints
+        held = {"bytes": bytes_in(run, artifact.bytes)} if artifact.bytes else {}
+        identity = str(run.evidence.get(artifact.identity, ""))
+        ledger.filter(name=name).mark(artifact.kind, "present", identity=identity, **held)
+        if artifact.reserves:
+            kept_free = ledger.exclude(share=None) if artifact.on_share else ledger.exclude(hypervisor=None)
+            kept_free.mark("space", "gone")
 
     def _took_away(self, step: Step, run: StepRun) -> None:
         if not step.leaves:
             return
         ledger, planned = self.job.footprints, self.planned[step.name]
         ledger.filter(name=planned.leaves).mark(step.leaves, "gone")
-        if step.name == "swap":
+        if step.task is Task.EXCHANGE:
             # Swapping back deletes nothing: the new disk now lies where the old one did, under another name.
             inode, held = run.evidence.get("rejected_inode"), bytes_in(run, "rejected_bytes")
             found = {"state": "present", "identity": str(inode), "bytes": held} if inode else {"state": "gone"}

@@ -8,6 +8,7 @@ from hosts.models import Hypervisor, Scan
 from hosts.remote.host import HostError, Request
 from hosts.tasks import scan_soon
 from jobs.engine import leftovers, runner
+from jobs.engine.steps import Task, task_of
 from jobs.hands import Hands
 from jobs.journal import Journal
 from jobs.leftovers import Row, rows
@@ -20,7 +21,7 @@ def take_away(job: Job, hands: Hands) -> runner.Wait | None:
     """Work on every open wish in the order of undoing, memories last; what one has to wait for, or None."""
     wishes = list(job.removals.open().select_related("hypervisor__team"))
     order = {each.step.name: number for number, each in enumerate(job.planned().steps)} if wishes else {}
-    for wish in sorted(wishes, key=lambda wish: (wish.step.startswith("forget"), -order.get(wish.step, 0))):
+    for wish in sorted(wishes, key=lambda wish: (task_of(wish.step) is Task.FORGET, -order.get(wish.step, 0))):
         if wait := take_one_away(job, wish, hands):
             return wait
     if wishes:
@@ -89,7 +90,7 @@ def undo(job: Job, step: str, wish: Removal, hands: Hands, since: dt.datetime | 
     journal.resumed_at = since
     more = leftovers.bound(wish.kind, wish.identity)
     made = {**journal.evidence().get(step, {}), **more.pop("made", {})}
-    if step == "source_fence":
+    if steps[step].step.task is Task.FENCE:
         made["lv_uuid"] = job.lv_uuid
     extra = {step: {"made": made, **more}} if made or more else {}
     return runner.remove(steps[step], journal, hands, timezone.now, wish.after, extra)
@@ -97,7 +98,7 @@ def undo(job: Job, step: str, wish: Removal, hands: Hands, since: dt.datetime | 
 
 def forget(job: Job, wish: Removal, hands: Hands) -> runner.Wait | None:
     """What the hypervisor remembers of this very removal goes too, unless more of the job is there or about to go."""
-    step = f"forget_{role_of(job, wish.hypervisor)}"
+    step = leftovers.step_for("memory", "", role_of(job, wish.hypervisor))
     more = job.removals.open().filter(hypervisor=wish.hypervisor).exclude(pk=wish.pk)
     if wish.step == step or more.exists():
         return None

@@ -9,6 +9,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from jobs.engine import consent, windows
+from jobs.engine.steps import Task
 from jobs.models import Approval, StepRun
 from volmig.record.models import Event
 from volmig.templatetags.units import size, spoken
@@ -128,13 +129,13 @@ class Review:
         return [line["text"] if isinstance(line, dict) else str(line) for line in self.bound.get("commands", [])]
 
     @cached_property
-    def runs(self) -> dict[str, StepRun]:
-        """The last good run of each step."""
-        return {run.step: run for run in self.job.runs.filter(direction="do", result="done").order_by("pk")}
+    def runs(self) -> dict[Task | None, StepRun]:
+        """The last good run of the step of each task."""
+        return {run.task: run for run in self.job.runs.filter(direction="do", result="done").order_by("pk")}
 
-    def evidence(self, step: str) -> dict[str, Any]:
-        """What a step measured; empty when it did not end well."""
-        return self.runs[step].evidence if step in self.runs else {}
+    def evidence(self, task: Task) -> dict[str, Any]:
+        """What the step of a task measured; empty when it did not end well."""
+        return self.runs[task].evidence if task in self.runs else {}
 
     @property
     def rows(self) -> list[Row]:
@@ -172,16 +173,16 @@ class Review:
 
     def compared(self) -> Proof:
         """qemu-img compare of the volume with the copy."""
-        if not self.evidence("compare"):
+        if not self.evidence(Task.COMPARE):
             return Proof(False, "No comparison with the source volume is on record.")
-        took = spoken(self.runs["compare"].seconds)
+        took = spoken(self.runs[Task.COMPARE].seconds)
         volume, whole = f"{self.job.source_vg}/{self.job.source_lv}", f"{self.job.source_size:,}".replace(",", "\u202f")
         return Proof(True, f"Block by block equal to {volume}: {whole} bytes compared in {took}.")
 
     def hashed(self) -> Proof:
         """The hash before the comparison, the one on the relay, and the one read back from the filer."""
-        steps = ("seal", "stage", "stage_verify")
-        sealed, made, read = (self.evidence(step).get("sha256") for step in steps)
+        tasks = (Task.HASH, Task.DELIVER, Task.VERIFY)
+        sealed, made, read = (self.evidence(task).get("sha256") for task in tasks)
         if not made or not made == sealed == read:
             return Proof(False, "The staged image, as read back from the share, is not known to be the compared one.")
         words = "Same hash before the comparison, when written by the relay, and when read back on the destination:"
@@ -189,7 +190,7 @@ class Review:
 
     def quiet(self) -> Proof:
         """Write counters at the fence and after the comparison."""
-        fence, compare = self.evidence("source_fence"), self.evidence("compare")
+        fence, compare = self.evidence(Task.FENCE), self.evidence(Task.COMPARE)
         if not fence or "writes" not in compare:
             return Proof(False, "No count of writes to the source volume is on record.")
         if fence.get("writes") != compare["writes"]:

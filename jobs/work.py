@@ -17,7 +17,7 @@ from hosts.remote.instances import HARMLESS, foreign, told
 from jobs.engine import checks, consent, plan, runner, states
 from jobs.engine.facts import Destination, Facts, Nova, Relay, Source, read
 from jobs.engine.plan import MIB, Planned
-from jobs.engine.steps import HYPERVISORS, TABLE
+from jobs.engine.steps import HYPERVISORS, TABLE, Range, Task, task_of
 from jobs.hands import Hands, Heard
 from jobs.journal import Journal, host_of
 from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
@@ -312,12 +312,12 @@ class Work:
 
     def _swap(self) -> None:
         job = self.job
-        if job.cancel_requested_at and not runner.begun("start", self._journal()):
+        if job.cancel_requested_at and not runner.begun(Task.START, self._journal()):
             return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
         if self._is_late():
             why = "The window closed before the instance was shut down, so it was not."
             return job.go("failed", outcome="failed", outcome_reason=why)
-        if not runner.begun("stop", self._journal()) and self._waits_for_hostctl():
+        if not runner.begun(Task.STOP, self._journal()) and self._waits_for_hostctl():
             return None
         outcome = self._advance("B")
         if isinstance(outcome, runner.Finished):
@@ -331,7 +331,7 @@ class Work:
 
     def _is_late(self) -> bool:
         """Whether a worker came so late that the swap would outlast its window; once the stop began it goes through."""
-        return not runner.begun("stop", self._journal()) and bool(self.job.why_wait()[0])
+        return not runner.begun(Task.STOP, self._journal()) and bool(self.job.why_wait()[0])
 
     def _acted_upon(self) -> list[str]:
         """What others had Nova do since the approval, in words."""
@@ -402,9 +402,10 @@ class Work:
         if not self._locked_again():
             return
         job = self.job
-        steps = job.planned().phase("A", "B")
+        made = job.planned()
         untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
-        if self._take_back(steps, {"swap": {"untouched": untouched}}):
+        extra = {made.one(Task.EXCHANGE).step.name: {"untouched": untouched}}
+        if self._take_back(made.phase("A", "B"), extra):
             self._arrive("rolled_back", "rolled_back", "has its old disk again")
 
     @transaction.atomic
@@ -419,7 +420,7 @@ class Work:
 
     def _locked_again(self) -> bool:
         """On trial it may have been unlocked: nobody else is to start the instance between its stop and the rename."""
-        lock = next(each for each in self.job.planned().steps if each.step.name == "lock")
+        lock = self.job.planned().one(Task.LOCK)
         outcome = runner.restore(lock, self._journal(), self.hands, timezone.now)
         self._rest(outcome)
         return isinstance(outcome, runner.Finished)
@@ -442,7 +443,7 @@ class Work:
         return True
 
     def _forgets(self) -> tuple[Planned, ...]:
-        return tuple(each for each in self.job.planned().phase("C") if each.step.verb == "forget")
+        return tuple(each for each in self.job.planned().phase("C") if each.step.task is Task.FORGET)
 
     def _ended(self) -> None:
         """After the end the kept disk is rehearsed when asked for, minded, and purged by its own approval."""
@@ -466,7 +467,7 @@ class Work:
                 return False
             if isinstance(outcome, runner.Failed | runner.Halt):
                 trouble.append(outcome.sentence)
-        rehearsal.end(journal.evidence().get("rehearse"), " ".join(trouble))
+        rehearsal.end(journal.evidence().of(Task.REHEARSE), " ".join(trouble))
         job.put(waiting_for="")
         return True
 
@@ -654,9 +655,10 @@ def safe_to_go_back(failed: runner.Failed) -> bool:
     Before the start nothing can have been; at the start only hostctl knows whether the guest ever ran.
     """
     said = failed.error.get("evidence") or {}
-    if failed.step == "start":
+    task = task_of(failed.step)
+    if task is Task.START:
         return said.get("ever_ran") is False or failed.error.get("touched") is False
-    return failed.step in ("lock", "stop") or failed.error.get("touched") is False
+    return task in (Task.LOCK, Task.STOP) or failed.error.get("touched") is False
 
 
 def why_back(rollback: Approval) -> str:
@@ -717,14 +719,14 @@ def listed(numbers: Any) -> str:
     return " and ".join(str(number) for number in numbers)
 
 
-def measured(job: Job) -> dict[str, plan.Range]:
+def measured(job: Job) -> dict[str, Range]:
     """Bytes per second (slow, usual, fast) of the passes of earlier jobs between the same machines."""
     between = Q(job__source=job.source, job__relay=job.relay, job__destination=job.destination)
     rates = {}
     for each in TABLE:
-        if each.work:
+        if each.throughput:
             runs = StepRun.objects.filter(between, step=each.name, direction="do", result="done", bytes_total__gt=0)
             speeds = sorted(run.bytes_total / max(run.seconds, 0.5) for run in runs.order_by("-pk")[:20])
             if len(speeds) >= 3:
-                rates[each.work] = (speeds[0], speeds[len(speeds) // 2], speeds[-1])
+                rates[each.throughput.name] = (speeds[0], speeds[len(speeds) // 2], speeds[-1])
     return rates

@@ -157,7 +157,7 @@ BUGS = [
     Bug(
         "a cancel amid the swap is not heard",
         WORK,
-        'if job.cancel_requested_at and not runner.begun("start", self._journal()):',
+        "if job.cancel_requested_at and not runner.begun(Task.START, self._journal()):",
         "if False:",
         "tests/jobs/test_through_nova.py::test_a_credential_that_is_taken_away_in_mid_swap_halts_and_says_so",
     ),

@@ -158,9 +158,9 @@ class Said:
         """What this very attempt has measured."""
         return {**(self.request.known.get("this") or {}), **self.evidence}
 
-    def of(self, step: str) -> Document:
-        """What the job has measured at a step."""
-        return dict(self.request.known.get(step) or {})
+    def of(self, what: str) -> Document:
+        """What the job measured when the instance was stopped, the disks were exchanged, or the copy was verified."""
+        return dict(self.request.known.get(what) or {})
 
     @property
     def waited(self) -> float:
@@ -348,7 +348,7 @@ class Control:
 
     def _was(self, said: Said, rows: list[Document]) -> str:
         """How this job's own stop found it."""
-        known = said.this.get("was") or said.of("stop").get("was")
+        known = said.this.get("was") or said.of("stopped").get("was")
         return str(known or ("running" if self._recalled(said, rows, "stop") else "shut off"))
 
     def _deadline(self, said: Said) -> float:
@@ -401,11 +401,11 @@ class Control:
 
     def _ever_ran(self, said: Said) -> bool:
         """Whether the guest may have written to the new disk: libvirt's own log and the file's own times say no."""
-        seen, swapped = self._libvirt(said), said.of("swap").get("swapped_at")
+        seen, swapped = self._libvirt(said), said.of("exchanged").get("swapped_at")
         if seen["state"] != "shut off" or seen["runs"] is None or swapped is None or not seen["live"]:
             return True
         runs = [run for run in seen["runs"] if run["at"] >= float(swapped) - 1 and run["ended"] != "failed"]
-        stage = said.of("stage_verify")
+        stage = said.of("verified")
         same = all(seen["live"][name] == stage.get(name) for name in ("inode", "file_size", "mtime_ns"))
         return bool(runs) or not same
 

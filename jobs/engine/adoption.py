@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.engine.steps import NAMED
+from jobs.engine.evidence import Evidence
+from jobs.engine.steps import NAMED, Task, begins_copy, ends_copy, task_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Known:
     @property
     def key(self) -> tuple[str, str, int]:
         return self.step, self.direction, self.attempt
+
+    @property
+    def task(self) -> Task | None:
+        return task_of(self.step)
 
     @property
     def is_done(self) -> bool:
@@ -57,10 +62,10 @@ def verdict(was: str, runs: Sequence[Known]) -> Verdict:
     No decision from before counts: an approval is asked for again, a start, a confirmation or a cancellation is for a
     person to repeat. What needs no decision is finished: an undo, a rollback before the instance ran on the new disk.
     """
-    ended, outcome = ("rolled_back", "rolled back") if _good(runs, "swap", "undo") else ("done", "done")
-    if _good(runs, "purge"):
+    ended, outcome = ("rolled_back", "rolled back") if _good(runs, Task.EXCHANGE, "undo") else ("done", "done")
+    if _good(runs, Task.PURGE):
         return Verdict("purging", "The kept disk was purged; the rest of that is finished.", outcome)
-    if _begun(runs, "purge"):
+    if _begun(runs, Task.PURGE):
         return Verdict(ended, "A purge was begun and did not end well. It needs a new approval.", outcome)
     if was in ("done", "rolled_back", "purged"):
         return Verdict(was, "It has ended, and its hosts say nothing else.")
@@ -71,18 +76,18 @@ def verdict(was: str, runs: Sequence[Known]) -> Verdict:
 
 def _swapped(was: str, runs: Sequence[Known]) -> Verdict:
     """From the lock on."""
-    back = any(_begun(runs, step, "undo") for step in ("start", "swap", "stop", "lock"))
-    ran = _begun(runs, "start")
-    if back and ran and _good(runs, "swap") and not _good(runs, "swap", "undo"):
+    back = any(_begun(runs, task, "undo") for task in (Task.START, Task.EXCHANGE, Task.STOP, Task.LOCK))
+    ran = _begun(runs, Task.START)
+    if back and ran and _good(runs, Task.EXCHANGE) and not _good(runs, Task.EXCHANGE, "undo"):
         said = "A rollback was under way, and the instance had run on its new disk. It needs a new approval."
         return Verdict("on_trial", said, asks="rollback")
     if back:
         return Verdict("rolling_back", "A rollback was under way; it is finished.", outcome="rolled back")
-    if _good(runs, "start"):
+    if _good(runs, Task.START):
         return Verdict("on_trial", "The instance runs on its new disk. A person confirms, or asks for a rollback.")
     if ran:
         return Verdict("swapping", "The start on the new disk was begun; it is seen through.")
-    if any(_begun(runs, step) for step in ("lock", "stop", "swap")):
+    if any(_begun(runs, task) for task in (Task.LOCK, Task.STOP, Task.EXCHANGE)):
         said = "The swap was under way and the instance never ran on its new disk. It gets its old disk back."
         return Verdict("rolling_back", said, outcome="rolled back")
     return _prepared(was, runs)
@@ -96,7 +101,7 @@ def _prepared(was: str, runs: Sequence[Known]) -> Verdict:
     if was == "undoing" and copied:
         return Verdict("undoing", "It was to be undone; that is finished.", outcome="cancelled")
     if copied:
-        if _good(runs, "relay_erase"):
+        if _copied(runs):
             return Verdict("preparing", "The copy was verified; the swap needs a new approval.")
         return Verdict("preparing", "The copy was under way; it goes on, and the swap needs a new approval.")
     if was in ("checking", "planned"):
@@ -129,58 +134,59 @@ class Instance:
         """The last of these that was done; empty when none was."""
         return next((what for what, _ in reversed(self.acts) if what in names), "")
 
-    def request(self, step: str, direction: str) -> str:
+    def request(self, task: Task, direction: str) -> str:
         """The request ID of what a step asked Nova for; a rollback stops and starts once more after the swap did."""
-        found = [request for what, request in self.acts if what == ASKED_OF_NOVA[step, direction]]
+        found = [request for what, request in self.acts if what == ASKED_OF_NOVA[task, direction]]
         return (found[-1] if direction == "undo" else found[0]) if found else ""
 
 
-ASKED_OF_NOVA: Mapping[tuple[str, str], str] = {
-    ("lock", "do"): "lock",
-    ("stop", "do"): "stop",
-    ("start", "do"): "start",
-    ("start", "undo"): "stop",
-    ("stop", "undo"): "start",
-    ("lock", "undo"): "unlock",
+# By what a step is for, and its direction: the action of Nova.
+ASKED_OF_NOVA: Mapping[tuple[Task, str], str] = {
+    (Task.LOCK, "do"): "lock",
+    (Task.STOP, "do"): "stop",
+    (Task.START, "do"): "start",
+    (Task.START, "undo"): "stop",
+    (Task.STOP, "undo"): "start",
+    (Task.LOCK, "undo"): "unlock",
 }
 
 
-def done_through_nova(runs: Sequence[Known], seen: Instance) -> list[tuple[str, str]]:
-    """The steps (step, direction) that Nova was asked for and that were carried out, as far as `runs` lack them.
+def done_through_nova(runs: Sequence[Known], seen: Instance) -> list[tuple[Task, str]]:
+    """The steps (task, direction) that Nova was asked for and that were carried out, as far as `runs` lack them.
 
     Nova keeps no memory of steps. But the disks are only exchanged while the instance is locked and shut off, in either
     direction, which hypervisors remember; the lock carries the migration's name; and libvirt and the file of the disk
     show whether a guest has run on it. What cannot be inferred is left to the engine, whose verbs begin by looking.
     """
-    swapped, back = _begun(runs, "swap"), _begun(runs, "swap", "undo")
-    returned = _good(runs, "swap", "undo") or not swapped
+    swapped, back = _begun(runs, Task.EXCHANGE), _begun(runs, Task.EXCHANGE, "undo")
+    returned = _good(runs, Task.EXCHANGE, "undo") or not swapped
     stopped = seen.off and seen.last("stop", "start") == "stop"
-    found = []
+    found: list[tuple[Task, str]] = []
     if swapped or seen.locked:
-        found.append(("lock", "do"))
+        found.append((Task.LOCK, "do"))
     if swapped or (seen.locked and stopped):
-        found.append(("stop", "do"))
-    if _good(runs, "swap") and not returned and seen.ran:
-        found.append(("start", "do"))
-    if (_begun(runs, "start") or ("start", "do") in found) and (back or stopped):
-        found.append(("start", "undo"))
+        found.append((Task.STOP, "do"))
+    if _good(runs, Task.EXCHANGE) and not returned and seen.ran:
+        found.append((Task.START, "do"))
+    if (_begun(runs, Task.START) or (Task.START, "do") in found) and (back or stopped):
+        found.append((Task.START, "undo"))
     if returned and not seen.locked and seen.last("lock", "unlock") == "unlock":
-        undone = [step for step in ("stop", "lock") if _begun(runs, step) or (step, "do") in found]
-        found += [(step, "undo") for step in undone]
+        undone = [task for task in (Task.STOP, Task.LOCK) if _begun(runs, task) or (task, "do") in found]
+        found += [(task, "undo") for task in undone]
     return [each for each in found if not _good(runs, *each)]
 
 
-def ran_on_new_disk(libvirt: Mapping[str, Any], evidence: Mapping[str, Mapping[str, Any]]) -> bool:
+def ran_on_new_disk(libvirt: Mapping[str, Any], evidence: Evidence) -> bool:
     """Whether a guest may have run on the disk that the swap put in place; `libvirt` is an answer to instance_state.
 
     `evidence` is that of the good steps, by name. Only libvirt's own log, together with the file's times, says no: as
     for a start that failed (hosts.remote.instances).
     """
-    swapped_at, live = (evidence.get("swap") or {}).get("swapped_at"), libvirt.get("live")
+    swapped_at, live = evidence.of(Task.EXCHANGE).get("swapped_at"), libvirt.get("live")
     if libvirt.get("state") != "shut off" or libvirt.get("runs") is None or swapped_at is None or not live:
         return True
     later = [run for run in libvirt["runs"] if run["at"] >= float(swapped_at) - 1 and run["ended"] != "failed"]
-    stage = evidence.get("stage_verify") or {}
+    stage = evidence.of(Task.VERIFY)
     return bool(later) or any(live[name] != stage.get(name) for name in ("inode", "file_size", "mtime_ns"))
 
 
@@ -193,12 +199,12 @@ def by_hand(job: str, runs: Sequence[Known], *, destination: str, ended: bool) -
     `runs` are in order and of its last lap; `ended` when every hypervisor has removed its working data. volmig itself
     does nothing about it: it knows neither who approved it nor what was wished for since.
     """
-    returned = _good(runs, "swap", "undo")
-    if _good(runs, "purge"):
+    returned = _good(runs, Task.EXCHANGE, "undo")
+    if _good(runs, Task.PURGE):
         return "The disk that it kept was purged. Nothing is left to do."
-    if _begun(runs, "swap") and not returned:
+    if _begun(runs, Task.EXCHANGE) and not returned:
         return _swapped_by_hand(job, runs, destination)
-    if _begun(runs, "stop") or returned:
+    if _begun(runs, Task.STOP) or returned:
         if ended:
             return "It ended with the instance on its old disk. Nothing has to be done."
         return (
@@ -225,7 +231,7 @@ def in_doubt(runs: Sequence[Known], silent: Sequence[str]) -> str:
             f"Not known yet: {', '.join(silent)} {has} not said what {it} did. {careful} "
             f"Compare again when {it} can be reached."
         )
-    if _good(runs, "relay_erase"):
+    if _copied(runs):
         said = "Not known: the copy was finished, and its destination is none of the hypervisors that were asked."
         return f"{said} {careful} Find out where the instance is, and register that hypervisor."
     return ""
@@ -240,20 +246,21 @@ def _swapped_by_hand(job: str, runs: Sequence[Known], destination: str) -> str:
         f"To go back to the old disk, shut the instance off, run volmig-hostctl rollback {job} on {destination}, then "
         "start it. What was written to the new disk is then not on it."
     )
-    if _good(runs, "start") and not _begun(runs, "start", "undo"):
+    if _good(runs, Task.START) and not _begun(runs, Task.START, "undo"):
         return f"The instance was started on its new disk. Leave it running unless its data is wrong. {back}"
-    if not _begun(runs, "stop"):  # hypervisors remember neither stop nor start: Nova was asked
+    if not _begun(runs, Task.STOP):  # hypervisors remember neither stop nor start: Nova was asked
         return f"The disks were exchanged. See in Nova whether the instance runs and is unlocked. {back}"
     return f"The instance may be down. The exchange of its disks was begun: see first whether it runs. {back}"
 
 
 def laps(runs: Iterable[Known]) -> list[tuple[int, Known]]:
-    """Each attempt with its lap: a temporary volume that is made again, after it was made, begins another copy."""
+    """Each attempt with its lap: the first step of a copy, when it is done again, begins another copy."""
     lap, made, found = 1, False, []
     for run in runs:
-        if (run.step, run.direction) == ("relay_lv", "do") and made:
+        begins = begins_copy(run.step) and run.direction == "do"
+        if begins and made:
             lap, made = lap + 1, False
-        made = made or ((run.step, run.direction) == ("relay_lv", "do") and run.state == "done")
+        made = made or (begins and run.state == "done")
         found.append((lap, run))
     return found
 
@@ -277,9 +284,14 @@ def known_of(run: Mapping[str, Any]) -> Known:
     )
 
 
-def _begun(runs: Iterable[Known], step: str, direction: str = "do") -> bool:
-    return any((run.step, run.direction) == (step, direction) and run.has_begun for run in runs)
+def _begun(runs: Iterable[Known], task: Task, direction: str = "do") -> bool:
+    return any((run.task, run.direction) == (task, direction) and run.has_begun for run in runs)
 
 
-def _good(runs: Iterable[Known], step: str, direction: str = "do") -> bool:
-    return any((run.step, run.direction) == (step, direction) and run.is_done for run in runs)
+def _good(runs: Iterable[Known], task: Task, direction: str = "do") -> bool:
+    return any((run.task, run.direction) == (task, direction) and run.is_done for run in runs)
+
+
+def _copied(runs: Iterable[Known]) -> bool:
+    """Whether the copy was finished and verified."""
+    return any(ends_copy(run.step) and run.direction == "do" and run.is_done for run in runs)

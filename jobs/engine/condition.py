@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from jobs.engine import states
-from jobs.engine.plan import Range as Range
 from jobs.engine.steps import NAMED
+from jobs.engine.steps import Range as Range
 
 Tone = Literal["bad", "warn", "wait", "ask", "run", "good", "flat"]
 FRESH: Final = timedelta(seconds=10)  # figures of this age prove that their hypervisor is there

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hosts.remote.instances import HARMLESS, told
+from jobs.engine.evidence import Evidence
 from jobs.engine.facts import Facts, Nova, Source
 from jobs.engine.plan import Migration, Plan
+from jobs.engine.steps import Task
 
 MAY_BE = ("running", "shut off")
 NOVA_MAY_BE = ("ACTIVE", "SHUTOFF")
@@ -43,14 +45,12 @@ def why_void(changes: list[str]) -> str:
     return "What was approved is no longer true."
 
 
-def swap(
-    migration: Migration, facts: Facts, plan: Plan, evidence: Mapping[str, Mapping[str, Any]], hostctl: str
-) -> dict[str, Any]:
+def swap(migration: Migration, facts: Facts, plan: Plan, evidence: Evidence, hostctl: str) -> dict[str, Any]:
     """Everything a consent to the swap stands on; all of it holds while the instance still runs."""
     return {
         "job": migration.job,
         "source": {"volume": f"{migration.source_vg}/{migration.source_lv}", **_volume(facts.source)},
-        "stage": {key: evidence["stage_verify"].get(key) for key in ("sha256", "inode", "file_size")},
+        "stage": {key: evidence.one(Task.VERIFY).get(key) for key in ("sha256", "inode", "file_size")},
         "live": _live(facts),
         "instance": _instance(migration, facts),
         "commands": plan.texts("B"),
@@ -58,13 +58,13 @@ def swap(
     }
 
 
-def stale(facts: Facts, evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stale(facts: Facts, evidence: Evidence) -> list[str]:
     """What makes the verified copy worthless: it is not the file that was read back, or the source was written to."""
     volume = facts.source.volume if facts.source else None
     stage = facts.destination.stage if facts.destination else None
     parts = (
-        ("stage", evidence["stage_verify"], stage, ("inode", "file_size", "mtime_ns")),
-        ("source", evidence["source_fence"], volume, ("writes", "sectors_written")),
+        ("stage", evidence.one(Task.VERIFY), stage, ("inode", "file_size", "mtime_ns")),
+        ("source", evidence.one(Task.FENCE), volume, ("writes", "sectors_written")),
     )
     return [
         line
@@ -76,30 +76,30 @@ def stale(facts: Facts, evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def foreign_stage(facts: Facts, evidence: Mapping[str, Mapping[str, Any]]) -> bool:
+def foreign_stage(facts: Facts, evidence: Evidence) -> bool:
     """Whether another file than the one that was made lies where the copy should."""
     stage = facts.destination.stage if facts.destination else None
-    return stage is not None and stage.inode != evidence["stage_verify"]["inode"]
+    return stage is not None and stage.inode != evidence.one(Task.VERIFY)["inode"]
 
 
-def rollback(migration: Migration, plan: Plan, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def rollback(migration: Migration, plan: Plan, evidence: Evidence) -> dict[str, Any]:
     """Consent to put the old disk back and so to give up what was written since the swap."""
     return {
         "job": migration.job,
         "gives up": "everything that the instance wrote since the swap",
         "instance": {"id": migration.instance_id, "host": migration.destination},
-        "swap": dict(evidence["swap"]),
+        "swap": dict(evidence.one(Task.EXCHANGE)),
         "commands": plan.undo_texts("B"),
     }
 
 
-def purge(migration: Migration, plan: Plan, evidence: Mapping[str, Mapping[str, Any]], kept: str) -> dict[str, Any]:
+def purge(migration: Migration, plan: Plan, evidence: Evidence, kept: str) -> dict[str, Any]:
     """Consent to delete the disk that is not used any more; `kept` says in words which disk stays."""
     return {
         "job": migration.job,
         "stays": kept,
         "instance": {"id": migration.instance_id, "host": migration.destination},
-        "swap": dict(evidence["swap"]),
+        "swap": dict(evidence.one(Task.EXCHANGE)),
         "commands": plan.texts("D"),
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from jobs.engine.evidence import Evidence
 from jobs.engine.plan import Migration
-from jobs.engine.steps import DESTINATION, RELAY, SOURCE, hypervisor_role
+from jobs.engine.steps import DESTINATION, RELAY, SOURCE, Task, hypervisor_role
 
 # What should have been the case, for every code that volmig or its hostctl can answer with.
 EXPECTED: Final[Mapping[str, str]] = {
@@ -235,9 +236,9 @@ def looks(migration: Migration, on: str, instances: str) -> list[str]:
     return [shlex.join(words) for words in told[hypervisor_role(on)]]
 
 
-def inodes(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def inodes(evidence: Evidence) -> list[str]:
     """Which inode is which disk, as recorded, in words."""
-    live, swapped = evidence.get("stop", {}).get("live"), evidence.get("swap", {})
+    live, swapped = evidence.of(Task.STOP).get("live"), evidence.of(Task.EXCHANGE)
     old = live.get("inode") if isinstance(live, Mapping) else swapped.get("backup_inode")
-    new = evidence.get("stage_verify", {}).get("inode")
+    new = evidence.of(Task.VERIFY).get("inode")
     return [f"{words}: inode {inode}" for words, inode in (("old disk", old), ("new disk", new)) if inode]

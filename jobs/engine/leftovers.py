@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
+
+from jobs.engine.steps import TABLE, Artifact, Step, Task, task_of
 
 Verdict = Literal["needed", "left", "gone", "stranger", "other"]
 DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
@@ -20,15 +22,6 @@ WORDS: Final[Mapping[str, str]] = {
     "memory": "memory of hostctl",
     "lock": "lock of the instance",
     "stage": "staged copy",
-}
-# The step whose undo takes a thing of this kind away again, as hostctl guards it; a backup goes by its purge alone.
-UNDONE_BY: Final[Mapping[str, str]] = {
-    "lv": "relay_lv",
-    "filesystem": "relay_fs",
-    "export": "relay_export",
-    "mount": "source_mount",
-    "fence": "source_fence",
-    "stage": "stage",
 }
 
 
@@ -169,33 +162,55 @@ def why_not_struck(found: Finding) -> str:
 
 
 def step_for(kind: str, name: str, role: str, running: bool = False) -> str:
-    """The step whose undo removes a thing; `role` is what its hypervisor is in its job, for what every one has.
+    """The step whose undo removes a thing, as hostctl guards it; empty where none does.
 
-    A conversion or comparison that still runs is stopped by its own undo; other units are waited for.
+    `role` is what its hypervisor is in its job, for what every one has. A conversion or comparison that still runs is
+    stopped by its own undo; other units are waited for. A backup goes by its purge alone.
     """
     if kind == "unit" and name.endswith("-holder"):
-        return "source_fence"
-    if kind == "unit" and running and name.split("-")[2:4] in (["convert", "do"], ["compare", "do"]):
-        return name.split("-")[2]
+        return _leaving("fence")
+    if kind == "unit" and running and (step := _copying(name)):
+        return step
     if kind == "directory":
-        return "relay_fs" if name.startswith("/srv/") else "source_mount" if name.startswith("/mnt/") else "stage"
-    return f"forget_{role}" if kind in ("unit", "memory") else UNDONE_BY.get(kind, "")
+        made_with = "filesystem" if name.startswith("/srv/") else "mount" if name.startswith("/mnt/") else "stage"
+        return _leaving(made_with)
+    if kind in ("unit", "memory"):
+        return next(each.name for each in TABLE if each.task is Task.FORGET and each.undo and each.on == role)
+    return _leaving(kind)
+
+
+def _leaving(kind: str) -> str:
+    """The step that leaves things of this kind which its undo may remove alone; empty when none does."""
+    return next((step.name for step, artifact in _artifacts() if artifact.kind == kind and artifact.removable), "")
+
+
+def _copying(unit: str) -> str:
+    """The step that reads the source in this unit of systemd; empty for other units and for an undo."""
+    step, direction = [*unit.split("-")[2:4], "", ""][:2]
+    return step if direction == "do" and task_of(step) in (Task.COPY, Task.COMPARE) else ""
 
 
 def bound(kind: str, identity: str) -> dict[str, Any]:
-    """What the undoing verb is told besides what the job measured: the identity that the ledger recorded."""
-    if kind not in IDENTIFIES:
+    """Arguments of the undoing verb besides what the job measured: the identity that the ledger recorded."""
+    argument = next((artifact.undo_arg for _, artifact in _artifacts() if artifact.kind == kind), "")
+    if not argument:
         return {}
-    where, name = IDENTIFIES[kind]
-    return {"made": {name: identity}} if where == "made" else {name: int(identity)}
+    where, _, name = argument.rpartition(".")
+    return {where: {name: identity}} if where else {name: int(identity)}
 
 
-IDENTIFIES: Final[Mapping[str, tuple[str, str]]] = {
-    "lv": ("made", "lv_uuid"),
-    "filesystem": ("made", "fs_uuid"),
-    "fence": ("made", "lv_uuid"),
-    "stage": ("args", "expect_inode"),
-}
+def leads_to(kind: str, step: str, args: Mapping[str, Any]) -> str:
+    """Where a thing of this kind leads that a step with these planned arguments leaves; empty when it leaves none."""
+    found = (each.leads_to for of, each in _artifacts() if (of.name, each.kind) == (step, kind))
+    return next(found, "").format(**args)
+
+
+# The kinds of things that have no identity but where they lead, which their plan says.
+LEADING: Final = frozenset(each.artifact.kind for each in TABLE if each.artifact and each.artifact.leads_to)
+
+
+def _artifacts() -> Iterator[tuple[Step, Artifact]]:
+    return ((step, step.artifact) for step in TABLE if step.artifact)
 
 
 # By hand

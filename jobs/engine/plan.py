@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hosts.remote import hostctl, instances
 from hosts.remote.hostctl.act import Act
+from jobs.engine import stored_steps
 from jobs.engine.facts import Facts
-from jobs.engine.first_steps import FIRST_STEPS
-from jobs.engine.steps import INSTANCE, REHEARSAL, TABLE, Made, Step, hypervisor_role
+from jobs.engine.steps import (
+    INSTANCE,
+    LIMITS,
+    QUICK,
+    REHEARSAL,
+    REREAD,
+    TABLE,
+    Made,
+    Range,
+    Step,
+    Task,
+    hypervisor_role,
+)
+from jobs.engine.stored_steps import SHOWN, NewerPlan
 
 MIB: Final = 1 << 20
 CLUSTER: Final = 1 << 16
 FORMAT: Final = 2  # of a stored plan; format 1, which names none, holds its steps by name only
 AFTER_TIMEOUT: Final = 120  # seconds beyond the image's own shutdown timeout until a stop counts as stuck
-SHOWN: Final = ("name", "phase", "title", "on", "verb", "undo")
-KEPT: Final = tuple(each.name for each in fields(Step) if each.name != "args")
-Range = tuple[float, float, float]
-# Bytes per second (slow, usual, fast) of a pass until earlier jobs have shown better; 1 Gbit/s is about 110 MB/s.
-GUESSES: Final[Mapping[str, Range]] = {
-    "convert": (30e6, 80e6, 110e6),
-    "seal": (60e6, 200e6, 1000e6),
-    "compare": (30e6, 80e6, 110e6),
-    "stage": (30e6, 80e6, 110e6),
-    "reread": (40e6, 90e6, 110e6),
-    "erase": (60e6, 200e6, 1000e6),
-}
-SECONDS: Final[Mapping[str, Range]] = {"stop": (2, 15, 90), "start": (1, 3, 10)}
-QUICK: Final[Range] = (0.3, 1, 4)
+DOWNTIME: Final = frozenset({Task.STOP, Task.EXCHANGE, Task.START})  # what the instance is down for
 
 
 class Unready(LookupError):  # noqa: N818 - the word that callers read
     """A step's argument stands for something that no earlier step has measured."""
-
-
-class NewerPlan(ValueError):  # noqa: N818 - the word that callers read
-    """A stored plan is of a format that only a newer volmig can read."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +151,13 @@ class Plan:
     steps: tuple[Planned, ...]
     footprint: Mapping[str, int] = field(default_factory=dict)
 
+    def one(self, task: Task) -> Planned:
+        """The step of a task of which each plan has one; raise LookupError when it has none, or several."""
+        found = [each for each in self.steps if each.step.task is task]
+        if len(found) != 1:
+            raise LookupError(f"The plan has {len(found)} steps to {task}.")
+        return found[0]
+
     def phase(self, *names: str) -> tuple[Planned, ...]:
         return tuple(each for each in self.steps if each.step.phase in names)
 
@@ -174,7 +177,7 @@ class Plan:
         return {
             "format": FORMAT,
             "steps": [self._row(each) for each in self.steps],
-            "downtime": self.seconds({"stop", "swap", "start"}),
+            "downtime": self.seconds(each.step.name for each in self.steps if each.step.task in DOWNTIME),
             "total": self.seconds(each.step.name for each in self.phase("A", "B")),
             "footprint": dict(self.footprint),
         }
@@ -183,7 +186,7 @@ class Plan:
         step = each.step
         return {
             **{name: getattr(step, name) for name in SHOWN},
-            "step": {name: getattr(step, name) for name in KEPT},
+            "step": stored_steps.kept(step),
             "hypervisor": each.hypervisor,
             "args": _refs(each.args, _packed),
             "commands": each.commands(self.job),
@@ -227,10 +230,15 @@ def make(migration: Migration, facts: Facts, rates: Mapping[str, Range] | None =
     Raise ValueError when facts are missing that a plan cannot do without.
     """
     values = planned_values(migration, facts)
-    speeds = {**GUESSES, **(rates or {})}
-    steps = tuple(_plan_step(step, migration, values, speeds) for step in TABLE)
-    sizes = {"relay": values["relay_size"], "share": values["stage_size"]}
-    return Plan(migration.job, steps, sizes)
+    steps = tuple(_plan_step(step, migration, values, rates or {}) for step in TABLE)
+    return Plan(migration.job, steps, dict(_reserved(values)))
+
+
+def _reserved(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Where space is kept free for what a step makes, the share or a role of hypervisors, and how many bytes."""
+    for step in TABLE:
+        if step.artifact and step.artifact.reserves:
+            yield "share" if step.artifact.on_share else step.on, int(values[step.artifact.reserves])
 
 
 def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
@@ -291,20 +299,23 @@ def at_rate(plan: Plan, rate: int) -> Plan:
     """The same plan with another bandwidth limit in the passes that have one."""
 
     def changed(ref: Ref) -> Ref:
-        return replace(ref, expected=rate) if ref.step == "limits" else ref
+        return replace(ref, expected=rate) if ref.step == LIMITS else ref
 
     steps = tuple(each.with_args(_refs(each.args, changed)) for each in plan.steps)
     return replace(plan, steps=steps)
 
 
-def purge_of_rejected(planned: Planned) -> Planned:
-    """After a rollback it is the new disk that is not used any more."""
-    args = {
-        **planned.args,
-        "backup_inode": Ref("swap", "live_inode", "inode of the rejected disk"),
-        "live_inode": Ref("swap", "backup_inode", "inode of the disk in use"),
-    }
-    return planned.with_args(args)
+def purge_of_rejected(plan: Plan) -> Plan:
+    """The same plan after a rollback: then it is the new disk that is not used any more."""
+    exchange, purge = plan.one(Task.EXCHANGE).step.name, plan.one(Task.PURGE)
+    other = purge.with_args(
+        {
+            **purge.args,
+            "backup_inode": Ref(exchange, "live_inode", "inode of the rejected disk"),
+            "live_inode": Ref(exchange, "backup_inode", "inode of the disk in use"),
+        }
+    )
+    return replace(plan, steps=tuple(other if each is purge else each for each in plan.steps))
 
 
 def rehearsal(migration: Migration, path: str, recorded: Mapping[str, Any], size: int) -> tuple[Planned, ...]:
@@ -312,16 +323,17 @@ def rehearsal(migration: Migration, path: str, recorded: Mapping[str, Any], size
     instances = path.rpartition("/.volmig/")[0]
     args = {"instances": instances, "share_source": migration.share_source, "backup_path": path, "recorded": recorded}
     rehearse, forget = REHEARSAL
-    seconds = _forecast(size, GUESSES["reread"], 0)
+    seconds = _forecast(size, REREAD.guess, 0)
     return Planned(rehearse, migration.destination, args, size, seconds), Planned(forget, migration.destination, {})
 
 
-def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], speeds: Mapping[str, Range]) -> Planned:
-    size = int(values[step.size]) if step.work else 0
-    limit = migration.rate if step.work in ("convert", "stage") else 0
-    seconds = _forecast(size, speeds[step.work], limit) if step.work else SECONDS.get(step.name, QUICK)
+def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], rates: Mapping[str, Range]) -> Planned:
+    size, seconds = 0, step.seconds
+    if through := step.throughput:
+        size = int(values[through.size])
+        seconds = _forecast(size, rates.get(through.name, through.guess), migration.rate if through.limited else 0)
     args = _given(step.args, values)
-    settle, name = values["settle"] if step.settles else 0, values[step.named] if step.named else ""
+    settle, name = values["settle"] if step.settles else 0, values[step.artifact.named] if step.artifact else ""
     control = migration.control if step.on == INSTANCE else ""
     return Planned(step, migration.host(step.on), args, size, seconds, settle, name, control)
 
@@ -363,7 +375,7 @@ def _unpacked(value: Any) -> Any:
 def _planned(row: Mapping[str, Any]) -> Planned:
     low, middle, high = row["seconds"]
     return Planned(
-        _step(row),
+        stored_steps.read(row),
         row["hypervisor"],
         _unpacked(row["args"]),
         row["bytes"],
@@ -373,10 +385,3 @@ def _planned(row: Mapping[str, Any]) -> Planned:
         row.get("control", ""),
         {name: row[name] for name in ("commands", "undo_commands") if name in row},
     )
-
-
-def _step(row: Mapping[str, Any]) -> Step:
-    """The step as it was planned; where it was stored by name only, as it was when plans were stored so."""
-    if "step" in row:
-        return Step(**row["step"])
-    return Step(**{name: row[name] for name in SHOWN}, **FIRST_STEPS[row["name"]])

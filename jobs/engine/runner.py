@@ -22,6 +22,7 @@ from hosts.remote.host import (
 from hosts.remote.phrases import phrase, sentence
 from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
+from jobs.engine.steps import LIMITS, Task, names_of
 
 MAX_FAILED: Final = 3
 MAX_LOST: Final = 5
@@ -208,9 +209,9 @@ def remove(planned: Planned, journal: Journal, hands: Hands, clock: Clock, after
     return Finished()
 
 
-def begun(step: str, journal: Journal) -> bool:
-    """Whether a step may have changed anything; a refused attempt has not, nor one that no hostctl has read."""
-    return any(_may_have_acted(run) for run in journal.runs(step, "do"))
+def begun(task: Task, journal: Journal) -> bool:
+    """Whether the step of a task may have changed anything; a refused attempt has not, nor one that no hostctl read."""
+    return any(_may_have_acted(run) for step in names_of(task) for run in journal.runs(step, "do"))
 
 
 def is_done(step: str, direction: str, journal: Journal) -> bool:
@@ -276,7 +277,7 @@ class _Work:
 
     def _arguments(self, planned: Planned, direction: str) -> dict[str, Any]:
         known = self.journal.evidence()
-        args = planned.filled({**known, "limits": self.hands.limits()})
+        args = planned.filled({**known, LIMITS: self.hands.limits()})
         if direction == "do":
             return args
         name = planned.step.name
@@ -504,7 +505,8 @@ def _stops(planned: Planned, direction: str, journal: Journal) -> str:
 
 def _too_early(planned: Planned, journal: Journal, now: datetime) -> Wait | None:
     """Other NFS clients may open the old file by name for a while after a rename; until then the lock stays."""
-    renames = _done([*journal.runs("swap", "do"), *journal.runs("swap", "undo")])
+    exchanges = names_of(Task.EXCHANGE)
+    renames = _done([run for name in exchanges for way in ("do", "undo") for run in journal.runs(name, way)])
     ended = [run.ended_at for run in renames if run.ended_at]
     if not planned.not_before or not ended:
         return None

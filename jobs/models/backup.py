@@ -12,6 +12,8 @@ from django.db import models, transaction
 from django.utils import timezone
 
 from jobs.engine import plan as planning
+from jobs.engine.evidence import Evidence
+from jobs.engine.steps import Task
 from jobs.models.footprint import Footprint
 from jobs.queue import wake
 from volmig.notify import announce
@@ -99,7 +101,7 @@ def bases(job: Job) -> list[dict[str, str]]:
 
     Empty where the disk that the swap replaced is in use again: what is kept then stands alone.
     """
-    rows = job.evidence().get("swap", {}).get("bases")
+    rows = job.evidence().of(Task.EXCHANGE).get("bases")
     if job.was_rolled_back() or not isinstance(rows, list):
         return []
     return [{name: str(row.get(name, "")) for name in ("path", "kept", "why")} for row in rows if isinstance(row, dict)]
@@ -143,7 +145,7 @@ def recorded(job: Job, kept: Footprint) -> dict[str, Any]:
     to it since.
     """
     evidence = job.evidence()
-    live = None if job.was_rolled_back() else evidence.get("stop", {}).get("live")
+    live = None if job.was_rolled_back() else evidence.of(Task.STOP).get("live")
     seen = live if isinstance(live, Mapping) else untouched(job, evidence)
     known = {name: seen[name] for name in (*IDENTITY, "sha256") if name in seen}
     known |= {"inode": int(kept.identity)} if kept.identity.isdecimal() else {}
@@ -152,12 +154,13 @@ def recorded(job: Job, kept: Footprint) -> dict[str, Any]:
     return {**known, **({"sha256": digest} if digest else {})}
 
 
-def untouched(job: Job, evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def untouched(job: Job, evidence: Evidence) -> dict[str, Any]:
     """Of a disk that never was in use: the staged copy as it was read back."""
-    back = job.runs.filter(step="swap", direction="undo", result="done").last()
+    back = job.runs.for_task(Task.EXCHANGE).filter(direction="undo", result="done").last()
     if back is None or not back.evidence.get("untouched"):
         return {}
-    return {name: evidence["stage_verify"][name] for name in ("file_size", "mtime_ns", "sha256")}
+    read = evidence.one(Task.VERIFY)
+    return {name: read[name] for name in ("file_size", "mtime_ns", "sha256")}
 
 
 def rehearsal_steps(job: Job) -> tuple[planning.Planned, ...]:

@@ -18,7 +18,9 @@ from hosts.models import Compute, HostctlVersion, Hypervisor, Instance, LogicalV
 from hosts.remote.hostctl import source_hash
 from jobs.engine import condition, consent, states, windows
 from jobs.engine import plan as planning
+from jobs.engine.evidence import Evidence
 from jobs.engine.facts import Facts
+from jobs.engine.steps import Task
 from jobs.models import backup, sealing, story, word
 from jobs.models.approval import NO_REASON, Approval
 from jobs.models.archive import Archive, ArchivedJSONField
@@ -388,15 +390,18 @@ class Job(models.Model):
     def known(self, measured: dict[str, Any], pk: int) -> dict[str, Any]:
         """What an adapter has to know that remembers nothing itself: what was measured and asked for so far.
 
-        `measured` is what the attempt in hand has measured, `pk` the key of its row.
+        `measured` is what the attempt in hand has measured, `pk` the key of its row. What steps measured is under what
+        they did: stopped, exchanged, verified.
         """
         rows = list(self.runs.filter(lap=self.lap).only("step", "direction", "evidence", "started_at"))
-        steps: dict[str, dict[str, Any]] = {}
+        seen = Evidence()
         for each in rows:
             if each.direction == "do":
-                steps[each.step] = {**steps.get(each.step, {}), **each.evidence}
+                seen[each.step] = {**seen.get(each.step, {}), **each.evidence}
         return {
-            **{name: steps.get(name, {}) for name in ("stop", "swap", "stage_verify")},
+            "stopped": seen.of(Task.STOP),
+            "exchanged": seen.of(Task.EXCHANGE),
+            "verified": seen.of(Task.VERIFY),
             **self.acted(rows),
             "this": measured,
             "began": next(each.started_at.timestamp() for each in rows if each.pk == pk),
@@ -499,7 +504,7 @@ class Job(models.Model):
 
     def may_have_started(self) -> bool:
         """Whether the start on the new disk was begun, so that the guest may have written to it."""
-        starts = self.runs.filter(step="start", direction="do", lap=self.lap)
+        starts = self.runs.for_task(Task.START).filter(direction="do", lap=self.lap)
         return starts.exclude(result="refused").exclude(unread=True).exists()
 
     def set_rate(self, by: Any, rate: int | None) -> None:
@@ -589,7 +594,7 @@ class Job(models.Model):
     def rollback_until(self) -> dt.datetime | None:
         """Until when the swap's own approval also allows to go back; None when it never did."""
         granted = self.swap_approval()
-        swapped = self.runs.filter(step="swap", direction="do", result="done").last()
+        swapped = self.runs.for_task(Task.EXCHANGE).filter(direction="do", result="done").last()
         if granted is None or swapped is None or not granted.bound.get("rollback"):
             return None
         return (swapped.ended_at or swapped.started_at) + dt.timedelta(minutes=self.rollback_minutes)
@@ -732,21 +737,19 @@ class Job(models.Model):
     def purging_plan(self) -> planning.Plan:
         """The plan whose purge deletes the disk that is not in use: the old one, or after a rollback the new one."""
         made = self.planned()
-        if not self.was_rolled_back():
-            return made
-        steps = [planning.purge_of_rejected(each) if each.step.name == "purge" else each for each in made.steps]
-        return planning.Plan(made.job, tuple(steps), made.footprint)
+        return planning.purge_of_rejected(made) if self.was_rolled_back() else made
 
     def was_rolled_back(self) -> bool:
-        return self.runs.filter(step="swap", direction="undo", result="done").exists()
+        return self.runs.for_task(Task.EXCHANGE).filter(direction="undo", result="done").exists()
 
     @property
     def kept_words(self) -> str:
         return "the old disk" if self.was_rolled_back() else "the new disk"
 
-    def evidence(self) -> dict[str, dict[str, Any]]:
-        """What every finished step measured, by the step's name."""
-        return {run.step: run.evidence for run in self.runs.filter(direction="do", result="done", lap=self.lap)}
+    def evidence(self) -> Evidence:
+        """What every finished step of this copy round measured."""
+        runs = self.runs.filter(direction="do", result="done", lap=self.lap)
+        return Evidence({run.step: run.evidence for run in runs})
 
     def make_approval(self, kind: str, bound: dict[str, Any], by: Any, granted_by: Approval | None = None) -> Approval:
         """Ask people; the request binds exactly what `bound` shows. What was granted in advance asks nobody."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.utils import timezone
 
 from hosts.remote.hostctl import authority
+from jobs.engine.steps import Task
 from volmig import data
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def arguments(approval: "Approval", verb: str) -> dict[str, Any]:
     if verb == "swap":
         return disk | {"share_source": job.share_source, "stage": approval.bound["stage"]}
     if verb == "purge":
-        (purge,) = (each for each in job.purging_plan().phase("D") if each.step.verb == "purge")
-        return purge.filled(job.evidence())
+        return job.purging_plan().one(Task.PURGE).filled(job.evidence())
     return disk
 
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote.phrases import sentence
+from jobs.engine.steps import Task, names_of, task_of
 from jobs.models.archive import ArchivedJSONField
 
 RESULTS = ("running", "done", "failed", "refused", "lost")
@@ -37,6 +38,10 @@ class StepRunQuerySet(models.QuerySet["StepRun"]):
     def open(self) -> Self:
         """Begun and not known to have ended."""
         return self.filter(ended_at=None)
+
+    def for_task(self, *tasks: Task) -> Self:
+        """Attempts at the steps that are for one of these tasks."""
+        return self.filter(step__in=names_of(*tasks))
 
     def running(self) -> Self:
         """Detached work that goes on by itself on a hypervisor."""
@@ -108,6 +113,11 @@ class StepRun(models.Model):
     def key(self) -> tuple[str, str, int]:
         """Which attempt at which step it is."""
         return self.step, self.direction, self.attempt
+
+    @property
+    def task(self) -> Task | None:
+        """What its step is for; None for a step that this volmig does not know."""
+        return task_of(self.step)
 
     @property
     def seconds(self) -> float:

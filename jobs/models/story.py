@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.conf import settings
 from django.utils import timezone
 
-from jobs.engine import condition, halts, states
+from jobs.engine import condition, halts, states, stored_steps
 from jobs.engine.steps import DESTINATION, NAMED
 from volmig.accounts.roles import why_not
 
@@ -50,6 +50,7 @@ class Row:
     run: StepRun | None
     forecast: float
     late: bool = False
+    box: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def _row(job: Job, step: dict[str, Any], done: StepRun | None, undone: StepRun |
         run,
         step["seconds"][1],
         late=undone is None and run is not None and condition.is_late(expected(job, step), run.seconds),
+        box=stored_steps.box(step),
     )
 
 
@@ -194,8 +196,7 @@ def _of_this_lap(job: Job) -> list[StepRun]:
 def expected(job: Job, step: dict[str, Any]) -> condition.Range:
     """The forecast of a step as planned, slower where a bandwidth limit was set since."""
     low, usual, high = step["seconds"]
-    work = (step.get("step") or {}).get("work") or (NAMED[step["name"]].work if step["name"] in NAMED else "")
-    if job.rate and step.get("bytes") and work in ("convert", "stage"):
+    if job.rate and step.get("bytes") and stored_steps.is_limited(step):
         least = step["bytes"] / job.rate + 1
         return max(low, least), max(usual, least), max(high, least * 1.2)
     return low, usual, high

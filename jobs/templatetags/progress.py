@@ -19,22 +19,6 @@ from volmig.templatetags.units import age, size, spoken
 
 register = template.Library()
 
-# The table has more steps than an eye takes in: the pipeline draws these boxes; plan and log show every step.
-BOXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "A": {
-        "Relay volume": ("relay_lv",),
-        "Export, mount": ("relay_fs", "relay_export", "source_mount"),
-        "Fence source": ("source_fence",),
-        "Convert": ("convert",),
-        "Compare": ("seal", "compare"),
-        "Stage": ("stage",),
-        "Verify stage": ("stage_verify",),
-        "Clear relay": ("source_unmount", "relay_unexport", "relay_unmount", "relay_erase"),
-    },
-    "B": {"Lock": ("lock",), "Stop": ("stop",), "Swap": ("swap",), "Start": ("start",)},
-    "C": {"Release": ("source_release", "unlock"), "Clean up": ("forget_source", "forget_relay", "forget_destination")},
-    "D": {"Purge": ("purge",)},
-}
 PHASES = {"A": "copy, nothing live touched", "B": "instance down", "C": "trial", "D": "purge"}
 
 
@@ -69,21 +53,26 @@ class Phase:
 @register.filter
 def phases(job: Any) -> list[Phase]:
     """The pipeline of a job."""
-    rows = {row.step: row for row in job.timeline()}
-    drawn = []
-    for letter, boxes in BOXES.items():
-        last = list(boxes)[-1]
-        # A step that no box names joins the last box of its phase, so that none is ever hidden.
-        more = tuple(name for name, row in rows.items() if row.phase == letter and name not in sum(boxes.values(), ()))
-        named = {title: names + (more if title == last else ()) for title, names in boxes.items()}
-        made = [box(title, [rows[name] for name in names if name in rows]) for title, names in named.items()]
-        drawn.append(Phase(letter, PHASES[letter], [each for each in made if each]))
+    rows: dict[str, list[story.Row]] = {letter: [] for letter in PHASES}
+    for row in job.timeline():
+        rows[row.phase].append(row)
+    drawn = [Phase(letter, title, boxes(rows[letter])) for letter, title in PHASES.items()]
     b, c = drawn[1], drawn[2]
     b.gate, b.gate_state, b.gate_icon = gate(job)
     c.point = True
     if downtime := (job.plan or {}).get("downtime"):
         b.note = f"forecast {spoken(downtime[1])} ({spoken(downtime[0])} – {spoken(downtime[2])})"
     return drawn
+
+
+def boxes(rows: list[story.Row]) -> list[Box]:
+    """The boxes of a phase: a plan has more steps than an eye takes in, and its log shows every one.
+
+    A step without a box joins the last one, so that none is ever hidden.
+    """
+    titles = list(dict.fromkeys(row.box for row in rows if row.box)) or [row.title for row in rows[-1:]]
+    named = {title: [row for row in rows if (row.box or titles[-1]) == title] for title in titles}
+    return [made for title, rows in named.items() if (made := box(title, rows))]
 
 
 @register.filter

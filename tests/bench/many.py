@@ -25,6 +25,7 @@ from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Mount, Scan
 from hosts.remote.hostctl.leftovers import CAP
 from jobs.engine import checks, consent
 from jobs.engine import plan as planning
+from jobs.engine.evidence import Evidence
 from jobs.models import Approval, Archive, Decision, Footprint, Job, StepRun, Word, word
 from jobs.models import archive as archives
 from tests.engine import sound
@@ -293,7 +294,7 @@ class Alike:
 
     def __init__(self) -> None:
         made = planning.make(sound.MIGRATION, sound.FACTS)
-        evidence = {"stage_verify": {"sha256": "ab" * 32, "inode": 4711, "file_size": 1 << 30}}
+        evidence = Evidence({"stage_verify": {"sha256": "ab" * 32, "inode": 4711, "file_size": 1 << 30}})
         found = [check.to_json() for check in checks.look(sound.case())]
         plain = {"plan": made.to_json(), "facts": sound.FACTS.to_json(), "checks": found, "halt_data": {}}
         self.columns = {name: json.dumps(value) for name, value in plain.items()}

@@ -5,6 +5,7 @@ what a plan says changes on purpose or not at all: write these files anew only i
 why. `plan.json` is the plan of the sound migration, exactly as the database has it. `others.json` has, for each case
 that the tests of the engine make from the sound one, the SHA-256 of its plan and where it differs. `requests.json` has
 what hypervisors and Nova are asked to do for each step, and for its undo, when everything has been measured.
+`steps.json` has what a stored plan takes from the table by the names of its steps.
 
 Everything that this needs of the product is imported here, under these names, and nowhere else.
 """
@@ -29,6 +30,7 @@ from jobs.engine.facts import (
     Service,
 )
 from jobs.engine.plan import Plan, at_rate, make, rehearsal
+from jobs.engine.steps import NAMED
 from tests.engine import sound
 from tests.engine.sound import INSTANCE, LIVE, MIB, MIGRATION, facts
 
@@ -233,6 +235,22 @@ def requests(plan):
     return found
 
 
+def meanings():
+    """By step: what it is for, and what is known of what it leaves and of its speed, beside what plans store."""
+    return {
+        name: {
+            "task": step.task,
+            "artifact": {
+                key: getattr(step.artifact, key)
+                for key in ("identity", "bytes", "leads_to", "undo_arg", "reserves", "removable")
+                if step.artifact
+            },
+            "limited": bool(step.throughput and step.throughput.limited),
+        }
+        for name, step in NAMED.items()
+    }
+
+
 def flat(value, name=""):
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
@@ -284,6 +302,7 @@ def files():
         "plan.json": document(raw),
         "others.json": document({"sha256 of plan.json": sha256(raw), "others": others}),
         "requests.json": document(asked),
+        "steps.json": document(meanings()),
     }
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from jobs.engine.adoption import Instance, Known, done_through_nova, ran_on_new_disk
+from jobs.engine.evidence import Evidence
 
 LOCK, STOP, START = ("lock", "req-1"), ("stop", "req-2"), ("start", "req-3")
 SWAP, BACK = Known("swap", "do", 1, "done"), Known("swap", "undo", 1, "done")
@@ -86,8 +87,8 @@ OFF = {"state": "shut off", "runs": [{"at": 900.0, "ended": "shutdown"}], "live"
     ],
 )
 def test_that_no_guest_ran_on_the_new_disk_is_believed_only_when_all_agree(changes, ran):
-    assert ran_on_new_disk(OFF | changes, EVIDENCE) is ran
+    assert ran_on_new_disk(OFF | changes, Evidence(EVIDENCE)) is ran
 
 
 def test_without_the_time_of_the_swap_a_guest_may_have_run():
-    assert ran_on_new_disk(OFF, {}) is True
+    assert ran_on_new_disk(OFF, Evidence()) is True

@@ -12,6 +12,7 @@ import hosts.remote
 import jobs
 from hosts.remote import host
 from jobs.engine import halts, states
+from jobs.engine.evidence import Evidence
 from jobs.engine.steps import NAMED
 from tests.engine.sound import MIGRATION
 
@@ -112,7 +113,8 @@ def test_looking_only_reads_and_takes_names_as_words(on):
 
 
 def test_which_inode_is_which_disk_is_said_as_far_as_it_is_known():
-    assert halts.inodes({}) == []
-    assert halts.inodes({"stop": {"live": "no mapping"}, "swap": {"backup_inode": 5}}) == ["old disk: inode 5"]
-    evidence = {"stop": {"live": {"inode": 4711}}, "stage_verify": {"inode": 4712}}
+    assert halts.inodes(Evidence()) == []
+    seen = Evidence({"stop": {"live": "no mapping"}, "swap": {"backup_inode": 5}})
+    assert halts.inodes(seen) == ["old disk: inode 5"]
+    evidence = Evidence({"stop": {"live": {"inode": 4711}}, "stage_verify": {"inode": 4712}})
     assert halts.inodes(evidence) == ["old disk: inode 4711", "new disk: inode 4712"]

@@ -12,7 +12,7 @@ def made():
     return plans.files()
 
 
-@pytest.mark.parametrize("name", ["plan.json", "others.json", "requests.json"])
+@pytest.mark.parametrize("name", ["plan.json", "others.json", "requests.json", "steps.json"])
 def test_plans_are_what_was_recorded(made, name):
     changes = "".join(plans.changes(name, made[name])[:60])
     assert not changes, f"If plans change on purpose, run python -m tests.engine.plans and say why.\n{changes}"

@@ -9,6 +9,7 @@ import pytest
 from hosts.remote.host import Answer, HostctlDiffers, Unreachable
 from jobs.engine import runner
 from jobs.engine.plan import make
+from jobs.engine.steps import Task
 
 from .sound import FACTS, MIGRATION
 
@@ -300,7 +301,7 @@ def test_a_step_that_a_hypervisor_refused_unread_has_not_begun(stage):
     stage.says("relay_lv", differs(), differs())
     for _ in range(2):
         stage.advance()
-        assert not runner.begun("relay_lv", stage.journal)
+        assert not runner.begun(Task.OPEN, stage.journal)
     assert isinstance(stage.undo("A"), runner.Finished)
     assert stage.asked("undo") == []
 
@@ -310,15 +311,15 @@ def test_a_step_that_may_have_been_read_once_has_begun_whatever_is_refused_later
     stage.says("relay_lv", first, differs())
     for _ in range(2):
         stage.advance()
-        assert runner.begun("relay_lv", stage.journal)
+        assert runner.begun(Task.OPEN, stage.journal)
 
 
 def test_before_a_step_that_was_refused_unread_is_asked_for_again_it_counts_as_begun(stage):
     stage.says("relay_lv", differs(), Unreachable("reach jump", "the connection was cut", touched=None))
     stage.advance()
-    assert not runner.begun("relay_lv", stage.journal)
+    assert not runner.begun(Task.OPEN, stage.journal)
     stage.advance()
-    assert runner.begun("relay_lv", stage.journal)
+    assert runner.begun(Task.OPEN, stage.journal)
 
 
 def test_a_step_that_rests_on_what_was_not_measured_halts_before_anything_is_asked(stage):

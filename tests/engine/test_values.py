@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from jobs.engine import consent, states
+from jobs.engine.evidence import Evidence
 from jobs.engine.facts import Facts, Stage
 from jobs.engine.plan import make
 
 from .sound import FACTS, MIGRATION, facts
 
-EVIDENCE = {"stage_verify": {"sha256": "ab" * 32, "inode": 4712, "file_size": 1000, "mtime_ns": 1}}
+EVIDENCE = Evidence({"stage_verify": {"sha256": "ab" * 32, "inode": 4712, "file_size": 1000, "mtime_ns": 1}})
 
 
 def bound(seen=FACTS):
@@ -82,7 +83,7 @@ def test_what_a_running_instance_changes_is_not_bound(changed):
     ],
 )
 def test_a_copy_that_is_not_as_it_was_verified_is_stale(says, changed):
-    evidence = {**EVIDENCE, "source_fence": {"writes": 40, "sectors_written": 320}}
+    evidence = Evidence({**EVIDENCE, "source_fence": {"writes": 40, "sectors_written": 320}})
     seen = facts(**{"destination__stage": Stage(4712, 1000, 1), **changed})
     assert consent.stale(seen, evidence)[:1] == says
     assert consent.foreign_stage(seen, evidence) == ("is 5" in str(says))

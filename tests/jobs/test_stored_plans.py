@@ -1,7 +1,7 @@
 """A plan that an older volmig stored is carried out, undone, drawn and archived as it was meant.
 
 `golden/plan.json` is the plan of a migration of the fake site as the last release stored it, with placeholders for the
-UUID of the migration. `RECORD_PLANS=1 pytest tests/jobs/test_stored_plans.py` writes it anew; see tests/engine/plans.py.
+UUID of the migration. `RECORD_PLANS=1 pytest tests/jobs/test_stored_plans.py` writes it anew: see tests.engine.plans.
 """
 
 import json
@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from hosts.remote.host import Answer
 from jobs import archiving
+from jobs.engine.steps import Task
+from jobs.journal import Journal
 from jobs.models import Footprint, Job
 from jobs.templatetags import progress
 from tests.engine.plans import by_names
@@ -100,3 +103,11 @@ def test_a_copy_that_was_made_by_a_plan_of_the_last_release_is_taken_back(drive,
     assert job.status == "undone"
     assert site.leftovers() == []
     assert not Footprint.objects.left().exists()
+
+
+def test_what_a_step_leaves_is_identified_by_what_its_row_says_whatever_else_was_measured(drive):
+    job = drive.submit()
+    journal, planned = Journal(job, job.planned().steps), job.planned().one(Task.DELIVER)
+    run = journal.begin(planned, "do", {})
+    journal.record(run, Answer("done", {"lv_uuid": "of the copy", "fs_uuid": "x", "inode": 4712}))
+    assert job.footprints.get(kind="stage").identity == "4712"
