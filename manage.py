@@ -8,7 +8,7 @@ from django.core.management import execute_from_command_line
 
 from volmig.parts import GROUPS
 
-PARTS = {"qcluster": "workers"}  # which kind of process a command is, for the keys that it may read (volmig.data)
+PARTS = {"qcluster": "workers"}  # which kind of process a command is, for the keys that it may read (volmig.data_dir)
 
 if __name__ == "__main__":
     part = sys.argv[2] if sys.argv[1:2] == ["up"] and len(sys.argv) > 2 else PARTS.get("".join(sys.argv[1:2]), "")

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from hosts.remote.host import Access, HostError
 from hosts.rows import keep, write
-from volmig import keys, sealed
+from volmig import encryption, keys
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, sees_all
 from volmig.queue import later
@@ -106,7 +106,7 @@ class Cloud(models.Model):
         """
         before, action = (self.registration(), "cloud.change") if self.pk else ({}, "cloud.add")
         same = self.sent_to() == sent_to(told)
-        self.secret = sealed.seal(secret) if secret else self.secret if same else ""
+        self.secret = encryption.seal(secret) if secret else self.secret if same else ""
         for name, value in told.items():
             setattr(self, name, value)
         self.checked_at, self.calls = None, []
@@ -129,12 +129,12 @@ class Cloud(models.Model):
         if self.entry:
             return Access(self.name, self.entry, settings.CLOUDS_YAML, region=self.region)
         try:
-            secret = sealed.unseal(self.secret) if self.secret else ""
-        except sealed.Unopened as error:
+            secret = encryption.unseal(self.secret) if self.secret else ""
+        except encryption.Unopened as error:
             raise HostError(
                 f"log in to {self.name}",
                 "its secret cannot be decrypted with this site's key",
-                keys.why_outdated(sealed.KEYS) or "Enter the credential again on the cloud's page.",
+                keys.why_outdated(encryption.KEYS) or "Enter the credential again on the cloud's page.",
             ) from error
         values = {**self.auth, SECRETS.get(self.auth_type, "password"): secret}
         auth = tuple(sorted((name, str(value)) for name, value in values.items()))

@@ -31,7 +31,7 @@ from hosts.remote.hostctl import pack
 from hosts.remote.hostctl.leftovers import CAP
 from hosts.remote.hostctl.policy import fingerprint
 from hosts.rows import keep, write
-from volmig import data
+from volmig import data_dir
 from volmig.accounts.models import STANDARD, Team
 from volmig.accounts.roles import OwnedQuerySet, is_in_every_team, may, sees_all
 from volmig.models import CLOCKS_DIFFER
@@ -39,7 +39,7 @@ from volmig.notify import announce
 from volmig.outbound import is_metadata
 from volmig.queue import ask
 from volmig.record.models import Event
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 from volmig.templatetags.units import spoken
 
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
@@ -60,10 +60,10 @@ def ssh_key_file() -> str:
     if settings.SSH_KEY == "agent":
         return ""
     if settings.SSH_KEY:
-        data.key_path("ssh_key")  # refuses where it is not for this process
-        data.publish_ssh_key(Path(settings.SSH_KEY))
+        data_dir.key_path("ssh_key")  # refuses where it is not for this process
+        data_dir.publish_ssh_key(Path(settings.SSH_KEY))
         return str(settings.SSH_KEY)
-    return str(data.ssh_key())
+    return str(data_dir.ssh_key())
 
 
 def standard_team() -> int:
@@ -346,14 +346,14 @@ class Hypervisor(models.Model):
 
         Raises NotForThisProcess everywhere but in web processes.
         """
-        key = data.seal_key(self.name, self.seal_generation)
+        key = data_dir.seal_key(self.name, self.seal_generation)
         if self.seal_fingerprint != fingerprint(key):
             self.put(seal_fingerprint=fingerprint(key))
         return key
 
     def seal_keys(self) -> list[str]:
         """Returns the keys for its policy: the one in use, and the one before it, with which older seals were made."""
-        before = [data.seal_key(self.name, self.seal_generation - 1)] if self.seal_generation > 1 else []
+        before = [data_dir.seal_key(self.name, self.seal_generation - 1)] if self.seal_generation > 1 else []
         return [self.seal_key(), *before]
 
     def minimal_policy(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from django.db import DataError
 from django.utils import timezone
 
 from hosts.models import WAY, Cloud, Hypervisor, Scan, site
-from hosts.remote import hostctl, instances, nova, ssh
+from hosts.remote import hostctl, nova, nova_control, ssh
 from hosts.remote.host import (
     Answer,
     Denied,
@@ -313,7 +313,7 @@ def projects(way: nova.Nova) -> dict[str, str]:
 
 def server_row(found: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """The columns of a Server."""
-    seen = instances.server(found)
+    seen = nova_control.server(found)
     networks = found.get("addresses") or {}
     addresses = [str(row["addr"])[:45] for rows in networks.values() for row in rows if row.get("addr")][:32]
     project = names.get(seen["project"], "")
@@ -396,7 +396,7 @@ def of_an_instance(way: nova.Nova, page: list[dict[str, Any]]) -> list[dict[str,
     if not page:
         why = "There is no instance to see it on."
         return [call(host, "unknown", why), call(history, "unknown", why)]
-    seen = instances.server(page[0])
+    seen = nova_control.server(page[0])
     there = call(host, "yes", f"{seen['name']} is on {seen['host']}.") if seen["host"] else None
     hidden = call(host, "no", f"Nova does not tell where {seen['name']} is; only administrators are told.")
     return [there or hidden, tried(history, lambda: way.actions(seen["uuid"], 1))]

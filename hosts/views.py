@@ -31,13 +31,13 @@ from hosts.remote import hostctl
 from hosts.remote.host import fingerprint
 from hosts.remote.hostctl import pack
 from hosts.remote.hostctl.facts import RELAY_PORTS
-from volmig import step_up
+from volmig.accounts import step_up
 from volmig.accounts.models import Team
 from volmig.accounts.roles import may, needs
-from volmig.data import published_ssh_key
+from volmig.data_dir import published_ssh_key
 from volmig.posting import posted_from
 from volmig.queue import ask
-from volmig.refused import Refused
+from volmig.refusals import Refused
 
 HostView = Callable[[HttpRequest, Hypervisor], HttpResponse]
 PkView = Callable[[HttpRequest, int], HttpResponse]

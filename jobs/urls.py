@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from jobs import views
+from jobs.web import views
 
 jobs = (
     [

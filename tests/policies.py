@@ -7,7 +7,7 @@ from typing import Any
 
 from hosts.remote.hostctl import authority, policy
 from tests.fakes import INSTANCES, SHARE
-from volmig import data
+from volmig import data_dir
 
 GROUP = "vg_nova0"
 # As registration prints it for a host of each kind, on the sites of tests/fakes.py and tests/machines.py.
@@ -36,7 +36,7 @@ def key(name: str) -> str:
     """The key of this host's first generation, whatever this process is for the moment: a test wants to know it."""
     part = os.environ.pop("VOLMIG_PART", None)
     try:
-        return data.seal_key(name, 1)
+        return data_dir.seal_key(name, 1)
     finally:
         if part is not None:
             os.environ["VOLMIG_PART"] = part

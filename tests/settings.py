@@ -12,10 +12,10 @@ os.environ["VOLMIG_DATA"] = directory
 os.environ.setdefault("VOLMIG_ALLOWED_HOSTS", "127.0.0.1,localhost,testserver")
 os.environ["DJANGO_SETTINGS_MODULE"] = "volmig.settings"  # for programs that tests start: they run as users run them
 
-from volmig import data  # noqa: E402
+from volmig import data_dir  # noqa: E402
 
-for name in (*data.OWNERS, data.AUDIT_KEY):  # as after a first start: most tests are not about that
-    data.make(name)
+for name in (*data_dir.OWNERS, data_dir.AUDIT_KEY):  # as after a first start: most tests are not about that
+    data_dir.make(name)
 
 from volmig.settings import *  # noqa: E402, F403
 

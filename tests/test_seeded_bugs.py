@@ -22,7 +22,7 @@ class Bug(NamedTuple):
     caught: str
 
 
-APPROVAL, JOB, WORK = "jobs/models/approval.py", "jobs/models/job.py", "jobs/work.py"
+APPROVAL, JOB, WORK = "jobs/models/approval.py", "jobs/models/job.py", "jobs/worker/executor.py"
 LVM, SWAP, STAGE = (f"hosts/remote/hostctl/{name}.py" for name in ("lvm", "swap", "stage"))
 NFS, FILESYSTEM, REQUEST = (f"hosts/remote/hostctl/{name}.py" for name in ("nfs", "filesystem", "request"))
 STORE = "hosts/remote/hostctl/store.py"
@@ -113,7 +113,7 @@ BUGS = [
     ),
     Bug(
         "what a host knows of its owner counts for nothing",
-        "jobs/hands.py",
+        "jobs/worker/gateway.py",
         "if fault := incarnation.stale(owner):",
         "if (fault := None):",
         "tests/jobs/test_owners.py::test_a_session_that_the_database_does_not_know_makes_volmig_read_only",
@@ -320,7 +320,7 @@ BUGS = [
     ),
     Bug(
         "a lock that somebody else put there is taken off",
-        "hosts/remote/instances.py",
+        "hosts/remote/nova_control.py",
         'if not seen["locked"] or seen["locked_reason"] != said.args["reason"]:',
         'if not seen["locked"]:',
         "tests/jobs/test_through_nova.py::test_a_lock_that_somebody_else_put_in_place_of_ours_stays",

@@ -2,8 +2,8 @@
 
 import datetime as dt
 
-from jobs import tick
 from jobs.models import Job
+from jobs.worker import tick
 
 LONG_AGO = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 

@@ -49,9 +49,9 @@ def queue_faults() -> list[str]:
         ),
         "every queue of TASKS needs a cluster of its name": set(settings.TASKS.values()) <= queues,
         "ticks must not share a queue with other work: guests wait for them": {
-            name for name, queue in settings.TASKS.items() if queue == settings.TASKS["jobs.tick.run"]
+            name for name, queue in settings.TASKS.items() if queue == settings.TASKS["jobs.worker.tick.run"]
         }
-        <= {"jobs.tick.run", "jobs.watch.sweep"},
+        <= {"jobs.worker.tick.run", "jobs.worker.watcher.sweep"},
         "every name in EVERY_MINUTE must be in TASKS": set(settings.EVERY_MINUTE) <= set(settings.TASKS),
         "no cache may lie in the database: caches are pickles": not any(
             each["BACKEND"].endswith(".DatabaseCache") for each in caches.values()

@@ -15,14 +15,18 @@ if not settings.configured:  # else another program, a test, has this module loa
     os.environ.setdefault("VOLMIG_PART", "web")
 pages = get_asgi_application()  # loads the apps, so it comes before what imports models
 
-from jobs import sealing  # noqa: E402
-from jobs.live import routes  # noqa: E402
-from volmig import data, database, keys  # noqa: E402
+from jobs.web import sealing  # noqa: E402
+from jobs.web.live import routes  # noqa: E402
+from volmig import (
+    data_dir,
+    database,
+    keys,  # noqa: E402
+)
 from volmig.health import heart  # noqa: E402
 from volmig.overload import Bounded, Sockets  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
 
-if data.kind() == "web":
+if data_dir.kind() == "web":
     database.pool(settings.WEB_REQUESTS)
     comparing = ThreadPoolExecutor(1)  # uvicorn's loop runs already, in which no query is allowed
     comparing.submit(keys.at_start).result()

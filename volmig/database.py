@@ -14,7 +14,7 @@ from typing import Any
 from django.db import InterfaceError, OperationalError, connection, connections
 from psycopg_pool import PoolTimeout
 
-from volmig import data
+from volmig import data_dir
 
 log = logging.getLogger(__name__)
 FIRST, LONGEST = 0.5, 5.0  # seconds between tries of what runs; they grow
@@ -143,7 +143,7 @@ def note(kind: str, who: str, seconds: float) -> None:
     from volmig.health.models import Incident  # this module is read before models are
 
     if may_ask():
-        Incident.objects.note(kind, data.here(), who, seconds)
+        Incident.objects.note(kind, data_dir.here(), who, seconds)
 
 
 def may_ask() -> bool:

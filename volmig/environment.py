@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import pq
 
-from volmig import data
+from volmig import data_dir
 
 YES, NO = {"1", "yes", "true", "on"}, {"0", "no", "false", "off"}
 # Read elsewhere: before the settings, by the client, by tests and labs.
@@ -30,7 +30,7 @@ PER_MACHINE = {
     *("WEB_PROCESSES", "WEB_REQUESTS", "WEBSOCKETS"),
 }
 ONLY_WORKERS = {"EMAIL_URL", "EMAIL_FROM", "NOTIFY_EMAILS", "WEBHOOK_URL", "WEBHOOK_SECRET"}  # pages send nothing
-# Except these: their _FILE variable names the file of a key, see volmig.data.
+# Except these: their _FILE variable names the file of a key, see volmig.data_dir.
 NOT_FROM_FILES = {"SSH_KEY"}
 
 
@@ -104,7 +104,7 @@ def url(name: str, default: str, *schemes: str) -> SplitResult:
 def unknown() -> list[tuple[str, str]]:
     """VOLMIG_ variables that nothing reads, each with the known one that it resembles; empty when none does."""
     found = sorted(name.removeprefix("VOLMIG_") for name in os.environ if name.startswith("VOLMIG_"))
-    known = READ | {f"{name}_FILE" for name in FROM_FILES} | {data.variable(key) for key in data.KEYS}
+    known = READ | {f"{name}_FILE" for name in FROM_FILES} | {data_dir.variable(key) for key in data_dir.KEYS}
     return [(name, "".join(difflib.get_close_matches(name, known, 1))) for name in found if name not in known]
 
 

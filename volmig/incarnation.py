@@ -26,7 +26,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from volmig import data
+from volmig import data_dir
 from volmig.models import Incarnation, Session
 from volmig.notify import announce
 from volmig.record import heads
@@ -247,7 +247,7 @@ def enter_read_only(reason: str, code: str = "other-owner") -> State:
 def mark_restored(directory: Path, reason: str) -> None:
     """Make a data directory (of a restore) in which volmig starts read-only until a person has adopted everything."""
     state = State("restored", reason, timezone.now(), secrets.token_hex(16))
-    data.replace(Path(directory) / READ_ONLY, json.dumps(_document(state)).encode(), shared=True)
+    data_dir.replace(Path(directory) / READ_ONLY, json.dumps(_document(state)).encode(), shared=True)
 
 
 def leave_read_only(by: Any = None) -> None:
@@ -273,7 +273,7 @@ def _forget_what_was_seen() -> None:
 def join(by: Any = None) -> None:
     """This data directory, copied or new, is one more of this database, or the only one at its new place."""
     row = Incarnation.objects.get(pk=1)
-    Event.append("volmig.joined", actor=by, data={"directory": str(settings.DATA), "host": data.here()})
+    Event.append("volmig.joined", actor=by, data={"directory": str(settings.DATA), "host": data_dir.here()})
     belong_to(row)
     (settings.DATA / READ_ONLY).unlink(missing_ok=True)
 
@@ -345,7 +345,7 @@ def count() -> int:
     if not mine.update(claims=F("claims") + 1):
         try:
             with transaction.atomic():
-                Session.objects.create(name=SESSION, claims=1, host=data.here())
+                Session.objects.create(name=SESSION, claims=1, host=data_dir.here())
         except IntegrityError:  # another worker of this session was first
             mine.update(claims=F("claims") + 1)
     counted = int(mine.values_list("claims", flat=True).get())
@@ -368,7 +368,7 @@ def remember(claim: int) -> None:
         try:
             _write(SEEN, {"session": SESSION, "claim": claim, "seq": seq, "hash": digest, "judged": judged})
         except OSError as error:
-            where = f"The data directory {settings.DATA} of {data.here()}"
+            where = f"The data directory {settings.DATA} of {data_dir.here()}"
             raise Unwritable(f"{where} takes no writes ({error.strerror or error}).") from error
 
 
@@ -404,7 +404,7 @@ def stale(owner: Mapping[str, Any]) -> Fault | None:
 
 
 def _place() -> str:
-    return data.place(settings.DATA)
+    return data_dir.place(settings.DATA)
 
 
 def _read(file: str) -> dict[str, Any] | None:
@@ -420,7 +420,7 @@ def _read(file: str) -> dict[str, Any] | None:
 
 
 def _write(file: str, value: Mapping[str, Any]) -> None:
-    data.replace(settings.DATA / file, json.dumps(value).encode(), shared=True)
+    data_dir.replace(settings.DATA / file, json.dumps(value).encode(), shared=True)
 
 
 @contextmanager
@@ -428,7 +428,7 @@ def _locked() -> Iterator[None]:
     path = settings.DATA / f"{SEEN}.lock"
     lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        data.share(path, settings.DATA)
+        data_dir.share(path, settings.DATA)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

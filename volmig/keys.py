@@ -22,8 +22,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
-from volmig import data, environment, online
-from volmig.data import here
+from volmig import data_dir, environment, online
+from volmig.data_dir import here
 from volmig.database import AWAY, fault, is_postgresql, one_line
 from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
@@ -53,31 +53,33 @@ class KeysDiffer(Exception):  # noqa: N818 - as ReadOnly is
 def mine() -> list[str]:
     """The keys that this process needs: those that its kind may read."""
     own_ssh_key = not settings.SSH_KEY  # else one that an administrator made, or the agent's: machines may differ
-    return [name for name in data.KEYS if data.may_read(name) and (name != "ssh_key" or own_ssh_key)]
+    return [name for name in data_dir.KEYS if data_dir.may_read(name) and (name != "ssh_key" or own_ssh_key)]
 
 
 def mine_here() -> list[str]:
     """The same for a command, which is of no kind: it leaves out a kind of which this machine has no key at all."""
     left_out = kinds_not_here()
-    return [name for name in mine() if data.kind() or data.OWNERS.get(name) not in left_out]
+    return [name for name in mine() if data_dir.kind() or data_dir.OWNERS.get(name) not in left_out]
 
 
 def kinds_not_here() -> set[str]:
     """The kinds of processes, "web" and "worker", of which this machine has no key at all."""
-    here = {data.OWNERS[name] for name in data.OWNERS if data.may_read(name) and is_here(name)}
-    return set(data.OWNERS.values()) - here
+    here = {data_dir.OWNERS[name] for name in data_dir.OWNERS if data_dir.may_read(name) and is_here(name)}
+    return set(data_dir.OWNERS.values()) - here
 
 
 def not_here(registered: Iterable[str]) -> dict[str, list[str]]:
     """Of these registered keys those that a command leaves out, by the kind of processes that cannot run without."""
     known = set(registered)
-    named = {kind: [name for name in mine() if name in known and data.OWNERS.get(name) == kind] for kind in CANNOT_RUN}
+    named = {
+        kind: [name for name in mine() if name in known and data_dir.OWNERS.get(name) == kind] for kind in CANNOT_RUN
+    }
     return {kind: names for kind, names in named.items() if names and kind in kinds_not_here()}
 
 
 def is_here(name: str) -> bool:
     try:
-        return data.key(name) is not None
+        return data_dir.key(name) is not None
     except PermissionError:  # of the user of another kind of process
         return False
     except ImproperlyConfigured:  # it should be: `mismatches` says what is wrong with it
@@ -95,8 +97,8 @@ def fingerprints(name: str, content: bytes) -> list[str]:
     parts = PARTS.get(name)
     found = parts(content) if parts else [content.strip()]
     if not found or not found[0]:
-        raise ValueError(f"{data.key_path(name)} holds no key")
-    # An HMAC says nothing of a key as long as those are that volmig makes, or takes (volmig.data.SHORTEST).
+        raise ValueError(f"{data_dir.key_path(name)} holds no key")
+    # An HMAC says nothing of a key as long as those are that volmig makes, or takes (volmig.data_dir.SHORTEST).
     return [hmac.digest(each, PURPOSE + name.encode(), "sha256").hex() for each in found]
 
 
@@ -104,7 +106,7 @@ def evidence_keys(document: bytes) -> list[bytes]:
     try:
         return [str(key["public"]).encode() for key in reversed(json.loads(document)["keys"])]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{data.key_path(data.EVIDENCE_KEY)} is damaged ({error})") from error
+        raise ValueError(f"{data_dir.key_path(data_dir.EVIDENCE_KEY)} is damaged ({error})") from error
 
 
 def ssh_key(pem: bytes) -> bytes:
@@ -118,26 +120,26 @@ def ssh_key(pem: bytes) -> bytes:
 
 # How the keys are found in a file; every other file holds one, as text.
 PARTS: Mapping[str, Callable[[bytes], list[bytes]]] = {
-    data.SEALING_KEYS: lambda lines: lines.split(),
-    data.EVIDENCE_KEY: evidence_keys,
+    data_dir.SEALING_KEYS: lambda lines: lines.split(),
+    data_dir.EVIDENCE_KEY: evidence_keys,
     "ssh_key": lambda pem: [ssh_key(pem)],
 }
 
 
 def in_use(name: str) -> bytes | None:
     """The key that this process works with; None where there is none but a provisional one."""
-    if name in data.provisional:
+    if name in data_dir.provisional:
         return take_up(name)
     in_settings = SETTINGS.get(name)
-    if in_settings and not (name == "worker_key" and data.kind() != "worker"):
+    if in_settings and not (name == "worker_key" and data_dir.kind() != "worker"):
         return str(getattr(settings, in_settings)).encode()
-    return data.key(name)
+    return data_dir.key(name)
 
 
 def take_up(name: str) -> bytes | None:
     """What is in the file of a key that was not there when the settings were read; it is theirs from then on."""
-    if (content := data.key(name)) is not None:
-        del data.provisional[name]
+    if (content := data_dir.key(name)) is not None:
+        del data_dir.provisional[name]
         setattr(settings, SETTINGS[name], content.decode().strip())
     return content
 
@@ -175,7 +177,7 @@ def difference(name: str, row: RegisteredKey) -> str:
     marks = fingerprints(name, content) if content is not None else []
     if row.fingerprint in marks:
         return ""
-    if name in SETTINGS and (kept := data.key(name)) and row.fingerprint in fingerprints(name, kept):
+    if name in SETTINGS and (kept := data_dir.key(name)) and row.fingerprint in fingerprints(name, kept):
         return "began"
     return "has another" if marks else "has no"
 
@@ -185,7 +187,7 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
     names = [name for group in by.values() for name in group]
     wrong = " and ".join(f"{how} {', '.join(group)}" for how, group in sorted(by.items()))
     on = max(rows[name].registered_at for name in names)
-    there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data.kept_at(name)) for name in names)
+    there, at = ", ".join(rows[name].path for name in names), ", ".join(str(data_dir.kept_at(name)) for name in names)
     which = "the one that" if len(names) == 1 else "those that"
     those = which if by.keys() == {"has no"} else f"not {which}"
     said = f"Machine {here()} {wrong} ({those} machine {host} registered on {on:%Y-%m-%d %H:%M} UTC): "
@@ -214,7 +216,7 @@ def ensure(names: Iterable[str] | None = None) -> None:
     if found := mismatches(wanted):
         raise KeysDiffer("\n".join(found))
     rows = {row.name: row for row in RegisteredKey.objects.filter(name__in=wanted)}
-    if data.AUDIT_KEY not in rows and data.AUDIT_KEY in wanted and (why := why_foreign()):
+    if data_dir.AUDIT_KEY not in rows and data_dir.AUDIT_KEY in wanted and (why := why_foreign()):
         raise KeysDiffer(why)
     for name in wanted:
         try:
@@ -238,12 +240,12 @@ def why_foreign() -> str:
     newest = Event.objects.order_by("-seq").values_list("prev_hash", "hash", *SIGNED)[:ENOUGH]
     if not newest:
         return ""
-    path = data.key_path(data.AUDIT_KEY)
+    path = data_dir.key_path(data_dir.AUDIT_KEY)
     copy = (
         f"copy the keys of the machine that ran volmig before to {path.parent}, or set VOLMIG_DATA to its data "
         f"directory, then start it again ({SEVERAL})."
     )
-    if in_use(data.AUDIT_KEY) is None:
+    if in_use(data_dir.AUDIT_KEY) is None:
         return f"Machine {here()} has no audit_key ({path}), and the database has an audit log already: {copy}"
     if not any(hmac.compare_digest(found, sign(before, values)) for before, found, *values in newest):
         return f"Machine {here()} has another audit_key ({path}) than the one that signed the audit log: {copy}"
@@ -252,18 +254,18 @@ def why_foreign() -> str:
 
 def register_first(name: str) -> None:
     """Makes a key unless it is here, and registers it; where another machine was first, removes what it made."""
-    path, content = data.key_path(name), in_use(name)
+    path, content = data_dir.key_path(name), in_use(name)
     was_there = content is not None
     if content is None:
-        content = data.make(name, first_evidence_key() if name == data.EVIDENCE_KEY else b"")
+        content = data_dir.make(name, first_evidence_key() if name == data_dir.EVIDENCE_KEY else b"")
     mark = fingerprints(name, content)[0]
-    defaults = {"fingerprint": mark, "host": here(), "path": str(data.kept_at(name))}
+    defaults = {"fingerprint": mark, "host": here(), "path": str(data_dir.kept_at(name))}
     row, _ = RegisteredKey.objects.get_or_create(name=name, defaults=defaults)
     if row.fingerprint != mark:
         if not was_there:
             path.unlink(missing_ok=True)  # another process of this machine may have removed it already
         raise KeysDiffer("\n".join(mismatches([name])))
-    if name in data.provisional:
+    if name in data_dir.provisional:
         take_up(name)
 
 
@@ -276,12 +278,12 @@ def first_evidence_key() -> bytes:
 def register(name: str, content: bytes | None = None) -> tuple[str, str]:
     """Makes the key of this machine, or one that is about to be, the registered one; returns the fingerprints before
     and now. Raises ValueError."""
-    content = data.key(name) if content is None else content
+    content = data_dir.key(name) if content is None else content
     if content is None:
-        raise ValueError(f"There is no {data.key_path(name)}")
+        raise ValueError(f"There is no {data_dir.key_path(name)}")
     mark = fingerprints(name, content)[0]
     before = RegisteredKey.objects.filter(name=name).values_list("fingerprint", flat=True).first() or ""
-    values = {"fingerprint": mark, "host": here(), "path": str(data.kept_at(name)), "registered_at": timezone.now()}
+    values = {"fingerprint": mark, "host": here(), "path": str(data_dir.kept_at(name)), "registered_at": timezone.now()}
     RegisteredKey.objects.update_or_create(name=name, defaults=values)
     return before, mark
 
@@ -304,16 +306,16 @@ def replace(
     moment one of the two has the registered key, and `settle` says which. With `output` it is written there, and a
     person puts it in its place. Raises OSError, ValueError or a database's error with nothing changed; Unsettled.
     """
-    path = data.key_path(name)
+    path = data_dir.key_path(name)
     with alone(path.parent):
         settle(name)
         content = make()
         mark = fingerprints(name, content)[0]
-        waits = output or data.next_to(path)
+        waits = output or data_dir.next_to(path)
         if output:
-            data.write_new(output, content)
+            data_dir.write_new(output, content)
         else:
-            data.write_next_to(path, content)
+            data_dir.write_next_to(path, content)
         try:
             with transaction.atomic():
                 note(*register(name, content))
@@ -332,12 +334,12 @@ def replace(
 
 def put_in_place(name: str, mark: str) -> None:
     """The registered key takes the place of the one before, and is read back. Raises Unsettled."""
-    path = data.key_path(name)
+    path = data_dir.key_path(name)
     try:
-        data.put_in_place(path)
-        found = fingerprints(name, data.key(name) or b"")[0]
+        data_dir.put_in_place(path)
+        found = fingerprints(name, data_dir.key(name) or b"")[0]
     except UNUSABLE as error:
-        said = f"The new {name} is registered, but could not take its place: {error}. It is in {data.next_to(path)}"
+        said = f"The new {name} is registered, but could not take its place: {error}. It is in {data_dir.next_to(path)}"
         raise Unsettled(f"{said}. {how_to_settle(name)}") from error
     if found != mark:
         raise Unsettled(f"{path} does not hold the {name} that was just written there. Is another program changing it?")
@@ -374,7 +376,7 @@ def is_registered_by_now(name: str, mark: str) -> bool:
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", "") != online.LOCK_NOT_AVAILABLE:
             raise
-        said = f"The database is still registering a key, perhaps the {name} in {data.next_to(data.key_path(name))}"
+        said = f"The database is still registering a key, perhaps the {name} in {data_dir.next_to(data_dir.key_path(name))}"
         advice = "Nothing was changed. Check that its standby answers, then run manage.py keys again."
         raise Unsettled(f"{said}. {advice}") from error
 
@@ -382,7 +384,7 @@ def is_registered_by_now(name: str, mark: str) -> bool:
 def waits_registered(name: str) -> bool:
     """Whether the registered key waits next to the file that it should be in: its replacement was interrupted."""
     try:
-        mark = fingerprints(name, data.next_to(data.key_path(name)).read_bytes())[0]
+        mark = fingerprints(name, data_dir.next_to(data_dir.key_path(name)).read_bytes())[0]
     except UNUSABLE:
         return False
     return bool(is_registered(name, mark))
@@ -394,9 +396,9 @@ def settle(name: str) -> str:
     The caller makes sure that no other process is in the middle of one: see `alone`. Raises DatabaseError, OSError,
     Unsettled.
     """
-    path = data.key_path(name)
-    waits = data.next_to(path)
-    if data.is_given(name) or not waits.exists():
+    path = data_dir.key_path(name)
+    waits = data_dir.next_to(path)
+    if data_dir.is_given(name) or not waits.exists():
         return ""
     try:
         mark = fingerprints(name, waits.read_bytes())[0]
@@ -429,9 +431,9 @@ def confirm(name: str) -> None:
 
 def key(name: str) -> bytes:
     """What the file of a key holds; it is made where none is registered. Raises KeysDiffer, OSError, ValueError."""
-    if (content := data.key(name)) is None:
+    if (content := data_dir.key(name)) is None:
         ensure([name])
-        content = data.key(name)
+        content = data_dir.key(name)
     return content or b""
 
 
@@ -441,7 +443,7 @@ def why_outdated(name: str) -> str:
     For a key that is replaced while processes of other machines run on with the one before it.
     """
     row = RegisteredKey.objects.filter(name=name).first()
-    if row is None or ((content := data.key(name)) and fingerprints(name, content)[0] == row.fingerprint):
+    if row is None or ((content := data_dir.key(name)) and fingerprints(name, content)[0] == row.fingerprint):
         return ""
     return sentence(row.host, {name: row}, {"has another" if content else "has no": [name]})
 
@@ -473,14 +475,14 @@ def at_start() -> None:
 def note_settings() -> None:
     """Stores this machine's settings for the others to compare."""
     values = {"host": here(), "settings": setting_fingerprints(), "seen_at": timezone.now()}
-    Machine.objects.update_or_create(place=data.place(settings.DATA), kind=data.kind(), defaults=values)
+    Machine.objects.update_or_create(place=data_dir.place(settings.DATA), kind=data_dir.kind(), defaults=values)
     Machine.objects.filter(seen_at__lt=timezone.now() - dt.timedelta(days=1)).delete()
 
 
 def setting_fingerprints() -> dict[str, str]:
     """Fingerprints under the audit key, which is not in the database: a password in a setting may be a weak one."""
     found = {name: repr(value) for name, value in environment.values.items() if name not in environment.PER_MACHINE}
-    if data.kind() != "web":  # which must not read the credentials of clouds
+    if data_dir.kind() != "web":  # which must not read the credentials of clouds
         with suppress(OSError):
             found["CLOUDS_YAML"] = repr(Path(settings.CLOUDS_YAML).read_bytes() if settings.CLOUDS_YAML else b"")
         found["SSH_KEY"] = ssh_key_setting()
@@ -502,12 +504,12 @@ def ssh_key_setting() -> str:
 
 def differing_settings() -> list[str]:
     """The settings in which this machine differs from others that run, as sentences; empty when it does not."""
-    others = Machine.objects.filter(seen_at__gt=timezone.now() - RECENT).exclude(place=data.place(settings.DATA))
+    others = Machine.objects.filter(seen_at__gt=timezone.now() - RECENT).exclude(place=data_dir.place(settings.DATA))
     own = setting_fingerprints()
     found = []
     for other in others.order_by("host", "place", "kind"):
         names = sorted(name for name in own.keys() & other.settings.keys() if own[name] != other.settings[name])
-        if data.kind() and other.kind and data.kind() != other.kind:
+        if data_dir.kind() and other.kind and data_dir.kind() != other.kind:
             names = [name for name in names if name not in environment.ONLY_WORKERS]
         if names:
             listed = ", ".join(f"VOLMIG_{name}" for name in names)

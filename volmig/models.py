@@ -15,7 +15,9 @@ from django.utils import timezone
 log = logging.getLogger(__name__)
 LOST_AFTER = 15  # seconds after a task's limit: a worker that does not end by then is killed within five
 TAKEN_A_MOMENT_AGO = dt.timedelta(seconds=15)  # a cluster takes one task more than its workers run
-TAKEN_LATELY = dt.timedelta(seconds=20)  # what a tick may take (jobs.hands); the lease of a lost one is no shorter
+TAKEN_LATELY = dt.timedelta(
+    seconds=20
+)  # what a tick may take (jobs.worker.gateway); the lease of a lost one is no shorter
 KEPT_FOR_ITS_CLUSTER = dt.timedelta(seconds=1)
 CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machines of one volmig may differ
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from volmig.models import CausedCall, QueuedTask, lately
 from volmig.parts import MIGRATIONS
-from volmig.refused import Refused, Sentence
+from volmig.refusals import Refused, Sentence
 
 AGAIN_AFTER = 10  # seconds after a call ended before a person can cause the same one again
 WINDOW = 600  # seconds over which a person's and a token's calls are counted

@@ -7,8 +7,8 @@ from django.shortcuts import render
 from django.urls import Resolver404, resolve
 
 from volmig import incarnation
-from volmig.api.door import problem
-from volmig.refused import Sentence
+from volmig.api.problems import problem
+from volmig.refusals import Sentence
 
 SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
 # By the names of their addresses. Adopting asks for the password again, so the page that takes it has to answer, too.

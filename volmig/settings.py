@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from volmig import data
+from volmig import data_dir
 from volmig.environment import choice, flag, number, postgresql, text, url, words
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-DATA = data.directory()
+DATA = data_dir.directory()
 
 DEBUG = flag("DEBUG", False)
 # Where a key has no file yet, a new one is in memory only: volmig.keys stores it, or refuses to start.
 # Workers have no sessions: a key of their own, so that none of them can make one. See docs/containment.md.
-SECRET_KEY = data.secret_or_provisional("worker_key" if data.kind() == "worker" else "secret_key")
+SECRET_KEY = data_dir.secret_or_provisional("worker_key" if data_dir.kind() == "worker" else "secret_key")
 # Under which the keys of second factors are kept.
-FACTOR_KEY = data.secret_or_provisional("factor_key") if data.may_read("factor_key") else ""
+FACTOR_KEY = data_dir.secret_or_provisional("factor_key") if data_dir.may_read("factor_key") else ""
 # Kept outside the database: who can edit rows cannot forge the chain.
-AUDIT_KEY = data.secret_or_provisional("audit_key")
+AUDIT_KEY = data_dir.secret_or_provisional("audit_key")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]")
 LOOPBACK_ONLY = set(ALLOWED_HOSTS) <= {"127.0.0.1", "localhost", "[::1]", "testserver"}
 public = url("PUBLIC_URL", "http://127.0.0.1:8000", "http", "https")
@@ -77,7 +77,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "jobs.views.chrome",
+                "jobs.web.views.chrome",
             ],
         },
     }
@@ -111,13 +111,13 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # What workers may run, and in which queue; a name that is not here never runs, whoever wrote it into the database.
 # Guests wait for ticks: nothing that reads, scans or notifies shares their queue or their workers.
 TASKS = {
-    "jobs.tick.run": "migrations",
-    "jobs.watch.sweep": "migrations",
-    "jobs.adopting.adopt_wanted": "background",
-    "jobs.adopting.compare": "background",
-    "jobs.adopting.finish_wanted": "background",
-    "jobs.adopting.own_wanted": "background",
-    "jobs.archiving.sweep": "background",
+    "jobs.worker.tick.run": "migrations",
+    "jobs.worker.watcher.sweep": "migrations",
+    "jobs.worker.adopting.adopt_wanted": "background",
+    "jobs.worker.adopting.compare": "background",
+    "jobs.worker.adopting.finish_wanted": "background",
+    "jobs.worker.adopting.own_wanted": "background",
+    "jobs.worker.archiving.sweep": "background",
     "hosts.tasks.check_cloud": "background",
     "hosts.tasks.offer_key": "background",
     "hosts.tasks.refresh": "background",
@@ -128,7 +128,7 @@ TASKS = {
     "hosts.tasks.scan": "background",
     "hosts.tasks.scan_due": "background",
     "volmig.accounts.models.sweep": "background",
-    "volmig.guessing.record": "background",
+    "volmig.accounts.guessing.record": "background",
     "volmig.notify.send": "background",
     "volmig.notify.send_again": "background",
     "volmig.queue.sweep": "background",
@@ -137,11 +137,11 @@ EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",
     "hosts.tasks.refresh_clouds",
     "hosts.tasks.scan_due",
-    "jobs.watch.sweep",
-    "jobs.archiving.sweep",
+    "jobs.worker.watcher.sweep",
+    "jobs.worker.archiving.sweep",
     "volmig.notify.send_again",
     "volmig.accounts.models.sweep",
-    "volmig.guessing.record",
+    "volmig.accounts.guessing.record",
     "volmig.queue.sweep",
 ]
 # How many calls one person, and one token, may cause within ten minutes.

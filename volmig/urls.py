@@ -2,12 +2,13 @@
 
 from django.urls import include, path
 
+from hosts import team_views
 from hosts import views as hosts
-from jobs import adoption_pages
-from jobs import views as jobs
-from volmig import evidence, teams, views
-from volmig.api import description as api
-from volmig.health import views as health
+from jobs.web import adoption, health
+from jobs.web import views as jobs
+from volmig.accounts import views
+from volmig.api import root as api
+from volmig.record import evidence
 
 handler500 = "volmig.overload.fault"
 urlpatterns = [
@@ -24,13 +25,13 @@ urlpatterns = [
     path("accounts/", views.everybody, name="accounts"),
     path("accounts/<int:pk>/", views.person, name="person"),
     path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
-    path("teams/", teams.teams, name="teams"),
-    path("teams/add/", teams.team, name="add_team"),
-    path("teams/<int:pk>/", teams.team, name="team"),
-    path("teams/<int:pk>/remove/", teams.remove_team, name="remove_team"),
-    path("teams/<int:pk>/policies/add/", teams.policy, name="add_policy"),
-    path("teams/<int:pk>/policies/<int:policy>/", teams.policy, name="policy"),
-    path("teams/<int:pk>/policies/<int:policy>/remove/", teams.remove_policy, name="remove_policy"),
+    path("teams/", team_views.teams, name="teams"),
+    path("teams/add/", team_views.team, name="add_team"),
+    path("teams/<int:pk>/", team_views.team, name="team"),
+    path("teams/<int:pk>/remove/", team_views.remove_team, name="remove_team"),
+    path("teams/<int:pk>/policies/add/", team_views.policy, name="add_policy"),
+    path("teams/<int:pk>/policies/<int:policy>/", team_views.policy, name="policy"),
+    path("teams/<int:pk>/policies/<int:policy>/remove/", team_views.remove_policy, name="remove_policy"),
     path("audit/", views.audit, name="audit"),
     path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("evidence/", evidence.page, name="evidence"),
@@ -48,8 +49,8 @@ urlpatterns = [
     path("hosts/", include("hosts.urls")),
     path("instances/", hosts.instances, name="instances"),
     path("instances/<uuid:uuid>/", hosts.instance, name="instance"),
-    path("adopt/", adoption_pages.adopt, name="adopt"),
-    path("adopt/<slug:verb>/", adoption_pages.adopt_verb, name="adopt_verb"),
+    path("adopt/", adoption.adopt, name="adopt"),
+    path("adopt/<slug:verb>/", adoption.adopt_verb, name="adopt_verb"),
     path("checks/", jobs.checks, name="checks"),
     path("", include("jobs.urls")),
 ]

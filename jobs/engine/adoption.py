@@ -180,7 +180,7 @@ def ran_on_new_disk(libvirt: Mapping[str, Any], evidence: Evidence) -> bool:
     """Whether a guest may have run on the disk that the swap put in place; `libvirt` is an answer to instance_state.
 
     `evidence` is that of the good steps, by name. Only libvirt's own log, together with the file's times, says no: as
-    for a start that failed (hosts.remote.instances).
+    for a start that failed (hosts.remote.nova_control).
     """
     swapped_at, live = evidence.of(Task.EXCHANGE).get("swapped_at"), libvirt.get("live")
     if libvirt.get("state") != "shut off" or libvirt.get("runs") is None or swapped_at is None or not live:

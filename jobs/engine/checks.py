@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from jobs.engine import host_policy
-from jobs.engine.consent import NOVA_MAY_BE
-from jobs.engine.facts import (
+from jobs.engine.approval_binding import NOVA_MAY_BE
+from jobs.engine.host_facts import (
     Contents,
     Destination,
     Disk,

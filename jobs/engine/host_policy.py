@@ -7,7 +7,7 @@ from typing import Any
 
 from hosts.remote.hostctl import policy, verbs
 from hosts.remote.hostctl.policy import Objection
-from jobs.engine.facts import Facts
+from jobs.engine.host_facts import Facts
 from jobs.engine.plan import Migration, make
 from jobs.engine.steps import DESTINATION, RELAY, SOURCE, hypervisor_role
 

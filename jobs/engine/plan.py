@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from hosts.remote import hostctl, instances
+from hosts.remote import hostctl, nova_control
 from hosts.remote.hostctl.act import Act
 from jobs.engine import stored_steps
-from jobs.engine.facts import Facts
+from jobs.engine.host_facts import Facts
 from jobs.engine.steps import (
     INSTANCE,
     LIMITS,
@@ -140,7 +140,7 @@ class Planned:
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
         """What a verb of this step changes, by the builders of whoever carries it out."""
         builders: Callable[[str, dict[str, Any], str], tuple[Act, ...]] = (
-            instances.acts if self.control == "openstack" else hostctl.acts
+            nova_control.acts if self.control == "openstack" else hostctl.acts
         )
         return builders(verb, args, job)
 

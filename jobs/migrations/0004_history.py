@@ -4,7 +4,7 @@ import django.db.models.deletion
 from django.conf import settings
 from django.db import migrations, models
 
-from jobs.models import word
+from jobs.models import search
 
 
 def fill(apps, schema_editor):
@@ -17,7 +17,7 @@ def fill(apps, schema_editor):
     keep = apps.get_model("jobs", "Word").objects.bulk_create
     for job in rows.iterator(chunk_size=500):
         deciders = {each.person.username for asked in job.approvals.all() for each in asked.decisions.all()}
-        texts = {word.plain(text) for text in (*word.of_job(job), *map(word.person, deciders))} - {b""}
+        texts = {search.plain(text) for text in (*search.of_job(job), *map(search.person, deciders))} - {b""}
         keep([apps.get_model("jobs", "Word")(job=job, text=text) for text in texts])
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL notifies web processes of what their pages show (jobs/changes.py).
+"""PostgreSQL notifies web processes of what their pages show (jobs/web/changes.py).
 
 Whoever changes the type of a column that is named here drops its trigger first and makes it again: PostgreSQL refuses
 it otherwise. Rows of the past, as a restore or a seed writes them, notify nobody.

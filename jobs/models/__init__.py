@@ -10,9 +10,9 @@ from jobs.models.lease import Lease
 from jobs.models.policy import Policy
 from jobs.models.refused import Moved, Refused
 from jobs.models.removal import Removal
+from jobs.models.search import Word
 from jobs.models.steprun import StepRun
 from jobs.models.submission import Submission
-from jobs.models.word import Word
 
 __all__ = [
     "Adoption",

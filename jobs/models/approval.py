@@ -8,16 +8,16 @@ from django.db import models, transaction
 from django.db.models import Count, F, Q
 from django.utils import timezone
 
-from jobs.models import sealing, word
+from jobs.models import sealing, search
 from jobs.models.footprint import BULKY
 from jobs.models.refused import Refused
-from jobs.models.word import Word
-from jobs.queue import wake
+from jobs.models.search import Word
+from jobs.models.wake import wake
 from volmig.accounts import factors
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, may, why_not
 from volmig.record.models import Event
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 
 KINDS = ("swap", "rollback", "purge")
 User = settings.AUTH_USER_MODEL
@@ -343,4 +343,4 @@ class Decision(models.Model):
         new = self._state.adding
         super().save(*args, **kwargs)
         if new:
-            Word.objects.keep(self.approval.job_id, [word.person(self.person.get_username())])
+            Word.objects.keep(self.approval.job_id, [search.person(self.person.get_username())])

@@ -15,7 +15,7 @@ from jobs.engine import plan as planning
 from jobs.engine.evidence import Evidence
 from jobs.engine.steps import Task
 from jobs.models.footprint import Footprint
-from jobs.queue import wake
+from jobs.models.wake import wake
 from volmig.notify import announce
 from volmig.record.models import Event
 

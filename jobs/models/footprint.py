@@ -8,11 +8,11 @@ from django.db.models import Exists, OuterRef, Subquery, Sum
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
-from jobs.engine import leftovers
+from jobs.engine import drift
 from jobs.models.refused import Refused
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 
 KINDS = ("space", "lv", "filesystem", "mount", "export", "stage", "backup", "fence", "lock")
 BULKY = ("plan", "facts", "checks", "halt_data")  # of a job, which no list shows
@@ -108,10 +108,10 @@ class Footprint(models.Model):
         return f"{self.kind} {self.name} ({self.state})"
 
     @transaction.atomic
-    def strike_off(self, by: Any, found: leftovers.Finding, hypervisor: Hypervisor) -> None:
+    def strike_off(self, by: Any, found: drift.Finding, hypervisor: Hypervisor) -> None:
         """Mark as gone what its place says is not there; raise Refused when it does not, or has changed since."""
         sentences = why_not(by, "submit", [hypervisor.team])
-        if sentence := leftovers.why_not_struck(found):
+        if sentence := drift.why_not_struck(found):
             sentences.append(Sentence("leftover-there", sentence))
         if sentences:
             raise Refused(sentences)

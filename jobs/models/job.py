@@ -16,19 +16,19 @@ from django.utils import timezone
 
 from hosts.models import Compute, HostctlVersion, Hypervisor, Instance, LogicalVolume, Mount, Share, networks
 from hosts.remote.hostctl import source_hash
-from jobs.engine import condition, consent, states, windows
+from jobs.engine import approval_binding, condition, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.evidence import Evidence
-from jobs.engine.facts import Facts
+from jobs.engine.host_facts import Facts
 from jobs.engine.steps import Task
-from jobs.models import backup, sealing, story, word
+from jobs.models import backup, presentation, sealing, search
 from jobs.models.approval import NO_REASON, Approval
 from jobs.models.archive import Archive, ArchivedJSONField
 from jobs.models.policy import Policy, Terms
 from jobs.models.refused import Moved, Refused
+from jobs.models.search import Word
 from jobs.models.steprun import StepRun
-from jobs.models.word import Word
-from jobs.queue import wake
+from jobs.models.wake import wake
 from volmig import incarnation
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, why_not
@@ -38,7 +38,7 @@ from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 from volmig.templatetags.units import spoken
 
 log = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ class Job(models.Model):
         new = self._state.adding
         super().save(*args, **kwargs)
         if new:
-            Word.objects.keep(self.pk, word.of_job(self))
+            Word.objects.keep(self.pk, search.of_job(self))
 
     def get_absolute_url(self) -> str:
         return f"/migrations/{self.pk}/"
@@ -341,19 +341,19 @@ class Job(models.Model):
 
     # What pages read
 
-    words = property(story.words)
-    sentence = story.sentence
-    running = story.running
-    timeline = story.timeline
-    time_left = story.time_left
-    condition = story.condition_now
-    outlook = story.outlook
-    down = story.down
-    log = story.log
-    actions = story.actions
-    wants = story.wants
-    halted = story.halted
-    has_backup = story.has_backup
+    words = property(presentation.words)
+    sentence = presentation.sentence
+    running = presentation.running
+    timeline = presentation.timeline
+    time_left = presentation.time_left
+    condition = presentation.condition_now
+    outlook = presentation.outlook
+    down = presentation.down
+    log = presentation.log
+    actions = presentation.actions
+    wants = presentation.wants
+    halted = presentation.halted
+    has_backup = presentation.has_backup
     kept_bases = backup.bases
     backup = backup.of
 
@@ -619,7 +619,7 @@ class Job(models.Model):
 
     def waits(self) -> bool:
         """Whether it is at work and cannot go on for the moment; work that runs on a hypervisor is no such wait."""
-        step = story.step_now(self)
+        step = presentation.step_now(self)
         busy = step is not None and step.answered and condition.silent_since(step, timezone.now()) is None
         return self.status in states.AT_WORK and bool(self.waiting_for) and not busy
 
@@ -690,17 +690,17 @@ class Job(models.Model):
 
     def keep_plan(self, made: planning.Plan) -> None:
         shown = made.to_json()
-        self.put(plan=shown, digest=consent.digest(shown), version=self.version + 1)
+        self.put(plan=shown, digest=approval_binding.digest(shown), version=self.version + 1)
 
     def bound(self, kind: str, facts: Facts | None = None) -> dict[str, Any]:
         """What an approval of this kind is bound to, from fresh `facts` where it depends on any."""
         migration, made, evidence = self.migration(), self.planned(), self.evidence()
         if kind == "swap":
-            shown = consent.swap(migration, facts or self.seen(), made, evidence, self.hostctl_now)
+            shown = approval_binding.swap(migration, facts or self.seen(), made, evidence, self.hostctl_now)
             return shown | self.bound_rollback()
         if kind == "rollback":
-            return consent.rollback(migration, made, evidence)
-        return consent.purge(migration, self.purging_plan(), evidence, self.kept_words)
+            return approval_binding.rollback(migration, made, evidence)
+        return approval_binding.purge(migration, self.purging_plan(), evidence, self.kept_words)
 
     def bound_rollback(self) -> dict[str, Any]:
         """What a consent to the swap says about going back, when it does."""
@@ -758,7 +758,7 @@ class Job(models.Model):
             job=self,
             kind=kind,
             version=self.version,
-            digest=consent.digest(bound),
+            digest=approval_binding.digest(bound),
             bound=bound,
             requester=by,
             last_editor=self.last_editor,

@@ -15,7 +15,7 @@ from django.utils import timezone
 from hosts.models import difference
 from jobs.engine.windows import Blackout, Schedule, Window, outlook
 from jobs.models import sealing
-from jobs.queue import wake
+from jobs.models.wake import wake
 from volmig.accounts.models import Team
 from volmig.record.models import Event
 

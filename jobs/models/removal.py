@@ -8,12 +8,12 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.models import Hypervisor
-from jobs.engine import leftovers, states
+from jobs.engine import drift, states
 from jobs.models.refused import Refused
-from jobs.queue import wake
+from jobs.models.wake import wake
 from volmig.accounts.roles import why_not
 from volmig.record.models import Event
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 
 if TYPE_CHECKING:
     from jobs.models.job import Job
@@ -23,13 +23,13 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
     def open(self) -> Self:
         return self.filter(ended_at=None)
 
-    def ask(self, by: Any, found: leftovers.Finding, job: "Job", hypervisor: Hypervisor, step: str) -> "Removal":
+    def ask(self, by: Any, found: drift.Finding, job: "Job", hypervisor: Hypervisor, step: str) -> "Removal":
         """Have one leftover taken away by the undo of `step`; raise Refused, with nothing written, if that may not be.
 
         It is looked for once more before anything is done: what was scanned may be a day old.
         """
         sentences = why_not(by, "submit", [hypervisor.team])
-        if sentence := leftovers.why_not_removed(found) or why_not_now(job, hypervisor):
+        if sentence := drift.why_not_removed(found) or why_not_now(job, hypervisor):
             sentences.append(Sentence("leftover-kept", sentence))
         if sentences:
             raise Refused(sentences)

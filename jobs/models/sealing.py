@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from hosts.remote.hostctl import authority
 from jobs.engine.steps import Task
-from volmig import data
+from volmig import data_dir
 
 if TYPE_CHECKING:
     from jobs.models.adoption import Adoption
@@ -35,7 +35,7 @@ PHASES: Final = {"swapping": ("swap",), "rolling_back": ("swap", "rollback"), "p
 
 def seal(approval: "Approval") -> None:
     """Make the seals of a complete approval; nothing in a process that has no key."""
-    if not data.may_read("seal_key"):
+    if not data_dir.may_read("seal_key"):
         return
     good_until = max(approval.expires_at, timezone.now()) + PHASE
     approval.seals = {
@@ -59,7 +59,7 @@ def made(job: "Job", verb: str, args: dict[str, Any], digest: str, until: dt.dat
 def seal_adoption(row: "Adoption") -> None:
     """Make the seals by which an adopted migration gives the instance its old disk back; nothing without a key."""
     job = row.job
-    if job is None or not data.may_read("seal_key"):
+    if job is None or not data_dir.may_read("seal_key"):
         return
     args, until = {"instance": job.instance_id, "disk": job.disk}, timezone.now() + PHASE
     row.seals = {verb: made(job, verb, args, row.digest, until) for verb in ADOPTED.get(row.status, ())}
@@ -86,7 +86,7 @@ def arguments(approval: "Approval", verb: str) -> dict[str, Any]:
 
 def renew(job: "Job") -> None:
     """Make anew what the phase that goes on needs, and what an approval lacks that is complete by now."""
-    if not data.may_read("seal_key"):
+    if not data_dir.may_read("seal_key"):
         return
     for approval in job.approvals.filter(kind__in=PHASES.get(job.status, ()), consumed_at__isnull=False):
         seal(approval)

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import IntegrityError, models, transaction
 from django.utils import timezone
 
-from volmig.refused import Refused, Sentence
+from volmig.refusals import Refused, Sentence
 
 if TYPE_CHECKING:
     from jobs.models.job import Job

@@ -13,8 +13,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
-from jobs.engine import leftovers
-from jobs.models import story
+from jobs.engine import drift
+from jobs.models import presentation
 from volmig.templatetags.units import age, size, spoken
 
 register = template.Library()
@@ -53,7 +53,7 @@ class Phase:
 @register.filter
 def phases(job: Any) -> list[Phase]:
     """The pipeline of a job."""
-    rows: dict[str, list[story.Row]] = {letter: [] for letter in PHASES}
+    rows: dict[str, list[presentation.Row]] = {letter: [] for letter in PHASES}
     for row in job.timeline():
         rows[row.phase].append(row)
     drawn = [Phase(letter, title, boxes(rows[letter])) for letter, title in PHASES.items()]
@@ -65,7 +65,7 @@ def phases(job: Any) -> list[Phase]:
     return drawn
 
 
-def boxes(rows: list[story.Row]) -> list[Box]:
+def boxes(rows: list[presentation.Row]) -> list[Box]:
     """The boxes of a phase: a plan has more steps than an eye takes in, and its log shows every one.
 
     A step without a box joins the last one, so that none is ever hidden.
@@ -146,19 +146,19 @@ def announcement(job: Any, run: Any) -> str:
 @register.filter
 def title_of(job: Any, run: Any) -> str:
     """The title of the step that a run is of."""
-    return story.step_title(job, run.step)
+    return presentation.step_title(job, run.step)
 
 
 @register.filter
 def titles(job: Any, names: Iterable[str]) -> str:
     """The titles of several steps, with commas."""
-    return ", ".join(story.step_title(job, name) for name in names)
+    return ", ".join(presentation.step_title(job, name) for name in names)
 
 
 @register.filter
 def upper_bound(job: Any, run: Any) -> float | None:
     """The most seconds that a step was forecast to take."""
-    step = story.planned_step(job, run.step) if run.direction == "do" else None
+    step = presentation.planned_step(job, run.step) if run.direction == "do" else None
     return float(step["seconds"][2]) if step else None
 
 
@@ -167,7 +167,7 @@ def commands_of(job: Any, run: Any) -> list[str]:
     """The commands of a run as they ran, or as they are planned while none has ended."""
     if ran := [line["text"] for line in run.commands or [] if not line.get("probe")]:
         return ran
-    step = story.planned_step(job, run.step) if run.direction == "do" else None
+    step = presentation.planned_step(job, run.step) if run.direction == "do" else None
     return [line["text"] for line in step["commands"]] if step else []
 
 
@@ -329,7 +329,7 @@ def besides(value: Mapping[str, Any], names: str) -> dict[str, Any]:
 @register.filter
 def kind_words(kind: str) -> str:
     """What people call a kind of thing that a migration makes."""
-    return leftovers.WORDS.get(kind, kind)
+    return drift.WORDS.get(kind, kind)
 
 
 @register.filter

@@ -18,7 +18,7 @@ Written by `make reference` from the code; a test refuses one that is not curren
 
 def text():
     from volmig import client
-    from volmig.api.description import chapters
+    from volmig.api.root import chapters
 
     parts = [HEAD, "\n## Operations\n", *map(chapter, chapters()), "\n## Codes of refusals\n", CODES]
     parts += [f"| `{code}` | {words} |\n" for code, words in sorted(codes().items())]

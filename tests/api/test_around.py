@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor
 from hosts.remote.host import fingerprint
-from jobs.bundle import archive
 from jobs.models import Job, Removal
+from jobs.web.evidence import archive
 from tests import factories
 from tests.api.conftest import Program, code
 from tests.pages import scenes
@@ -231,7 +231,7 @@ def test_a_fault_of_volmig_is_told_without_its_inside(program_of, dana, hosts, m
     def fall(*_):
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr("volmig.api.shapes.Hypervisor.of", fall)
+    monkeypatch.setattr("volmig.api.schemas.Hypervisor.of", fall)
     answer = program_of(dana).get("/hypervisors")
     assert (answer.status_code, code(answer), "swordfish" in answer.content.decode()) == (500, "fault", False)
 

@@ -12,7 +12,7 @@ from tests.api import reference
 from tests.api.conftest import VERBS, letters_of
 from tests.factories import admin
 from tests.pages import scenes
-from volmig.api.description import api
+from volmig.api.root import api
 
 SCHEMA = schemathesis.openapi.from_dict(api.get_openapi_schema(path_prefix="/api/v1/"))
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("unmeasured")]

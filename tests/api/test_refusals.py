@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, Mount, VolumeGroup
-from jobs.leftovers import rows
+from jobs.drift import rows
 from jobs.models import Approval, Decision, Footprint, Job, Rehearsal, Removal, Submission
 from tests.api.conftest import VERBS, Program, code, letters_of
 from tests.factories import PASSWORD, person

@@ -11,8 +11,7 @@ from django.utils import timezone
 from tests.api.conftest import Program, code, letters_of
 from tests.pages import scenes
 from tests.typed import just_typed
-from volmig import people
-from volmig.accounts import factors
+from volmig.accounts import factors, people
 from volmig.accounts.models import Token
 from volmig.record.models import Event
 
@@ -197,11 +196,11 @@ def test_wrong_tokens_close_the_api_to_wrong_tokens_and_not_to_right_ones(dana):
 
 def test_a_token_makes_so_many_requests_in_a_minute(dana, settings, monkeypatch):
     settings.API_PER_MINUTE = 3
-    monkeypatch.setattr("volmig.api.door.time.time", lambda: 1_800_000_000)
+    monkeypatch.setattr("volmig.api.problems.time.time", lambda: 1_800_000_000)
     program, other = Program(letters_of(dana)), Program(letters_of(dana))
     assert [program.get("/me").status_code for _ in range(3)] == [200] * 3
     response = program.get("/me")
     assert (response.status_code, code(response), response.headers["Retry-After"]) == (429, "too-fast", "60")
     assert other.get("/me").status_code == 200
-    monkeypatch.setattr("volmig.api.door.time.time", lambda: 1_800_000_060)
+    monkeypatch.setattr("volmig.api.problems.time.time", lambda: 1_800_000_060)
     assert program.get("/me").status_code == 200

@@ -44,7 +44,7 @@ SOCKETS = 40  # pages that are open, at most
 DURABLE = ("fsync=on", "full_page_writes=on", "synchronous_commit=on", "max_connections=100")
 MACHINES = {"wrk1": "workers", "wrk2": "workers", "wat1": "watcher", "wat2": "watcher", "web1": "web"}
 EACH = ("web1", "workers", "watcher", "postgresql", "servers", "driver")
-TICK = "jobs.tick.run"
+TICK = "jobs.worker.tick.run"
 WORKERS = "12"  # of migrations, on each machine: docs/sizing.md says from how many migrations on
 
 
@@ -153,7 +153,7 @@ class Load:
         from django.test import override_settings
 
         from tests import factories
-        from volmig import data, incarnation, keys
+        from volmig import data_dir, incarnation, keys
 
         call_command("migrate", verbosity=0)
         keys.ensure()
@@ -162,11 +162,11 @@ class Load:
         factories.operator(), factories.approver()
         here = self.folder / "web1"
         for name in set(MACHINES) - {"web1"}:
-            for key in data.KEYS:
+            for key in data_dir.KEYS:
                 shutil.copy(here / key, self.folder / name / key)
             with override_settings(DATA=self.folder / name):
                 incarnation.join(ada)
-        self.serve(data.ssh_public_key(data.ssh_key()))
+        self.serve(data_dir.ssh_public_key(data_dir.ssh_key()))
         self.register()
 
     def serve(self, key: str) -> None:

@@ -269,7 +269,7 @@ def blocks(statement: str) -> int:
 
 def scrape() -> list[str]:
     """Times what Prometheus asks for; returns its name when that is too slow."""
-    from volmig.health import metrics
+    from jobs.web import metrics
 
     metrics.exposition()
     times = []

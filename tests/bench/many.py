@@ -23,10 +23,10 @@ from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Mount, Scan, Server, Share, VolumeGroup
 from hosts.remote.hostctl.leftovers import CAP
-from jobs.engine import checks, consent
+from jobs.engine import approval_binding, checks
 from jobs.engine import plan as planning
 from jobs.engine.evidence import Evidence
-from jobs.models import Approval, Archive, Decision, Footprint, Job, StepRun, Word, word
+from jobs.models import Approval, Archive, Decision, Footprint, Job, StepRun, Word, search
 from jobs.models import archive as archives
 from tests.engine import sound
 from volmig.record.models import SIGNED, ChainHead, Event, sign
@@ -232,7 +232,7 @@ class Seed:
         }  # fmt: skip
 
     def words(self, story: SimpleNamespace) -> Iterator[dict[str, Any]]:
-        for text in {word.plain(each) for each in (*word.of_job(story), word.person(story.by.username))}:
+        for text in {search.plain(each) for each in (*search.of_job(story), search.person(story.by.username))}:
             self.word_key += 1
             yield {"id": self.word_key, "job_id": story.pk, "text": text}
 
@@ -298,7 +298,7 @@ class Alike:
         found = [check.to_json() for check in checks.look(sound.case())]
         plain = {"plan": made.to_json(), "facts": sound.FACTS.to_json(), "checks": found, "halt_data": {}}
         self.columns = {name: json.dumps(value) for name, value in plain.items()}
-        bound = consent.swap(sound.MIGRATION, sound.FACTS, made, evidence, "0123456789abcdef")
+        bound = approval_binding.swap(sound.MIGRATION, sound.FACTS, made, evidence, "0123456789abcdef")
         self.bound = json.dumps(bound)
         self.runs = [self.run(each) for each in made.to_json()["steps"]]
         long = {f"{run['step']}.do.1.{name}": run[name] for run in self.runs for name in archives.OF_RUN}

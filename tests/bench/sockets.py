@@ -287,10 +287,10 @@ def seed(jobs: int) -> None:
     from django.core.management import call_command
 
     from tests.pages import scenes
-    from volmig import data
+    from volmig import data_dir
 
-    for name in (*data.OWNERS, data.AUDIT_KEY):
-        data.make(name)
+    for name in (*data_dir.OWNERS, data_dir.AUDIT_KEY):
+        data_dir.make(name)
     call_command("migrate", verbosity=0)
     for name, roles in PEOPLE.items():
         User.objects.create_user(name, password=PASSWORD).groups.set(Group.objects.filter(name__in=roles))

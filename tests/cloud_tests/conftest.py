@@ -29,7 +29,7 @@ def make(db, clean_cloud, settings, monkeypatch):
     With `source`, a server too, the volume that is carried over is a disk of that one.
     """
     settings.LOCK_MARGIN, settings.CLOUDS_YAML = 0, str(clean_cloud.clouds_yaml)
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.2)
+    monkeypatch.setattr("hosts.remote.nova_control.AGAIN", 0.2)
 
     def made(source=None, **wanted):
         server = clean_cloud.server("db7", "dst", flavor="data", **wanted)

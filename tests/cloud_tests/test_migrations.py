@@ -44,7 +44,7 @@ def after(monkeypatch, host, verb, act):
 
 
 def test_a_whole_migration_and_how_often_nova_is_asked(migration, monkeypatch, capsys):
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 2)  # as in life, so that looking again counts for little
+    monkeypatch.setattr("hosts.remote.nova_control.AGAIN", 2)  # as in life, so that looking again counts for little
     with migration.plane.counted() as calls:
         migration.on_trial().confirm(operator())
         job = migration.until("done")
@@ -370,7 +370,7 @@ def test_a_source_whose_instance_still_runs_in_nova_blocks(make, clean_cloud):
 
 
 def test_a_source_whose_instance_is_shut_off_is_said_and_counted(make, clean_cloud, monkeypatch, capsys):
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 2)
+    monkeypatch.setattr("hosts.remote.nova_control.AGAIN", 2)
     old = clean_cloud.server("db-old", "src", start=False)
     migration = make(source=old)
     with clean_cloud.counted() as calls:

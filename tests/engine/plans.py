@@ -17,18 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.engine.facts import (
-    Action,
-    Contents,
-    Facts,
-    Filesystem,
-    Guest,
-    Move,
-    Nova,
-    Probe,
-    Server,
-    Service,
-)
+from jobs.engine.host_facts import Action, Contents, Facts, Filesystem, Guest, Move, Nova, Probe, Server, Service
 from jobs.engine.plan import Plan, at_rate, make, rehearsal
 from jobs.engine.steps import NAMED
 from tests.engine import sound

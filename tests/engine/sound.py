@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.engine.checks import Around, Case
-from jobs.engine.facts import (
+from jobs.engine.host_facts import (
     Contents,
     Destination,
     Disk,

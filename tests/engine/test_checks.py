@@ -4,7 +4,7 @@ import pytest
 
 from hosts.remote.hostctl import policy
 from jobs.engine.checks import Around, Trouble, blocking, look
-from jobs.engine.facts import Contents, Facts, Filesystem, Guest, Probe
+from jobs.engine.host_facts import Contents, Facts, Filesystem, Guest, Probe
 from jobs.engine.plan import qcow2_size, relay_size
 from tests import policies
 

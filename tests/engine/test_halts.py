@@ -11,7 +11,7 @@ import pytest
 import hosts.remote
 import jobs
 from hosts.remote import host
-from jobs.engine import halts, states
+from jobs.engine import halt_help, states
 from jobs.engine.evidence import Evidence
 from jobs.engine.steps import NAMED
 from tests.engine.sound import MIGRATION
@@ -70,51 +70,51 @@ def test_the_codes_are_found_where_they_are_made():
 
 
 def test_every_code_has_words_of_its_own_and_no_word_is_for_none():
-    assert codes() == set(halts.EXPECTED), codes() ^ set(halts.EXPECTED)
-    assert len(set(halts.EXPECTED.values())) > len(halts.EXPECTED) * 0.9
+    assert codes() == set(halt_help.EXPECTED), codes() ^ set(halt_help.EXPECTED)
+    assert len(set(halt_help.EXPECTED.values())) > len(halt_help.EXPECTED) * 0.9
 
 
 def test_every_code_in_every_status_says_what_a_person_can_do():
     for status in states.WORKING | {"awaiting_approval", "on_trial"}:
-        for code in halts.EXPECTED:
-            told = halts.by_hand(status, code, "", MIGRATION, "/i")
+        for code in halt_help.EXPECTED:
+            told = halt_help.by_hand(status, code, "", MIGRATION, "/i")
             assert told, (status, code)
             assert all(line.strip() and "{" not in line for line in told), (status, code)
-        assert status == "checking" or halts.RESUME[status], "resume says what it does"
+        assert status == "checking" or halt_help.RESUME[status], "resume says what it does"
 
 
 def test_what_nobody_foresaw_is_told_by_its_family():
-    assert halts.expected("foreign-teapot") == "Only what this migration made itself."
-    assert halts.expected("unknown-teapot") == "Only what was recorded and is known."
-    assert halts.expected("") == "The step ends as planned."
+    assert halt_help.expected("foreign-teapot") == "Only what this migration made itself."
+    assert halt_help.expected("unknown-teapot") == "Only what was recorded and is known."
+    assert halt_help.expected("") == "The step ends as planned."
 
 
 def test_what_hostctl_recommends_is_said_unless_more_is_known():
     args = ("preparing", "foreign-volume", "Rename it.", MIGRATION, "/i")
-    assert halts.by_hand(*args) == ["Rename it."]
-    assert "copy is made again" in halts.by_hand("approved", "foreign-stage", "x", MIGRATION, "/i")[0]
+    assert halt_help.by_hand(*args) == ["Rename it."]
+    assert "copy is made again" in halt_help.by_hand("approved", "foreign-stage", "x", MIGRATION, "/i")[0]
 
 
 def test_the_steps_by_hand_name_the_very_directory_and_job():
-    gone = " ".join(halts.by_hand("purging", "unknown-instance", "", MIGRATION, "/i"))
+    gone = " ".join(halt_help.by_hand("purging", "unknown-instance", "", MIGRATION, "/i"))
     assert f"/i/.volmig/{MIGRATION.job} on {MIGRATION.destination}" in gone
     assert f"volmig-hostctl rollback {MIGRATION.job}" in " ".join(
-        halts.by_hand("rolling_back", "changed", "", MIGRATION, "/i")
+        halt_help.by_hand("rolling_back", "changed", "", MIGRATION, "/i")
     )
 
 
 @pytest.mark.parametrize("on", sorted({step.on for step in NAMED.values()}))
 def test_looking_only_reads_and_takes_names_as_words(on):
     evil = replace(MIGRATION, source_vg="vg; rm -rf /", relay_vg="$(x)", disk="d'isk")
-    lines = halts.looks(evil, on, "/i")
+    lines = halt_help.looks(evil, on, "/i")
     assert {shlex.split(line)[0] for line in lines} <= {"lvs", "findmnt", "exportfs", "ls", "virsh"}
     assert all(len(shlex.split(line)) == len(shlex.split(line, comments=True)) for line in lines)
     assert not any(word in (";", "rm", "$(x)x") for line in lines for word in shlex.split(line))
 
 
 def test_which_inode_is_which_disk_is_said_as_far_as_it_is_known():
-    assert halts.inodes(Evidence()) == []
+    assert halt_help.inodes(Evidence()) == []
     seen = Evidence({"stop": {"live": "no mapping"}, "swap": {"backup_inode": 5}})
-    assert halts.inodes(seen) == ["old disk: inode 5"]
+    assert halt_help.inodes(seen) == ["old disk: inode 5"]
     evidence = Evidence({"stop": {"live": {"inode": 4711}}, "stage_verify": {"inode": 4712}})
-    assert halts.inodes(evidence) == ["old disk: inode 4711", "new disk: inode 4712"]
+    assert halt_help.inodes(evidence) == ["old disk: inode 4711", "new disk: inode 4712"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.engine.leftovers import (
+from jobs.engine.drift import (
     HANDS,
     Entry,
     Finding,

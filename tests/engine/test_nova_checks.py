@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.engine import consent
+from jobs.engine import approval_binding
 from jobs.engine.checks import RULES, Around, Case, Trouble, blocking, look
-from jobs.engine.facts import Action, Facts, Move, Nova, Server, Service
+from jobs.engine.host_facts import Action, Facts, Move, Nova, Server, Service
 from jobs.engine.plan import make
 
 from .sound import FACTS, INSTANCE, MIGRATION
@@ -155,7 +155,7 @@ def test_facts_of_nova_come_back_from_json():
 
 
 def bound(**changed):
-    return {"instance": consent.in_nova(case(**changed).facts.instance, f"volmig:{MIGRATION.job}")}
+    return {"instance": approval_binding.in_nova(case(**changed).facts.instance, f"volmig:{MIGRATION.job}")}
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,14 @@ def bound(**changed):
     ],
 )
 def test_a_consent_stands_on_what_nova_says(line, changed):
-    assert line in consent.difference(bound(), bound(**changed))
+    assert line in approval_binding.difference(bound(), bound(**changed))
 
 
 def test_a_stop_by_its_user_and_locks_do_not_disturb_a_consent():
     later = (Action("unlock", "c", "r4", "v"), Action("stop", "b", "r3", "v"), Action("lock", "a", "r2", "v"))
-    assert consent.difference(bound(), bound(server={"status": "SHUTOFF"}, actions=(*later, *NOVA.actions))) == []
+    assert (
+        approval_binding.difference(bound(), bound(server={"status": "SHUTOFF"}, actions=(*later, *NOVA.actions))) == []
+    )
 
 
 def test_every_check_is_explained_and_nothing_else_is():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.engine.halts import looks
+from jobs.engine.halt_help import looks
 from jobs.engine.plan import FORMAT, NewerPlan, Plan, Ref, Unready, at_rate, make, qcow2_size, relay_size
 from jobs.engine.steps import NAMED, TABLE, UnknownRole
 

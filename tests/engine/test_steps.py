@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.engine import leftovers, stored_steps
+from jobs.engine import drift, stored_steps
 from jobs.engine.evidence import Evidence
 from jobs.engine.plan import NewerPlan, Plan, make, purge_of_rejected
 from jobs.engine.steps import NAMED, REHEARSAL, TABLE, Task, begins_copy, ends_copy, names_of, task_of
@@ -95,7 +95,7 @@ def test_what_a_step_leaves_can_be_told_from_another_of_the_same_name():
 def test_what_its_own_undo_removes_after_the_end_has_an_undo():
     removable = [step for step in TABLE if step.artifact and step.artifact.removable]
     assert [step.name for step in removable if not step.undo or not step.torn_by] == []
-    assert {leftovers.step_for(step.leaves, "", "source") for step in removable} == {step.name for step in removable}
+    assert {drift.step_for(step.leaves, "", "source") for step in removable} == {step.name for step in removable}
 
 
 def test_every_step_of_a_plan_is_drawn_in_a_box():

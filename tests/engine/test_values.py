@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.engine import consent, states
+from jobs.engine import approval_binding, states
 from jobs.engine.evidence import Evidence
-from jobs.engine.facts import Facts, Stage
+from jobs.engine.host_facts import Facts, Stage
 from jobs.engine.plan import make
 
 from .sound import FACTS, MIGRATION, facts
@@ -16,7 +16,7 @@ EVIDENCE = Evidence({"stage_verify": {"sha256": "ab" * 32, "inode": 4712, "file_
 
 
 def bound(seen=FACTS):
-    return consent.swap(MIGRATION, seen, make(MIGRATION, FACTS), EVIDENCE, "0123456789abcdef")
+    return approval_binding.swap(MIGRATION, seen, make(MIGRATION, FACTS), EVIDENCE, "0123456789abcdef")
 
 
 def test_facts_survive_the_database():
@@ -37,8 +37,8 @@ def test_every_way_leads_to_a_status_of_the_table():
 
 
 def test_the_digest_does_not_depend_on_order():
-    assert consent.digest({"a": 1, "b": 2}) == consent.digest({"b": 2, "a": 1})
-    assert consent.digest({"a": 1}) != consent.digest({"a": 2})
+    assert approval_binding.digest({"a": 1, "b": 2}) == approval_binding.digest({"b": 2, "a": 1})
+    assert approval_binding.digest({"a": 1}) != approval_binding.digest({"a": 2})
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_the_digest_does_not_depend_on_order():
 )
 def test_a_fact_that_changed_is_named(says, changed):
     shown, seen = bound(), bound(facts(**changed))
-    assert consent.digest(shown) != consent.digest(seen)
-    assert any(line.startswith(says) for line in consent.difference(shown, seen))
+    assert approval_binding.digest(shown) != approval_binding.digest(seen)
+    assert any(line.startswith(says) for line in approval_binding.difference(shown, seen))
 
 
 @pytest.mark.parametrize("changed", [{"disk__mtime_ns": 99}, {"disk__file_size": 99}, {"domain__state": "shut off"}])
 def test_what_a_running_instance_changes_is_not_bound(changed):
-    assert consent.difference(bound(), bound(facts(**changed))) == []
+    assert approval_binding.difference(bound(), bound(facts(**changed))) == []
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_what_a_running_instance_changes_is_not_bound(changed):
 def test_a_copy_that_is_not_as_it_was_verified_is_stale(says, changed):
     evidence = Evidence({**EVIDENCE, "source_fence": {"writes": 40, "sectors_written": 320}})
     seen = facts(**{"destination__stage": Stage(4712, 1000, 1), **changed})
-    assert consent.stale(seen, evidence)[:1] == says
-    assert consent.foreign_stage(seen, evidence) == ("is 5" in str(says))
+    assert approval_binding.stale(seen, evidence)[:1] == says
+    assert approval_binding.foreign_stage(seen, evidence) == ("is 5" in str(says))
 
 
 def test_commands_are_bound():
     other = replace(MIGRATION, disk="disk.eph0")
-    shown, seen = bound(), consent.swap(other, FACTS, make(other, FACTS), EVIDENCE, "0123456789abcdef")
-    assert consent.digest(shown) != consent.digest(seen)
+    shown, seen = bound(), approval_binding.swap(other, FACTS, make(other, FACTS), EVIDENCE, "0123456789abcdef")
+    assert approval_binding.digest(shown) != approval_binding.digest(seen)

@@ -14,11 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hosts.models import Hypervisor
 from jobs.models import Footprint, StepRun
+from jobs.web import metrics
 from tests.fleet.beats import GIB, a_process
 from tests.fleet.promtool import COUNTER, ask, fires
 from tests.pages import scenes
 from volmig import incarnation
-from volmig.health import metrics, tallies
+from volmig.health import tallies
 from volmig.health.models import Process
 from volmig.models import Notice, QueuedTask
 from volmig.record.models import Event
@@ -143,9 +144,9 @@ CASES = {
     "VolmigNoWatcher": without("watcher"),
     "VolmigNoBackgroundWorkers": without("background"),
     "VolmigProcessLost": lambda dana: a_process("workers", "m2", age=300),
-    "VolmigTicksWait": waiting("migrations", "jobs.tick.run", 200),
+    "VolmigTicksWait": waiting("migrations", "jobs.worker.tick.run", 200),
     "VolmigBackgroundWaits": waiting("background", "hosts.tasks.refresh", 2000),
-    "VolmigQueueDuplicates": waiting("migrations", "jobs.tick.run", 1, 150),
+    "VolmigQueueDuplicates": waiting("migrations", "jobs.worker.tick.run", 1, 150),
     "VolmigTicksSlow": slow_ticks,
     "VolmigSshFailing": ssh_fails,
     "VolmigHypervisorsUnreachable": hypervisor(last_error="Tried to log in: refused.", seen_at=ago(4000)),

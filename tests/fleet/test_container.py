@@ -17,7 +17,7 @@ import yaml
 
 from tests.fleet.machine import NotHere
 from tests.fleet.test_runbook import bare
-from volmig import data, environment, keys
+from volmig import data_dir, environment, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = ROOT / "packaging/container/Containerfile"
@@ -132,10 +132,10 @@ def test_the_sentence_about_keys_that_differ_names_the_containers(monkeypatch, t
         monkeypatch.setenv("VOLMIG_PART", "workers")
 
     on("migrate")
-    (tmp_path / "migrate/ssh_key").write_bytes(data.new("ssh_key"))
+    (tmp_path / "migrate/ssh_key").write_bytes(data_dir.new("ssh_key"))
     keys.register("ssh_key")
     on("watcher")
-    (tmp_path / "watcher/ssh_key").write_bytes(data.new("ssh_key"))
+    (tmp_path / "watcher/ssh_key").write_bytes(data_dir.new("ssh_key"))
     (said,) = keys.mismatches(["ssh_key"])
     assert said.startswith("Machine compose-watcher has another ssh_key (not the one that machine compose-migrate")
 
@@ -149,7 +149,7 @@ def test_a_part_waits_for_the_database_and_its_migration(name):
 
 @pytest.mark.parametrize("name", [each for each in MINE if each != "manage"])
 def test_a_service_gets_the_keys_of_its_kind_and_no_others(name):
-    from volmig.data import OWNERS
+    from volmig.data_dir import OWNERS
 
     kind = "web" if name.startswith("web-") else "worker"
     given = {target for _, target in secrets_of(services()[name])}

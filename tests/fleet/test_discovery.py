@@ -20,8 +20,8 @@ from hosts.remote import ssh
 from hosts.remote.host import Answer, Unreachable
 from hosts.remote.hostctl.facts import RELAY_PORTS
 from hosts.remote.hostctl.request import TARGETS_CAP
-from jobs import attention
-from jobs.leftovers import ask_anew
+from jobs.drift import ask_anew
+from jobs.web import attention
 from tests.factories import viewer
 from tests.fleet.discovering import Fleet
 from tests.trust.amounts import amount, figure

@@ -22,7 +22,7 @@ from psycopg_pool import PoolTimeout
 
 from hosts.models import Hypervisor
 from hosts.remote.host import skew as clock_skew
-from jobs import attention
+from jobs.web import attention
 from tests.fleet.beats import GIB, a_process
 from volmig import database, incarnation, keys
 from volmig.health import alive, heart, models, ready
@@ -662,7 +662,7 @@ def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when
     shown = page("/adopt/")
     assert "background workers" not in shown
     assert "ago</time>: queued." in shown
-    QueuedTask.objects.filter(name="jobs.adopting.compare").update(taken_at=timezone.now())
+    QueuedTask.objects.filter(name="jobs.worker.adopting.compare").update(taken_at=timezone.now())
     assert "ago</time>: running." in page("/adopt/")
     QueuedTask.objects.update(done_at=timezone.now())
     assert "Requested" not in page("/adopt/")

@@ -17,8 +17,8 @@ from django_q.monitor import monitor
 from django_q.signing import SignedPackage
 from django_q.worker import worker
 
-from jobs import attention
 from jobs.models import Job
+from jobs.web import attention
 from tests.factories import a_job
 from tests.fleet.beats import a_process
 from tests.ticks import LONG_AGO
@@ -260,7 +260,7 @@ def test_one_of_two_with_one_name_that_is_lost_is_missed(ada, site):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("name", "patience"), [("jobs.tick.run", 30), ("hosts.tasks.refresh", 300)])
+@pytest.mark.parametrize(("name", "patience"), [("jobs.worker.tick.run", 30), ("hosts.tasks.refresh", 300)])
 def test_a_queue_whose_oldest_task_waits_for_too_long_is_listed(ada, site, name, patience):
     QueuedTask.objects.queue([call(name, number) for number in range(1000)])
     QueuedTask.objects.update(queued_at=timezone.now() - dt.timedelta(seconds=patience - 5))
@@ -288,7 +288,7 @@ def full(monkeypatch):
 @pytest.mark.django_db(transaction=True)
 def test_a_machine_whose_data_directory_is_full_takes_no_tasks(full, caplog, monkeypatch):
     monkeypatch.setattr(broker.time, "sleep", lambda seconds: None)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     feeder = TableBroker(list_key="migrations")
     assert [feeder.dequeue(), feeder.dequeue()] == [None, None]
     assert sum("takes no tasks" in record.getMessage() for record in caplog.records) == 1
@@ -319,7 +319,7 @@ def test_a_worker_says_itself_that_its_task_ended(monkeypatch):
     """django-q's monitor may be killed, and what takes its place waits for ever for a lock that went with it."""
     ran = []
     monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     task = QueuedTask.objects.take("migrations")
     broker.run(task.name, task.number, task.run.hex)
     assert ran == [7]
@@ -350,7 +350,7 @@ def test_a_call_that_could_not_begin_waits_again_and_is_not_done(carry_out, monk
     """A person asked for it, and the database was away for a moment just then."""
     ran = []
     monkeypatch.setattr(broker, "import_string", lambda dotted: ran.append)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     task = QueuedTask.objects.take("migrations")
     asked = getattr(QueuedTaskQuerySet, statement)
 
@@ -373,7 +373,7 @@ def test_a_call_that_failed_is_done_and_not_made_again(carry_out, monkeypatch):
         raise ValueError(number)
 
     monkeypatch.setattr(broker, "import_string", lambda dotted: fail)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     carry_out(QueuedTask.objects.take("migrations"))
     assert QueuedTask.objects.get().done_at
 
@@ -381,14 +381,14 @@ def test_a_call_that_failed_is_done_and_not_made_again(carry_out, monkeypatch):
 @pytest.mark.django_db
 def test_a_task_that_was_lost_with_its_worker_is_met_by_the_next_equal_one():
     """Else each fault would leave a row of a migration behind, which runs once more minutes later."""
-    QueuedTask.objects.queue([call("jobs.tick.run", 7), call("jobs.tick.run", 8)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7), call("jobs.worker.tick.run", 8)])
     lost, other = QueuedTask.objects.take("migrations"), QueuedTask.objects.take("migrations")
     QueuedTask.objects.filter(run=lost.run).update(taken_at=timezone.now() - TAKEN_LATELY)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     again = QueuedTask.objects.take("migrations")
     assert (lost.number, other.number, again.number) == (7, 8, 7)
     assert QueuedTask.objects.begin(again.run)
     assert not QueuedTask.objects.begin(lost.run), "it came too late"
     assert QueuedTask.objects.begin(other.run)
-    QueuedTask.objects.queue([call("jobs.tick.run", 7)])
+    QueuedTask.objects.queue([call("jobs.worker.tick.run", 7)])
     assert QueuedTask.objects.waiting().get().number == 7, "what was queued since is done"

@@ -15,12 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hosts.remote import meter
 from hosts.remote.host import HostError, HostKeyChanged, Unreachable
-from jobs import tick
 from jobs.models import Job, StepRun
+from jobs.web import metrics
+from jobs.worker import tick
 from tests.fleet.beats import a_process
 from tests.fleet.test_alerts import ago, scrape, shut_off
 from tests.pages import scenes
-from volmig.health import metrics, port, tallies
+from volmig.health import port, tallies
 from volmig.health.models import Tally
 from volmig.models import Notice, QueuedTask
 from volmig.record.models import Event
@@ -119,9 +120,9 @@ def test_instances_that_are_shut_off_are_counted_by_condition(dana, sound):
 
 
 def test_tasks_are_counted_by_queue_with_those_that_equal_another(db):
-    QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", number=1, queued_at=ago(90))
+    QueuedTask.objects.create(queue="migrations", name="jobs.worker.tick.run", number=1, queued_at=ago(90))
     for _ in range(3):
-        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", number=2, queued_at=ago(30))
+        QueuedTask.objects.create(queue="migrations", name="jobs.worker.tick.run", number=2, queued_at=ago(30))
     QueuedTask.objects.create(
         queue="background", name="hosts.tasks.refresh", number=2, taken_at=ago(1), begun_at=ago(1)
     )
@@ -172,7 +173,7 @@ def crowd(dana, number):
         scenes.halted(dana)
         scenes.job(dana, "done", instance_name=f"d{each}")
         a_process("workers", f"w{each}")
-        QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", number=each, queued_at=ago(90))
+        QueuedTask.objects.create(queue="migrations", name="jobs.worker.tick.run", number=each, queued_at=ago(90))
         Notice.objects.create(kind="halted", subject="s", text="t", error="post: refused")
         tallies.record("volmig_tick_seconds", 0.3 * each, status="preparing")
         Event.append("test.event")

@@ -79,7 +79,7 @@ def test_all_units_are_confined_alike():
 
 @pytest.mark.parametrize(("name", "part"), PARTS.items())
 def test_a_part_gets_the_keys_of_its_kind_and_no_others(name, part):
-    from volmig.data import OWNERS
+    from volmig.data_dir import OWNERS
 
     settings = lines(name)
     loaded = {value.split(":")[0] for key, value in settings if key == "LoadCredential"}

@@ -340,7 +340,7 @@ class Volmig:
 
     def queue(self, count: int) -> None:
         """Ticks of so many migrations, of which each finds at once that there is nothing to do."""
-        ticks = "SELECT 'jobs.tick.run', 'migrations', 1000000 + n, 'jobs.tick.run ' || 1000000 + n, false, now()"
+        ticks = "SELECT 'jobs.worker.tick.run', 'migrations', 1000000 + n, 'jobs.worker.tick.run ' || 1000000 + n, false, now()"
         with psycopg.connect(self.address) as connection:
             connection.execute(
                 f"INSERT INTO volmig_queuedtask (name, queue, number, waits, urgent, queued_at) {ticks} "
@@ -382,7 +382,7 @@ class Volmig:
 
     def most_rows(self) -> int:
         """The most rows of the queue that any migration has and that no worker has ended."""
-        ticks = "FROM volmig_queuedtask WHERE name = 'jobs.tick.run' AND done_at IS NULL"
+        ticks = "FROM volmig_queuedtask WHERE name = 'jobs.worker.tick.run' AND done_at IS NULL"
         query = f"SELECT count(*) {ticks} GROUP BY number"
         return max((count for (count,) in rows(self.address, query)), default=0)
 
@@ -398,6 +398,6 @@ class Volmig:
 
 def environment_data() -> str:
     """The data directory of the tests, whose keys all machines get."""
-    from volmig import data
+    from volmig import data_dir
 
-    return str(data.directory())
+    return str(data_dir.directory())

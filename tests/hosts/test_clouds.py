@@ -21,7 +21,7 @@ from tests.fakenova import Cloud as FakeCloud
 from tests.fakenova import Server as FakeServer
 from tests.fakes import INSTANCE
 from tests.typed import just_typed
-from volmig import data, keys, sealed
+from volmig import data_dir, encryption, keys
 from volmig.accounts.models import Team
 from volmig.record.models import Event
 
@@ -145,21 +145,21 @@ def test_a_cloud_goes_back_to_libvirt_without_keeping_a_credential(ada):
 def test_secrets_are_sealed_anew_with_a_new_key_and_still_open(ada, fake):
     add(ada)
     before = Cloud.objects.get().secret
-    before_keys = sealed.sealing_keys()
+    before_keys = encryption.sealing_keys()
     call_command("rotate_secrets")
     cloud = Cloud.objects.get()
     assert cloud.secret != before
-    assert sealed.sealing_keys()[0] not in before_keys
+    assert encryption.sealing_keys()[0] not in before_keys
     assert dict(cloud.access().auth)["application_credential_secret"] == SECRET
     call_command("rotate_secrets")
-    assert len(sealed.sealing_keys()) == 2
+    assert len(encryption.sealing_keys()) == 2
     assert dict(Cloud.objects.get().access().auth)["application_credential_secret"] == SECRET
 
 
 def test_a_lost_key_is_said_and_nothing_is_rotated(ada):
-    keys.ensure([sealed.KEYS])
+    keys.ensure([encryption.KEYS])
     add(ada)
-    path = data.directory() / sealed.KEYS
+    path = data_dir.directory() / encryption.KEYS
     kept = path.read_bytes()
     path.unlink()
     try:
@@ -168,7 +168,7 @@ def test_a_lost_key_is_said_and_nothing_is_rotated(ada):
         with pytest.raises(CommandError, match="No key was changed"):
             call_command("rotate_secrets")
     finally:
-        data.replace(path, kept)
+        data_dir.replace(path, kept)
 
 
 def test_a_cloud_can_be_taken_from_a_clouds_yaml_by_its_name(ada, fake, settings, tmp_path):
@@ -232,7 +232,7 @@ def test_a_check_says_that_the_secret_is_wrong_or_that_nova_is_too_old(db, fake)
     fake.newest = (2, 60)
     tasks.check_cloud(cloud.pk)
     assert calls(cloud) == {"log in": "yes", "lock with a reason": "no"}
-    cloud.put(secret=sealed.seal("wrong"))
+    cloud.put(secret=encryption.seal("wrong"))
     tasks.check_cloud(cloud.pk)
     assert calls(cloud) == {"log in": "no"}
     assert "does not take the credential" in cloud.calls[0]["sentence"]

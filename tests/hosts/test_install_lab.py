@@ -9,7 +9,7 @@ from django.template.loader import render_to_string
 from hosts.remote import hostctl, ssh
 from hosts.remote.host import Address, HostctlDiffers, Request, Unreachable
 from hosts.remote.hostctl import pack
-from volmig.data import ssh_public_key
+from volmig.data_dir import ssh_public_key
 
 pytestmark = pytest.mark.lab
 LOGIN = "vm-newcomer"

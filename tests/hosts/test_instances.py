@@ -7,7 +7,7 @@ import pytest
 
 from hosts.remote import nova
 from hosts.remote.host import Request, Unreachable
-from hosts.remote.instances import START_DEADLINE, Control
+from hosts.remote.nova_control import START_DEADLINE, Control
 from tests.fakenova import Cloud
 from tests.fakes import INSTANCE, INSTANCES, Refusal, Site
 

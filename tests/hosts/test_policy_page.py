@@ -11,7 +11,7 @@ from hosts.remote.hostctl import policy
 from tests import policies
 from tests.factories import admin, viewer
 from tests.typed import just_typed
-from volmig import data
+from volmig import data_dir
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +38,7 @@ def test_the_printed_policy_is_valid_and_allows_what_was_seen_and_no_more(client
     assert found.policy.volume_groups == tuple(seen.volume_groups.values_list("name", flat=True))
     assert found.policy.shares == tuple(seen.mounts.values_list("share__source", flat=True))
     assert found.policy.roles == ("source", "relay", "destination")
-    assert found.policy.seal_keys == (data.seal_key("src", 1),)
+    assert found.policy.seal_keys == (data_dir.seal_key("src", 1),)
     for network in found.policy.networks:
         assert network.endswith(("/24", "/64")), network
 
@@ -57,8 +57,8 @@ def test_who_was_shown_the_key_is_kept_and_the_key_is_not(client, seen):
     just_typed(client)
     client.post(f"/hosts/{seen.pk}/policy/")
     event = Event.objects.get(action="hypervisor.policy")
-    assert event.data == {"key": policy.fingerprint(data.seal_key("src", 1))}
-    assert data.seal_key("src", 1) not in client.get(f"/hosts/{seen.pk}/").content.decode()
+    assert event.data == {"key": policy.fingerprint(data_dir.seal_key("src", 1))}
+    assert data_dir.seal_key("src", 1) not in client.get(f"/hosts/{seen.pk}/").content.decode()
 
 
 def test_the_page_shows_what_is_in_force_and_whether_seals_are_accepted(client, seen, inventory):
@@ -84,13 +84,13 @@ def test_a_new_key_is_another_and_the_policy_has_both(client, seen):
     before = seen.seal_key()
     client.post(f"/hosts/{seen.pk}/seal-key/")
     found = policy.understood(printed(client.post(f"/hosts/{seen.pk}/policy/"))).policy
-    assert found.seal_keys == (data.seal_key("src", 2), before)
-    assert Hypervisor.objects.get(pk=seen.pk).seal_fingerprint == policy.fingerprint(data.seal_key("src", 2))
+    assert found.seal_keys == (data_dir.seal_key("src", 2), before)
+    assert Hypervisor.objects.get(pk=seen.pk).seal_fingerprint == policy.fingerprint(data_dir.seal_key("src", 2))
     assert Event.objects.filter(action="hypervisor.seal_key").count() == 1
 
 
 def test_each_hypervisor_has_a_key_of_its_own():
-    keys = {data.seal_key(name, generation) for name in ("a", "b", "a1") for generation in (1, 2, 11)}
+    keys = {data_dir.seal_key(name, generation) for name in ("a", "b", "a1") for generation in (1, 2, 11)}
     assert len(keys) == 9
     assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
 
@@ -106,7 +106,7 @@ def test_the_key_is_shown_only_to_an_administrator_who_typed_the_password_lately
         for place in ("policy", "seal-key"):
             response = client.post(f"/hosts/{seen.pk}/{place}/")
             assert response.status_code in (302, 403)
-            assert data.seal_key("src", 1) not in response.content.decode()
+            assert data_dir.seal_key("src", 1) not in response.content.decode()
     seen.refresh_from_db()
     assert seen.seal_generation == 1
     assert not Event.objects.filter(action__in=("hypervisor.policy", "hypervisor.seal_key")).exists()

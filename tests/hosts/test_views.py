@@ -14,7 +14,7 @@ from hosts.remote.hostctl import pack
 from tests import factories
 from tests.hosts.conftest import KEY
 from tests.typed import just_typed
-from volmig import data
+from volmig import data_dir
 from volmig.record.models import Event
 
 pytestmark = pytest.mark.django_db
@@ -60,7 +60,7 @@ def test_a_form_that_is_wrong_keeps_what_was_typed_and_makes_nothing(browser):
 
 def test_the_install_commands_have_volmigs_own_key_and_no_argument(browser, monkeypatch):
     """A worker made it, and keeps its public half where pages find it: they must not read the private one."""
-    data.ssh_key()
+    data_dir.ssh_key()
     monkeypatch.setenv("VOLMIG_PART", "web")
     html = page(browser("administrator"), "register")
     assert "restrict,command=&quot;sudo -n /usr/local/libexec/volmig-hostctl&quot; ssh-ed25519 AAAA" in html.replace(

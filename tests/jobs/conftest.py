@@ -107,7 +107,7 @@ def nova_of_machines(machines, monkeypatch):
     fake = Cloud(machines)
     machines.locked_in_nova = lambda: fake.server.locked
     monkeypatch.setattr("hosts.remote.nova.PAUSES", (0.01, 0.01))
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.01)
+    monkeypatch.setattr("hosts.remote.nova_control.AGAIN", 0.01)
     yield fake
     fake.close()
     nova.forget()
@@ -126,7 +126,7 @@ def nova_drive(site, cloud, settings, monkeypatch):
     """The same as `drive`, with the instance in a cloud that is entered through Nova."""
     settings.NOTICE_SECONDS = 0
     monkeypatch.setattr("hosts.remote.nova.PAUSES", (0.01, 0.01))
-    monkeypatch.setattr("hosts.remote.instances.AGAIN", 0.01)
+    monkeypatch.setattr("hosts.remote.nova_control.AGAIN", 0.01)
     in_cloud(cloud)
     yield Drive(site)
     nova.forget()

@@ -11,9 +11,9 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from jobs import tick
 from jobs.engine import states
 from jobs.models import Footprint, Job
+from jobs.worker import tick
 from tests.factories import approver, asked, operator
 from tests.fakes import INSTANCES, LIVE, SOURCE_LV
 from tests.outside import outside_the_database

@@ -17,10 +17,10 @@ from hosts import tasks
 from hosts.models import Hypervisor
 from hosts.remote.host import Unreachable
 from hosts.remote.hostctl import byhand
-from jobs import adopting
-from jobs.journal import Journal
 from jobs.models import Adoption, Footprint, Job, Refused
-from jobs.work import reserve
+from jobs.worker import adopting
+from jobs.worker.executor import reserve
+from jobs.worker.journal import Journal
 from tests.factories import a_job, admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import outside_the_database
@@ -346,7 +346,7 @@ def test_a_rollback_that_the_database_knows_of_keeps_its_reason(swapped):
 
 def test_who_adopts_without_the_keys_leaves_the_seal_to_the_person_who_resumes(swapped, machines, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("volmig.data.may_read", lambda name: name != "seal_key")
+        patch.setattr("volmig.data_dir.may_read", lambda name: name != "seal_key")
         assert adopt(swapped.job).seals == {}
         adopting.finish(admin())
         assert swapped.live() == "halted"
@@ -691,7 +691,7 @@ def test_the_page_adopts_when_the_password_was_typed_long_ago(behind, client, dr
     told = {"password": "correct horse battery", "next": reverse("adopt")}
     assert client.post(reverse("confirm"), told).url == reverse("adopt")
     assert client.post(address).url == reverse("adopt")
-    assert "jobs.adopting.compare" in drain()
+    assert "jobs.worker.adopting.compare" in drain()
 
 
 def test_without_hypervisors_there_is_nothing_to_compare_and_it_can_be_ended(client, drain, capsys):
@@ -706,7 +706,7 @@ def test_without_hypervisors_there_is_nothing_to_compare_and_it_can_be_ended(cli
     assert "Not compared yet" not in page
     assert "End read-only mode</button>" in page
     client.post(reverse("adopt_verb", args=["finish"]))
-    assert "jobs.adopting.finish_wanted" in drain()
+    assert "jobs.worker.adopting.finish_wanted" in drain()
     assert incarnation.read_only() is None
 
 
@@ -727,7 +727,9 @@ def test_the_command_shows_adopts_and_ends_it(behind, monkeypatch, capsys):
         call_command("adopt", "--migration", "1", "--as", "ada")
     monkeypatch.setattr("builtins.input", lambda question: str(behind.job.pk))
     call_command("adopt", "--migration", str(behind.job.pk), "--as", "ada")
-    assert not QueuedTask.objects.filter(name="jobs.adopting.adopt_wanted").exists(), "a worker would do it beside it"
+    assert not QueuedTask.objects.filter(name="jobs.worker.adopting.adopt_wanted").exists(), (
+        "a worker would do it beside it"
+    )
     call_command("adopt", "--finish", "--as", "ada")
     assert incarnation.read_only() is None
 

@@ -9,9 +9,10 @@ from django.test import Client
 from django.utils import timezone
 
 from hosts.models import Hypervisor
-from jobs import archiving, bundle
 from jobs.models import Archive, Job, StepRun
 from jobs.models.archive import DamagedArchive, parts
+from jobs.web import evidence
+from jobs.worker import archiving
 from tests.factories import PASSWORD, admin, operator
 from tests.ticks import claim_now
 from volmig.record.chain import verify
@@ -155,7 +156,7 @@ def test_pages_and_the_archive_of_evidence_show_the_same(drive):
         assert all(step["title"] in texts[0] for step in job.plan["steps"] if step["phase"] == "A")
         assert all(line["text"].split()[0] in texts[1] for line in job.log())
         found = [re.findall(r"<code.*?</code>|<pre.*?</pre>|<summary.*?</summary>", text, re.S) for text in texts]
-        return found, bundle.parts(Job.objects.get(pk=job.pk))
+        return found, evidence.parts(Job.objects.get(pk=job.pk))
 
     before = shown()
     archiving.sweep()

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from django.db import connection
 
-from jobs import tick
 from jobs.models import Footprint, Job, Refused, StepRun
+from jobs.worker import tick
 from tests.factories import a_volume, an_instance, asked, operator
 from tests.fakes import READS, Site
 

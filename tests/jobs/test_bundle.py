@@ -12,7 +12,7 @@ from django.conf import settings as present
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from jobs.bundle import archive
+from jobs.web.evidence import archive
 from tests.factories import operator, viewer
 from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.heads import publish

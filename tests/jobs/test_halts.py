@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from django.utils import timezone
 
-from jobs.engine import halts, states
+from jobs.engine import halt_help, states
 from jobs.models import Refused
 from tests.factories import a_job, approver, operator, viewer
 from tests.fakes import INSTANCES, LIVE, File, Refusal
@@ -21,9 +21,9 @@ def test_a_halted_job_has_a_verb_that_leads_on_and_says_what_it_does(db, status)
     offered = {each.verb: each for each in job.actions(operator())}
     assert {each.verb for each in told.ways} <= set(offered)
     assert offered["resume"].allowed
-    assert offered["resume"].explains == halts.RESUME[status]
+    assert offered["resume"].explains == halt_help.RESUME[status]
     assert "try-again" not in offered, "resume is that"
-    assert told.expected == halts.EXPECTED["unknown-state"]
+    assert told.expected == halt_help.EXPECTED["unknown-state"]
     assert told.found == "Strange."
     assert told.by_hand
     assert job.uuid.hex in "".join(told.looks).replace("-", "")
@@ -42,7 +42,7 @@ def test_a_halt_that_knows_nothing_more_still_says_how_to_go_on(db):
         job = a_job("preparing", halt_reason="Strange.", halt_data=data)
         told = job.halted()
         assert told.expected == "The step ends as planned."
-        assert told.by_hand == [halts.USUAL]
+        assert told.by_hand == [halt_help.USUAL]
         assert told.touched is None
         job.put(status="undone")
 

@@ -11,10 +11,10 @@ from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor, Scan
-from jobs import leftovers
-from jobs.leftovers import rows
+from jobs import drift
+from jobs.drift import rows
 from jobs.models import Footprint, Job, Refused, Removal
-from jobs.work import Work
+from jobs.worker.executor import Work
 from tests.factories import operator, person
 from tests.fakes import LIVE, File, Volume
 from volmig.accounts.models import Team
@@ -438,15 +438,15 @@ def test_what_another_scan_tells_while_scans_are_read_is_taken_as_a_whole(drive,
     or one that was deleted for gone before anybody saw that."""
     drive.done()
     scan()
-    before = leftovers.speakers
+    before = drift.speakers
 
     def newer(scans):
-        monkeypatch.setattr(leftovers, "speakers", before)
+        monkeypatch.setattr(drift, "speakers", before)
         Scan.objects.update(on_shares=[], listed=0, began_at=later)
         return before(scans)
 
     later = timezone.now() + dt.timedelta(minutes=1)
-    monkeypatch.setattr(leftovers, "speakers", newer)
+    monkeypatch.setattr(drift, "speakers", newer)
     found = rows(Hypervisor.objects.all())
     assert [(each.found.verdict, each.found.at) for each in found] == [("gone", later)]
 

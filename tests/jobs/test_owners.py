@@ -6,8 +6,8 @@ import pytest
 from django.db import transaction
 
 from hosts.remote.host import Answer, Request
-from jobs.hands import Hands, changes
 from jobs.models import Job, Moved
+from jobs.worker.gateway import Hands, changes
 from tests.factories import approver, operator
 from tests.ticks import LONG_AGO, claim_now, tick_now
 from volmig import incarnation
@@ -209,7 +209,7 @@ def test_nova_is_not_asked_for_anything_while_the_destination_admits_nothing(nov
 
 
 def test_a_watcher_queues_nothing_while_volmig_is_read_only(prepared):
-    from jobs.watch import sweep
+    from jobs.worker.watcher import sweep
     from volmig.models import QueuedTask
 
     Job.objects.filter(pk=prepared.pk).update(wake_at="2000-01-01T00:00Z")

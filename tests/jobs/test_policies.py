@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from jobs.models import Approval, Job, Policy, Refused
-from jobs.work import Work
+from jobs.worker.executor import Work
 from tests.factories import admin, approver, asked, operator, person
 from tests.fakes import LIVE
 from tests.ticks import tick_now

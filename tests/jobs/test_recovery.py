@@ -9,9 +9,9 @@ from django.db import connection
 from django.utils import timezone
 
 from hosts.remote.host import Request, Unreachable
-from jobs import tick
 from jobs.models import Footprint, Job, Moved, StepRun
-from jobs.watch import sweep
+from jobs.worker import tick
+from jobs.worker.watcher import sweep
 from tests.factories import operator
 from tests.fakes import LIVE, SOURCE_LV, Refusal
 from tests.jobs.lives import begin

@@ -9,10 +9,10 @@ from django.db import DatabaseError
 
 from hosts.models import Hypervisor
 from hosts.remote.hostctl import authority
-from jobs import sealing as web
 from jobs.models import Approval, sealing
+from jobs.web import sealing as web
 from tests.factories import approver, asked, operator
-from volmig import data
+from volmig import data_dir
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +37,7 @@ def test_the_last_decision_seals_exactly_what_was_approved(drive):
     approval = swap_of(job)
     assert approval.seals == {}
     approval.approve(approver(), approval.digest, "as agreed")
-    key, seals = data.seal_key("dst", 1), swap_of(job).seals
+    key, seals = data_dir.seal_key("dst", 1), swap_of(job).seals
     assert set(seals) == {"instance_stop", "swap", "swap_back"}
     for verb, seal in seals.items():
         assert (seal["job"], seal["verb"], seal["digest"]) == (str(job.uuid), verb, approval.digest)
@@ -116,10 +116,10 @@ def test_no_fault_ends_the_sealing_before_the_next_restart(drive, settings, monk
 def test_a_worker_cannot_read_the_key_and_a_web_process_not_the_way_to_hypervisors(drive, as_worker, as_web):
     drive.submit()
     as_worker()
-    with pytest.raises(data.NotForThisProcess, match="seal_key is not for the process workers"):
+    with pytest.raises(data_dir.NotForThisProcess, match="seal_key is not for the process workers"):
         Hypervisor.objects.get(name="dst").seal_key()
     as_web()
-    with pytest.raises(data.NotForThisProcess, match="ssh_key is not for the process web"):
+    with pytest.raises(data_dir.NotForThisProcess, match="ssh_key is not for the process web"):
         Hypervisor.objects.get(name="dst").remote()
 
 
@@ -147,7 +147,7 @@ def expire(job) -> None:
     for approval in job.approvals.exclude(seals={}):
         for verb, seal in approval.seals.items():
             body = {name: seal[name] for name in authority.FIELDS} | {"expires": 1_000_000_000}
-            approval.seals[verb] = dict(body, mac=authority.sign(data.seal_key("dst", 1), body))
+            approval.seals[verb] = dict(body, mac=authority.sign(data_dir.seal_key("dst", 1), body))
         approval.save()
 
 

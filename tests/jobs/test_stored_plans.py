@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from hosts.remote.host import Answer
-from jobs import archiving
 from jobs.engine.steps import Task
-from jobs.journal import Journal
 from jobs.models import Footprint, Job
 from jobs.templatetags import progress
+from jobs.worker import archiving
+from jobs.worker.journal import Journal
 from tests.engine.plans import by_names
 from tests.factories import operator
 

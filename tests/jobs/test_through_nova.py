@@ -6,9 +6,9 @@ import pytest
 from django.utils import timezone
 
 from hosts import tasks
-from jobs.hands import Hands
-from jobs.journal import Journal
 from jobs.models import Footprint, Job, StepRun
+from jobs.worker.gateway import Hands
+from jobs.worker.journal import Journal
 from tests.factories import admin, approver, asked, operator
 from tests.fakenova import SOMEBODY, VOLMIG
 from tests.fakes import LIVE, Refusal

@@ -8,13 +8,13 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from jobs import tick
 from jobs.engine import checks
 from jobs.models import Footprint, Job, Lease, Moved
 from jobs.models.job import LONGEST_SLEEP
-from jobs.queue import wake
-from jobs.watch import sweep
-from jobs.work import Work
+from jobs.models.wake import wake
+from jobs.worker import tick
+from jobs.worker.executor import Work
+from jobs.worker.watcher import sweep
 from tests.factories import a_job, a_volume, a_volume_group, an_instance, asked, operator
 from tests.ticks import LONG_AGO, claim_now, tick_now
 from volmig.models import QueuedTask

@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from jobs import timetable
-from jobs.timetable import Timetable
+from volmig import timetable
+from volmig.timetable import Timetable
 
 
 def test_what_is_due_is_due_once_in_its_time(monkeypatch):

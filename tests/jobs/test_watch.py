@@ -11,11 +11,11 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from hosts.remote.host import Garbled, HostKeyChanged, Unreachable
-from jobs import tick
 from jobs.models import Job, Lease, StepRun
 from jobs.models.lease import Held
-from jobs.queue import wake
-from jobs.watch import PARTS, STALLED, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
+from jobs.models.wake import wake
+from jobs.worker import tick
+from jobs.worker.watcher import PARTS, STALLED, Follower, Speed, Watcher, queue_due, sound, sweep, way_to
 from tests.ticks import LONG_AGO
 from volmig.models import QueuedTask
 
@@ -236,7 +236,7 @@ def test_a_share_that_cannot_be_renewed_is_kept_while_the_database_is_away(db, m
         raise DatabaseError("the server is away")
 
     monkeypatch.setattr(Lease.objects.__class__, "share", away)
-    monkeypatch.setattr("jobs.watch.connection.close", lambda: None)  # the test's own
+    monkeypatch.setattr("jobs.worker.watcher.connection.close", lambda: None)  # the test's own
     watcher.keep_share(stop)
     assert len(watcher.parts) == PARTS
 
@@ -245,8 +245,8 @@ def test_a_share_that_cannot_be_renewed_is_kept_while_the_database_is_away(db, m
 def test_nothing_ends_the_thread_that_renews_leases(db, monkeypatch, error):
     """Its watcher would go on for ever with hypervisors that others have taken over."""
     watcher, stop, turns = Watcher(), threading.Event(), []
-    monkeypatch.setattr("jobs.watch.LEASE_EVERY", 0)
-    monkeypatch.setattr("jobs.watch.connection.close", lambda: None)  # the test's own
+    monkeypatch.setattr("jobs.worker.watcher.LEASE_EVERY", 0)
+    monkeypatch.setattr("jobs.worker.watcher.connection.close", lambda: None)  # the test's own
 
     def share(*_):
         turns.append(1)
@@ -418,7 +418,7 @@ def test_a_run_that_is_not_heard_of_any_more_is_forgotten(running, site, monkeyp
     watcher.lines.put((running.source_id, {"progress": line(running, done=5, total=9, read=5, written=5, at=1)}))
     watcher.write()
     assert len(watcher.runs) == 1
-    monkeypatch.setattr("jobs.watch.LINGER", -1)
+    monkeypatch.setattr("jobs.worker.watcher.LINGER", -1)
     other = {"ended": line(running, state="done", step="nonesuch")}
     watcher.lines.put((running.source_id, other))
     watcher.write()
@@ -465,7 +465,7 @@ def test_an_end_and_a_stall_that_could_not_be_written_wake_the_job_later(running
     watcher.lines.put((running.source_id, {"progress": moving}))
     watcher.turn()
     with monkeypatch.context() as away:
-        away.setattr("jobs.watch.wake", refused)
+        away.setattr("jobs.worker.watcher.wake", refused)
         watcher.lines.put((running.source_id, {"ended": line(running, state="done")}))  # it is said once
         with pytest.raises(InterfaceError):
             watcher.write()

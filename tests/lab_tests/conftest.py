@@ -19,9 +19,9 @@ from hosts.models import (
 from hosts.remote import ssh
 from hosts.remote.host import Request
 from hosts.remote.hostctl.pack import bundle
-from jobs import tick
 from jobs.models import Job
-from jobs.watch import Watcher
+from jobs.worker import tick
+from jobs.worker.watcher import Watcher
 from tests import factories, policies
 from tests.site import Site
 
@@ -105,7 +105,7 @@ def drive(lab, db, settings, monkeypatch):
     settings.SSH_KEY, settings.LOCK_MARGIN = str(lab.key), 0
     # Nobody else could take a job over, and the test's transaction would keep a beating heart from writing.
     settings.LEASE_SECONDS = 600
-    monkeypatch.setattr("jobs.tick.BEAT_EVERY", 600)
+    monkeypatch.setattr("jobs.worker.tick.BEAT_EVERY", 600)
     driver = Driver(lab)
     monkeypatch.setattr("hosts.remote.ssh.SSHHost.call", driver.interposed(ssh.SSHHost.call))
     driver.watcher = Watcher()

@@ -15,7 +15,7 @@ from hosts.remote import ssh
 from hosts.remote.host import Address, Request
 from hosts.remote.hostctl.pack import bundle
 from jobs.engine import checks
-from jobs.hands import skew
+from jobs.worker.gateway import skew
 from tests import policies
 from tests.engine import sound
 from tests.hostctl.conftest import qcow2

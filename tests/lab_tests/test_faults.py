@@ -12,11 +12,11 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.remote import ssh
-from jobs import tick
 from jobs.engine import failpoints
 from jobs.engine.steps import TABLE
 from jobs.models import Job, StepRun
-from jobs.watch import Watcher
+from jobs.worker import tick
+from jobs.worker.watcher import Watcher
 from tests import factories
 from tests.jobs.lives import Killed, dying
 from tests.lab.guest import HOSTCTL

@@ -5,7 +5,7 @@ from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor
-from jobs.leftovers import rows
+from jobs.drift import rows
 from jobs.models import Job, Removal
 from tests import factories
 from tests.lab_tests.conftest import MIB

@@ -7,7 +7,7 @@ from dataclasses import replace
 from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor, Scan, Share
-from jobs.engine import consent
+from jobs.engine import approval_binding
 from jobs.engine import plan as planning
 from jobs.engine.checks import Around, Case, look
 from jobs.engine.steps import NAMED, TABLE
@@ -208,7 +208,7 @@ def plan_for(made):
             "found": "71c2",
         }
     )
-    made.digest = consent.digest({"plan": made.plan})
+    made.digest = approval_binding.digest({"plan": made.plan})
     made.save()
 
 
@@ -343,7 +343,7 @@ def approval(made, kind="swap", **changed):
     }
     values = {
         "version": made.version,
-        "digest": consent.digest(bound),
+        "digest": approval_binding.digest(bound),
         "bound": bound,
         "requester": made.requester,
         "last_editor": made.last_editor,

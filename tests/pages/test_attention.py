@@ -8,14 +8,14 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from hosts.models import Hypervisor
-from jobs import attention
 from jobs.models import Approval, Job, StepRun
+from jobs.web import attention
 from tests.factories import admin
 from tests.fleet.beats import a_process
 from tests.pages import scenes
 from volmig import incarnation
 from volmig.accounts.models import Team
-from volmig.api import shapes
+from volmig.api import schemas
 from volmig.client import bar
 
 
@@ -47,7 +47,7 @@ def usable(hosts):
 
 def progress(job):
     """What the API answers."""
-    return shapes.Progress.of(Job.objects.get(pk=job.pk)).model_dump(mode="json")
+    return schemas.Progress.of(Job.objects.get(pk=job.pk)).model_dump(mode="json")
 
 
 def listed(user):
@@ -210,9 +210,9 @@ def test_the_api_and_the_client_say_that_an_instance_is_down(dana, usable):
 def test_what_a_migration_is_doing_does_not_move_its_etag(dana, usable):
     """Who stops a migration by If-Match would else be refused because a step became late meanwhile."""
     job = down(dana, 30)
-    before = shapes.Job.read(job, dana)
+    before = schemas.Job.read(job, dana)
     StepRun.objects.filter(job=job, ended_at=None).update(started_at=ago(900))
-    assert shapes.Job.read(Job.objects.get(pk=job.pk), dana) == before
+    assert schemas.Job.read(Job.objects.get(pk=job.pk), dana) == before
 
 
 def test_a_step_that_took_longer_than_its_range_is_marked_late(dana, browser_of, usable):

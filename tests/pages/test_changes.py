@@ -8,8 +8,8 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from jobs import changes
 from jobs.models import Job, StepRun
+from jobs.web import changes
 from tests.pages import scenes
 
 SECONDS = 20  # for a busy machine; nothing waits for their end unless something is wrong

@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from jobs.models import Decision, Policy
-from jobs.review import Proof, Review
+from jobs.web.review import Proof, Review
 from tests.pages import scenes
 from volmig.record.models import Event
 
@@ -79,7 +79,7 @@ def test_after_five_wrong_passwords_in_any_sessions_the_right_one_is_refused_for
     refused = Event.objects.filter(action="approval.password_refused", actor=kim, job=asked.job_id)
     assert refused.count() == 5, "what is not even looked at is not counted"
     later = timezone.now() + dt.timedelta(minutes=10, seconds=1)
-    monkeypatch.setattr("volmig.step_up.timezone.now", lambda: later)
+    monkeypatch.setattr("volmig.accounts.step_up.timezone.now", lambda: later)
     browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked))
     assert Decision.objects.exists()
 

@@ -4,7 +4,7 @@ import html
 
 import pytest
 
-from jobs.engine import halts
+from jobs.engine import halt_help
 from tests.pages import scenes
 
 INODES = ("old disk: inode 4711", "new disk: inode 88123")
@@ -22,7 +22,7 @@ def test_what_was_expected_found_and_can_be_done_is_on_the_page(dana, browser_of
     job = scenes.halted(dana)
     page = html.unescape(page_of(browser_of(dana), job))
     card = page.split('aria-labelledby="h-halt"')[1].split("</section>")[0]
-    assert halts.EXPECTED["foreign-volume"] in card
+    assert halt_help.EXPECTED["foreign-volume"] in card
     assert "an LV of this name without volmig's tag" in card
     assert "no: nothing was changed by this step" in card
     assert "on jump-02; this only reads" in card
@@ -34,12 +34,12 @@ def test_what_was_expected_found_and_can_be_done_is_on_the_page(dana, browser_of
     assert 'id="verb-cancel"' in page
 
 
-@pytest.mark.parametrize("status", sorted(halts.RESUME))
+@pytest.mark.parametrize("status", sorted(halt_help.RESUME))
 def test_in_every_status_the_page_leads_on(status, dana, browser_of, hosts):
     data = {"code": "unknown-state", "step": "swap", "found": "strange inodes", "next": "Look."}
     job = scenes.job(dana, status, halt_reason="Strange.", halt_data=data)
     page = html.unescape(page_of(browser_of(dana), job))
-    assert halts.RESUME[status] in page
+    assert halt_help.RESUME[status] in page
     assert f"ls -lai {scenes.INSTANCES}/{job.instance_id}/disk.local {scenes.INSTANCES}/.volmig/{job.uuid}" in page
     assert f'action="/migrations/{job.pk}/resume"' in page
     for words in INODES if status in ("on_trial", "rolling_back", "purging") else ():
@@ -61,7 +61,7 @@ def test_strange_data_is_shown_as_text_and_leads_on(data, dana, browser_of, host
     job = scenes.job(dana, "preparing", halt_reason=scenes.HOSTILE, halt_data=data)
     page = page_of(browser_of(dana), job)
     assert scenes.HOSTILE not in page
-    assert halts.RESUME["preparing"] in html.unescape(page)
+    assert halt_help.RESUME["preparing"] in html.unescape(page)
 
 
 def test_what_waits_can_be_tried_again_on_the_page(dana, browser_of, hosts):

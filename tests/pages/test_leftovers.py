@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from hosts.models import Hypervisor, Scan
-from jobs import leftovers
+from jobs import drift
 from jobs.models import Footprint, Job, Removal
 from tests.factories import a_hypervisor
 from tests.pages import scenes
@@ -81,7 +81,7 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
     over, dana, kim, person, browser_of, monkeypatch
 ):
     """And who sees other hypervisors has a count of their own: what another team's report changes none of it."""
-    monkeypatch.setattr(leftovers.drift, "worth", lambda _: True)
+    monkeypatch.setattr(drift.drift, "worth", lambda _: True)
     said = "<strong>6 differences between the ledger and what hypervisors tell."
     assert said in text(browser_of(dana).get("/"))
     Team.objects.update(everybody=False)
@@ -90,13 +90,13 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
     mine.members.add(otto)
     a_hypervisor("own").put(team=mine)
     assert "between the ledger and what" not in text(browser_of(otto).get("/"))
-    leftovers.drift.forget()
+    drift.drift.forget()
     Team.objects.exclude(pk=mine.pk).get().members.add(dana, kim)
     Hypervisor.objects.filter(name="own").update(retired_at=timezone.now())
     assert said in text(browser_of(dana).get("/"))
     Scan.objects.all().delete()
     assert said in text(browser_of(kim).get("/")), "for some seconds"
-    leftovers.drift.forget()
+    drift.drift.forget()
     assert "between the ledger and what" not in text(browser_of(kim).get("/"))
 
 

@@ -15,9 +15,9 @@ from django.utils import timezone
 
 from jobs.engine.states import STATUSES
 from jobs.models import Job, Policy
-from jobs.templatetags import look
+from jobs.templatetags import ui
 from jobs.templatetags.progress import gate
-from jobs.views import TABS
+from jobs.web.views import TABS
 from tests import factories
 from tests.pages import scenes
 from volmig.accounts.models import Team
@@ -364,10 +364,10 @@ def test_a_job_page_asks_the_database_little(dana, browser_of, hosts, django_ass
 
 def test_every_icon_that_is_named_is_there_and_none_lies_idle():
     templates = "".join(path.read_text() for path in (settings.BASE_DIR / "templates").rglob("*.html"))
-    named = set(re.findall(r'\{% icon "([\w-]+)"', templates)) | set(look.MESSAGE_ICONS.values())
-    named |= {icon for table in (look.STATUSES, look.STEP_STATES, look.SEVERITIES) for _, icon, *_ in table.values()}
+    named = set(re.findall(r'\{% icon "([\w-]+)"', templates)) | set(ui.MESSAGE_ICONS.values())
+    named |= {icon for table in (ui.STATUSES, ui.STEP_STATES, ui.SEVERITIES) for _, icon, *_ in table.values()}
     named |= {gate(Job(status=status, outcome=outcome))[2] for status in STATUSES for outcome in ("", "rejected")}
-    sprite = (settings.BASE_DIR / "static" / look.SPRITE).read_text()
+    sprite = (settings.BASE_DIR / "static" / ui.SPRITE).read_text()
     assert named | {"shield-check"} == set(re.findall(r'<symbol id="([\w-]+)"', sprite))
 
 

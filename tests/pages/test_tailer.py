@@ -12,9 +12,9 @@ from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 
-from jobs import changes, live
-from jobs.live import marks, still_allowed
 from jobs.models import Job
+from jobs.web import changes, live
+from jobs.web.live import marks, still_allowed
 from tests.pages import scenes
 
 EASY = "correct horse battery"
@@ -282,7 +282,7 @@ def test_no_page_hears_a_beat_until_all_that_failed_has_succeeded(db, what, tail
     page = Socket(live.LIST)
     follower = tailer(page)
     with monkeypatch.context() as during:
-        during.setattr(f"jobs.live.{what}", away)
+        during.setattr(f"jobs.web.live.{what}", away)
         for _ in range(3):
             failing(follower)
         assert not [text for text in page.sent() if "beat" in text]

@@ -9,10 +9,10 @@ import random
 import pytest
 from django.core.management import CommandError, call_command
 
-from jobs.bundle import archive
+from jobs.web.evidence import archive
 from tests.pages import scenes
 from tests.trust.amounts import amount, figure
-from volmig import data, verify_evidence
+from volmig import data_dir, verify_evidence
 from volmig.accounts.models import Token
 from volmig.record import heads, signing
 from volmig.record.apps import drop_triggers, make_triggers
@@ -247,25 +247,25 @@ def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_the_whole_head(eight, file
 
 def test_files_that_are_replaced_are_whole_or_as_before_when_the_disk_is_full(tmp_path, monkeypatch):
     path = tmp_path / "key"
-    data.replace(path, b"a" * 100)
+    data_dir.replace(path, b"a" * 100)
     for room in range(0, 100, 9):
         with monkeypatch.context() as full:
             full.setattr(os, "write", Disk(room).write)
             with pytest.raises(OSError, match="No space left"):
-                data.replace(path, b"b" * 100)
+                data_dir.replace(path, b"b" * 100)
             with pytest.raises(OSError, match="No space left"):
-                data.write_once(tmp_path / "other", b"c" * 100)
+                data_dir.write_once(tmp_path / "other", b"c" * 100)
         assert path.read_bytes() == b"a" * 100
         assert sorted(each.name for each in tmp_path.iterdir() if each.is_file()) == ["key"]
 
 
 def test_a_file_that_is_replaced_stays_readable_for_its_group(tmp_path):
     path = tmp_path / "key"
-    data.replace(path, b"first")
+    data_dir.replace(path, b"first")
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
     os.chown(path, -1, 12)
-    data.replace(path, b"second")
+    data_dir.replace(path, b"second")
     assert (path.stat().st_mode & 0o777, path.stat().st_gid, path.read_bytes()) == (0o640, 12, b"second")
 
 
@@ -327,7 +327,7 @@ def test_archives_can_be_downloaded_when_the_heads_file_cannot_be_read_and_say_s
 
 
 def test_archives_can_be_downloaded_when_the_key_cannot_be_read_and_say_that_they_are_not_signed(download):
-    (data.directory() / data.EVIDENCE_KEY).write_text("{")
+    (data_dir.directory() / data_dir.EVIDENCE_KEY).write_text("{")
     files, _ = download()
     assert files["manifest.sig"].startswith(b"This archive could not be signed: the file evidence_key")
     with pytest.raises(CommandError, match="The signatures of the heads were not checked: the file evidence_key"):

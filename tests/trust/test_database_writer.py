@@ -150,12 +150,12 @@ def attacks(marks):
 def test_whoever_writes_to_the_database_runs_no_code_in_a_worker(processes, attacks):
     attacks.write(processes)
     # The last rows of each queue: whatever stands before them was read and judged when these have run.
-    for queue, name in (("migrations", "jobs.watch.sweep"), ("background", "volmig.queue.sweep")):
+    for queue, name in (("migrations", "jobs.worker.watcher.sweep"), ("background", "volmig.queue.sweep")):
         processes.rows(
             "INSERT INTO volmig_queuedtask (queue, name, urgent, queued_at) VALUES (?, ?, 0, ?)", queue, name, NOW
         )
     processes.start_workers()
-    for name in ("jobs.watch.sweep", "volmig.queue.sweep"):
+    for name in ("jobs.worker.watcher.sweep", "volmig.queue.sweep"):
         done = "SELECT id FROM volmig_queuedtask WHERE name = ? AND done_at > ?"
         processes.until(done, name, NOW)
     if FULL:
@@ -197,9 +197,9 @@ def test_the_migration_empties_the_tables_that_are_not_used_any_more(processes, 
     [
         pytest.param("os.system", "true", id="another function"),
         pytest.param("volmig.broker.run", 1, id="the door itself"),
-        pytest.param("jobs.tick", 1, id="a module"),
-        pytest.param("jobs.tick.run", "1", id="an argument that is text"),
-        pytest.param("jobs.tick.run", True, id="an argument that is a truth value"),
+        pytest.param("jobs.worker.tick", 1, id="a module"),
+        pytest.param("jobs.worker.tick.run", "1", id="an argument that is text"),
+        pytest.param("jobs.worker.tick.run", True, id="an argument that is a truth value"),
     ],
 )
 def test_a_worker_refuses_what_is_not_a_task_however_it_came_to_it(name, number):
@@ -208,7 +208,7 @@ def test_a_worker_refuses_what_is_not_a_task_however_it_came_to_it(name, number)
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("name", ["os.system", "volmig.broker.run", "jobs.tick", ""])
+@pytest.mark.parametrize("name", ["os.system", "volmig.broker.run", "jobs.worker.tick", ""])
 def test_the_broker_takes_no_row_that_names_something_else_and_removes_it(name):
     for queue in ("migrations", "background"):
         QueuedTask.objects.create(queue=queue, name=name, number=1)
@@ -219,7 +219,7 @@ def test_the_broker_takes_no_row_that_names_something_else_and_removes_it(name):
 @pytest.mark.django_db
 def test_thousands_of_bad_rows_do_not_keep_the_broker_from_the_task_behind_them():
     QueuedTask.objects.bulk_create(QueuedTask(queue="migrations", name="os.system") for _ in range(1500))
-    QueuedTask.objects.create(queue="migrations", name="jobs.tick.run", number=1)
+    QueuedTask.objects.create(queue="migrations", name="jobs.worker.tick.run", number=1)
     assert QueuedTask.objects.take("migrations").number == 1
     assert QueuedTask.objects.count() == 1
 

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from django.core.management import CommandError, call_command
 
-from jobs.bundle import archive
+from jobs.web.evidence import archive
 from tests.hostctl.test_pythons import FOUND
 from tests.pages import scenes
 from tests.trust import mutations

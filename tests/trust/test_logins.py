@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from django.test import Client
 
 from tests.trust.amounts import FULL, amount, figure
-from volmig import guessing
+from volmig.accounts import guessing
 from volmig.accounts.throttle import LIMITS, Tries
 from volmig.models import Notice
 from volmig.record.models import Event

@@ -13,8 +13,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs.models import Job
-from jobs.queue import wake
-from jobs.watch import queue_due
+from jobs.models.wake import wake
+from jobs.worker.watcher import queue_due
 from tests.factories import a_hypervisor, operator, viewer
 from tests.pages import scenes
 from tests.trust.amounts import FULL, amount, figure
@@ -22,18 +22,18 @@ from tests.trust.processes import Processes
 from volmig import broker, queue
 from volmig.accounts.models import Token
 from volmig.models import KEPT_FOR_ITS_CLUSTER, TAKEN_LATELY, CausedCall, QueuedTask, QueuedTaskQuerySet
-from volmig.refused import Refused
+from volmig.refusals import Refused
 
 REQUESTS = amount(1000, 60)
 HYPERVISORS = 100
-REFRESH, TICK = "hosts.tasks.refresh", "jobs.tick.run"
+REFRESH, TICK = "hosts.tasks.refresh", "jobs.worker.tick.run"
 # A viewer with a browser and a token, against hypervisors that take a connection and never say anything.
 PRESS = """
 import json, socket, sys
 from django.test import Client
 from jobs.models import Job
-from jobs.queue import wake
-from jobs.watch import queue_due
+from jobs.models.wake import wake
+from jobs.worker.watcher import queue_due
 from tests.factories import a_hypervisor, operator, viewer
 from tests.pages import scenes
 from volmig.accounts.models import Token

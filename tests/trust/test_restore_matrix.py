@@ -18,11 +18,11 @@ from django.utils import timezone
 
 from hosts import tasks
 from hosts.models import Hypervisor
-from jobs import adopting
-from jobs.hands import changes
-from jobs.journal import Journal
 from jobs.models import Adoption, Job
-from jobs.work import Work
+from jobs.worker import adopting
+from jobs.worker.executor import Work
+from jobs.worker.gateway import changes
+from jobs.worker.journal import Journal
 from tests.factories import admin, in_cloud, operator
 from tests.jobs.conftest import machines, nova_of_machines, real_life  # noqa: F401 - fixtures
 from tests.jobs.lives import MOST_TICKS, WAYS, Killed, check_the_world

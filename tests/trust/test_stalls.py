@@ -15,10 +15,10 @@ import pytest
 from django.db import close_old_connections, connection
 
 from hosts.remote.host import Unreachable
-from jobs import tick
-from jobs.engine import consent
+from jobs.engine import approval_binding
 from jobs.models import Job
-from jobs.queue import wake
+from jobs.models.wake import wake
+from jobs.worker import tick
 from tests.browser.conftest import logged_in, served  # noqa: F401 - a fixture
 from tests.factories import approver
 from tests.fakes import Site
@@ -226,7 +226,7 @@ def test_a_hanging_start_is_told_and_its_clock_turns_red_over_the_forecast(overv
     plan = Job.objects.get(pk=approved.pk).plan
     start = next(each for each in plan["steps"] if each["name"] == "start")
     start["seconds"], plan["downtime"] = [0.5, 1, 3], [1, 2, 6]
-    Job.objects.filter(pk=approved.pk).update(plan=plan, digest=consent.digest(plan))
+    Job.objects.filter(pk=approved.pk).update(plan=plan, digest=approval_binding.digest(plan))
     fake.destination.slow.add("instance_start")
     with Workers():
         run = run_of(approved, "start")

@@ -7,8 +7,8 @@ from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.test import Client
 
-from jobs import live
-from volmig import people
+from jobs.web import live
+from volmig.accounts import people
 from volmig.accounts.models import Login
 from volmig.asgi import application
 from volmig.record.models import Event

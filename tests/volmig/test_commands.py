@@ -9,9 +9,9 @@ from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
 
 from hosts.remote import hostctl
+from volmig.accounts.people import first_administrator
 from volmig.accounts.roles import may
 from volmig.management.commands import up
-from volmig.people import first_administrator
 from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.models import Event
 

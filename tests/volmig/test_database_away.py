@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from django.db import DataError, IntegrityError, OperationalError, ProgrammingError
 
-from jobs import watch
+from jobs.worker import watcher as watch
 from volmig import database
 
 REFUSED = 'connection failed: connection to server at "::1", port 5432 failed: Connection refused'

@@ -161,7 +161,7 @@ def test_what_up_sets_for_its_parts_is_known_to_them():
 
 def test_nothing_reads_a_secret_but_by_the_function_that_reads_files():
     """A variable that is read from os.environ directly would have no file."""
-    direct = {"PART", "DATA", "CLUSTER", "KEYS_KEPT"}  # no secrets; KEYS_… and …_FILE are read by volmig.data
+    direct = {"PART", "DATA", "CLUSTER", "KEYS_KEPT"}  # no secrets; KEYS_… and …_FILE are read by volmig.data_dir
     found = set()
     for top in ("volmig", "hosts", "jobs"):
         for path in (settings.BASE_DIR / top).rglob("*.py"):

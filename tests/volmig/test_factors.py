@@ -13,8 +13,7 @@ from django_otp.plugins.otp_static.models import StaticToken
 from jobs.models import Decision
 from tests.pages import scenes
 from tests.typed import just_typed
-from volmig import guessing
-from volmig.accounts import factors
+from volmig.accounts import factors, guessing
 from volmig.accounts.models import Login
 from volmig.record.models import Event
 
@@ -125,7 +124,7 @@ def test_a_code_is_good_once(client, kim, with_app, clock):
 def test_the_code_has_to_follow_the_password_soon(client, kim, with_app, clock, monkeypatch):
     password_typed(client)
     later = time.time() + 301
-    monkeypatch.setattr("volmig.views.time.time", lambda: later)
+    monkeypatch.setattr("volmig.accounts.views.time.time", lambda: later)
     assert client.post(reverse("login_code"), {"code": "123456"}).headers["Location"] == reverse("login")
 
 

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.urls import reverse
 
-from volmig import data, incarnation, sealed
+from volmig import data_dir, encryption, incarnation
 from volmig.models import Incarnation, Notice, Session
 from volmig.record import heads, signing
 from volmig.record.models import Event
@@ -300,20 +300,20 @@ def test_a_claim_costs_little(began, django_assert_max_num_queries):
 def test_a_directory_that_takes_nothing_does_not_keep_volmig_from_becoming_read_only(
     began, monkeypatch, caplog, number
 ):
-    replace = data.replace
+    replace = data_dir.replace
 
     def full(path, *content, **how):
         if path.name == "read_only":
             raise OSError(number, os.strerror(number))
         replace(path, *content, **how)
 
-    monkeypatch.setattr(data, "replace", full)
+    monkeypatch.setattr(data_dir, "replace", full)
     state = incarnation.enter_read_only("src: another session acted there")
     assert incarnation.read_only().episode == incarnation.check().episode == state.episode
     assert Event.objects.filter(action="volmig.read_only").count() == 1
     assert Notice.objects.get().kind == "read_only"
     assert os.strerror(number) in caplog.text
-    monkeypatch.setattr(data, "replace", replace)
+    monkeypatch.setattr(data_dir, "replace", replace)
     incarnation.check()
     assert json.loads((began / "read_only").read_bytes())["episode"] == state.episode
 
@@ -455,14 +455,14 @@ def test_keys_and_heads_that_both_need_are_for_the_group_and_the_others_are_not(
     monkeypatch.setenv("VOLMIG_DATA", str(shared))
     with user(60001):
         for name in ("ssh_key", "audit_key", "sealing_keys"):
-            data.make(name)
-        data.ssh_key()
-        kept = data.secret("audit_key"), sealed.sealing_keys(), signing.published()
+            data_dir.make(name)
+        data_dir.ssh_key()
+        kept = data_dir.secret("audit_key"), encryption.sealing_keys(), signing.published()
         Event.append("test")
         heads.publish()
     with user(60002):
-        assert (data.secret("audit_key"), sealed.sealing_keys(), signing.published()) == kept
-        assert data.published_ssh_key().startswith("ssh-ed25519 ")
+        assert (data_dir.secret("audit_key"), encryption.sealing_keys(), signing.published()) == kept
+        assert data_dir.published_ssh_key().startswith("ssh-ed25519 ")
         assert heads.read_heads(shared / "audit_heads").heads
         with pytest.raises(PermissionError):
             (shared / "ssh_key").read_bytes()

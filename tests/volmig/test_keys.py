@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 
-from volmig import data, environment, keys, sealed
+from volmig import data_dir, encryption, environment, keys
 from volmig.backup import make
 from volmig.management.commands import up
 from volmig.models import Machine, RegisteredKey
@@ -40,14 +40,16 @@ class Site:
         self.monkeypatch.setenv("VOLMIG_DATA", str(place))
         self.monkeypatch.setenv("VOLMIG_PART", part)
         self.monkeypatch.setattr(socket, "gethostname", lambda: name)
-        data.provisional.clear()
+        data_dir.provisional.clear()
         keys.confirmed.clear()
-        self.settings.DATA = data.directory()
+        self.settings.DATA = data_dir.directory()
         self.settings.AUDIT_HEADS = place / "audit_heads"
-        self.settings.SECRET_KEY = data.secret_or_provisional("worker_key" if data.kind() == "worker" else "secret_key")
-        self.settings.AUDIT_KEY = data.secret_or_provisional("audit_key")
-        if data.may_read("factor_key"):
-            self.settings.FACTOR_KEY = data.secret_or_provisional("factor_key")
+        self.settings.SECRET_KEY = data_dir.secret_or_provisional(
+            "worker_key" if data_dir.kind() == "worker" else "secret_key"
+        )
+        self.settings.AUDIT_KEY = data_dir.secret_or_provisional("audit_key")
+        if data_dir.may_read("factor_key"):
+            self.settings.FACTOR_KEY = data_dir.secret_or_provisional("factor_key")
         return place
 
     def start(self, name, part=""):
@@ -71,14 +73,14 @@ def files(place):
 @pytest.fixture
 def site(tmp_path, settings, monkeypatch):
     yield Site(tmp_path, settings, monkeypatch)
-    data.provisional.clear()
+    data_dir.provisional.clear()
     keys.confirmed.clear()
 
 
 def test_the_first_start_makes_every_key_and_registers_it(site):
     place = site.start("a")
-    assert set(files(place)) == set(data.KEYS)
-    assert set(RegisteredKey.objects.values_list("name", flat=True)) == set(data.KEYS)
+    assert set(files(place)) == set(data_dir.KEYS)
+    assert set(RegisteredKey.objects.values_list("name", flat=True)) == set(data_dir.KEYS)
     assert (place / "audit_key").read_text() == site.settings.AUDIT_KEY, "the settings were read before"
     assert keys.mismatches() == []
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in place.iterdir())
@@ -94,7 +96,7 @@ def test_what_is_registered_says_nothing_of_a_key(site):
     kept = json.dumps([[row.name, row.fingerprint, row.path] for row in rows])
     for name, content in files(place).items():
         assert content.decode().strip() not in kept, name
-    assert len({row.fingerprint for row in rows}) == len(data.KEYS)
+    assert len({row.fingerprint for row in rows}) == len(data_dir.KEYS)
 
 
 def test_a_machine_without_keys_is_refused_with_one_sentence_that_says_what_to_copy(site):
@@ -102,7 +104,7 @@ def test_a_machine_without_keys_is_refused_with_one_sentence_that_says_what_to_c
     said = site.refused("b")
     assert said.count(". ") == 0
     assert said.startswith("Machine b has no secret_key")
-    for name in data.KEYS:
+    for name in data_dir.KEYS:
         assert name in said.split(" (those that machine a registered")[0]
         assert str(first / name) in said
         assert str(site.root / "b" / name) in said
@@ -149,7 +151,7 @@ def test_what_the_database_says_of_other_machines_moves_no_cursor(site, capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", data.KEYS)
+@pytest.mark.parametrize("name", data_dir.KEYS)
 def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alone(site, name):
     first = site.start("a")
     second = shutil.copytree(first, site.root / "b")
@@ -157,9 +159,9 @@ def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alon
     said = site.refused("b")
     assert said.startswith(f"Machine b has no {name} (the one that machine a registered on ")
     assert f"copy {first / name} of a to {second / name} of b" in said
-    assert not any(other in said.split(" (")[0].split() for other in data.KEYS if other != name)
+    assert not any(other in said.split(" (")[0].split() for other in data_dir.KEYS if other != name)
     site.on("b")
-    data.make(name, signing.first() if name == "evidence_key" else b"")
+    data_dir.make(name, signing.first() if name == "evidence_key" else b"")
     assert site.refused("b").startswith(f"Machine b has another {name} ")
     shutil.copy(first / name, second / name)
     site.start("b")
@@ -225,7 +227,7 @@ def test_an_installation_of_an_earlier_version_registers_its_keys_unasked(site):
     before = files(place)
     site.start("a")
     assert files(place) == before
-    assert RegisteredKey.objects.count() == len(data.KEYS)
+    assert RegisteredKey.objects.count() == len(data_dir.KEYS)
 
 
 def test_a_key_that_a_later_version_brings_is_made_at_its_first_start(site):
@@ -284,14 +286,14 @@ def test_a_machine_that_registers_at_the_same_moment_wins_and_the_other_keeps_no
     place = shutil.copytree(site.root / "a", site.root / "b")
     (place / "seal_key").unlink()
     site.on("b", "web")
-    make = data.make
+    make = data_dir.make
 
     def slower(name, content=b""):
         row.pk = None
         row.save()
         return make(name, content)
 
-    monkeypatch.setattr(data, "make", slower)
+    monkeypatch.setattr(data_dir, "make", slower)
     with pytest.raises(keys.KeysDiffer, match="has no seal_key"):
         keys.ensure(keys.mine())
     assert not (place / "seal_key").exists()
@@ -330,13 +332,13 @@ def test_rotated_sealing_keys_are_registered_and_a_machine_with_older_ones_says_
     first = site.start("a")
     second = shutil.copytree(first, site.root / "b")
     call_command("rotate_secrets")
-    secret = sealed.seal("x")
+    secret = encryption.seal("x")
     site.on("b")
     assert keys.mismatches()[0].startswith("Machine b has another sealing_keys")
-    with pytest.raises(sealed.Unopened, match=r"copy .*sealing_keys of a"):
-        sealed.unseal(secret)
+    with pytest.raises(encryption.Unopened, match=r"copy .*sealing_keys of a"):
+        encryption.unseal(secret)
     shutil.copy(first / "sealing_keys", second / "sealing_keys")
-    assert sealed.unseal(secret) == "x"
+    assert encryption.unseal(secret) == "x"
     assert keys.mismatches() == []
 
 
@@ -361,7 +363,7 @@ def test_a_key_that_was_replaced_on_purpose_is_registered_by_a_command_and_recor
     assert Event.objects.filter(action="keys.register", object="secret_key").exists()
 
 
-@pytest.mark.parametrize("name", data.KEYS)
+@pytest.mark.parametrize("name", data_dir.KEYS)
 def test_a_lost_key_can_be_replaced_by_a_new_one_knowing_what_is_lost(site, typed, name):
     place = site.start("a")
     (place / name).unlink()
@@ -416,7 +418,7 @@ def test_a_replacement_that_is_cut_off_after_the_commit_is_said_and_completed(
     place = site.start("a")
     before = (place / name).read_bytes()
     with monkeypatch.context() as killed:
-        killed.setattr(data, "put_in_place", no_space)
+        killed.setattr(data_dir, "put_in_place", no_space)
         with pytest.raises(CommandError, match=r"is registered, but could not take its place.*manage\.py keys"):
             command(typed)
     assert (place / name).read_bytes() == before, "the old key is not lost before the new one is in its place"
@@ -452,7 +454,7 @@ def test_where_the_database_does_not_say_what_became_of_a_replacement_both_keys_
         with pytest.raises(CommandError, match=r"It is not known whether.*manage\.py keys"):
             command(typed)
     assert (place / name).read_bytes() == before
-    waits = data.next_to(place / name)
+    waits = data_dir.next_to(place / name)
     assert waits.exists()
     site.on("a")
     call_command("keys")
@@ -498,8 +500,8 @@ def test_a_key_whose_registration_is_still_being_committed_is_not_removed(site, 
     """As while a standby is away that the commit waits for, and the connection that began it is lost."""
     place, name = site.start("a"), "secret_key"
     content = b"n" * 64
-    waits = data.next_to(place / name)
-    data.write_next_to(place / name, content)
+    waits = data_dir.next_to(place / name)
+    data_dir.write_next_to(place / name, content)
     [mark] = keys.fingerprints(name, content)
     if known:
         other = Other("UPDATE volmig_registeredkey SET fingerprint = %s WHERE name = %s", mark, name)
@@ -624,7 +626,7 @@ def test_every_key_can_be_a_file_that_volmig_only_reads(site, tmp_path, monkeypa
     first = site.start("a")
     run = tmp_path / "run"
     run.mkdir()
-    for name in data.KEYS:
+    for name in data_dir.KEYS:
         shutil.copy(first / name, run / f"volmig-{name}")
         monkeypatch.setenv(f"VOLMIG_{name.upper()}_FILE", str(run / f"volmig-{name}"))
         (run / f"volmig-{name}").chmod(0o400)
@@ -632,8 +634,8 @@ def test_every_key_can_be_a_file_that_volmig_only_reads(site, tmp_path, monkeypa
     before = files(run)
     place = site.start("b")
     assert files(place) == {}
-    assert data.ssh_key() == run / "volmig-ssh_key"
-    assert sealed.unseal(sealed.seal("x")) == "x"
+    assert data_dir.ssh_key() == run / "volmig-ssh_key"
+    assert encryption.unseal(encryption.seal("x")) == "x"
     with pytest.raises(CommandError, match=r"VOLMIG_EVIDENCE_KEY_FILE.*--output"):
         call_command("rotate_evidence_key")
     call_command("rotate_evidence_key", output=tmp_path / "new")
@@ -654,7 +656,7 @@ def test_a_backup_has_keys_from_outside_the_data_directory_also_through_links(si
     make.copy_data(tmp_path / "backup")
     assert (tmp_path / "backup" / "audit_key").read_text() == "k" * 64
     assert make.unchanged(tmp_path / "backup")
-    assert set(files(tmp_path / "backup")) >= set(data.KEYS)
+    assert set(files(tmp_path / "backup")) >= set(data_dir.KEYS)
 
 
 def test_a_file_of_sealing_keys_is_rotated_by_whoever_keeps_it(site, tmp_path, monkeypatch):
@@ -662,10 +664,10 @@ def test_a_file_of_sealing_keys_is_rotated_by_whoever_keeps_it(site, tmp_path, m
     given = tmp_path / "sealing"
     given.write_bytes(Fernet.generate_key() + b"\n" + (place / "sealing_keys").read_bytes())
     monkeypatch.setenv("VOLMIG_SEALING_KEYS_FILE", str(given))
-    before, secret = given.read_bytes(), sealed.seal("x")
+    before, secret = given.read_bytes(), encryption.seal("x")
     call_command("rotate_secrets")
     assert given.read_bytes() == before
-    assert sealed.unseal(secret) == "x"
+    assert encryption.unseal(secret) == "x"
     assert keys.mismatches() == []
 
 
@@ -675,7 +677,7 @@ def test_a_file_that_is_named_and_holds_no_key_is_refused(tmp_path, monkeypatch,
         (tmp_path / "key").write_text(content)
     monkeypatch.setenv("VOLMIG_AUDIT_KEY_FILE", str(tmp_path / "key"))
     with pytest.raises(ImproperlyConfigured, match=why):
-        data.secret_or_provisional("audit_key")
+        data_dir.secret_or_provisional("audit_key")
 
 
 @pytest.mark.parametrize("content", [None, b"\xe9" * 48], ids=["a directory", "no text"])
@@ -683,16 +685,16 @@ def test_a_key_that_cannot_be_read_is_a_sentence_that_names_its_file(tmp_path, m
     monkeypatch.setenv("VOLMIG_AUDIT_KEY_FILE", str(tmp_path / "key"))
     (tmp_path / "key").mkdir() if content is None else (tmp_path / "key").write_bytes(content)
     with pytest.raises(ImproperlyConfigured, match=r"The key audit_key in .*/key cannot be read: "):
-        data.secret_or_provisional("audit_key")
+        data_dir.secret_or_provisional("audit_key")
 
 
 def test_a_key_of_the_other_kind_is_not_read_from_its_file_either(tmp_path, monkeypatch):
     monkeypatch.setenv("VOLMIG_SSH_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("VOLMIG_PART", "web")
-    with pytest.raises(data.NotForThisProcess):
-        data.key("ssh_key")
-    assert "VOLMIG_SSH_KEY_FILE" in data.variables_of("worker")
-    assert "VOLMIG_SECRET_KEY_FILE" in data.variables_of("web")
+    with pytest.raises(data_dir.NotForThisProcess):
+        data_dir.key("ssh_key")
+    assert "VOLMIG_SSH_KEY_FILE" in data_dir.variables_of("worker")
+    assert "VOLMIG_SECRET_KEY_FILE" in data_dir.variables_of("web")
 
 
 # Settings that should be equal

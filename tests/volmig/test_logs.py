@@ -15,10 +15,10 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from hosts.remote.host import Answer, Request
-from jobs.hands import Door
+from jobs.worker.gateway import Door
 from volmig import environment, logs
 
-FORGED = "2026-11-30 12:00:00,000 INFO jobs.tick [migration=7]: Step done"
+FORGED = "2026-11-30 12:00:00,000 INFO jobs.worker.tick [migration=7]: Step done"
 HOSTILE = [
     f"no such volume\n{FORGED}",
     f"no such volume\r{FORGED}",
@@ -76,15 +76,15 @@ def test_text_of_a_host_begins_no_line_and_moves_no_cursor(written, text, way):
 
 
 def test_a_json_line_is_one_object_with_what_it_is_about():
-    record = logging.LogRecord("jobs.tick", logging.WARNING, __file__, 1, "It took %d s", (7,), None)
+    record = logging.LogRecord("jobs.worker.tick", logging.WARNING, __file__, 1, "It took %d s", (7,), None)
     with logs.about(migration=7, hypervisor="src"), logs.about(step="convert", direction="do", attempt=2):
         found = json.loads(logs.Json().format(record))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found.pop("time"))
     assert isinstance(found.pop("pid"), int)
     about = {"migration": 7, "step": "convert", "direction": "do", "attempt": 2, "hypervisor": "src"}
-    assert found == {"level": "warning", "logger": "jobs.tick", "message": "It took 7 s", "part": "", **about}
+    assert found == {"level": "warning", "logger": "jobs.worker.tick", "message": "It took 7 s", "part": "", **about}
     line = logs.Line().format(record)
-    assert line.endswith(" WARNING jobs.tick: It took 7 s"), "what it is about ended with its block"
+    assert line.endswith(" WARNING jobs.worker.tick: It took 7 s"), "what it is about ended with its block"
 
 
 def test_a_line_of_text_names_its_fields_before_the_message_where_no_message_can_forge_them():
@@ -175,7 +175,7 @@ PROGRAM = """
 import logging, django
 django.setup()
 import django_q.conf
-for name in ("jobs.tick", "django.request", "django-q", "uvicorn.error"):
+for name in ("jobs.worker.tick", "django.request", "django-q", "uvicorn.error"):
     logging.getLogger(name).error("from a host:\\n%s", "second line")
 try:
     raise RuntimeError("a\\nb")

@@ -21,8 +21,8 @@ from django.urls import get_resolver, resolve, reverse
 from django.utils import timezone
 
 from hosts.models import Cloud
-from jobs import live
 from jobs.models import Policy
+from jobs.web import live
 from tests.factories import an_instance
 from tests.fleet.beats import a_process
 from tests.pages import scenes

@@ -9,7 +9,8 @@ import yaml
 from django.conf import settings
 from django.core.management import load_command_class
 
-from volmig.health import alive, heart, metrics
+from jobs.web import metrics
+from volmig.health import alive, heart
 from volmig.management.commands import up
 from volmig.parts import GROUPS, PARTS, called, how_to_start, of_group, of_queue
 

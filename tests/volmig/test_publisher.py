@@ -12,7 +12,7 @@ from django.db.models import F
 from django.urls import reverse
 from django.utils import timezone
 
-from volmig import data, incarnation
+from volmig import data_dir, incarnation
 from volmig.record import heads
 from volmig.record.models import Event, Publisher
 from volmig.record.publisher import EVERY_SECONDS, REST_SECONDS, Publishing
@@ -244,6 +244,6 @@ def test_no_task_publishes_for_tasks_run_on_any_machine(settings):
 def test_leaving_read_only_mode_begins_no_second_stream(machines):
     machines.turn("a")
     machines.on("b")
-    data.replace(Path(machines.settings.DATA) / "read_only", b"{}")
+    data_dir.replace(Path(machines.settings.DATA) / "read_only", b"{}")
     incarnation.leave_read_only()
     assert not (machines.root / "b" / "audit_heads").exists()

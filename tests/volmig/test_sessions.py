@@ -9,7 +9,7 @@ from django.db.models import F
 from django.test import Client
 
 from hosts.models import Cloud
-from jobs.live import LIST, still_allowed
+from jobs.web.live import LIST, still_allowed
 from volmig.accounts.models import Login, sweep
 
 pytestmark = pytest.mark.django_db

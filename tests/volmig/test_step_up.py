@@ -13,8 +13,7 @@ from tests.api.conftest import Program, code, letters_of
 from tests.typed import just_typed
 from tests.volmig.test_factors import clock, shown  # noqa: F401
 from tests.volmig.test_matrix import MATRIX, arguments, people, things  # noqa: F401
-from volmig import step_up
-from volmig.accounts import factors
+from volmig.accounts import factors, step_up
 from volmig.accounts.models import Token
 from volmig.record.models import Event
 

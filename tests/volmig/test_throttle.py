@@ -10,7 +10,7 @@ from django.db import connection
 from django.db.models import F
 from django.test import Client
 
-from volmig import guessing
+from volmig.accounts import guessing
 from volmig.accounts.throttle import LIMITS, Tries, network_of
 from volmig.models import Notice
 from volmig.record.models import Event

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from jobs.models import Lease
-from volmig import guessing
+from volmig.accounts import guessing
 from volmig.models import QueuedTask
 from volmig.record.models import Event
 from volmig.record.origin import middleware, origin
@@ -186,8 +186,10 @@ def test_health_tells_whether_a_watcher_has_the_lease(client, seconds, state):
 @pytest.mark.parametrize(("seconds", "state"), [(20, "ok"), (600, "silent")])
 def test_health_shows_how_long_ago_a_worker_of_each_queue_ended_a_task(client, seconds, state, queue, named):
     at = timezone.now() - dt.timedelta(seconds=seconds)
-    QueuedTask.objects.create(queue=queue, name="jobs.watch.sweep", begun_at=at, done_at=at)
-    QueuedTask.objects.create(queue=queue, name="jobs.watch.sweep", done_at=timezone.now())  # closed, by no worker
+    QueuedTask.objects.create(queue=queue, name="jobs.worker.watcher.sweep", begun_at=at, done_at=at)
+    QueuedTask.objects.create(
+        queue=queue, name="jobs.worker.watcher.sweep", done_at=timezone.now()
+    )  # closed, by no worker
     answer = client.get("/healthz")
     assert answer.status_code == 200
     found = answer.json()[named]

@@ -12,7 +12,7 @@ from django.http.response import HttpResponseBase
 
 from volmig.accounts import factors
 from volmig.accounts.models import Team
-from volmig.refused import Sentence
+from volmig.refusals import Sentence
 
 ALLOWS = {
     "viewer": {"view"},

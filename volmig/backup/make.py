@@ -15,7 +15,7 @@ import django
 from django.conf import settings
 from django.utils import timezone
 
-from volmig import data
+from volmig import data_dir
 from volmig.backup import archive, databases
 from volmig.record.models import Event
 from volmig.verify_evidence import parse_head
@@ -84,7 +84,7 @@ def copy_data(target: Path) -> dict[str, str]:
 
 def files() -> Iterator[tuple[Path, str]]:
     """The data directory's files and, as if they lay there, keys that have a directory of their own."""
-    keys = data.own_keys()
+    keys = data_dir.own_keys()
     yield from ((path, name) for name, path in keys.items())
     heads = Path(settings.AUDIT_HEADS).absolute()
     for folder, folders, names in os.walk(settings.DATA):
@@ -128,7 +128,7 @@ MOVES_ON = {"claims"}
 
 def unchanged(copied: Path) -> bool:
     """Whether the files of the data directory are still those that were copied."""
-    originals = data.own_keys()
+    originals = data_dir.own_keys()
     for path in (each for each in copied.rglob("*") if each.is_file()):
         original = originals.get(path.relative_to(copied).as_posix(), settings.DATA / path.relative_to(copied))
         if path.name not in MOVES_ON and (not original.exists() or original.read_bytes() != path.read_bytes()):

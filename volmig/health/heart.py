@@ -20,7 +20,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
-from volmig import __version__, data, database
+from volmig import __version__, data_dir, database
 from volmig.health import tallies
 from volmig.health.models import Process, running_for
 
@@ -96,7 +96,7 @@ def pid_space() -> str:
     namespace = 0
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    named = f"{data.place(settings.DATA)} {data.here()} {namespace}"
+    named = f"{data_dir.place(settings.DATA)} {data_dir.here()} {namespace}"
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
@@ -127,7 +127,7 @@ class Heart(threading.Thread):
         self.over, self.writing = threading.Event(), threading.Lock()
         self.process = Process(
             name=uuid.uuid4().hex,
-            machine=data.here(),
+            machine=data_dir.here(),
             pid_space=pid_space(),
             part=part,
             pid=os.getpid(),

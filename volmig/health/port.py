@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from django.db import DatabaseError, InterfaceError, connection
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from volmig.health import metrics
+from jobs.web import metrics
 
 log = logging.getLogger(__name__)
 Start = Callable[[str, list[tuple[str, str]]], Any]

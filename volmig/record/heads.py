@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from volmig import data
+from volmig import data_dir
 from volmig.record import signing
 from volmig.record.models import SIGNED, ChainHead, Event, Publisher, head_now, signed_text
 from volmig.verify_evidence import Head, Heads, head_line, leaf_of, lines_of, parse_head, path, root
@@ -65,7 +65,7 @@ def publish() -> None:
 
 def this_file() -> tuple[str, str]:
     """The data directory of this process, and the file to which it would publish."""
-    return data.place(settings.DATA), str(Path(settings.AUDIT_HEADS).absolute())
+    return data_dir.place(settings.DATA), str(Path(settings.AUDIT_HEADS).absolute())
 
 
 def elsewhere() -> str:
@@ -124,7 +124,7 @@ class HeadsFile:
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         begin = b"" if not end or os.pread(self.descriptor, 1, end - 1) == b"\n" else b"\n"
         try:
-            data.write_all(self.descriptor, begin + line + b"\n")
+            data_dir.write_all(self.descriptor, begin + line + b"\n")
             os.fsync(self.descriptor)
         except OSError:
             # Refused where the file can only be appended to (chattr +a): the next line then begins with a line feed.
@@ -143,7 +143,7 @@ def appending(path: Path) -> Iterator[HeadsFile]:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         if made and path.parent == settings.DATA:
-            data.share(path, path.parent)
+            data_dir.share(path, path.parent)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield HeadsFile(descriptor)
     finally:

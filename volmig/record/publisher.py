@@ -7,7 +7,7 @@ import threading
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections
 
-from volmig import data, database, incarnation
+from volmig import data_dir, database, incarnation
 from volmig.record import heads
 from volmig.record.models import Publisher
 
@@ -49,7 +49,7 @@ class Publishing:
         state = incarnation.read_only()
         if state and state.is_local:
             return EVERY_SECONDS
-        if not Publisher.take(self.owner, heads.this_file()[0], data.here(), heads.this_file()[1]):
+        if not Publisher.take(self.owner, heads.this_file()[0], data_dir.here(), heads.this_file()[1]):
             return EVERY_SECONDS
         try:
             heads.publish_due()

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.utils import timezone
 
-from volmig import data, keys
+from volmig import data_dir, keys
 from volmig.record.models import Event
 from volmig.verify_evidence import ROTATION, Keys, canonical, key_id, read_keys
 
@@ -58,7 +58,7 @@ def first() -> bytes:
 def kept() -> dict[str, Any]:
     """The file of keys, made where no machine has one yet. Raises OSError, or ValueError when it is damaged."""
     try:
-        found = json.loads(keys.key(data.EVIDENCE_KEY))
+        found = json.loads(keys.key(data_dir.EVIDENCE_KEY))
         Ed25519PrivateKey.from_private_bytes(base64.b64decode(found["private"], validate=True))
         if not found["keys"]:
             raise ValueError("it names no key")
@@ -72,7 +72,7 @@ def kept() -> dict[str, Any]:
 def current() -> Signer:
     """The key that signs now. Raises OSError, and ValueError also where another machine has replaced it since."""
     found = kept()
-    if why := keys.why_outdated(data.EVIDENCE_KEY):
+    if why := keys.why_outdated(data_dir.EVIDENCE_KEY):
         raise ValueError(why)
     return signer(found)
 
@@ -108,9 +108,9 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
     With `output` the new file of keys is written there, to be copied to every machine; until then they sign nothing.
     Raises OSError, ValueError, keys.Unsettled, or a database's error.
     """
-    if data.is_given(data.EVIDENCE_KEY) and output is None:
+    if data_dir.is_given(data_dir.EVIDENCE_KEY) and output is None:
         raise ValueError(
-            f"{data.key_path(data.EVIDENCE_KEY)} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
+            f"{data_dir.key_path(data_dir.EVIDENCE_KEY)} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
             "name a new file with --output, then put it in that place on each machine"
         )
     new: dict[str, Any] = {}
@@ -128,5 +128,5 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
         of_event = {name: new[name] for name in ("public", "from", "signed_by", "signature")}
         Event.append(ROTATED, object=new["id"], data=of_event)
 
-    keys.replace(data.EVIDENCE_KEY, make, note, output)
+    keys.replace(data_dir.EVIDENCE_KEY, make, note, output)
     return new

@@ -6,8 +6,8 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from volmig import environment
+from volmig.accounts.people import ask_password, make_person
 from volmig.accounts.roles import ALLOWS
-from volmig.people import ask_password, make_person
 
 
 class Command(BaseCommand):

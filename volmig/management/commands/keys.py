@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, transaction
 
-from volmig import data, keys
+from volmig import data_dir, keys
 from volmig.logs import plain
 from volmig.models import RegisteredKey
 from volmig.record.models import Event
@@ -33,8 +33,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         one = parser.add_mutually_exclusive_group()
-        one.add_argument("--register", metavar="NAME", choices=data.KEYS, help="a key replaced on this machine")
-        one.add_argument("--renew", metavar="NAME", choices=data.KEYS, help="a key that is lost, or known to others")
+        one.add_argument("--register", metavar="NAME", choices=data_dir.KEYS, help="a key replaced on this machine")
+        one.add_argument(
+            "--renew", metavar="NAME", choices=data_dir.KEYS, help="a key that is lost, or known to others"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if name := options["register"] or options["renew"]:
@@ -51,7 +53,7 @@ class Command(BaseCommand):
                 if row
                 else "not registered yet"
             )
-            self.stdout.write(f"{name}: {data.kept_at(name)}, {known}")
+            self.stdout.write(f"{name}: {data_dir.kept_at(name)}, {known}")
         absent = keys.not_here(rows)
         for kind, names in absent.items():
             those = keys.CANNOT_RUN[kind].capitalize()
@@ -67,8 +69,8 @@ class Command(BaseCommand):
 
     def settle(self, name: str) -> None:
         """Ends a replacement that was interrupted."""
-        path = data.key_path(name)
-        if not data.next_to(path).exists():
+        path = data_dir.key_path(name)
+        if not data_dir.next_to(path).exists():
             return
         try:
             with keys.alone(path.parent):
@@ -77,7 +79,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if done:
             self.stdout.write(done)
-            if name in keys.SETTINGS and (content := data.key(name)):  # they were read before
+            if name in keys.SETTINGS and (content := data_dir.key(name)):  # they were read before
                 setattr(settings, keys.SETTINGS[name], content.decode().strip())
 
     def replace(self, name: str, renew: bool) -> None:
@@ -85,9 +87,9 @@ class Command(BaseCommand):
         verb = "Make a new" if renew else "Register this machine's"
         if input(f"{verb} {name}? Type {name} to confirm: ").strip() != name:
             raise CommandError("Not confirmed; nothing was changed.")
-        path = data.key_path(name)
-        if renew and data.is_given(name):
-            said = f"{path} is a file that volmig does not write (VOLMIG_{data.variable(name)})"
+        path = data_dir.key_path(name)
+        if renew and data_dir.is_given(name):
+            said = f"{path} is a file that volmig does not write (VOLMIG_{data_dir.variable(name)})"
             raise CommandError(f"{said}: replace it, then run manage.py keys --register {name}.")
         try:
             if renew:
@@ -102,8 +104,8 @@ class Command(BaseCommand):
         self.stdout.write(f"{name} is registered. Copy {path} to every other machine that needs it, then start them.")
 
     def renewed(self, name: str) -> bytes:
-        return keys.first_evidence_key() if name == data.EVIDENCE_KEY else data.new(name)
+        return keys.first_evidence_key() if name == data_dir.EVIDENCE_KEY else data_dir.new(name)
 
     def note(self, name: str, before: str, after: str) -> None:
-        if name != data.AUDIT_KEY:
+        if name != data_dir.AUDIT_KEY:
             Event.append("keys.register", object=name, data={"before": before[:16], "after": after[:16]})

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
-from volmig import data, keys
+from volmig import data_dir, keys
 from volmig.record import signing
 
 
@@ -28,5 +28,5 @@ class Command(BaseCommand):
             f"Key {new['id']} signs from now on; key {new['signed_by']} signed it. Publish keys.json again to whoever "
             "checks evidence (manage.py evidence_key)."
         )
-        where = options["output"] or data.key_path(data.EVIDENCE_KEY)
+        where = options["output"] or data_dir.key_path(data_dir.EVIDENCE_KEY)
         self.stdout.write(f"Copy {where} to every other machine of this volmig: until then they sign nothing.")

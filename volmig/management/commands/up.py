@@ -25,11 +25,11 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from hosts.models import ssh_key_file
 from jobs import upgrade
-from volmig import beats, data, database, incarnation, keys, online, schema, systemd
+from volmig import beats, data_dir, database, incarnation, keys, online, schema, systemd
+from volmig.accounts.people import first_administrator
 from volmig.health import heart
 from volmig.models import QueuedTask
 from volmig.parts import GROUPS, PARTS, of_group
-from volmig.people import first_administrator
 
 ENDS = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = {*ENDS, signal.SIGCHLD}
@@ -65,7 +65,7 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
     manners += ["--ws-per-message-deflate", "false", "--ws-max-size", "1024"]
     # uvicorn believes a proxy's headers of whoever sits on this machine: guesses would come from any address one likes.
     proxy = "--proxy-headers" if settings.BEHIND_PROXY else "--no-proxy-headers"
-    watch = "import django; django.setup(); from jobs.watch import main; main()"
+    watch = "import django; django.setup(); from jobs.worker.watcher import main; main()"
     return {
         "web": [sys.executable, *serve, *manners, proxy],
         **{part.name: [*manage, "qcluster"] for part in PARTS.values() if part.queue},
@@ -129,7 +129,7 @@ class Child:
     def start(self) -> None:
         ours = {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1", "VOLMIG_PART": self.name}
         environment = os.environ | ours  # the part decides which keys it may read
-        for each in data.variables_of("worker" if self.name == "web" else "web"):
+        for each in data_dir.variables_of("worker" if self.name == "web" else "web"):
             environment.pop(each, None)
         environment[heart.SUPERVISOR] = str(os.getpid())
         environment["Q_CLUSTER_NAME"] = self.queue  # read once, when django-q is imported
@@ -248,7 +248,7 @@ def only_one(name: str) -> IO[str]:
     """Holds the lock of this part on this data directory: two clusters would run the same task twice."""
     path = settings.DATA / f"up-{name}.lock"
     lock = path.open("w")
-    data.share(path, settings.DATA)
+    data_dir.share(path, settings.DATA)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -334,7 +334,7 @@ def prepare() -> None:
     compare_with_others()
     for line in upgrade.sentences(each for each in upgrade.affected(upgrade.own()) if each.lacking):
         print(line)
-    if data.may_read("ssh_key"):
+    if data_dir.may_read("ssh_key"):
         ssh_key_file()  # so that pages, which must not read it, can show the public half
     say_if_read_only()
     try:

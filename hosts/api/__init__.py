@@ -1,0 +1,1 @@
+"""The API of hypervisors, shares, clouds and instances."""

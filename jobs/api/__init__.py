@@ -1,0 +1,1 @@
+"""The API of migrations, approvals and what they leave."""

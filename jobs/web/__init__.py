@@ -1,0 +1,1 @@
+"""Pages of migrations: views, forms, live updates, and what they show."""

@@ -1,0 +1,732 @@
+"""What a tick does in each status of a job: look, decide by the engine, act through it, move on by the table."""
+
+import dataclasses
+import datetime as dt
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from hosts.models import Hypervisor, Share
+from hosts.remote.host import HostctlDiffers, HostError, Request, Unreachable
+from hosts.remote.nova_control import HARMLESS, foreign, told
+from jobs.engine import approval_binding, checks, plan, runner, states
+from jobs.engine.host_facts import Destination, Facts, Nova, Relay, Source, read
+from jobs.engine.plan import MIB, Planned
+from jobs.engine.steps import HYPERVISORS, TABLE, Range, Task, task_of
+from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
+from jobs.models.job import LONGEST_SLEEP
+from jobs.models.wake import wake
+from jobs.worker.cleanup import take_away
+from jobs.worker.gateway import Hands, Heard
+from jobs.worker.journal import Journal, host_of
+from volmig.health import tallies
+from volmig.notify import announce
+from volmig.record.models import Event
+
+STALE = dt.timedelta(minutes=10)
+SLOT = dt.timedelta(seconds=10)
+BUSY = dt.timedelta(seconds=3)
+IN_A_ROW = dt.timedelta(minutes=5)  # failures within this time count together
+PARTS: dict[str, type[Source] | type[Relay] | type[Destination] | type[Nova]] = {
+    "source": Source,
+    "relay": Relay,
+    "destination": Destination,
+    "instance": Nova,
+}
+# What others may have Nova do to an instance on trial without the old disk or the way back to it suffering.
+USUAL = HARMLESS | {"start", "reboot", "pause", "unpause", "suspend", "resume", "createImage", "createBackup"}
+
+
+class Unheard(Exception):  # noqa: N818 - the word that callers read
+    """A hypervisor whose facts are needed gave none; it is asked again later.
+
+    `answers` when it does answer, but not with the facts: that does not pass by itself for ever.
+    """
+
+    def __init__(self, sentence: str, heard: Iterable[Heard], hosts: str = "") -> None:
+        errors = [each.error for each in heard]
+        self.hosts, self.kind = hosts, runner.wait_kind(errors)
+        self.answers = any(not isinstance(error, runner.SHUT) for error in errors)
+        super().__init__(sentence)
+
+
+class Work:
+    """One job in the hands of one tick."""
+
+    def __init__(self, job: Job, hands: Hands) -> None:
+        self.job, self.hands = job, hands
+
+    def go_on(self) -> None:
+        """Work through statuses until one has to wait.
+
+        A database that was set back is found out at once, also where nothing is to be changed yet.
+        """
+        if self.job.status in states.MAY_ACT:
+            self.hands.judge_all()
+        if self.job.taken_over and not self._shut_out():
+            return
+        if wait := take_away(self.job, self.hands):
+            self._rest(wait)
+            return
+        while not self.job.halt_reason and (handler := self.handlers.get(self.job.status)):
+            before = self.job.status
+            try:
+                handler(self)
+            except Unheard as error:
+                self._ask_again(error)
+            if self.job.status == before:
+                return
+
+    @transaction.atomic
+    def _ask_again(self, error: Unheard) -> None:
+        """Soon; but what answers again and again without giving the facts is for a person to look at."""
+        job, since = self.job, max(timezone.now() - IN_A_ROW, self.job.resumed_at or self.job.created_at)
+        if error.answers:
+            Event.append("facts.failed", job=job.pk, object=str(job), data={"found": str(error)})
+            if Event.objects.filter(job=job.pk, action="facts.failed", at__gte=since).count() >= runner.MAX_FAILED:
+                return job.halt(str(error), {"code": "no-facts"})
+        return self._wait(str(error), timezone.now() + SLOT, error.kind, error.hosts)
+
+    def _shut_out(self) -> bool:
+        """An earlier owner who never let go may still be acting: nothing before no hypervisor listens to it any more.
+
+        What it began and wrote down is ours now; what runs unknown to the journal has to end first.
+        """
+        journal = self._journal()
+        try:
+            heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), self.hands.about("fence")))
+        except HostError as error:  # a hypervisor that has to say first who owns it
+            self._wait(f"Before going on after a worker that went away: {error}", timezone.now() + BUSY)
+            return False
+        known = {f"{run.step}-{run.direction}-{run.attempt}" for run in journal.rows if not run.ended_at}
+        why_not = {
+            host_of(self.job, role).name: said
+            for role, each in heard.items()
+            if (said := still_held(host_of(self.job, role), each, known))
+        }
+        if why_not:
+            errors = [each.error for each in heard.values() if each.error]
+            kind = runner.wait_kind(errors) if errors else "busy"
+            self._wait(" ".join(why_not.values()), timezone.now() + BUSY, kind, ", ".join(why_not))
+            return False
+        self.job.put(taken_over=False)
+        return True
+
+    # Before anything is made
+
+    def _check(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            return self._cancel()
+        heard = self._ask(*PARTS, fully=True)
+        silent = {
+            role: str(each.error)
+            for role, each in heard.items()
+            if isinstance(each.error, Unreachable | HostctlDiffers)
+        }
+        if silent:
+            kind = runner.wait_kind(heard[role].error for role in silent)
+            return self._wait(" ".join(silent.values()), timezone.now() + SLOT, kind, self._names(silent))
+        around = dataclasses.replace(self._around(heard), policies=self._policies())
+        case = checks.Case(job.migration(), self._facts(heard), around)
+        found = checks.look(case)
+        job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])
+        blocking = checks.blocking(found)
+        if blocking:
+            reason = " ".join(each.sentence for each in blocking)
+            return job.go("blocked", outcome="blocked", outcome_reason=reason)
+        job.keep_hostctl()
+        job.keep_plan(plan.make(case.migration, case.facts, measured(job)))
+        start = timezone.now() if job.start_when_checked else None
+        return job.go("passed", start_requested_at=start, start_when_checked=False)
+
+    def _planned(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            self._cancel()
+        elif job.start_requested_at and job.facts_at and abs(timezone.now() - job.facts_at) > STALE:
+            job.go("stale", start_requested_at=None, start_when_checked=True)
+        elif job.start_requested_at:
+            job.go("started")
+
+    # Phase A
+
+    def _prepare(self) -> None:
+        job = self.job
+        if job.cancel_requested_at:
+            return self._cancel()
+        if not self._took_back_earlier():
+            return None
+        why_not = reserve(job)
+        if why_not:
+            return self._wait(why_not, timezone.now() + SLOT, "slot")
+        outcome = self._advance("A")
+        if isinstance(outcome, runner.Finished):
+            return self._ask_for_swap(self._fresh(), "staged")
+        if isinstance(outcome, runner.Failed):
+            return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
+        return self._rest(outcome)
+
+    def _ask_for_swap(self, facts: Facts, event: str = "", voided: str = "", changes: list[str] | None = None) -> None:
+        """Bind what is true now, ask people, and move on; one transaction, so that nobody sees half of it.
+
+        Nobody is asked about an instance on which Nova is at work, or which is not there any more.
+        """
+        bound, (why_not, passes) = self.job.bound("swap", facts), approval_binding.not_now(facts)
+        with transaction.atomic():
+            for old in self.job.approvals.open().filter(kind="swap"):
+                old.void(voided or why_not, changes)
+            if not why_not:
+                self.job.make_approval("swap", bound, self.job.requester)
+            if event:
+                self.job.go(event)
+        if why_not and not passes:
+            return self.job.halt(why_not, {"code": "unknown-instance", "found": changes or why_not})
+        return self._wait(why_not, timezone.now() + SLOT, "slot") if why_not else self._look_again()
+
+    def _look_again(self) -> None:
+        """While people decide: when the request expires, or sooner, to see what others do to the instance."""
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is not None:
+            notice = [timezone.now() + notice_every()] if self.job.through_nova else []
+            wake(self.job.pk, min([approval.expires_at, *notice]))
+
+    def _took_back_earlier(self) -> bool:
+        """A copy that went stale is taken back before the next is made; true when nothing of it is left."""
+        job = self.job
+        if job.lap == 1:
+            return True
+        steps = job.planned()
+        journal = Journal(job, steps.steps, job.lap - 1)
+        outcome = runner.undo(steps.phase("A"), journal, self.hands, timezone.now)
+        self._rest(outcome)
+        return isinstance(outcome, runner.Finished)
+
+    # The gate
+
+    def _await_approval(self) -> None:
+        if self.job.cancel_requested_at:
+            return self._cancel()
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is None or approval.state == "expired":
+            facts = self._fresh()
+            return None if self._went_stale(facts) else self._ask_for_swap(facts, voided="It expired.")
+        if approval.state == "approved":
+            return self.job.go("approved")
+        if changes := self._noticed(approval):
+            return self._ask_for_swap(self._fresh(), "", "The instance is not as it was when this was asked.", changes)
+        return self._look_again()
+
+    def _noticed(self, approval: Approval) -> list[str]:
+        """What Nova says differently about the instance than when people were asked."""
+        if not self.job.through_nova or approval.created_at > timezone.now() - notice_every():
+            return []
+        nova = self._of_nova()
+        seen = approval_binding.in_nova(nova, f"volmig:{self.job.uuid}")
+        asked = {name: approval.bound["instance"].get(name) for name in seen}
+        return approval_binding.difference({"instance": asked}, {"instance": seen})
+
+    def _of_nova(self) -> Nova:
+        """What Nova says about the instance now; raises Unheard when it does not say."""
+        heard = self._ask("instance")
+        if said := trouble(heard["instance"]):
+            raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values(), "Nova")
+        nova: Nova = understood("instance", heard["instance"])
+        return nova
+
+    def _approved(self) -> None:
+        if self.job.cancel_requested_at:
+            return self._cancel()
+        approval = self.job.approvals.open().filter(kind="swap").first()
+        if approval is not None:
+            approval.keep_up()
+            if approval.state == "approved" and self._waits_for_window(approval):
+                return None
+        facts = self._fresh()
+        if self._went_stale(facts):
+            return None
+        if approval is None or approval.state != "approved":
+            lost = "Not as many people consent any more as have to."
+            why = "It expired." if approval and approval.state == "expired" else lost
+            return self._ask_for_swap(facts, "expired", why)
+        seen = self.job.bound("swap", facts)
+        if approval_binding.digest(seen) != approval.digest:
+            changes = approval_binding.difference(approval.bound, seen)
+            return self._ask_for_swap(facts, "void", approval_binding.why_void(changes), changes)
+        return None if self._waits_for_hostctl() else self._use(approval, "consumed")
+
+    def _waits_for_window(self, approval: Approval) -> bool:
+        """Whether the swap has to wait, for as long as the consent counts: never is it late by a window's end."""
+        sentence, until = self.job.why_wait()
+        if sentence:
+            self._wait(sentence, min(until, approval.expires_at), "window")
+        return bool(sentence)
+
+    def _waits_for_hostctl(self) -> bool:
+        """Whether a hypervisor lacks this migration's version of hostctl: that must not be found out with the guest
+        down. One that does not answer at all is waited for by the step that needs it.
+        """
+        said = self.hands.boots(HYPERVISORS)
+        lacking = {role: lacks for role, each in said.items() if (lacks := runner.lacks(self._names([role]), each))}
+        if lacking:
+            sentence = f"Before the instance is stopped: {' '.join(lacking.values())}"
+            self._wait(sentence, timezone.now() + SLOT, "version", self._names(lacking))
+        return bool(lacking)
+
+    def _went_stale(self, facts: Facts) -> bool:
+        """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
+        stale = approval_binding.stale(facts, self.job.evidence())
+        if stale and approval_binding.foreign_stage(facts, self.job.evidence()):
+            sentence = "Another file lies where the verified copy should; it is not touched."
+            self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
+        elif stale:
+            self._copy_again(stale)
+        return bool(stale)
+
+    @transaction.atomic
+    def _copy_again(self, stale: list[str]) -> None:
+        """Void what was consented to, and go back to the beginning with the space yet to be reserved."""
+        for approval in self.job.approvals.open().filter(kind="swap"):
+            approval.void("The copy is not what was verified any more; it is made again.", stale)
+        self.job.footprints.filter(kind="space").delete()
+        if self.job.status == "approved":
+            self.job.go("void")
+        self.job.go("stage_stale", lap=self.job.lap + 1)
+
+    def _use(self, approval: Approval, event: str, **values: Any) -> None:
+        """Use the consent up in the very transaction that moves the job."""
+        if not approval.seals:
+            said = "The approval has no seal yet. volmig's web process makes it: check that it runs, then try again."
+            return self._wait(said, timezone.now() + SLOT)
+        with transaction.atomic():
+            if approval.use():
+                return self.job.go(event, **values)
+        return wake(self.job.pk, timezone.now() + SLOT)
+
+    # Phase B and after
+
+    def _swap(self) -> None:
+        job = self.job
+        if job.cancel_requested_at and not runner.begun(Task.START, self._journal()):
+            return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
+        if self._is_late():
+            why = "The window closed before the instance was shut down, so it was not."
+            return job.go("failed", outcome="failed", outcome_reason=why)
+        if not runner.begun(Task.STOP, self._journal()) and self._waits_for_hostctl():
+            return None
+        outcome = self._advance("B")
+        if isinstance(outcome, runner.Finished):
+            return self._arrive("seen_running", "swap_done", "runs on its new disk")
+        if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
+            if others := self._acted_upon():
+                why = f"Somebody acted on the instance meanwhile: {'; '.join(others)}. {outcome.sentence}"
+                return job.halt(why, {"step": outcome.step, **outcome.error, "code": "foreign-action"})
+            return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
+        return self._rest(outcome)
+
+    def _is_late(self) -> bool:
+        """Whether a worker came so late that the swap would outlast its window; once the stop began it goes through."""
+        return not runner.begun(Task.STOP, self._journal()) and bool(self.job.why_wait()[0])
+
+    def _acted_upon(self) -> list[str]:
+        """What others had Nova do since the approval, in words."""
+        if not self.job.through_nova:
+            return []
+        return [told(row) for row in self._others(self._of_nova())]
+
+    def _others(self, nova: Nova) -> list[dict[str, Any]]:
+        rows = [dataclasses.asdict(row) for row in nova.actions]
+        return foreign(rows, **self.job.acted())
+
+    def _try_out(self) -> None:
+        job = self.job
+        rollback = job.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).first()
+        if rollback is not None and rollback.state == "approved":
+            if self._lost_its_way_back():
+                return None
+            return self._use(
+                rollback,
+                "rollback_approved",
+                outcome="rolled back",
+                outcome_reason=why_back(rollback),
+            )
+        outcome = self._advance("C")
+        if not isinstance(outcome, runner.Finished):
+            return self._rest(outcome)
+        if job.confirmed_at and rollback is None:
+            return job.go("confirmed", outcome="done")
+        if job.through_nova and self._disturbed():
+            return None
+        said = "Someone has to check the data in the instance and confirm it."
+        return job.put(waiting_for=said, wait_kind="person", wait_hosts="")
+
+    def _lost_its_way_back(self) -> bool:
+        """Whether what the old disk stands on is gone: that must not be found out with the guest down."""
+        if not self.job.kept_bases():
+            return False
+        heard = self._ask("destination")["destination"]
+        if said := trouble(heard):
+            why = f"The old disk has to be checked first: {said.sentence}"
+            raise Unheard(why, [heard], self._names(["destination"]))
+        lost: tuple[str, ...] = understood("destination", heard).way_back
+        if lost:
+            why = f"The rollback was not begun, and the instance still runs: {'; '.join(lost)}."
+            self.job.halt(why, {"code": "base-missing", "found": "; ".join(lost)})
+        return bool(lost)
+
+    def _disturbed(self) -> bool:
+        """Whether somebody did to the instance on trial what stands against the way back; all they did is recorded."""
+        job, now = self.job, timezone.now()
+        wake(job.pk, now + notice_every())
+        if job.runs.filter(ended_at__gt=now - notice_every()).exists():
+            return False  # Nova was asked about it just now
+        nova = self._of_nova()
+        others = self._others(nova)
+        for row in others:
+            if not Event.objects.filter(job=job.pk, action="instance.action", object=row["request"]).exists():
+                Event.append("instance.action", job=job.pk, object=row["request"], data=row)
+        grave = [told(row) for row in others if row["action"] not in USUAL]
+        lost, _ = approval_binding.not_now(Facts(instance=nova)) if nova.server is None or grave else ("", True)
+        if not grave and not lost:
+            return False
+        said = " ".join([*(["Somebody had Nova do this: " + "; ".join(grave) + "."] if grave else []), lost]).strip()
+        job.halt(f"The instance was changed while on trial. {said}", {"code": "foreign-action", "found": grave or lost})
+        return True
+
+    def _roll_back(self) -> None:
+        if not self._locked_again():
+            return
+        job = self.job
+        made = job.planned()
+        untouched = not job.approvals.filter(kind="rollback", consumed_at__isnull=False).exists()
+        extra = {made.one(Task.EXCHANGE).step.name: {"untouched": untouched}}
+        if self._take_back(made.phase("A", "B"), extra):
+            self._arrive("rolled_back", "rolled_back", "has its old disk again")
+
+    @transaction.atomic
+    def _arrive(self, event: str, kind: str, words: str) -> None:
+        """Move on, and tell people in the same breath."""
+        job = self.job
+        job.go(event)
+        if (down := job.down()) and down.until:
+            tallies.record("volmig_downtime_seconds", down.seconds(down.until))
+        subject = f"Migration {job.pk}: {job.instance_name} {words}"
+        announce(kind, subject=subject, text=job.sentence(), url_path=job.get_absolute_url())
+
+    def _locked_again(self) -> bool:
+        """On trial it may have been unlocked: nobody else is to start the instance between its stop and the rename."""
+        lock = self.job.planned().one(Task.LOCK)
+        outcome = runner.restore(lock, self._journal(), self.hands, timezone.now)
+        self._rest(outcome)
+        return isinstance(outcome, runner.Finished)
+
+    def _undo(self) -> None:
+        if self._took_back_earlier() and self._take_back(self.job.planned().phase("A"), {}):
+            self.job.go("undone")
+
+    def _take_back(self, steps: tuple[Planned, ...], extra: dict[str, dict[str, Any]]) -> bool:
+        """Undo these steps and have everybody forget the job; true when nothing is left."""
+        for old in self.job.approvals.open():
+            old.void("What was asked for is not going to happen.")
+        outcome = runner.undo(steps, self._journal(), self.hands, timezone.now, extra)
+        if isinstance(outcome, runner.Finished):
+            outcome = runner.sweep(self._forgets(), self._journal(), self.hands, timezone.now)
+        if not isinstance(outcome, runner.Finished):
+            self._rest(outcome)
+            return False
+        self.job.footprints.filter(state="reserved").update(state="gone", since=timezone.now())
+        return True
+
+    def _forgets(self) -> tuple[Planned, ...]:
+        return tuple(each for each in self.job.planned().phase("C") if each.step.task is Task.FORGET)
+
+    def _ended(self) -> None:
+        """After the end the kept disk is rehearsed when asked for, minded, and purged by its own approval."""
+        rehearsal = self.job.rehearsals.open().first()
+        if rehearsal is not None and not self._rehearsed(rehearsal):
+            return
+        backup.mind(self.job)
+        purge = self.job.approvals.open().filter(kind="purge").first()
+        if purge is not None and purge.state == "approved":
+            self._use(purge, "purge_approved")
+
+    def _rehearsed(self, rehearsal: Rehearsal) -> bool:
+        """Whether it has come to its end: the disk is read, and the hypervisor has forgotten that it was."""
+        job, trouble = self.job, []
+        steps = backup.rehearsal_steps(job)
+        journal = Journal(job, steps, rehearsal.number)
+        for step in steps:
+            outcome = runner.advance((step,), journal, self.hands, timezone.now)
+            if isinstance(outcome, runner.Wait):
+                self._rest(outcome)
+                return False
+            if isinstance(outcome, runner.Failed | runner.Halt):
+                trouble.append(outcome.sentence)
+        rehearsal.end(journal.evidence().of(Task.REHEARSE), " ".join(trouble))
+        job.put(waiting_for="")
+        return True
+
+    def _purge(self) -> None:
+        steps = self.job.purging_plan().phase("D")
+        outcome = runner.advance(steps, self._journal(), self.hands, timezone.now)
+        if isinstance(outcome, runner.Finished):
+            return self.job.go("purged")
+        return self._rest(outcome)
+
+    handlers: dict[str, Callable[["Work"], None]] = {
+        "checking": _check,
+        "planned": _planned,
+        "preparing": _prepare,
+        "awaiting_approval": _await_approval,
+        "approved": _approved,
+        "swapping": _swap,
+        "on_trial": _try_out,
+        "rolling_back": _roll_back,
+        "undoing": _undo,
+        "done": _ended,
+        "rolled_back": _ended,
+        "purging": _purge,
+    }
+
+    # What all of them use
+
+    def _cancel(self) -> None:
+        self.job.go("cancelled", outcome="cancelled", outcome_reason="It was cancelled.")
+
+    def _journal(self) -> Journal:
+        return Journal(self.job, self.job.planned().steps)
+
+    def _advance(self, phase: str) -> runner.Outcome:
+        return runner.advance(self.job.planned().phase(phase), self._journal(), self.hands, timezone.now)
+
+    def _rest(self, outcome: runner.Outcome) -> None:
+        """Wait, or halt: what fails where the table knows no way on is for a person."""
+        if isinstance(outcome, runner.Wait):
+            self._wait(outcome.sentence, outcome.until, outcome.kind, outcome.hosts)
+            if outcome.silent_since and self.job.status in ("swapping", "rolling_back"):
+                self._alert(outcome)
+        elif isinstance(outcome, runner.Failed | runner.Halt):
+            data = dict(outcome.data if isinstance(outcome, runner.Halt) else outcome.error)
+            self.job.halt(outcome.sentence, {"step": outcome.step, **data})
+
+    def _alert(self, outcome: runner.Wait) -> None:
+        """Tell people, once in every silence, that an instance is locked or down until somebody answers."""
+        job = self.job
+        if Event.objects.filter(job=job.pk, action="job.unanswered", at__gte=outcome.silent_since).exists():
+            return
+        with transaction.atomic():
+            Event.append("job.unanswered", job=job.pk, object=str(job), data={"waiting_for": outcome.sentence})
+            state, down = job.condition(), job.down()
+            since = f" Down since {down.since:%H:%M:%S} UTC." if down and down.until is None else ""
+            text = f"{state.sentence}{since} {state.advice} Retrying automatically. Details: {outcome.sentence}"
+            subject = f"Migration {job.pk}: {job.instance_name} waits in mid-swap"
+            announce("unanswered", subject=subject, text=text, url_path=job.get_absolute_url())
+
+    def _wait(self, sentence: str, until: dt.datetime, kind: str = "", hosts: str = "") -> None:
+        """Say what is waited for, and since when: since the first time that it was the same."""
+        job, what = self.job, (kind, hosts[:200])
+        since = job.waiting_since if job.waiting_for and (job.wait_kind, job.wait_hosts) == what else None
+        job.put(waiting_for=sentence, wait_kind=kind, wait_hosts=what[1], waiting_since=since or timezone.now())
+        wake(job.pk, until if kind == "window" else min(until, timezone.now() + LONGEST_SLEEP))
+
+    def _names(self, roles: Iterable[str]) -> str:
+        """What people call those who are asked in these roles."""
+        return ", ".join("Nova" if role == "instance" else str(host_of(self.job, role).name) for role in roles)
+
+    def _ask(self, *roles: str, fully: bool = False) -> dict[str, Heard]:
+        requests = fact_requests(self.job, fully)
+        return self.hands.ask({role: requests[role] for role in roles if role in requests})
+
+    def _facts(self, heard: dict[str, Heard]) -> Facts:
+        """What they said, as far as they said it; raise Unheard when it cannot be understood."""
+        parts: dict[str, Any] = {
+            role: understood(role, each)
+            for role, each in heard.items()
+            if each.answer is not None and each.answer.state == "done"
+        }
+        return Facts(**parts)
+
+    def _fresh(self) -> Facts:
+        """Source and destination as they are now; raise Unheard when one does not say."""
+        heard = self._ask("source", "destination", "instance")
+        silent = {role: said for role, each in heard.items() if (said := trouble(each))}
+        if silent:
+            why = " ".join(each.sentence for each in silent.values())
+            raise Unheard(
+                f"The facts have to be read again: {why}", [heard[role] for role in silent], self._names(silent)
+            )
+        return self._facts(heard)
+
+    def _policies(self) -> dict[str, dict[str, Any]]:
+        """What each hypervisor says that its own policy is; one that does not say is left out."""
+        heard = self.hands.ask(dict.fromkeys(HYPERVISORS, self.hands.about("policy")))
+        return {
+            role: each.answer.evidence for role, each in heard.items() if each.answer and each.answer.state == "done"
+        }
+
+    def _around(self, heard: dict[str, Heard]) -> checks.Around:
+        job, others = self.job, Job.objects.active().exclude(pk=self.job.pk)
+        return checks.Around(
+            reserved_on_relay=reserved(job, hypervisor=job.relay, name=job.relay_vg),
+            reserved_on_share=reserved(job, share__source=job.share_source),
+            job_with_volume=others.filter(lv_uuid=job.lv_uuid).values_list("pk", flat=True).first(),
+            job_with_instance=others.filter(instance_id=job.instance_id).values_list("pk", flat=True).first(),
+            seal_keys={role: host_of(job, role).seal_fingerprint for role in HYPERVISORS},
+            skew={role: each.skew for role, each in heard.items()},
+            trouble={role: said for role, each in heard.items() if (said := trouble(each))},
+        )
+
+
+def notice_every() -> dt.timedelta:
+    return dt.timedelta(seconds=settings.NOTICE_SECONDS)
+
+
+def fact_requests(job: Job, fully: bool = False) -> dict[str, Request]:
+    """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way.
+
+    Nova is asked where it controls the instance, and `fully` where checks are to be made.
+    """
+    migration, share = job.migration(), {"share_source": job.share_source}
+    asked: dict[str, tuple[str, dict[str, Any]]] = {
+        "source": (
+            "source_facts",
+            {"vg": job.source_vg, "lv": job.source_lv, "relay_address": migration.relay_address},
+        ),
+        "relay": ("relay_facts", {"vg": job.relay_vg, "relay_lv": migration.relay_lv, **share}),
+        "destination": ("destination_facts", {"instance": job.instance_id, "disk": job.disk, **share}),
+    }
+    if not migration.relay_address:
+        del asked["source"]
+    if job.through_nova:
+        around = {"source_instance": instance_of(job.source_lv), "source_names": sorted(job.names_in_nova("source"))}
+        asked["instance"] = ("nova_facts", {"instance": job.instance_id, **(around if fully else {})})
+    return {
+        role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
+        for role, (verb, args) in asked.items()
+    }
+
+
+def instance_of(volume: str) -> str:
+    """The instance that a volume of Nova's belongs to; empty when its name does not say."""
+    found = re.fullmatch(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_disk(?:\.\w+)?", volume)
+    return found[1] if found else ""
+
+
+def understood(role: str, heard: Heard) -> Any:
+    """The facts of an answer; whatever else a machine may send is not taken for any."""
+    try:
+        return read(PARTS[role], heard.answer.evidence if heard.answer else {})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Unheard(f"The facts of the {role} cannot be understood: {str(error)[:200]}", [heard]) from error
+
+
+def trouble(heard: Heard) -> checks.Trouble | None:
+    """Why there are no facts, in words; None when there are."""
+    if heard.error is not None:
+        return checks.Trouble(type(heard.error).__name__, str(heard.error))
+    if heard.answer is not None and heard.answer.state == "done":
+        return None
+    error = (heard.answer.error if heard.answer else None) or {}
+    return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it did not say why')}")
+
+
+def still_held(hypervisor: Hypervisor, heard: Heard, known: set[str]) -> str:
+    """Why an earlier owner may still be acting on a hypervisor; empty when it surely is not."""
+    if said := heard.error:
+        return f"Before going on after a worker that went away: {said}"
+    answer = heard.answer
+    if answer is not None and answer.state == "done":
+        return ""
+    running = answer.evidence.get("running") if answer else None
+    if running and set(running) <= known:
+        return ""
+    what = ", ".join(running or ()) or "a request"
+    return f"{hypervisor.name} is still busy with {what} of a worker that went away."
+
+
+def safe_to_go_back(failed: runner.Failed) -> bool:
+    """Whether the old disk may be put back without asking: surely nothing was written to the new one.
+
+    Before the start nothing can have been; at the start only hostctl knows whether the guest ever ran.
+    """
+    said = failed.error.get("evidence") or {}
+    task = task_of(failed.step)
+    if task is Task.START:
+        return said.get("ever_ran") is False or failed.error.get("touched") is False
+    return task in (Task.LOCK, Task.STOP) or failed.error.get("touched") is False
+
+
+def why_back(rollback: Approval) -> str:
+    """Why the old disk is put back, for people."""
+    if rollback.granted_by_id:
+        return f"{rollback.requester} used the rollback that was approved in advance with the swap."
+    return f"A rollback was approved: {rollback.reasons() or 'this site asks for no second person.'}"
+
+
+def reserved(job: Job, **where: Any) -> int:
+    """Bytes that other jobs keep free there."""
+    return Footprint.objects.exclude(job=job).filter(kind="space").reserved_bytes(**where)
+
+
+@transaction.atomic
+def reserve(job: Job) -> str:
+    """Take a slot on source and relay and keep space free on relay and share; why that has to wait, or nothing.
+
+    The rows of hypervisors and share are locked, so that two jobs never count the same bytes or the same slot.
+    """
+    hosts = sorted({job.source_id, job.relay_id})
+    list(Hypervisor.objects.select_for_update().filter(pk__in=hosts).order_by("pk"))
+    share = Share.objects.select_for_update().get(source=job.share_source)
+    if job.footprints.filter(kind="space").exists():
+        return ""
+    why_not = no_slot(job) or no_space(job)
+    if not why_not:
+        relay, stage = job.plan["footprint"]["relay"], job.plan["footprint"]["share"]
+        job.footprints.create(kind="space", hypervisor=job.relay, name=job.relay_vg, bytes=relay)
+        job.footprints.create(kind="space", share=share, name=share.source, bytes=stage)
+    return why_not
+
+
+def no_slot(job: Job) -> str:
+    """One conversion at a time reads from a source, and two pass through a relay, unless the settings say otherwise."""
+    at_work = Job.objects.filter(status="preparing", footprints__kind="space").exclude(pk=job.pk).distinct()
+    on_source = at_work.filter(source=job.source).values_list("pk", flat=True)
+    on_relay = at_work.filter(relay=job.relay).values_list("pk", flat=True)
+    if len(on_source) >= getattr(settings, "CONVERSIONS_PER_SOURCE", 1):
+        return f"It waits for migration {on_source[0]}, which reads from {job.source.name}."
+    if len(on_relay) >= getattr(settings, "CONVERSIONS_PER_RELAY", 2):
+        return f"It waits for a place on the relay {job.relay.name}, where migrations {listed(on_relay)} are at work."
+    return ""
+
+
+def no_space(job: Job) -> str:
+    """What was free when it was looked at, less what others have reserved since."""
+    seen, sizes = job.seen(), job.plan["footprint"]
+    group, share = (seen.relay.vg, seen.relay.share) if seen.relay else (None, None)
+    if group and sizes["relay"] > group.free - reserved(job, hypervisor=job.relay, name=job.relay_vg):
+        return f"It waits for {sizes['relay'] // MIB} MiB in {job.relay_vg} on {job.relay.name}."
+    if share and sizes["share"] > share.free - reserved(job, share__source=job.share_source):
+        return f"It waits for {sizes['share'] // MIB} MiB on {job.share_source}."
+    return ""
+
+
+def listed(numbers: Any) -> str:
+    return " and ".join(str(number) for number in numbers)
+
+
+def measured(job: Job) -> dict[str, Range]:
+    """Bytes per second (slow, usual, fast) of the passes of earlier jobs between the same machines."""
+    between = Q(job__source=job.source, job__relay=job.relay, job__destination=job.destination)
+    rates = {}
+    for each in TABLE:
+        if each.throughput:
+            runs = StepRun.objects.filter(between, step=each.name, direction="do", result="done", bytes_total__gt=0)
+            speeds = sorted(run.bytes_total / max(run.seconds, 0.5) for run in runs.order_by("-pk")[:20])
+            if len(speeds) >= 3:
+                rates[each.throughput.name] = (speeds[0], speeds[len(speeds) // 2], speeds[-1])
+    return rates

@@ -1,0 +1,263 @@
+"""What every operation of the API shares: who asks, how it says no, and whether what was read still holds."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import cache
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
+from django.core.serializers.json import DjangoJSONEncoder
+from django.forms import BaseForm
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
+from django.utils import timezone
+from ninja import NinjaAPI, Schema
+from ninja.errors import AuthenticationError, HttpError
+from ninja.errors import ValidationError as Unfit
+from ninja.security import HttpBearer
+
+from jobs.models import Moved, Refused
+from volmig.accounts.models import Token
+from volmig.accounts.throttle import Attempt
+from volmig.queue import WINDOW
+from volmig.refusals import Sentence
+
+log = logging.getLogger(__name__)
+PROBLEM = "application/problem+json"
+PERSONAL = {"no-role", "no-member", "token-scope"}  # no state of things would make these right
+NO_SUCH = Sentence("not-found", "There is no such thing, or it is not for you to know of.")
+NO_TOKEN = Sentence("no-token", "Show a token: Authorization: Bearer volmig_… Your account page makes them.")
+UNKNOWN = Sentence("token-unknown", "This is no token of this volmig.")
+OLD_TOKEN = Sentence(
+    "token-old",
+    "Changing what volmig trusts needs a token made within the last 15 minutes. Make one on your account page.",
+)
+TOO_FAST = Sentence("too-fast", "This token has made too many requests in this minute. Go on in the next.")
+TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come back in ten minutes.")
+CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
+NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
+MOVED = Sentence("moved", "A worker was first. Nothing was changed; look again.")
+UNFIT = Sentence("not-understood", "This is no request that volmig takes: it is too long, or not as it should be.")
+FAULT = Sentence("fault", "volmig itself met a fault; its log has it.")
+TITLES = {
+    400: "Not understood", 401: "Who are you?", 403: "Not allowed", 404: "Not found", 405: "No such method",
+    409: "Refused", 412: "Changed meanwhile", 422: "Not acceptable", 428: "Say what you read", 429: "Too many",
+    500: "Fault", 503: "Read-only",
+}  # fmt: skip
+
+
+class Why(Schema):
+    """One reason; `field` is what of the request it is about, empty when it is about all of it."""
+
+    code: str
+    detail: str
+    field: str = ""
+
+
+class Problem(Schema):
+    """A refusal as RFC 9457 has it. `code` is that of the first reason, and stays when the words get better."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[Why]
+
+
+class Stop(Exception):  # noqa: N818 - as Refused is
+    """Answers with a problem."""
+
+    def __init__(self, status: int, *sentences: Sentence, **headers: str) -> None:
+        self.status, self.sentences, self.headers = status, sentences, headers
+        super().__init__(*sentences)
+
+
+class Invalid(Exception):  # noqa: N818 - as Refused is
+    """A form that is not filled in well; `about` are the fields that its sentences are about."""
+
+    def __init__(self, sentences: list[Sentence], about: list[str]) -> None:
+        self.sentences, self.about = sentences, about
+        super().__init__(*sentences)
+
+
+def problem(status: int, sentences: Iterable[Sentence], fields: Iterable[str] = (), **headers: str) -> HttpResponse:
+    reasons = list(sentences)
+    about = [*fields, *[""] * len(reasons)]
+    errors = [Why(code=each.code, detail=each, field=name) for each, name in zip(reasons, about, strict=False)]
+    told = Problem(
+        type=f"urn:volmig:problem:{reasons[0].code}",
+        title=TITLES[status],
+        status=status,
+        detail=" ".join(reasons),
+        code=reasons[0].code,
+        errors=errors,
+    )
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return HttpResponse(told.model_dump_json(), status=status, content_type=PROBLEM, headers=named)
+
+
+class Bearer(HttpBearer):
+    """A token; from here on its person can do no more than it was made for."""
+
+    openapi_scheme = "bearer"
+
+    def authenticate(self, request: HttpRequest, token: str) -> Token:
+        known = Token.objects.shown(token)
+        if known is None:
+            raise wrong(request)
+        code, words = known.why_over()
+        if code:
+            raise Stop(401, Sentence(code, words), WWW_Authenticate='Bearer error="invalid_token"')
+        if too_fast(known):
+            raise Stop(429, TOO_FAST, Retry_After="60")
+        request.user = known.person
+        request.user.scope = known.verbs()  # type: ignore[attr-defined]
+        request.user.token_key = known.pk  # type: ignore[attr-defined]
+        request.token = known  # type: ignore[attr-defined]
+        known.note(request.META.get("REMOTE_ADDR", ""))
+        return known
+
+
+def too_fast(token: Token) -> bool:
+    """Counts a request of this token within this minute, in this process."""
+    key = f"requests:{token.pk}:{int(time.time() // 60)}"
+    cache.add(key, 0, 120)
+    return cache.incr(key) > settings.API_PER_MINUTE
+
+
+def fresh(request: HttpRequest) -> None:
+    """Go on only with a token that was made a moment ago, when its person typed their password."""
+    if not request.token.is_fresh():  # type: ignore[attr-defined]
+        raise Stop(403, OLD_TOKEN)
+
+
+def wrong(request: HttpRequest) -> Stop:
+    """Counts a token that nobody has; after some of them their address, or its network, has to wait."""
+    attempt = Attempt.with_token(request)
+    until = attempt.begin()
+    if until is None:
+        attempt.wrong()
+        return Stop(401, UNKNOWN, WWW_Authenticate='Bearer error="invalid_token"')
+    return Stop(429, TOO_MANY, Retry_After=str(max(1, math.ceil((until - timezone.now()).total_seconds()))))
+
+
+# How exceptions are told
+
+
+def denied(request: HttpRequest, error: Any) -> HttpResponse:
+    said = error.args[0] if error.args else ""
+    return problem(403, [said if isinstance(said, Sentence) else Sentence("not-allowed", str(said))])
+
+
+def refused(request: HttpRequest, error: Any) -> HttpResponse:
+    if any(each.code == "too-many-requests" for each in error.sentences):
+        return problem(429, error.sentences, Retry_After=str(WINDOW))
+    personal = any(each.code in PERSONAL for each in error.sentences)
+    return problem(403 if personal else 409, error.sentences)
+
+
+def unfit(request: HttpRequest, error: Any) -> HttpResponse:
+    """What does not even have the shape that the description asks for."""
+    names = [".".join(str(part) for part in each["loc"][1:] if part not in BODIES) for each in error.errors]
+    sentences = [Sentence(each["type"].replace("_", "-"), f"{each['msg']}.") for each in error.errors]
+    return problem(422, sentences, names)
+
+
+BODIES = ("told", "wanted")  # the arguments of operations that stand for the whole body
+
+
+def invalid(request: HttpRequest, error: Any) -> HttpResponse:
+    return problem(422, [Sentence(getattr(error, "code", None) or "invalid", str(each)) for each in error.messages])
+
+
+def ill_filled(request: HttpRequest, error: Any) -> HttpResponse:
+    return problem(422, error.sentences, error.about)
+
+
+def stopped(request: HttpRequest, error: Any) -> HttpResponse:
+    return problem(error.status, error.sentences, **error.headers)
+
+
+def not_understood(request: HttpRequest, error: Any) -> HttpResponse:
+    return problem(error.status_code, [Sentence("not-understood", str(error))])
+
+
+def faulty(request: HttpRequest, error: Any) -> HttpResponse:
+    log.exception("%s %s", request.method, request.path, exc_info=error)
+    return problem(500, [FAULT])
+
+
+def say(status: int, sentence: Sentence, **headers: str) -> Callable[[HttpRequest, Any], HttpResponse]:
+    return lambda request, error: problem(status, [sentence], **headers)
+
+
+HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
+    Exception: faulty,
+    HttpError: not_understood,
+    AuthenticationError: say(401, NO_TOKEN, WWW_Authenticate="Bearer"),
+    Http404: say(404, NO_SUCH),
+    Invalid: ill_filled,
+    Moved: say(409, MOVED),
+    PermissionDenied: denied,
+    SuspiciousOperation: say(400, UNFIT),
+    Refused: refused,
+    Stop: stopped,
+    Unfit: unfit,
+    ValidationError: invalid,
+}
+
+
+def tell_problems(api: NinjaAPI) -> None:
+    for kind, handler in HANDLERS.items():
+        api.add_exception_handler(kind, handler)
+
+
+def checked(form: BaseForm, **names: str) -> Any:
+    """The form when it is filled in well; else the page's own sentences, by field, are the answer.
+
+    `names` are the API's words for fields that the page calls otherwise.
+    """
+    if form.is_valid():
+        return form
+    sentences, about = [], []
+    for field, errors in form.errors.get_json_data().items():
+        for each in errors:
+            sentences.append(Sentence((each["code"] or "invalid").replace("_", "-"), each["message"]))
+            about.append("" if field == "__all__" else names.get(field, field))
+    raise Invalid(sentences, about)
+
+
+# Whether what was read still holds
+
+
+def tag(shape: Schema) -> str:
+    """The ETag of a document: another one as soon as anything in it is another."""
+    plain = json.dumps(shape.model_dump(), cls=DjangoJSONEncoder, sort_keys=True)
+    return f'"{hashlib.sha256(plain.encode()).hexdigest()[:32]}"'
+
+
+def named(request: HttpRequest, header: str) -> list[str]:
+    return [each.strip().removeprefix("W/") for each in request.headers.get(header, "").split(",") if each.strip()]
+
+
+def tagged(request: HttpRequest, response: HttpResponse, shape: Any) -> Any:
+    """The document with its ETag, or 304 for whoever has it."""
+    mine = tag(shape)
+    if request.method == "GET" and mine in named(request, "If-None-Match"):
+        return HttpResponseNotModified(headers={"ETag": mine})
+    response["ETag"] = mine
+    return shape
+
+
+def match(request: HttpRequest, shape: Schema, *, needed: bool = False) -> None:
+    """Go on only when the document is the one that the request names with If-Match."""
+    wanted = named(request, "If-Match")
+    if not wanted and needed:
+        raise Stop(428, NO_MATCH)
+    if wanted and "*" not in wanted and tag(shape) not in wanted:
+        raise Stop(412, CHANGED)
