@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Self
 
 from django.apps import apps
@@ -40,6 +40,7 @@ from volmig.outbound import is_metadata
 from volmig.queue import ask
 from volmig.record.models import Event
 from volmig.refusals import Sentence
+from volmig.ssh_key import ssh_key_file
 from volmig.templatetags.units import spoken
 
 OWN_MOUNTS = ("/mnt/volmig/", "/srv/volmig/")  # what migrations mount meanwhile is no share of instances
@@ -50,20 +51,6 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 INSTANCE_DISK = rf"({UUID})_(disk(?:\.\w+)?)"  # how Nova names a volume
 ANSWERED = ("open", "refused")  # states of a port with nothing in between; a migration starts the NFS server
 LISTS = {"volume_groups", "logical_volumes", "mounts", "addresses", "domains"}
-
-
-def ssh_key_file() -> str:
-    """Returns the private key's path, made on first use; empty when only the SSH agent is to be asked.
-
-    Raises NotForThisProcess in a web process.
-    """
-    if settings.SSH_KEY == "agent":
-        return ""
-    if settings.SSH_KEY:
-        data_dir.key_path("ssh_key")  # refuses where it is not for this process
-        data_dir.publish_ssh_key(Path(settings.SSH_KEY))
-        return str(settings.SSH_KEY)
-    return str(data_dir.ssh_key())
 
 
 def standard_team() -> int:

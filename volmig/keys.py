@@ -270,9 +270,11 @@ def register_first(name: str) -> None:
 
 
 def first_evidence_key() -> bytes:
-    from volmig.record import signing  # it imports this module
+    from volmig.record import (
+        key_file,  # it imports this module
+    )
 
-    return signing.first()
+    return key_file.first()
 
 
 def register(name: str, content: bytes | None = None) -> tuple[str, str]:

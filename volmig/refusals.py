@@ -21,3 +21,7 @@ class Refused(Exception):  # noqa: N818 - the word that callers read
     def __init__(self, sentences: Sentence | Iterable[Sentence]) -> None:
         self.sentences = [sentences] if isinstance(sentences, Sentence) else list(sentences)
         super().__init__(" ".join(self.sentences))
+
+
+class Moved(Exception):  # noqa: N818
+    """Somebody else was first: the row is not as it was when it was read."""

@@ -4,34 +4,47 @@ from django.urls import include, path
 
 from hosts import team_views
 from hosts import views as hosts
-from jobs.web import adoption, health
-from jobs.web import views as jobs
-from volmig.accounts import views
+from jobs.web import adoption, health, migrations, policies
+from volmig.accounts.views import (
+    account,
+    add_token,
+    change_factor,
+    change_person,
+    confirm,
+    end_session,
+    everybody,
+    factor,
+    login,
+    login_code,
+    logout,
+    person,
+    revoke_token,
+)
 from volmig.api import root as api
-from volmig.record import evidence
+from volmig.record import evidence, views
 
 handler500 = "volmig.overload.fault"
 urlpatterns = [
-    path("login/", views.login, name="login"),
-    path("login/code/", views.login_code, name="login_code"),
-    path("logout/", views.logout, name="logout"),
-    path("account/", views.account, name="account"),
-    path("account/confirm/", views.confirm, name="confirm"),
-    path("account/factor/", views.factor, name="factor"),
-    path("account/factor/<slug:verb>/", views.change_factor, name="change_factor"),
-    path("account/sessions/<int:pk>/end/", views.end_session, name="end_session"),
-    path("account/tokens/add/", views.add_token, name="add_token"),
-    path("account/tokens/<int:pk>/revoke/", views.revoke_token, name="revoke_token"),
-    path("accounts/", views.everybody, name="accounts"),
-    path("accounts/<int:pk>/", views.person, name="person"),
-    path("accounts/<int:pk>/<slug:verb>/", views.change_person, name="change_person"),
+    path("login/", login, name="login"),
+    path("login/code/", login_code, name="login_code"),
+    path("logout/", logout, name="logout"),
+    path("account/", account, name="account"),
+    path("account/confirm/", confirm, name="confirm"),
+    path("account/factor/", factor, name="factor"),
+    path("account/factor/<slug:verb>/", change_factor, name="change_factor"),
+    path("account/sessions/<int:pk>/end/", end_session, name="end_session"),
+    path("account/tokens/add/", add_token, name="add_token"),
+    path("account/tokens/<int:pk>/revoke/", revoke_token, name="revoke_token"),
+    path("accounts/", everybody, name="accounts"),
+    path("accounts/<int:pk>/", person, name="person"),
+    path("accounts/<int:pk>/<slug:verb>/", change_person, name="change_person"),
     path("teams/", team_views.teams, name="teams"),
     path("teams/add/", team_views.team, name="add_team"),
     path("teams/<int:pk>/", team_views.team, name="team"),
     path("teams/<int:pk>/remove/", team_views.remove_team, name="remove_team"),
-    path("teams/<int:pk>/policies/add/", team_views.policy, name="add_policy"),
-    path("teams/<int:pk>/policies/<int:policy>/", team_views.policy, name="policy"),
-    path("teams/<int:pk>/policies/<int:policy>/remove/", team_views.remove_policy, name="remove_policy"),
+    path("teams/<int:pk>/policies/add/", policies.policy, name="add_policy"),
+    path("teams/<int:pk>/policies/<int:policy>/", policies.policy, name="policy"),
+    path("teams/<int:pk>/policies/<int:policy>/remove/", policies.remove_policy, name="remove_policy"),
     path("audit/", views.audit, name="audit"),
     path("audit/export.<slug:form>", views.export, name="audit_export"),
     path("evidence/", evidence.page, name="evidence"),
@@ -51,6 +64,6 @@ urlpatterns = [
     path("instances/<uuid:uuid>/", hosts.instance, name="instance"),
     path("adopt/", adoption.adopt, name="adopt"),
     path("adopt/<slug:verb>/", adoption.adopt_verb, name="adopt_verb"),
-    path("checks/", jobs.checks, name="checks"),
+    path("checks/", migrations.checks, name="checks"),
     path("", include("jobs.urls")),
 ]

@@ -7,6 +7,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from ninja import Router, Status
 
+from hosts.api import schemas
 from hosts.clouds import FOUND
 from hosts.forms import TYPED, EditForm, PinForm, RegisterForm, RetireForm
 from hosts.models import Cloud, Hypervisor, Instance, LogicalVolume, Server, Share
@@ -14,9 +15,10 @@ from hosts.remote.host import fingerprint
 from hosts.views import with_hypervisors
 from volmig.accounts.models import Team
 from volmig.accounts.roles import needs
-from volmig.api import schemas
-from volmig.api.problems import checked, fresh, match, tagged
-from volmig.api.schemas import Number, Words
+from volmig.api.auth import fresh
+from volmig.api.etags import match, tagged
+from volmig.api.problems import checked
+from volmig.api.schemas import Done, Number, Words
 from volmig.queue import ask
 
 router = Router(tags=["Hypervisors"])
@@ -105,13 +107,13 @@ def pin(request: HttpRequest, number: Number, told: schemas.Pin) -> Any:
     return schemas.Hypervisor.of(found(request, "view", number))
 
 
-@router.post("/{number}/offer", response={202: schemas.Done}, summary="Ask for its host key again")
+@router.post("/{number}/offer", response={202: Done}, summary="Ask for its host key again")
 def offer(request: HttpRequest, number: Number) -> Any:
     said = found(request, "administer", number).ask_key(request.user)
     return Status(202, {"detail": said or "Its host key was requested. Read it until it has an offered fingerprint."})
 
 
-@router.post("/{number}/refresh", response={202: schemas.Done}, summary="Look at it again")
+@router.post("/{number}/refresh", response={202: Done}, summary="Look at it again")
 def refresh(request: HttpRequest, number: Number) -> Any:
     """A refresh that waits, runs or ended a moment ago is not queued again; `detail` says so."""
     said = ask("hosts.tasks.refresh", found(request, "view", number).pk, by=request.user)
@@ -165,13 +167,13 @@ def ask_cloud(request: HttpRequest, number: int, task: str) -> Any:
     return Status(202, {"detail": said or "The request was queued. `seen_at` shows when the answers are new."})
 
 
-@around.post("/clouds/{number}/check", response={202: schemas.Done}, summary="Check a cloud's credential")
+@around.post("/clouds/{number}/check", response={202: Done}, summary="Check a cloud's credential")
 @needs("administer")
 def check_cloud(request: HttpRequest, number: Number) -> Any:
     return ask_cloud(request, number, "hosts.tasks.check_cloud")
 
 
-@around.post("/clouds/{number}/refresh", response={202: schemas.Done}, summary="Read a cloud's instances again")
+@around.post("/clouds/{number}/refresh", response={202: Done}, summary="Read a cloud's instances again")
 @needs("administer")
 def refresh_cloud(request: HttpRequest, number: Number) -> Any:
     return ask_cloud(request, number, "hosts.tasks.refresh_cloud")

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
-from ninja import Header, Path, Query, Router, Schema, Status
+from ninja import Header, Path, Query, Router, Status
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, VolumeGroup
+from jobs.api import schemas
 from jobs.drift import ABOUT, ask_anew, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Submission
 from jobs.models.footprint import BULKY
@@ -15,8 +16,10 @@ from jobs.web.evidence import archive
 from jobs.web.forms import ConsentForm, ExtendForm, MigrationForm, RateForm
 from jobs.web.history import ORDERS, SearchForm, narrowed
 from volmig.accounts.roles import needs
-from volmig.api import schemas
-from volmig.api.problems import checked, match, tagged
+from volmig.api import schemas as api_schemas
+from volmig.api.etags import match, tagged
+from volmig.api.lists import Edge, following
+from volmig.api.problems import checked
 from volmig.api.schemas import Day, Key, Number, Words
 from volmig.paging import page
 from volmig.record.models import Event
@@ -24,17 +27,8 @@ from volmig.record.models import Event
 router = Router(tags=["Migrations"])
 checking = Router(tags=["Migrations"])
 around = Router(tags=["Approvals and what is left"])
-MOST = 200  # rows of a page
 KEY: Any = Header(None, alias="Idempotency-Key")  # type: ignore[type-arg]
 Thing = Annotated[Literal["remove", "strike"], Path()]
-
-
-class Edge(Schema):
-    """Where a page of a list begins: after this one, or before it."""
-
-    after: Number | None = None
-    before: Number | None = None
-    limit: Annotated[int, Query(ge=1, le=MOST)] = 50
 
 
 class Search(Edge):
@@ -50,10 +44,6 @@ class Search(Edge):
 
 
 assert set(Search.model_fields["sort"].annotation.__args__) == {"", *ORDERS}  # type: ignore[union-attr]  # noqa: S101
-
-
-def following(request: HttpRequest, found: Any) -> str | None:
-    return f"{request.path}?{found.later}" if found.later else None
 
 
 @router.get("", response=schemas.Jobs, summary="List migrations")
@@ -160,12 +150,12 @@ def plan(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return tagged(request, response, schemas.Plan.of(found(request, "view", number)))
 
 
-@router.get("/{number}/events", response=schemas.Events, summary="Its events")
+@router.get("/{number}/events", response=api_schemas.Events, summary="Its events")
 def events(request: HttpRequest, number: Number, wanted: Query[Edge]) -> Any:
     """Newest first."""
     listed = Event.objects.of_job(found(request, "view", number).pk)
     shown = page(listed, "-seq", request.GET, wanted.limit, key="seq")
-    return {"items": [schemas.Event.of(row) for row in shown], "next": following(request, shown)}
+    return {"items": [api_schemas.Event.of(row) for row in shown], "next": following(request, shown)}
 
 
 ZIP = {"responses": {200: {"description": "A zip", "content": {"application/zip": {"schema": {"type": "string"}}}}}}
@@ -347,13 +337,13 @@ def all_told(times: list[Any]) -> bool:
     return bool(times) and None not in times
 
 
-@around.post("/leftovers/scan", response={202: schemas.Done}, summary="Ask every hypervisor anew")
+@around.post("/leftovers/scan", response={202: api_schemas.Done}, summary="Ask every hypervisor anew")
 @needs("view")
 def scan(request: HttpRequest) -> Any:
     return Status(202, {"detail": scans_queued(ask_anew(request.user))})
 
 
-@around.post("/hypervisors/{number}/leftovers/{verb}", response={202: schemas.Done}, summary="Remove or strike off")
+@around.post("/hypervisors/{number}/leftovers/{verb}", response={202: api_schemas.Done}, summary="Remove or strike off")
 def leftover(request: HttpRequest, number: Number, verb: Thing, told: schemas.About) -> Any:
     """`remove` has a thing looked at once more and taken away; `strike` marks as gone what is not there."""
     host = Hypervisor.objects.find(request.user, "submit", pk=number)

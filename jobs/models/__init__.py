@@ -8,11 +8,11 @@ from jobs.models.footprint import Footprint
 from jobs.models.job import Job
 from jobs.models.lease import Lease
 from jobs.models.policy import Policy
-from jobs.models.refused import Moved, Refused
 from jobs.models.removal import Removal
 from jobs.models.search import Word
 from jobs.models.steprun import StepRun
 from jobs.models.submission import Submission
+from volmig.refusals import Moved, Refused
 
 __all__ = [
     "Adoption",

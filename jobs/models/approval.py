@@ -10,14 +10,13 @@ from django.utils import timezone
 
 from jobs.models import sealing, search
 from jobs.models.footprint import BULKY
-from jobs.models.refused import Refused
 from jobs.models.search import Word
 from jobs.models.wake import wake
 from volmig.accounts import factors
 from volmig.accounts.models import Team
 from volmig.accounts.roles import OwnedQuerySet, may, why_not
 from volmig.record.models import Event
-from volmig.refusals import Sentence
+from volmig.refusals import Refused, Sentence
 
 KINDS = ("swap", "rollback", "purge")
 User = settings.AUTH_USER_MODEL

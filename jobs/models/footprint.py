@@ -9,10 +9,9 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor, Share
 from jobs.engine import drift
-from jobs.models.refused import Refused
 from volmig.accounts.roles import OwnedQuerySet, why_not
 from volmig.record.models import Event
-from volmig.refusals import Sentence
+from volmig.refusals import Refused, Sentence
 
 KINDS = ("space", "lv", "filesystem", "mount", "export", "stage", "backup", "fence", "lock")
 BULKY = ("plan", "facts", "checks", "halt_data")  # of a job, which no list shows

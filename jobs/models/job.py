@@ -25,7 +25,6 @@ from jobs.models import backup, presentation, sealing, search
 from jobs.models.approval import NO_REASON, Approval
 from jobs.models.archive import Archive, ArchivedJSONField
 from jobs.models.policy import Policy, Terms
-from jobs.models.refused import Moved, Refused
 from jobs.models.search import Word
 from jobs.models.steprun import StepRun
 from jobs.models.wake import wake
@@ -38,7 +37,7 @@ from volmig.models import CLOCKS_DIFFER
 from volmig.notify import announce
 from volmig.queue import later
 from volmig.record.models import Event
-from volmig.refusals import Sentence
+from volmig.refusals import Moved, Refused, Sentence
 from volmig.templatetags.units import spoken
 
 log = logging.getLogger(__name__)

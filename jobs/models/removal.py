@@ -9,11 +9,10 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from jobs.engine import drift, states
-from jobs.models.refused import Refused
 from jobs.models.wake import wake
 from volmig.accounts.roles import why_not
 from volmig.record.models import Event
-from volmig.refusals import Sentence
+from volmig.refusals import Refused, Sentence
 
 if TYPE_CHECKING:
     from jobs.models.job import Job

@@ -25,9 +25,11 @@ from jobs.engine.steps import DESTINATION, HYPERVISORS, INSTANCE, NAMED, RELAY
 from jobs.models import Adoption, Job, Refused, StepRun, sealing
 from jobs.worker import adopting_nova
 from jobs.worker.adopting_nova import arguments, evidence_of
-from jobs.worker.executor import Unheard, Work, measured
+from jobs.worker.executor import Work
+from jobs.worker.facts import Unheard
 from jobs.worker.gateway import Hands, Heard
 from jobs.worker.journal import Journal, host_of, share
+from jobs.worker.scheduling import measured
 from volmig import incarnation
 from volmig.accounts.roles import why_not
 from volmig.models import QueuedTask

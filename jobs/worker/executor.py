@@ -2,57 +2,35 @@
 
 import dataclasses
 import datetime as dt
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
-from hosts.models import Hypervisor, Share
-from hosts.remote.host import HostctlDiffers, HostError, Request, Unreachable
-from hosts.remote.nova_control import HARMLESS, foreign, told
+from hosts.models import Hypervisor
+from hosts.remote.host import HostctlDiffers, HostError, Unreachable
+from hosts.remote.nova_control import foreign, told
 from jobs.engine import approval_binding, checks, plan, runner, states
-from jobs.engine.host_facts import Destination, Facts, Nova, Relay, Source, read
-from jobs.engine.plan import MIB, Planned
-from jobs.engine.steps import HYPERVISORS, TABLE, Range, Task, task_of
-from jobs.models import Approval, Footprint, Job, Rehearsal, StepRun, backup
+from jobs.engine.host_facts import Facts, Nova
+from jobs.engine.plan import Planned
+from jobs.engine.steps import HYPERVISORS, Task, task_of
+from jobs.models import Approval, Job, Rehearsal, backup
 from jobs.models.job import LONGEST_SLEEP
 from jobs.models.wake import wake
 from jobs.worker.cleanup import take_away
+from jobs.worker.facts import PARTS, USUAL, Unheard, fact_requests, trouble, understood
 from jobs.worker.gateway import Hands, Heard
 from jobs.worker.journal import Journal, host_of
+from jobs.worker.scheduling import SLOT, measured, reserve, reserved
 from volmig.health import tallies
 from volmig.notify import announce
 from volmig.record.models import Event
 
 STALE = dt.timedelta(minutes=10)
-SLOT = dt.timedelta(seconds=10)
 BUSY = dt.timedelta(seconds=3)
 IN_A_ROW = dt.timedelta(minutes=5)  # failures within this time count together
-PARTS: dict[str, type[Source] | type[Relay] | type[Destination] | type[Nova]] = {
-    "source": Source,
-    "relay": Relay,
-    "destination": Destination,
-    "instance": Nova,
-}
-# What others may have Nova do to an instance on trial without the old disk or the way back to it suffering.
-USUAL = HARMLESS | {"start", "reboot", "pause", "unpause", "suspend", "resume", "createImage", "createBackup"}
-
-
-class Unheard(Exception):  # noqa: N818 - the word that callers read
-    """A hypervisor whose facts are needed gave none; it is asked again later.
-
-    `answers` when it does answer, but not with the facts: that does not pass by itself for ever.
-    """
-
-    def __init__(self, sentence: str, heard: Iterable[Heard], hosts: str = "") -> None:
-        errors = [each.error for each in heard]
-        self.hosts, self.kind = hosts, runner.wait_kind(errors)
-        self.answers = any(not isinstance(error, runner.SHUT) for error in errors)
-        super().__init__(sentence)
 
 
 class Work:
@@ -586,55 +564,6 @@ def notice_every() -> dt.timedelta:
     return dt.timedelta(seconds=settings.NOTICE_SECONDS)
 
 
-def fact_requests(job: Job, fully: bool = False) -> dict[str, Request]:
-    """What each hypervisor is asked; a source without a way to the relay cannot be asked about that way.
-
-    Nova is asked where it controls the instance, and `fully` where checks are to be made.
-    """
-    migration, share = job.migration(), {"share_source": job.share_source}
-    asked: dict[str, tuple[str, dict[str, Any]]] = {
-        "source": (
-            "source_facts",
-            {"vg": job.source_vg, "lv": job.source_lv, "relay_address": migration.relay_address},
-        ),
-        "relay": ("relay_facts", {"vg": job.relay_vg, "relay_lv": migration.relay_lv, **share}),
-        "destination": ("destination_facts", {"instance": job.instance_id, "disk": job.disk, **share}),
-    }
-    if not migration.relay_address:
-        del asked["source"]
-    if job.through_nova:
-        around = {"source_instance": instance_of(job.source_lv), "source_names": sorted(job.names_in_nova("source"))}
-        asked["instance"] = ("nova_facts", {"instance": job.instance_id, **(around if fully else {})})
-    return {
-        role: Request(verb, args, job=str(job.uuid), number=job.pk, fence=job.fence)
-        for role, (verb, args) in asked.items()
-    }
-
-
-def instance_of(volume: str) -> str:
-    """The instance that a volume of Nova's belongs to; empty when its name does not say."""
-    found = re.fullmatch(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_disk(?:\.\w+)?", volume)
-    return found[1] if found else ""
-
-
-def understood(role: str, heard: Heard) -> Any:
-    """The facts of an answer; whatever else a machine may send is not taken for any."""
-    try:
-        return read(PARTS[role], heard.answer.evidence if heard.answer else {})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise Unheard(f"The facts of the {role} cannot be understood: {str(error)[:200]}", [heard]) from error
-
-
-def trouble(heard: Heard) -> checks.Trouble | None:
-    """Why there are no facts, in words; None when there are."""
-    if heard.error is not None:
-        return checks.Trouble(type(heard.error).__name__, str(heard.error))
-    if heard.answer is not None and heard.answer.state == "done":
-        return None
-    error = (heard.answer.error if heard.answer else None) or {}
-    return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it did not say why')}")
-
-
 def still_held(hypervisor: Hypervisor, heard: Heard, known: set[str]) -> str:
     """Why an earlier owner may still be acting on a hypervisor; empty when it surely is not."""
     if said := heard.error:
@@ -666,67 +595,3 @@ def why_back(rollback: Approval) -> str:
     if rollback.granted_by_id:
         return f"{rollback.requester} used the rollback that was approved in advance with the swap."
     return f"A rollback was approved: {rollback.reasons() or 'this site asks for no second person.'}"
-
-
-def reserved(job: Job, **where: Any) -> int:
-    """Bytes that other jobs keep free there."""
-    return Footprint.objects.exclude(job=job).filter(kind="space").reserved_bytes(**where)
-
-
-@transaction.atomic
-def reserve(job: Job) -> str:
-    """Take a slot on source and relay and keep space free on relay and share; why that has to wait, or nothing.
-
-    The rows of hypervisors and share are locked, so that two jobs never count the same bytes or the same slot.
-    """
-    hosts = sorted({job.source_id, job.relay_id})
-    list(Hypervisor.objects.select_for_update().filter(pk__in=hosts).order_by("pk"))
-    share = Share.objects.select_for_update().get(source=job.share_source)
-    if job.footprints.filter(kind="space").exists():
-        return ""
-    why_not = no_slot(job) or no_space(job)
-    if not why_not:
-        relay, stage = job.plan["footprint"]["relay"], job.plan["footprint"]["share"]
-        job.footprints.create(kind="space", hypervisor=job.relay, name=job.relay_vg, bytes=relay)
-        job.footprints.create(kind="space", share=share, name=share.source, bytes=stage)
-    return why_not
-
-
-def no_slot(job: Job) -> str:
-    """One conversion at a time reads from a source, and two pass through a relay, unless the settings say otherwise."""
-    at_work = Job.objects.filter(status="preparing", footprints__kind="space").exclude(pk=job.pk).distinct()
-    on_source = at_work.filter(source=job.source).values_list("pk", flat=True)
-    on_relay = at_work.filter(relay=job.relay).values_list("pk", flat=True)
-    if len(on_source) >= getattr(settings, "CONVERSIONS_PER_SOURCE", 1):
-        return f"It waits for migration {on_source[0]}, which reads from {job.source.name}."
-    if len(on_relay) >= getattr(settings, "CONVERSIONS_PER_RELAY", 2):
-        return f"It waits for a place on the relay {job.relay.name}, where migrations {listed(on_relay)} are at work."
-    return ""
-
-
-def no_space(job: Job) -> str:
-    """What was free when it was looked at, less what others have reserved since."""
-    seen, sizes = job.seen(), job.plan["footprint"]
-    group, share = (seen.relay.vg, seen.relay.share) if seen.relay else (None, None)
-    if group and sizes["relay"] > group.free - reserved(job, hypervisor=job.relay, name=job.relay_vg):
-        return f"It waits for {sizes['relay'] // MIB} MiB in {job.relay_vg} on {job.relay.name}."
-    if share and sizes["share"] > share.free - reserved(job, share__source=job.share_source):
-        return f"It waits for {sizes['share'] // MIB} MiB on {job.share_source}."
-    return ""
-
-
-def listed(numbers: Any) -> str:
-    return " and ".join(str(number) for number in numbers)
-
-
-def measured(job: Job) -> dict[str, Range]:
-    """Bytes per second (slow, usual, fast) of the passes of earlier jobs between the same machines."""
-    between = Q(job__source=job.source, job__relay=job.relay, job__destination=job.destination)
-    rates = {}
-    for each in TABLE:
-        if each.throughput:
-            runs = StepRun.objects.filter(between, step=each.name, direction="do", result="done", bytes_total__gt=0)
-            speeds = sorted(run.bytes_total / max(run.seconds, 0.5) for run in runs.order_by("-pk")[:20])
-            if len(speeds) >= 3:
-                rates[each.throughput.name] = (speeds[0], speeds[len(speeds) // 2], speeds[-1])
-    return rates

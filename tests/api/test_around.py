@@ -231,7 +231,7 @@ def test_a_fault_of_volmig_is_told_without_its_inside(program_of, dana, hosts, m
     def fall(*_):
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr("volmig.api.schemas.Hypervisor.of", fall)
+    monkeypatch.setattr("hosts.api.schemas.Hypervisor.of", fall)
     answer = program_of(dana).get("/hypervisors")
     assert (answer.status_code, code(answer), "swordfish" in answer.content.decode()) == (500, "fault", False)
 

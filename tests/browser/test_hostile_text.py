@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor, Share
 from jobs.models import Approval, Decision, Footprint, Job, Policy, StepRun
-from jobs.web.views import TABS
+from jobs.web.migrations import TABS
 from tests.pages import scenes
 from volmig.accounts.models import Login, Team
 from volmig.record.models import Event

@@ -6,7 +6,7 @@ from django.urls import resolve
 from django.utils import timezone
 
 from jobs.models import Policy
-from jobs.web.views import TABS
+from jobs.web.migrations import TABS
 from tests.browser.test_two_people import KEPT, PASSWORD
 from tests.fleet.beats import a_process
 from tests.pages import scenes

@@ -19,8 +19,8 @@ from hosts.remote.host import Unreachable
 from hosts.remote.hostctl import byhand
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.worker import adopting
-from jobs.worker.executor import reserve
 from jobs.worker.journal import Journal
+from jobs.worker.scheduling import reserve
 from tests.factories import a_job, admin, approver, asked, in_cloud, operator
 from tests.fakes import LIVE
 from tests.outside import outside_the_database

@@ -8,6 +8,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from hosts.models import Hypervisor
+from jobs.api import schemas
 from jobs.models import Approval, Job, StepRun
 from jobs.web import attention
 from tests.factories import admin
@@ -15,7 +16,6 @@ from tests.fleet.beats import a_process
 from tests.pages import scenes
 from volmig import incarnation
 from volmig.accounts.models import Team
-from volmig.api import schemas
 from volmig.client import bar
 
 

@@ -33,7 +33,7 @@ def link(page, rel):
 @pytest.fixture
 def many(dana, hosts, monkeypatch):
     """Twelve migrations, three on a page."""
-    monkeypatch.setattr("jobs.web.views.PAGE", 3)
+    monkeypatch.setattr("jobs.web.migrations.PAGE", 3)
     names = ["delta", "alpha", "echo", "bravo", "alpha", "charlie"] * 2
     return [
         scenes.job(dana, "undone", instance_name=f"{name}-{number}", source_size=(number % 4 + 1) * scenes.GIB).pk
@@ -204,7 +204,7 @@ def test_events_are_found_by_how_what_they_are_on_begins(dana, person, browser_o
 @pytest.mark.parametrize("few", [0, 100])
 def test_words_that_many_have_and_words_that_few_have_are_found_alike(many, dana, browser_of, monkeypatch, few):
     monkeypatch.setattr("jobs.web.history.MANY", few)
-    monkeypatch.setattr("jobs.web.views.PAGE", 50)
+    monkeypatch.setattr("jobs.web.migrations.PAGE", 50)
     browser = browser_of(dana)
     assert numbers(text(browser.get("/migrations/?q=vg_nova0"))) == sorted(many, reverse=True)
     assert len(numbers(text(browser.get("/migrations/?q=alpha")))) == 4

@@ -17,7 +17,7 @@ from jobs.engine.states import STATUSES
 from jobs.models import Job, Policy
 from jobs.templatetags import ui
 from jobs.templatetags.progress import gate
-from jobs.web.views import TABS
+from jobs.web.migrations import TABS
 from tests import factories
 from tests.pages import scenes
 from volmig.accounts.models import Team

@@ -20,7 +20,7 @@ from tests.pages import scenes
 from tests.trust import mutations
 from tests.trust.amounts import amount, figure
 from volmig import verify_evidence
-from volmig.record import signing
+from volmig.record import key_file, signing
 from volmig.record.apps import drop_triggers, make_triggers
 from volmig.record.export import COLUMNS, json_line
 from volmig.record.heads import publish
@@ -440,7 +440,7 @@ def test_a_head_dated_after_its_key_was_replaced_is_a_fault(files):
 def test_a_new_key_in_keys_json_that_the_old_one_did_not_sign_is_a_fault(files):
     call_command("rotate_evidence_key")
     published = signing.published()
-    stranger = signing.entry(Ed25519PrivateKey.generate(), published["keys"][1]["from"])
+    stranger = key_file.entry(Ed25519PrivateKey.generate(), published["keys"][1]["from"])
     forged = stranger | {"signed_by": published["keys"][0]["id"], "signature": published["keys"][1]["signature"]}
     (files / "keys.json").write_text(json.dumps({"keys": [published["keys"][0], forged]}))
     code, out, _ = run(files / "one.zip", "--key", files / "keys.json")

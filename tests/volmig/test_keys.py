@@ -21,7 +21,7 @@ from volmig import data_dir, encryption, environment, keys
 from volmig.backup import make
 from volmig.management.commands import up
 from volmig.models import Machine, RegisteredKey
-from volmig.record import signing
+from volmig.record import key_file, signing
 from volmig.record.chain import verify
 from volmig.record.models import Event
 
@@ -161,7 +161,7 @@ def test_a_machine_that_lacks_or_differs_in_one_key_is_refused_and_names_it_alon
     assert f"copy {first / name} of a to {second / name} of b" in said
     assert not any(other in said.split(" (")[0].split() for other in data_dir.KEYS if other != name)
     site.on("b")
-    data_dir.make(name, signing.first() if name == "evidence_key" else b"")
+    data_dir.make(name, key_file.first() if name == "evidence_key" else b"")
     assert site.refused("b").startswith(f"Machine b has another {name} ")
     shutil.copy(first / name, second / name)
     site.start("b")

@@ -60,7 +60,7 @@ def test_collected_files_are_served_under_names_with_their_hash_and_kept_for_eve
 SERVED = """
 import gc, sys
 import volmig.asgi
-print("jobs.web.views" in sys.modules, len(gc.get_objects()), gc.get_freeze_count())
+print("jobs.web.migrations" in sys.modules, len(gc.get_objects()), gc.get_freeze_count())
 """
 
 

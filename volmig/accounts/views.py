@@ -14,10 +14,10 @@ from django.contrib.auth import logout as log_out
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.views import LoginView, LogoutView
-from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Count, Q
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -30,34 +30,11 @@ from volmig.accounts.models import Login, Token
 from volmig.accounts.roles import ALLOWS, SENTENCES, may, needs
 from volmig.accounts.throttle import Attempt, remember_device
 from volmig.accounts.tokens import LONGEST
-from volmig.paging import page
 from volmig.posting import posted_from
-from volmig.record.export import FORMATS, stream
-from volmig.record.models import Event, EventQuerySet
+from volmig.record.models import Event
 
 CODE_SECONDS = 300  # within which the code has to follow the password
 SLIPS = 5  # wrong passwords of which nobody is warned
-
-
-class EventFilter(forms.Form):
-    """Each field that is filled in narrows the list."""
-
-    who = forms.CharField(required=False)
-    what = forms.CharField(required=False)
-    on = forms.CharField(required=False)
-    job = forms.IntegerField(label="Migration", required=False, min_value=1)
-    since = forms.DateTimeField(required=False, widget=forms.DateTimeInput(attrs={"type": "datetime-local"}))
-
-    def narrowed(self) -> EventQuerySet:
-        """The events that fit; all of them when a filter cannot be understood."""
-        wanted = self.cleaned_data if self.is_valid() else {}
-        events = Event.objects.all()
-        for name, value in wanted.items():
-            if value:
-                events = getattr(events, self.LOOKUPS[name])(value)
-        return events
-
-    LOOKUPS = {"who": "by", "what": "like", "on": "about", "job": "of_job", "since": "since"}
 
 
 class PasswordPage(LoginView):
@@ -459,31 +436,3 @@ def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         raise PermissionDenied(" ".join(error.messages)) from error
     messages.success(request, "Done, and recorded.")
     return redirect("person", pk)
-
-
-@require_GET
-@needs("audit")
-def audit(request: HttpRequest) -> HttpResponse:
-    form = EventFilter(request.GET)
-    for field in form.fields.values():
-        field.widget.attrs["class"] = "form-control"
-    found = page(form.narrowed(), "-seq", request.GET, 100, key="seq")
-    return render(request, "record/audit.html", {"page": found, "form": form})
-
-
-@require_GET
-@needs("audit")
-def export(request: HttpRequest, form: str) -> StreamingHttpResponse:
-    """The events that fit the audit page's filters, as a file; that somebody took it is itself an event."""
-    wanted = EventFilter(request.GET)
-    if form not in FORMATS:
-        raise Http404
-    if not wanted.is_valid():
-        raise BadRequest("A filter cannot be understood, so nothing was exported.")
-    filters = {name: value for name, value in wanted.cleaned_data.items() if value}
-    last = Event.append("audit.export", actor=request.user, data={"format": form, "filters": filters})
-    events = wanted.narrowed().filter(seq__lte=last.seq)
-    kind, header, write = FORMATS[form]
-    name = f"volmig-audit-{timezone.now():%Y%m%d-%H%M%S}.{form}"
-    told = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingHttpResponse(stream(events, header, write), content_type=kind, headers=told)

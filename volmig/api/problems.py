@@ -1,28 +1,17 @@
 """What every operation of the API shares: who asks, how it says no, and whether what was read still holds."""
 
-import hashlib
-import json
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.conf import settings
-from django.core.cache import cache
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
-from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotModified
-from django.utils import timezone
+from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError
 from ninja.errors import ValidationError as Unfit
-from ninja.security import HttpBearer
 
 from jobs.models import Moved, Refused
-from volmig.accounts.models import Token
-from volmig.accounts.throttle import Attempt
 from volmig.queue import WINDOW
 from volmig.refusals import Sentence
 
@@ -31,15 +20,6 @@ PROBLEM = "application/problem+json"
 PERSONAL = {"no-role", "no-member", "token-scope"}  # no state of things would make these right
 NO_SUCH = Sentence("not-found", "There is no such thing, or it is not for you to know of.")
 NO_TOKEN = Sentence("no-token", "Show a token: Authorization: Bearer volmig_… Your account page makes them.")
-UNKNOWN = Sentence("token-unknown", "This is no token of this volmig.")
-OLD_TOKEN = Sentence(
-    "token-old",
-    "Changing what volmig trusts needs a token made within the last 15 minutes. Make one on your account page.",
-)
-TOO_FAST = Sentence("too-fast", "This token has made too many requests in this minute. Go on in the next.")
-TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come back in ten minutes.")
-CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
-NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
 MOVED = Sentence("moved", "A worker was first. Nothing was changed; look again.")
 UNFIT = Sentence("not-understood", "This is no request that volmig takes: it is too long, or not as it should be.")
 FAULT = Sentence("fault", "volmig itself met a fault; its log has it.")
@@ -99,51 +79,6 @@ def problem(status: int, sentences: Iterable[Sentence], fields: Iterable[str] = 
     )
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return HttpResponse(told.model_dump_json(), status=status, content_type=PROBLEM, headers=named)
-
-
-class Bearer(HttpBearer):
-    """A token; from here on its person can do no more than it was made for."""
-
-    openapi_scheme = "bearer"
-
-    def authenticate(self, request: HttpRequest, token: str) -> Token:
-        known = Token.objects.shown(token)
-        if known is None:
-            raise wrong(request)
-        code, words = known.why_over()
-        if code:
-            raise Stop(401, Sentence(code, words), WWW_Authenticate='Bearer error="invalid_token"')
-        if too_fast(known):
-            raise Stop(429, TOO_FAST, Retry_After="60")
-        request.user = known.person
-        request.user.scope = known.verbs()  # type: ignore[attr-defined]
-        request.user.token_key = known.pk  # type: ignore[attr-defined]
-        request.token = known  # type: ignore[attr-defined]
-        known.note(request.META.get("REMOTE_ADDR", ""))
-        return known
-
-
-def too_fast(token: Token) -> bool:
-    """Counts a request of this token within this minute, in this process."""
-    key = f"requests:{token.pk}:{int(time.time() // 60)}"
-    cache.add(key, 0, 120)
-    return cache.incr(key) > settings.API_PER_MINUTE
-
-
-def fresh(request: HttpRequest) -> None:
-    """Go on only with a token that was made a moment ago, when its person typed their password."""
-    if not request.token.is_fresh():  # type: ignore[attr-defined]
-        raise Stop(403, OLD_TOKEN)
-
-
-def wrong(request: HttpRequest) -> Stop:
-    """Counts a token that nobody has; after some of them their address, or its network, has to wait."""
-    attempt = Attempt.with_token(request)
-    until = attempt.begin()
-    if until is None:
-        attempt.wrong()
-        return Stop(401, UNKNOWN, WWW_Authenticate='Bearer error="invalid_token"')
-    return Stop(429, TOO_MANY, Retry_After=str(max(1, math.ceil((until - timezone.now()).total_seconds()))))
 
 
 # How exceptions are told
@@ -233,31 +168,3 @@ def checked(form: BaseForm, **names: str) -> Any:
 
 
 # Whether what was read still holds
-
-
-def tag(shape: Schema) -> str:
-    """The ETag of a document: another one as soon as anything in it is another."""
-    plain = json.dumps(shape.model_dump(), cls=DjangoJSONEncoder, sort_keys=True)
-    return f'"{hashlib.sha256(plain.encode()).hexdigest()[:32]}"'
-
-
-def named(request: HttpRequest, header: str) -> list[str]:
-    return [each.strip().removeprefix("W/") for each in request.headers.get(header, "").split(",") if each.strip()]
-
-
-def tagged(request: HttpRequest, response: HttpResponse, shape: Any) -> Any:
-    """The document with its ETag, or 304 for whoever has it."""
-    mine = tag(shape)
-    if request.method == "GET" and mine in named(request, "If-None-Match"):
-        return HttpResponseNotModified(headers={"ETag": mine})
-    response["ETag"] = mine
-    return shape
-
-
-def match(request: HttpRequest, shape: Schema, *, needed: bool = False) -> None:
-    """Go on only when the document is the one that the request names with If-Match."""
-    wanted = named(request, "If-Match")
-    if not wanted and needed:
-        raise Stop(428, NO_MATCH)
-    if wanted and "*" not in wanted and tag(shape) not in wanted:
-        raise Stop(412, CHANGED)

@@ -20,12 +20,13 @@ from hosts.api import operations as hosts
 from jobs.api import operations as jobs
 from volmig import client as volmig_client
 from volmig.accounts.roles import needs, roles_of
-from volmig.accounts.views import EventFilter
-from volmig.api import schemas
-from volmig.api.problems import NO_SUCH, PROBLEM, TITLES, Bearer, Problem, checked, problem, tell_problems
+from volmig.api import lists, schemas
+from volmig.api.auth import Bearer
+from volmig.api.problems import NO_SUCH, PROBLEM, TITLES, Problem, checked, problem, tell_problems
 from volmig.paging import page
 from volmig.record import signing
 from volmig.record.evidence import heads_file
+from volmig.record.views import EventFilter
 from volmig.refusals import Sentence
 
 ABOUT = (
@@ -41,7 +42,7 @@ def me(request: Any) -> Any:
     return schemas.Me.of(request.token, roles_of(request.user))
 
 
-class Filters(jobs.Edge):
+class Filters(lists.Edge):
     """As on the audit page: who, what, on which object, of which migration, since when."""
 
     who: schemas.Words = ""
@@ -57,7 +58,7 @@ def the_record(request: HttpRequest, wanted: Query[Filters]) -> Any:
     """Newest first; `before=N` gives what was recorded after event N."""
     form = checked(EventFilter(wanted.dict()))
     found = page(form.narrowed(), "-seq", request.GET, wanted.limit, key="seq")
-    return {"items": [schemas.Event.of(row) for row in found], "next": jobs.following(request, found)}
+    return {"items": [schemas.Event.of(row) for row in found], "next": lists.following(request, found)}
 
 
 TEXT = {"application/x-ndjson": {"schema": {"type": "string"}}}

@@ -5,54 +5,17 @@ One file of the data directory holds both, so that a rotation changes them in on
 
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from django.utils import timezone
 
 from volmig import data_dir, keys
+from volmig.record.key_file import Signer, document, entry, now
 from volmig.record.models import Event
-from volmig.verify_evidence import ROTATION, Keys, canonical, key_id, read_keys
+from volmig.verify_evidence import Keys, read_keys
 
 MADE, ROTATED = "evidence.key", "evidence.key-rotated"
-
-
-@dataclass(frozen=True)
-class Signer:
-    """A key's ID, since when it is valid (ISO 8601), and what signs with it."""
-
-    id: str
-    since: str
-    sign: Callable[[bytes], bytes]
-
-
-def entry(private: Ed25519PrivateKey, since: str, signer: Signer | None = None) -> dict[str, Any]:
-    """A public key as it is published; signed by the key before it when there is one."""
-    public = private.public_key().public_bytes_raw()
-    body = {"id": key_id(public), "public": text(public), "from": since, "signed_by": signer.id if signer else ""}
-    signature = text(signer.sign(ROTATION + canonical(body))) if signer else ""
-    return body | {"until": "", "signature": signature}
-
-
-def text(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def document(private: Ed25519PrivateKey, entries: list[dict[str, Any]]) -> bytes:
-    return json.dumps({"private": text(private.private_bytes_raw()), "keys": entries}, indent=1).encode() + b"\n"
-
-
-def now() -> str:
-    return timezone.now().isoformat(timespec="seconds")
-
-
-def first() -> bytes:
-    """What the file of keys holds at first."""
-    private = Ed25519PrivateKey.generate()
-    return document(private, [entry(private, now())])
 
 
 def kept() -> dict[str, Any]:

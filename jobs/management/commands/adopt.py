@@ -10,7 +10,7 @@ from hosts.models import Hypervisor
 from hosts.remote.host import HostError
 from jobs.models import Adoption, Refused
 from jobs.worker import adopting
-from jobs.worker.executor import Unheard
+from jobs.worker.facts import Unheard
 from volmig import incarnation
 
 

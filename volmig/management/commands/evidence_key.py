@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from volmig import data_dir
-from volmig.record import signing
+from volmig.record import key_file, signing
 
 
 class Command(BaseCommand):
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             if options["new"]:
-                data_dir.write_new(options["new"], signing.first())
+                data_dir.write_new(options["new"], key_file.first())
                 return
             self.stdout.write(json.dumps(signing.published(), indent=1))
         except (OSError, ValueError) as error:

@@ -23,13 +23,13 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connection
 
-from hosts.models import ssh_key_file
 from jobs import upgrade
 from volmig import beats, data_dir, database, incarnation, keys, online, schema, systemd
 from volmig.accounts.people import first_administrator
 from volmig.health import heart
 from volmig.models import QueuedTask
 from volmig.parts import GROUPS, PARTS, of_group
+from volmig.ssh_key import ssh_key_file
 
 ENDS = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = {*ENDS, signal.SIGCHLD}
