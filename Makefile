@@ -19,7 +19,7 @@ PROCESSES := tests/lab_tests/test_killed_processes.py
 NAMED = 2>&1 | sed -u 's/^/$@ | /'
 LOGGED = $(NAMED) | { mkdir -p .cache && tee -a .cache/$@.log; }
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check reference bench fleet lock packages
+.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check house reference bench fleet lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -91,9 +91,13 @@ check: .venv/ready ## the quick ones: linters, types, import arrows, templates, 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy volmig hosts jobs
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.cycles
 	$(BIN)/djlint --quiet --lint templates
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
+
+house: .venv/ready ## figures of the source to consider: lengths, docstrings, patches for each test, repeats
+	@$(BIN)/python -m tests.house
 
 reference: .venv/ready ## writes docs/reference.md, of the REST API and the client
 	@$(BIN)/python -m tests.api.reference

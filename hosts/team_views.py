@@ -1,4 +1,4 @@
-"""Pages of teams, for administrators: who is in them, what belongs to them, and the policies of their migrations."""
+"""Pages of teams, for administrators: who is in them and what belongs to them."""
 
 from typing import Any
 

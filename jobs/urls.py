@@ -1,8 +1,8 @@
-"""Addresses of the migrations and their approvals."""
+"""Addresses of migrations, approvals and policies, and of what tells how volmig itself is."""
 
 from django.urls import include, path
 
-from jobs.web import approvals, backups, base, leftovers, migrations, overview
+from jobs.web import adoption, approvals, backups, base, health, leftovers, migrations, overview, policies
 
 jobs = (
     [
@@ -25,4 +25,18 @@ jobs = (
     ],
     "jobs",
 )
-urlpatterns = [path("", overview.overview, name="overview"), path("", include(jobs))]
+urlpatterns = [
+    path("", overview.overview, name="overview"),
+    path("", include(jobs)),
+    path("checks/", migrations.checks, name="checks"),
+    path("teams/<int:pk>/policies/add/", policies.policy, name="add_policy"),
+    path("teams/<int:pk>/policies/<int:policy>/", policies.policy, name="policy"),
+    path("teams/<int:pk>/policies/<int:policy>/remove/", policies.remove_policy, name="remove_policy"),
+    path("adopt/", adoption.adopt, name="adopt"),
+    path("adopt/<slug:verb>/", adoption.adopt_verb, name="adopt_verb"),
+    path("healthz", health.health, name="health"),
+    path("healthz/live", health.live, name="health_live"),
+    path("healthz/ready", health.readiness, name="health_ready"),
+    path("metrics", health.figures, name="metrics"),
+    path("processes/", health.processes, name="processes"),
+]

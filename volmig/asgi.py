@@ -9,19 +9,14 @@ from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.utils.module_loading import import_string
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "volmig.settings")
 if not settings.configured:  # else another program, a test, has this module loaded
     os.environ.setdefault("VOLMIG_PART", "web")
 pages = get_asgi_application()  # loads the apps, so it comes before what imports models
 
-from jobs.web import sealing  # noqa: E402
-from jobs.web.live import routes  # noqa: E402
-from volmig import (
-    data_dir,
-    database,
-    keys,  # noqa: E402
-)
+from volmig import data_dir, database, keys  # noqa: E402
 from volmig.health import heart  # noqa: E402
 from volmig.overload import Bounded, Sockets  # noqa: E402
 from volmig.same_origin import SameOrigin  # noqa: E402
@@ -31,7 +26,9 @@ if data_dir.kind() == "web":
     comparing = ThreadPoolExecutor(1)  # uvicorn's loop runs already, in which no query is allowed
     comparing.submit(keys.at_start).result()
     comparing.shutdown()
-    sealing.begin()
+    for begin in settings.WEB_BEGINS:
+        import_string(begin)()
+routes = import_string(settings.WEBSOCKET_ROUTES)
 live = Sockets(SameOrigin(AuthMiddlewareStack(URLRouter(routes))), settings.WEBSOCKETS)
 bounded = Bounded(pages, settings.WEB_REQUESTS)
 application = ProtocolTypeRouter({"http": bounded, "websocket": live, "lifespan": heart.lifespan})

@@ -117,7 +117,8 @@ def package(task: QueuedTask) -> str:
 
 
 def run(name: str, number: int | None, taken: str) -> None:
-    """In the worker: calls the function of settings.TASKS with this name; everything else is refused."""
+    """In the worker: calls the function of settings.TASKS with this name, new or former; everything else is refused."""
+    name = settings.FORMER_TASKS.get(name, name)
     if name not in settings.TASKS or not (number is None or type(number) is int):
         raise PermissionError(f"{name!r} is not a task of volmig")
     if not QueuedTask.objects.begin(uuid.UUID(taken)):

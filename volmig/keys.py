@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
+from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
@@ -27,6 +28,7 @@ from volmig.data_dir import here
 from volmig.database import AWAY, fault, is_postgresql, one_line
 from volmig.logs import plain
 from volmig.models import Machine, RegisteredKey
+from volmig.record import key_file
 
 log = logging.getLogger(__name__)
 PURPOSE = b"volmig key fingerprint 1\0"
@@ -235,9 +237,7 @@ def why_foreign() -> str:
 
     The audit key shows it: its signatures are in the audit log.
     """
-    from volmig.record.models import SIGNED, Event, sign  # they import this module
-
-    newest = Event.objects.order_by("-seq").values_list("prev_hash", "hash", *SIGNED)[:ENOUGH]
+    newest = apps.get_model("record", "Event").objects.order_by("-seq")[:ENOUGH]
     if not newest:
         return ""
     path = data_dir.key_path(data_dir.AUDIT_KEY)
@@ -247,7 +247,7 @@ def why_foreign() -> str:
     )
     if in_use(data_dir.AUDIT_KEY) is None:
         return f"Machine {here()} has no audit_key ({path}), and the database has an audit log already: {copy}"
-    if not any(hmac.compare_digest(found, sign(before, values)) for before, found, *values in newest):
+    if not any(event.is_signed() for event in newest):
         return f"Machine {here()} has another audit_key ({path}) than the one that signed the audit log: {copy}"
     return ""
 
@@ -257,7 +257,7 @@ def register_first(name: str) -> None:
     path, content = data_dir.key_path(name), in_use(name)
     was_there = content is not None
     if content is None:
-        content = data_dir.make(name, first_evidence_key() if name == data_dir.EVIDENCE_KEY else b"")
+        content = data_dir.make(name, key_file.first() if name == data_dir.EVIDENCE_KEY else b"")
     mark = fingerprints(name, content)[0]
     defaults = {"fingerprint": mark, "host": here(), "path": str(data_dir.kept_at(name))}
     row, _ = RegisteredKey.objects.get_or_create(name=name, defaults=defaults)
@@ -267,14 +267,6 @@ def register_first(name: str) -> None:
         raise KeysDiffer("\n".join(mismatches([name])))
     if name in data_dir.provisional:
         take_up(name)
-
-
-def first_evidence_key() -> bytes:
-    from volmig.record import (
-        key_file,  # it imports this module
-    )
-
-    return key_file.first()
 
 
 def register(name: str, content: bytes | None = None) -> tuple[str, str]:
@@ -378,7 +370,8 @@ def is_registered_by_now(name: str, mark: str) -> bool:
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", "") != online.LOCK_NOT_AVAILABLE:
             raise
-        said = f"The database is still registering a key, perhaps the {name} in {data_dir.next_to(data_dir.key_path(name))}"
+        near = data_dir.next_to(data_dir.key_path(name))
+        said = f"The database is still registering a key, perhaps the {name} in {near}"
         advice = "Nothing was changed. Check that its standby answers, then run manage.py keys again."
         raise Unsettled(f"{said}. {advice}") from error
 

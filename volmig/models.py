@@ -188,7 +188,7 @@ class QueuedTask(models.Model):
 
     def fault(self) -> str:
         """Why no worker may run this row, whoever wrote it; empty when one may."""
-        expected: Any = settings.TASKS.get(self.name)
+        expected: Any = settings.TASKS.get(settings.FORMER_TASKS.get(self.name, self.name))
         if expected is None:
             return "its name is not in settings.TASKS"
         if expected != self.queue:

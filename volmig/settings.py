@@ -66,6 +66,11 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = "volmig.urls"
 ASGI_APPLICATION = "volmig.asgi.application"
+# volmig/ imports neither hosts nor jobs: what stands above it is named here, in urls.py and in api/root.py.
+WEBSOCKET_ROUTES = "jobs.web.live.routes"
+WEB_BEGINS = ["jobs.web.sealing.begin"]  # called once in each web process
+METRICS = "jobs.web.metrics"
+UPGRADE = "jobs.upgrade"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -132,6 +137,18 @@ TASKS = {
     "volmig.notify.send": "background",
     "volmig.notify.send_again": "background",
     "volmig.queue.sweep": "background",
+}
+# What the release before called them: calls that it left in the queue are run under their new names. Remove these with
+# the next release.
+FORMER_TASKS = {
+    "jobs.tick.run": "jobs.worker.tick.run",
+    "jobs.watch.sweep": "jobs.worker.watcher.sweep",
+    "jobs.adopting.adopt_wanted": "jobs.worker.adopting.adopt_wanted",
+    "jobs.adopting.compare": "jobs.worker.adopting.compare",
+    "jobs.adopting.finish_wanted": "jobs.worker.adopting.finish_wanted",
+    "jobs.adopting.own_wanted": "jobs.worker.adopting.own_wanted",
+    "jobs.archiving.sweep": "jobs.worker.archiving.sweep",
+    "volmig.guessing.record": "volmig.accounts.guessing.record",
 }
 EVERY_MINUTE = [
     "hosts.tasks.refresh_stale",

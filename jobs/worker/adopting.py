@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import Min, Q
@@ -654,7 +655,8 @@ class Requested(NamedTuple):
 
 def requested() -> Requested | None:
     """The comparisons, adoptions and the end that wait for a worker, or that one is at; None when there are none."""
-    rows = QueuedTask.objects.filter(name__startswith="jobs.worker.adopting.", done_at=None)
+    names = [name for name in (*settings.TASKS, *settings.FORMER_TASKS) if ".adopting." in name]
+    rows = QueuedTask.objects.filter(name__in=names, done_at=None)
     oldest = rows.aggregate(at=Min("queued_at"))["at"]
     return None if oldest is None else Requested(oldest, rows.running().exists())
 

@@ -196,11 +196,11 @@ def test_wrong_tokens_close_the_api_to_wrong_tokens_and_not_to_right_ones(dana):
 
 def test_a_token_makes_so_many_requests_in_a_minute(dana, settings, monkeypatch):
     settings.API_PER_MINUTE = 3
-    monkeypatch.setattr("volmig.api.problems.time.time", lambda: 1_800_000_000)
+    monkeypatch.setattr("volmig.api.auth.time.time", lambda: 1_800_000_000)
     program, other = Program(letters_of(dana)), Program(letters_of(dana))
     assert [program.get("/me").status_code for _ in range(3)] == [200] * 3
     response = program.get("/me")
     assert (response.status_code, code(response), response.headers["Retry-After"]) == (429, "too-fast", "60")
     assert other.get("/me").status_code == 200
-    monkeypatch.setattr("volmig.api.problems.time.time", lambda: 1_800_000_060)
+    monkeypatch.setattr("volmig.api.auth.time.time", lambda: 1_800_000_060)
     assert program.get("/me").status_code == 200

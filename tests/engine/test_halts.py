@@ -60,7 +60,8 @@ def spelt(expression):
 
 def codes():
     """Every code that hostctl, the adapter of a cloud and the engine can give."""
-    paths = [*REMOTE.rglob("*.py"), *JOBS.glob("*.py"), *(JOBS / "engine").glob("*.py")]
+    folders = (JOBS, JOBS / "worker", JOBS / "web", JOBS / "engine")
+    paths = [*REMOTE.rglob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))]
     return {code for path in paths for expression in expressions(path) for code in spelt(expression)}
 
 

@@ -306,7 +306,7 @@ def test_a_migration_that_this_machine_cannot_remember_is_left_to_another(monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(incarnation.data, "replace", no_space)
+        patched.setattr(incarnation.data_dir, "replace", no_space)
         assert Job.objects.claim(job.pk, "wrk1:7:abc", 30) is None
     job.refresh_from_db()
     assert (job.lease_until, job.lease_owner) == (None, "")

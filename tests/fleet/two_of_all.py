@@ -58,7 +58,8 @@ from django.db import transaction
 from django.utils import timezone
 from hosts.models import Hypervisor
 from tests import factories
-from volmig import incarnation, people
+from volmig import incarnation
+from volmig.accounts import people
 given = json.load(sys.stdin)
 now, hosts = timezone.now(), {}
 for name, (address, data, role) in given["hosts"].items():
@@ -340,7 +341,8 @@ class Volmig:
 
     def queue(self, count: int) -> None:
         """Ticks of so many migrations, of which each finds at once that there is nothing to do."""
-        ticks = "SELECT 'jobs.worker.tick.run', 'migrations', 1000000 + n, 'jobs.worker.tick.run ' || 1000000 + n, false, now()"
+        name = "jobs.worker.tick.run"
+        ticks = f"SELECT '{name}', 'migrations', 1000000 + n, '{name} ' || 1000000 + n, false, now()"
         with psycopg.connect(self.address) as connection:
             connection.execute(
                 f"INSERT INTO volmig_queuedtask (name, queue, number, waits, urgent, queued_at) {ticks} "

@@ -84,7 +84,7 @@ def manage(volmig, *words, typed=""):
 
 
 def tick_by_hand(volmig, number):
-    manage(volmig, "shell", "-c", f"from jobs import tick; tick.run({number})")
+    manage(volmig, "shell", "-c", f"from jobs.worker import tick; tick.run({number})")
 
 
 def put_back(kept, there):

@@ -232,7 +232,7 @@ def test_a_task_in_the_queue_of_another_is_not_run():
 
 
 def test_every_task_is_a_function_of_one_integer_at_most():
-    for name in settings.TASKS:
+    for name in (*settings.TASKS, *settings.FORMER_TASKS.values()):
         function = import_string(name)
         parameters = inspect.signature(function).parameters.values()
         assert [each.annotation for each in parameters] in ([], [int]), name

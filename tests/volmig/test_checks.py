@@ -45,6 +45,8 @@ def test_schedules_in_the_other_cluster_are_refused(settings):
     ("name", "value"),
     [
         pytest.param("TASKS", {"hosts.tasks.refresh": "migrations"}, id="other work in the queue of ticks"),
+        pytest.param("FORMER_TASKS", {"jobs.old.run": "os.getpid"}, id="a former name of what is no task"),
+        pytest.param("FORMER_TASKS", {"hosts.tasks.scan": "hosts.tasks.refresh"}, id="a former name that is in use"),
         pytest.param("EVERY_MINUTE", ["os.getpid"], id="a minute's work that is no task"),
         pytest.param("CACHES", {"old": {"BACKEND": "django.core.cache.backends.db.DatabaseCache"}}, id="pickles"),
     ],

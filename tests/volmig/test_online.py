@@ -70,7 +70,7 @@ def fault(app, operation):
     if isinstance(operation, migrations.RunPython | migrations.RunSQL):
         named = (app, operation.hints.get("model_name"))  # of a small table, of which it says that it changes only that
         small = named in MigrationLoader(None).project_state().models and named not in online.BIG
-        background = "rows are changed in the background, some at a time (as jobs/worker/archiving.py does)"
+        background = "rows are changed in the background, some at a time (jobs/worker/archiving.py)"
         return "" if small else f"{background}, or by an online change"
     model = getattr(operation, "model_name", getattr(operation, "name", ""))
     if isinstance(operation, (*ONLINE, *SMALL)) or (app, str(model).lower()) not in online.BIG:

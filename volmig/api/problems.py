@@ -1,4 +1,4 @@
-"""What every operation of the API shares: who asks, how it says no, and whether what was read still holds."""
+"""How the API says no: a problem (RFC 9457) for each exception that an operation may raise."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -11,9 +11,8 @@ from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError
 from ninja.errors import ValidationError as Unfit
 
-from jobs.models import Moved, Refused
 from volmig.queue import WINDOW
-from volmig.refusals import Sentence
+from volmig.refusals import Moved, Refused, Sentence
 
 log = logging.getLogger(__name__)
 PROBLEM = "application/problem+json"
@@ -166,5 +165,3 @@ def checked(form: BaseForm, **names: str) -> Any:
             about.append("" if field == "__all__" else names.get(field, field))
     raise Invalid(sentences, about)
 
-
-# Whether what was read still holds

@@ -16,8 +16,6 @@ from django.views.decorators.http import require_safe
 from ninja import NinjaAPI, Query, Router
 from ninja.openapi.schema import OpenAPISchema
 
-from hosts.api import operations as hosts
-from jobs.api import operations as jobs
 from volmig import client as volmig_client
 from volmig.accounts.roles import needs, roles_of
 from volmig.api import lists, schemas
@@ -130,11 +128,11 @@ api = Api(
     urls_namespace="api",
 )
 tell_problems(api)
-api.add_router("/hypervisors", hosts.router)
-api.add_router("/jobs", jobs.router)
-api.add_router("", jobs.checking)
-api.add_router("", jobs.around)
-api.add_router("", hosts.around)
+api.add_router("/hypervisors", "hosts.api.operations.router")
+api.add_router("/jobs", "jobs.api.operations.router")
+api.add_router("", "jobs.api.operations.checking")
+api.add_router("", "jobs.api.operations.around")
+api.add_router("", "hosts.api.operations.around")
 api.add_router("", record)
 
 

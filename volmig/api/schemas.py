@@ -1,4 +1,4 @@
-"""The documents that the API gives and takes; in which units, its description says."""
+"""What documents of the API have in common, and those of no app: accounts, the audit log, keys of evidence."""
 
 import datetime as dt
 from collections.abc import Iterable
@@ -55,15 +55,6 @@ class Done(Schema):
     detail: str
 
 
-# Hypervisors
-
-
-# Migrations
-
-
-# What is left over, and the record
-
-
 class Event(Schema):
     """One row of the record; `hash` signs it together with the one before."""
 
@@ -84,9 +75,6 @@ class Event(Schema):
     def of(cls, row: EventRow) -> Self:
         names = ("seq", "at", "role", "session", "address", "action", "job", "object", "data", "prev_hash", "hash")
         return cls(actor=row.actor_name, **same(row, *names))
-
-
-# Lists
 
 
 class EvidenceKey(Schema):

@@ -5,15 +5,16 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from jobs.web import metrics
-
 log = logging.getLogger(__name__)
+metrics = import_module(settings.METRICS)
 Start = Callable[[str, list[tuple[str, str]]], Any]
 
 

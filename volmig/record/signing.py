@@ -72,8 +72,9 @@ def rotate(output: Path | None = None) -> dict[str, Any]:
     Raises OSError, ValueError, keys.Unsettled, or a database's error.
     """
     if data_dir.is_given(data_dir.EVIDENCE_KEY) and output is None:
+        path = data_dir.key_path(data_dir.EVIDENCE_KEY)
         raise ValueError(
-            f"{data_dir.key_path(data_dir.EVIDENCE_KEY)} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
+            f"{path} is a file that volmig does not write (VOLMIG_EVIDENCE_KEY_FILE): "
             "name a new file with --output, then put it in that place on each machine"
         )
     new: dict[str, Any] = {}

@@ -25,7 +25,8 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"The rotation did not finish: {error}. Run rotate_secrets again.") from error
         if data_dir.is_given(encryption.KEYS):
-            said = f"sealed with the first key in {data_dir.key_path(encryption.KEYS)}. To change it, add a new one before it, "
+            keys_file = data_dir.key_path(encryption.KEYS)
+            said = f"sealed with the first key in {keys_file}. To change it, add a new one before it, "
             said += "give that file to every machine, and run this again"
         else:
             said = f"sealed with a new key in {encryption.KEYS}. Copy that file to every other machine of this volmig"

@@ -9,6 +9,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from volmig import data_dir, keys
 from volmig.logs import plain
 from volmig.models import RegisteredKey
+from volmig.record import key_file
 from volmig.record.models import Event
 
 # What is lost with a key that is replaced by a new one.
@@ -104,7 +105,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{name} is registered. Copy {path} to every other machine that needs it, then start them.")
 
     def renewed(self, name: str) -> bytes:
-        return keys.first_evidence_key() if name == data_dir.EVIDENCE_KEY else data_dir.new(name)
+        return key_file.first() if name == data_dir.EVIDENCE_KEY else data_dir.new(name)
 
     def note(self, name: str, before: str, after: str) -> None:
         if name != data_dir.AUDIT_KEY:

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,6 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connection
 
-from jobs import upgrade
 from volmig import beats, data_dir, database, incarnation, keys, online, schema, systemd
 from volmig.accounts.people import first_administrator
 from volmig.health import heart
@@ -31,6 +31,7 @@ from volmig.models import QueuedTask
 from volmig.parts import GROUPS, PARTS, of_group
 from volmig.ssh_key import ssh_key_file
 
+upgrade = import_module(settings.UPGRADE)
 ENDS = {signal.SIGINT, signal.SIGTERM}
 SIGNALS = {*ENDS, signal.SIGCHLD}
 PR_SET_PDEATHSIG = 1
