@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hosts.remote.hostctl import filesystem, lvm, nfs, qemu_img, virsh
-from hosts.remote.hostctl.tools import Output
+from hosts.remote.hostctl import lvm, nfs_server, qemu_img, relay_filesystem, virsh
+from hosts.remote.hostctl.commands import Output
 
 MIB = 1 << 20
 JOB, OTHER = "c0517ac7-0000-4111-8222-933334444555", "c0517ac7-9999-4111-8222-933334444555"
@@ -55,7 +55,7 @@ def row(**values: str) -> str:
 
 NONE = r'"lv"\s*:\s*\[\s*\]'
 OURS = f'vg_name="{GROUP}" && lv_name="{VOLUME["lv"]}"'
-MAKE, MKDIR, MOUNT, _ = filesystem.create_acts(ARGS, JOB)
+MAKE, MKDIR, MOUNT, _ = relay_filesystem.create_acts(ARGS, JOB)
 TAG, FENCE, HOLD = lvm.fence_acts(ARGS, JOB)
 LETGO, RELEASE, UNTAG = lvm.unfence_acts(ARGS, JOB)
 DEVICE = lvm.device(ARGS)
@@ -112,9 +112,9 @@ def volumes() -> list[Scene]:
 def relaying(address: str) -> list[Scene]:
     """The same, with an NFS server that is installed and does not run; `address` is its own."""
     given = {**ARGS, "client": address, "address": address, "export": SERVED}
-    offer, withdraw = nfs.export_acts(given, JOB)[-1].argv, nfs.unexport_acts(given, JOB)[1].argv
-    attach = nfs.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
-    unmount, detach = (filesystem.remove_acts({"mountpoint": path}, JOB)[0].argv for path in (SERVED, THERE))
+    offer, withdraw = nfs_server.export_acts(given, JOB)[-1].argv, nfs_server.unexport_acts(given, JOB)[1].argv
+    attach = nfs_server.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
+    unmount, detach = (relay_filesystem.remove_acts({"mountpoint": path}, JOB)[0].argv for path in (SERVED, THERE))
     dwell = (
         "systemd-run",
         "--quiet",

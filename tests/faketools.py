@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.qcow2 import Header
-from hosts.remote.hostctl.tools import Output
 from tests.hostctl.conftest import qcow2
 
 HEAD = 65536  # bytes of an image before its data: there the header lies alone

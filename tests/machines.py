@@ -30,39 +30,39 @@ from typing import Any
 from hosts.remote import hostctl
 from hosts.remote.host import Address, Answer, Request, Unreachable
 from hosts.remote.hostctl import (
-    backup,
     bases,
-    detached,
+    commands,
     facts,
-    filesystem,
     images,
     leftovers,
     lvm,
     mounts,
-    nfs,
-    owner,
+    nfs_server,
     ownership,
     policy,
+    privileges,
     qcow2,
     qemu_img,
     question,
+    rehearsal,
+    relay_filesystem,
     request,
     stage,
     store,
     swap,
-    tools,
+    transient_units,
     untrusted,
     virsh,
 )
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output
 from tests import faketools, policies
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
-    *(backup, bases, detached, facts, filesystem, images, leftovers, lvm, mounts, nfs),
-    *(owner, ownership, policy, qcow2, qemu_img, request),
-    *(stage, store, swap, tools, untrusted, virsh),
+    *(rehearsal, bases, transient_units, facts, relay_filesystem, images, leftovers, lvm, mounts, nfs_server),
+    *(privileges, ownership, policy, qcow2, qemu_img, request),
+    *(stage, store, swap, commands, untrusted, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
 NOT_OF_A_JOB = {"forgotten", "owner.json", "owner.json.lock"}

@@ -31,8 +31,8 @@ import asyncssh
 from hosts.remote import hostctl
 from hosts.remote.host import Answer, Request
 from hosts.remote.hostctl import policy
-from hosts.remote.hostctl.detached import BEAT
 from hosts.remote.hostctl.request import TARGETS_CAP
+from hosts.remote.hostctl.transient_units import BEAT
 from tests import fakes, policies
 
 SENT = ("state", "evidence", "commands", "error", "unit", "boot_id")  # fields of an answer that hostctl sends

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import detached
+from hosts.remote.hostctl import transient_units
 from hosts.remote.hostctl.request import Desk
 from tests import policies
 
 
-class FakeUnits(detached.Units):
+class FakeUnits(transient_units.Units):
     """Units that the test starts, ends or loses at will; `run_now` runs the work before start returns."""
 
     def __init__(self) -> None:

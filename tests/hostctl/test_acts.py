@@ -8,7 +8,7 @@ import pytest
 
 from hosts.remote import hostctl
 from hosts.remote.hostctl.act import command, syscall
-from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
 
 JOB = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -173,4 +173,4 @@ def test_only_tools_starts_programs():
         check=False,
     ).stdout.split()
     # The launcher replaces itself by the version of hostctl that a request names; it starts nothing else.
-    assert sorted(Path(user).name for user in users) == ["launcher.py", "tools.py"]
+    assert sorted(Path(user).name for user in users) == ["launcher.py", "commands.py"]

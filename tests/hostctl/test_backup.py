@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import backup, virsh
+from hosts.remote.hostctl import rehearsal, virsh
 from hosts.remote.hostctl.act import Refused
-from hosts.remote.hostctl.tools import Output, Work
+from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.verbs import VERBS
 from tests.fakes import INSTANCES, SHARE
 
@@ -43,7 +43,7 @@ def share(tmp_path, job, monkeypatch):
     live, old = home / "disk.local", place / "disk.old"
     live.write_bytes(qcow2(SIZE))
     old.write_bytes(qcow2(SIZE) + os.urandom(100_000))
-    monkeypatch.setattr(backup, "check_share", lambda args: None)
+    monkeypatch.setattr(rehearsal, "check_share", lambda args: None)
     args = {
         "instances": str(tmp_path),
         "share_source": "filer:/vol",
@@ -56,7 +56,7 @@ def share(tmp_path, job, monkeypatch):
 
 def rehearse(share, **recorded):
     share.asked.args = {**share.args, "recorded": {**share.args["recorded"], **recorded}}
-    return backup.rehearse(share.asked)
+    return rehearsal.rehearse(share.asked)
 
 
 def world(share):
@@ -116,7 +116,7 @@ def test_whatever_is_not_as_recorded_is_said_and_left_as_it_is(share, how):
 def test_what_has_a_second_name_is_not_read_for_it_may_be_the_live_disk(share, monkeypatch):
     share.old.unlink()
     os.link(share.live, share.old)
-    monkeypatch.setattr(backup, "_bytes", lambda *args: pytest.fail("it was read"))
+    monkeypatch.setattr(rehearsal, "_bytes", lambda *args: pytest.fail("it was read"))
     found = rehearse(share)
     assert found["verdict"] == "differs"
     assert "2 names" in found["findings"][0]
@@ -175,20 +175,20 @@ def test_a_read_error_says_where(share, monkeypatch):
         yield b"x" * 4096
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(backup, "read_direct", broken)
+    monkeypatch.setattr(rehearsal, "read_direct", broken)
     found = rehearse(share)
     assert found["verdict"] == "unreadable"
     assert "at byte 4096: Input/output error" in found["findings"][0]
 
 
 def test_a_disk_that_changes_while_it_is_read_differs(share, monkeypatch):
-    real = backup.read_direct
+    real = rehearsal.read_direct
 
     def meanwhile(fd):
         yield from real(fd)
         os.utime(share.old, ns=(1, 1))
 
-    monkeypatch.setattr(backup, "read_direct", meanwhile)
+    monkeypatch.setattr(rehearsal, "read_direct", meanwhile)
     assert "it changed while it was read" in rehearse(share)["findings"]
 
 

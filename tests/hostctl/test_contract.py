@@ -2,7 +2,7 @@
 
 import pytest
 
-from hosts.remote.hostctl.tools import Output
+from hosts.remote.hostctl.commands import Output
 from tests import contract, faketools
 from tests.fakes import INSTANCE
 from tests.machines import Site

@@ -11,9 +11,9 @@ import pytest
 
 from hosts.remote.hostctl import facts, stage
 from hosts.remote.hostctl.act import Failed, Refused
-from hosts.remote.hostctl.nfs import read_direct
+from hosts.remote.hostctl.commands import Output, Work
+from hosts.remote.hostctl.nfs_server import read_direct
 from hosts.remote.hostctl.store import Store
-from hosts.remote.hostctl.tools import Output, Work
 from hosts.remote.hostctl.untrusted import open_direct
 from hosts.remote.hostctl.verbs import VERBS
 

@@ -10,10 +10,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, mounts, nfs, openers, qemu_img, tools, untrusted, virsh
+from hosts.remote.hostctl import (
+    commands,
+    lvm,
+    mounts,
+    nfs_server,
+    openers,
+    qemu_img,
+    relay_filesystem,
+    untrusted,
+    virsh,
+)
 from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output
 
 from .conftest import qcow2
 from .test_guards import (
@@ -156,7 +166,7 @@ def test_a_source_that_is_no_block_device_is_not_read(monkeypatch):
 
 
 def test_an_export_that_does_not_come_about_is_told(monkeypatch):
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     assert fails(scripted("export", {"exportfs": Output(0)}), "not-exported")[-1].startswith("exportfs -o")
 
 
@@ -219,7 +229,7 @@ def test_a_mount_that_does_not_come_about_is_told():
 
 def test_what_is_mounted_as_planned_is_only_proved_again(monkeypatch):
     monkeypatch.setattr(mounts, "mounts", lambda: [MINE])
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     work = scripted("nfs_mount", {}, mountpoint=THERE)
     assert work.run(work) == {"options": MINE.options, "already": True}
     assert len(work.acted) == 1
@@ -231,11 +241,11 @@ def test_where_nothing_is_mounted_nothing_is_unmounted():
 
 
 def test_a_network_that_changes_bytes_is_found_before_a_disk_is_sent_over_it(tmp_path, monkeypatch):
-    nfs._prove(str(tmp_path))
-    monkeypatch.setattr(nfs, "read_direct", lambda path: [b"other"])
+    nfs_server._prove(str(tmp_path))
+    monkeypatch.setattr(nfs_server, "read_direct", lambda path: [b"other"])
     (tmp_path / ".probe").touch()  # left by a call that died
     with pytest.raises(Failed) as failed:
-        nfs._prove(str(tmp_path))
+        nfs_server._prove(str(tmp_path))
     assert failed.value.code == "mangled"
     assert list(tmp_path.iterdir()) == []
 
@@ -249,17 +259,17 @@ def test_where_the_cache_cannot_be_passed_by_it_is_dropped(tmp_path, monkeypatch
         return real(path, flags, *mode, **where)
 
     (tmp_path / "disk").write_bytes(b"disk" * 1000)
-    monkeypatch.setattr(nfs.os, "open", no_direct)
+    monkeypatch.setattr(nfs_server.os, "open", no_direct)
     fd = untrusted.open_direct(str(tmp_path / "disk"))
-    assert b"".join(nfs.read_direct(fd)) == b"disk" * 1000
+    assert b"".join(nfs_server.read_direct(fd)) == b"disk" * 1000
     os.close(fd)
 
 
 def test_a_mount_that_is_busy_is_tried_until_the_time_is_over(monkeypatch):
     monkeypatch.setattr(mounts, "mounts", lambda: [MINE])
-    monkeypatch.setattr(filesystem.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(relay_filesystem.time, "sleep", lambda seconds: None)
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(filesystem.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(relay_filesystem.time, "monotonic", lambda: next(clock))
     acted = fails(scripted("nfs_unmount", {}, mountpoint=THERE), "mount-busy")
     assert acted == ["umount -- " + THERE] * 4
 
@@ -272,7 +282,7 @@ def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
     def found():
         work = scripted("nfs_unmount", {}, mountpoint=str(place))
         with pytest.raises(Failed) as failed:
-            filesystem.unmount_patiently(work, nfs.unmount_acts(work.args, JOB)[0], seconds=-1)
+            relay_filesystem.unmount_patiently(work, nfs_server.unmount_acts(work.args, JOB)[0], seconds=-1)
         return failed.value.found
 
     with subprocess.Popen(["sleep", "infinity"], cwd=place) as process:
@@ -287,35 +297,35 @@ def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
 def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesystem_busy(monkeypatch, tmp_path):
     unlock, left = tmp_path / "unlock_filesystem", [MINE]
     unlock.write_text("")
-    monkeypatch.setattr(filesystem, "UNLOCK", str(unlock))
+    monkeypatch.setattr(relay_filesystem, "UNLOCK", str(unlock))
     monkeypatch.setattr(mounts, "mounts", lambda: [left.pop()] if left else [])
-    monkeypatch.setattr(filesystem.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
+    monkeypatch.setattr(relay_filesystem.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
     work = scripted("nfs_unmount", {}, mountpoint=THERE)
-    filesystem.unmount_patiently(work, nfs.unmount_acts(work.args, JOB)[0], served=True)
+    relay_filesystem.unmount_patiently(work, nfs_server.unmount_acts(work.args, JOB)[0], served=True)
     assert work.acted == ["umount -- " + THERE, f"write {THERE} to {unlock}", "umount -- " + THERE]
-    filesystem._unlock(THERE)
+    relay_filesystem._unlock(THERE)
     assert unlock.read_text() == THERE + "\n"
 
 
 @pytest.mark.parametrize("spoil", ["a file in it", "a link"])
 def test_a_mount_point_in_which_something_lies_is_not_covered(tmp_path, spoil):
     point = tmp_path / "volmig" / "job"
-    filesystem.make_mountpoint(str(point))
-    filesystem.make_mountpoint(str(point))
+    relay_filesystem.make_mountpoint(str(point))
+    relay_filesystem.make_mountpoint(str(point))
     if spoil == "a link":
         point.rename(tmp_path / "elsewhere")
         point.symlink_to(tmp_path / "elsewhere")
     else:
         (point / "file").touch()
     with pytest.raises(Refused) as refused:
-        filesystem.make_mountpoint(str(point))
+        relay_filesystem.make_mountpoint(str(point))
     assert refused.value.code == "foreign-directory"
 
 
 def test_a_filesystem_that_is_mounted_and_marked_is_left_as_it_is(tmp_path, monkeypatch):
     row = Mount("254:0", "/", str(tmp_path), "ext4", "/dev/vg/lv", "rw")
     monkeypatch.setattr(mounts, "mounts", lambda: [row])
-    filesystem.write_sentinel(str(tmp_path), JOB)
+    relay_filesystem.write_sentinel(str(tmp_path), JOB)
     work = scripted("fs_create", {"lvs": lvs(OURS)}, mountpoint=str(tmp_path))
     assert (work.run(work)["already"], work.acted) == (True, [])
 
@@ -379,7 +389,7 @@ def copying(tmp_path, monkeypatch):
     """A mounted directory for copies, and a source that is as it should be."""
     source = SimpleNamespace(check=lambda: None, check_counters=lambda: {"writes": 1, "sectors_written": 8})
     monkeypatch.setattr(lvm, "Source", lambda args, job: source)
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     monkeypatch.setattr(mounts, "at", lambda path: [MINE])
     part, whole = tmp_path / "disk.part", tmp_path / "disk.qcow2"
 
@@ -454,7 +464,7 @@ def test_what_a_process_moved_is_what_the_kernel_counts_and_nothing_once_it_ende
 
 def test_what_a_process_moves_becomes_progress_and_never_goes_back(monkeypatch):
     told = []
-    work = tools.Work({}, "", lambda args, job: (), report=told.append)
+    work = commands.Work({}, "", lambda args, job: (), report=told.append)
     following = qemu_img.Following(work, 1000)
     moves = iter([(10, 5), (0, 0)])
     monkeypatch.setattr(qemu_img, "moved", lambda pid: next(moves))
@@ -472,7 +482,7 @@ def test_what_a_process_moves_becomes_progress_and_never_goes_back(monkeypatch):
 
 def test_a_program_is_followed_by_its_number_and_what_it_said_last():
     followed = []
-    work = tools.Work({}, "", lambda args, job: ())
+    work = commands.Work({}, "", lambda args, job: ())
     output = work.ask("/bin/sh", "-c", "echo $$", watch=lambda pid, text: followed.append((pid, text)))
     assert followed[-1] == (int(output.out), output.out.encode())
 
@@ -482,5 +492,5 @@ def test_a_program_that_cannot_be_ended_is_not_waited_for(monkeypatch):
         raise subprocess.TimeoutExpired("umount", timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", hangs)
-    output = tools.Work({}, "", lambda args, job: ()).ask("/bin/true", good=None)
+    output = commands.Work({}, "", lambda args, job: ()).ask("/bin/true", good=None)
     assert (output.exit, "it does not end" in output.err) == (124, True)

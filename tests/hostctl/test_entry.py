@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from hosts.remote.hostctl import __main__ as entry
-from hosts.remote.hostctl import detached, store
+from hosts.remote.hostctl import store, transient_units
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +110,7 @@ def test_a_watch_that_nobody_reads_any_more_ends_at_once(call, monkeypatch):
 
 
 def test_where_no_job_ever_was_there_is_nothing_to_follow(tmp_path):
-    following = detached.Watch(str(tmp_path / "no"), str(tmp_path / "run"), lambda unit: True)
+    following = transient_units.Watch(str(tmp_path / "no"), str(tmp_path / "run"), lambda unit: True)
     assert list(following.changes()) == []
 
 
@@ -122,9 +122,9 @@ def test_a_unit_runs_as_long_as_its_control_group_has_processes(tmp_path, monkey
     def read(path):
         return Path(path.replace("/sys/fs/cgroup", str(tmp_path))).open()
 
-    monkeypatch.setattr(detached, "open", read, raising=False)
-    assert not detached._running("volmig-x")
+    monkeypatch.setattr(transient_units, "open", read, raising=False)
+    assert not transient_units._running("volmig-x")
     (group / "cgroup.procs").write_text("4711\n")
-    assert detached._running("volmig-x")
+    assert transient_units._running("volmig-x")
     (group / "cgroup.procs").write_text("")
-    assert not detached._running("volmig-x")
+    assert not transient_units._running("volmig-x")

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import facts, lvm, mounts, nfs, virsh
+from hosts.remote.hostctl import facts, lvm, mounts, nfs_server, virsh
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output
 
 from .conftest import qcow2
 from .test_guards import GROUP, JOB, OURS, lvs, scripted, vgs
@@ -330,12 +330,12 @@ def test_an_address_that_cannot_be_reached_has_no_source_address(monkeypatch):
         raise OSError(errno.EHOSTUNREACH, "No route to host")
 
     monkeypatch.setattr(socket.socket, "connect", barred)
-    assert nfs.source_address("10.0.0.2") == ""
+    assert nfs_server.source_address("10.0.0.2") == ""
 
 
 def test_the_address_that_the_relay_sees_is_that_of_the_way_there():
-    assert nfs.source_address("127.0.0.1") == "127.0.0.1"
-    assert nfs.source_address("::1") in ("::1", "")
+    assert nfs_server.source_address("127.0.0.1") == "127.0.0.1"
+    assert nfs_server.source_address("::1") in ("::1", "")
 
 
 GPT = {

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hosts.remote.hostctl import detached, lvm, mounts
+from hosts.remote.hostctl import lvm, mounts, transient_units
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.store import Store
-from hosts.remote.hostctl.tools import Output
 
 from .conftest import FakeUnits
 from .test_guards import EXPORT, JOB, OURS, RELAY, THERE, lvs, scripted
@@ -15,7 +15,7 @@ from .test_guards import EXPORT, JOB, OURS, RELAY, THERE, lvs, scripted
 @pytest.fixture
 def units(monkeypatch):
     """The real ones, over a systemctl that says what the test puts into `said`."""
-    real = detached.Units()
+    real = transient_units.Units()
     real.work = scripted("forget", {})
     real.said = []
     record = real.work._run
@@ -32,7 +32,7 @@ def units(monkeypatch):
     ("state", "alive"), [("active", True), ("deactivating", True), ("failed", False), ("inactive", False), ("", True)]
 )
 def test_a_unit_is_alive_until_systemd_says_that_it_has_ended_or_else_the_kernel(units, state, alive, monkeypatch):
-    monkeypatch.setattr(detached, "_running", lambda unit: True)
+    monkeypatch.setattr(transient_units, "_running", lambda unit: True)
     units.work.answers = {"systemctl show": Output(0, f"ActiveState={state}\n")}
     assert units.alive("volmig-x") is alive
 
@@ -64,8 +64,8 @@ def host(tmp_path, monkeypatch):
     rows: list[Mount] = []
     fake = FakeUnits()
     monkeypatch.setattr(mounts, "mounts", lambda: rows)
-    monkeypatch.setattr(detached, "find", lambda program: "/usr/sbin/" + program)
-    monkeypatch.setattr(detached, "Units", lambda: fake)
+    monkeypatch.setattr(transient_units, "find", lambda program: "/usr/sbin/" + program)
+    monkeypatch.setattr(transient_units, "Units", lambda: fake)
     kept = Store(JOB, str(tmp_path / "state"), str(tmp_path / "run"))
     kept.open()
     kept.write("relay_lv-do-1.request", {"verb": "lv_create"})
@@ -74,7 +74,7 @@ def host(tmp_path, monkeypatch):
         work = scripted("forget", {"lvs": lvs(), **answers})
         call = work._call
         work._call = lambda act, function: call(act, function)._replace(value=function())
-        return detached.forget(work, kept, fake)
+        return transient_units.forget(work, kept, fake)
 
     forget.kept, forget.rows, forget.units = kept, rows, fake
     return forget
@@ -114,7 +114,7 @@ def test_what_is_left_of_another_job_is_in_nobodys_way(host):
 
 
 def test_a_job_with_work_that_runs_is_not_forgotten(host):
-    host.units.live.add(detached.unit_name(JOB, "relay_lv-do-1"))
+    host.units.live.add(transient_units.unit_name(JOB, "relay_lv-do-1"))
     with pytest.raises(Refused) as refused:
         host()
     assert refused.value.code == "still-running"

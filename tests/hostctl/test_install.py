@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from hosts.remote.hostctl import install, launcher, source_hash, start
+from hosts.remote.hostctl import bootstrap, install, launcher, source_hash
 from tests.trust import versions
 
 from .test_request import counted, send
@@ -289,7 +289,7 @@ def test_an_archive_without_the_launcher_installs_no_program(place, monkeypatch)
 
 @pytest.mark.parametrize("why", ["archive", "job", ""])
 def test_what_another_version_unpacked_stays_while_something_needs_it(place, monkeypatch, why):
-    monkeypatch.setattr(start, "STATE", str(place.state))
+    monkeypatch.setattr(bootstrap, "STATE", str(place.state))
     beside, digest = place.program.parent, versions.former().hash
     (beside / f".hostctl-{digest}").mkdir()
     os.utime(beside / f".hostctl-{digest}", (0, 0))
@@ -297,4 +297,4 @@ def test_what_another_version_unpacked_stays_while_something_needs_it(place, mon
         (beside / f"hostctl-{digest}").touch()
     elif why == "job":
         place.began_here(versions.former())
-    assert len(start.others(str(beside / ".hostctl-new"))) == (0 if why else 1)
+    assert len(bootstrap.others(str(beside / ".hostctl-new"))) == (0 if why else 1)

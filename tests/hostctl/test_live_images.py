@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import backup, bases, swap, virsh
+from hosts.remote.hostctl import bases, rehearsal, swap, virsh
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.commands import Work, find
 from hosts.remote.hostctl.images import Image
-from hosts.remote.hostctl.tools import Work, find
 from hosts.remote.hostctl.untrusted import Share
 from hosts.remote.hostctl.verbs import VERBS
 
@@ -76,7 +76,7 @@ def marked(path: Path, bit: int) -> None:
 def disks(job, monkeypatch):
     root = Path(tempfile.mkdtemp(prefix="volmig-images-", dir="/var/tmp"))
     root.chmod(0o755)
-    for module in (swap, backup):
+    for module in (swap, rehearsal):
         monkeypatch.setattr(module, "check_share", lambda args: None)
     monkeypatch.setattr(virsh, "state", lambda work, instance: "shut off")
     yield Disks(root, job)
@@ -158,7 +158,7 @@ def test_a_rehearsal_says_that_a_disk_marked_corrupt_would_not_start(disks):
     disks.swapped()
     said = disks.rehearsed()
     assert said["verdict"] == "unreadable"
-    assert backup.MARKED_CORRUPT in said["findings"]
+    assert rehearsal.MARKED_CORRUPT in said["findings"]
 
 
 # Base files: what a way back stands on

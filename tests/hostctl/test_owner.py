@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, mounts, nfs, owner, untrusted
+from hosts.remote.hostctl import mounts, nfs_server, privileges, relay_filesystem, untrusted
 from hosts.remote.hostctl.act import Failed
-from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
 
 from .conftest import qcow2
@@ -41,19 +41,19 @@ def test_a_file_is_made_as_the_owner_of_the_directory_and_root_is_root_again(tmp
 def test_what_root_may_the_owner_may_not(tmp_path):
     private = tmp_path / "private"
     private.touch(mode=0o600)
-    with pytest.raises(PermissionError), owner.as_user(NOVA, NOVA):
+    with pytest.raises(PermissionError), privileges.as_user(NOVA, NOVA):
         private.open("w")
     assert me() == (0, 0)
 
 
 def test_root_stays_root_and_is_root_again_for_its_own_files(tmp_path):
     groups = os.getgroups()
-    with owner.as_user(0, NOVA):
+    with privileges.as_user(0, NOVA):
         assert me() == (0, 0)
-    with owner.as_root():
+    with privileges.as_root():
         assert me() == (0, 0)
-    with owner.as_user(NOVA, NOVA):
-        with owner.as_root():
+    with privileges.as_user(NOVA, NOVA):
+        with privileges.as_root():
             assert me() == (0, 0)
             (tmp_path / "progress").touch()
         assert (me(), os.getgroups()) == ((NOVA, NOVA), [])
@@ -69,7 +69,7 @@ SQUASHED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fo
 CARRIED = """
 import json, os, sys
 from hosts.remote.hostctl import stage, swap, untrusted, virsh
-from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
 
 stage.check_share = swap.check_share = lambda args: None
@@ -147,8 +147,8 @@ def test_a_disk_is_staged_swapped_and_put_back_whether_or_not_the_filer_squashes
 def test_an_export_on_which_root_became_nobody_is_found_before_a_disk_is_sent_over_it(nova_only, job, monkeypatch):
     mine = mounts.Mount("0:9", "/", str(nova_only), "nfs", "10.0.0.2:/srv", "rw,vers=3,hard")
     monkeypatch.setattr(mounts, "mounts", lambda: [mine])
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     args = {"mountpoint": str(nova_only), "address": "10.0.0.2", "export": "/srv", "fs_uuid": job}
-    with pytest.raises(Failed) as failed, owner.as_user(65534, 65534):
-        nfs.mount(Work(args, job, VERBS["nfs_mount"].acts))
+    with pytest.raises(Failed) as failed, privileges.as_user(65534, 65534):
+        nfs_server.mount(Work(args, job, VERBS["nfs_mount"].acts))
     assert (failed.value.code, "permission denied" in failed.value.found) == ("act-failed", True)

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import cage, filesystem, lvm, qemu_img, stage
+from hosts.remote.hostctl import lvm, qemu_img, relay_filesystem, sandbox, stage
 from hosts.remote.hostctl.act import Refused
-from hosts.remote.hostctl.tools import Work, find
+from hosts.remote.hostctl.commands import Work, find
 from hosts.remote.hostctl.untrusted import opened
 from hosts.remote.hostctl.verbs import VERBS
 
@@ -62,7 +62,7 @@ def hosts(job, monkeypatch):
     fenced = SimpleNamespace(check=lambda: None, check_counters=lambda: {"writes": 1, "sectors_written": 8})
     monkeypatch.setattr(lvm, "device", lambda args: str(made.source))
     monkeypatch.setattr(lvm, "Source", lambda args, job: fenced)
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     monkeypatch.setattr(stage, "check_share", lambda args: None)
     yield made
     shutil.rmtree(root)
@@ -81,7 +81,7 @@ def test_a_copy_is_converted_hashed_compared_staged_and_verified_whoever_owns_th
 def test_a_copy_that_the_identity_of_a_tool_cannot_open_is_refused_with_the_reason(hosts, who, monkeypatch):
     """What these tests are for: each of the two identities of a cage, wrong, is found out by them."""
     hosts.converted()
-    real = cage.Cage
+    real = sandbox.Cage
 
     def wrong(shown, user, **limits):
         if who == "may not walk there":

@@ -122,7 +122,7 @@ def make(desk, job, **more):
 
 
 def test_what_is_refused_leaves_no_trace_and_runs_no_tool(desk, job, monkeypatch):
-    monkeypatch.setattr("hosts.remote.hostctl.tools._execute", lambda *_, **__: pytest.fail("a tool ran"))
+    monkeypatch.setattr("hosts.remote.hostctl.commands._execute", lambda *_, **__: pytest.fail("a tool ran"))
     answer = make(desk, job, vg="vg_prod")
     assert (answer["state"], answer["error"]["code"], answer["error"]["touched"]) == (
         "refused",

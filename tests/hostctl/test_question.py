@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hosts.remote.hostctl import question, tools, untrusted, verbs
+from hosts.remote.hostctl import commands, question, untrusted, verbs
 from hosts.remote.hostctl.act import Refused
 
 DEAD, ALIVE = "filer:/dead", "filer:/alive"
@@ -38,7 +38,7 @@ def answers(work):
 @pytest.fixture
 def ask(tmp_path):
     def asked(run, share=DEAD, seconds=0.2):
-        work = tools.Work({"share_source": share}, "", lambda args, job: ())
+        work = commands.Work({"share_source": share}, "", lambda args, job: ())
         return question.answered(run, work, "destination_facts", str(tmp_path), seconds)
 
     return asked

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, mounts
+from hosts.remote.hostctl import lvm, mounts, relay_filesystem
 from hosts.remote.hostctl.act import Stop
+from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output, Work
 from hosts.remote.hostctl.verbs import VERBS
 from tests.hostctl.conftest import qcow2
 from tests.hostctl.test_guards import Remembered, lvs, vgs
@@ -195,7 +195,7 @@ def quiet(monkeypatch):
     patient = SimpleNamespace(
         monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
     )
-    for module in (filesystem, lvm):
+    for module in (relay_filesystem, lvm):
         monkeypatch.setattr(module, "time", patient)
     monkeypatch.setattr(lvm, "openers", lambda device: [])
     monkeypatch.setattr(lvm, "kernel_children", lambda device: [])

@@ -8,23 +8,23 @@ import pytest
 
 from hosts.remote.hostctl import __main__ as entry
 from hosts.remote.hostctl import (
+    commands,
     facts,
-    filesystem,
     leftovers,
     lvm,
     mounts,
-    nfs,
+    nfs_server,
     openers,
     policy,
+    relay_filesystem,
     request,
     store,
-    tools,
     version,
     virsh,
 )
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output
 from hosts.remote.ssh import ANSWER_CAP
 
 from .test_guards import ACTIVE, GROUP, JOB, OURS, THERE, lvs, nothing_mounted, scripted, vgs
@@ -37,7 +37,7 @@ READ = "virsh -r -c qemu:///system "
 @pytest.mark.parametrize("text", ["Segmentation fault\n", "exportfs: /etc/exports: bad\n"])
 def test_what_exportfs_prints_besides_exports_is_not_taken_for_none(text):
     with pytest.raises(Refused) as refused:
-        nfs.exports(scripted("leftovers", {"exportfs": Output(0, text)}))
+        nfs_server.exports(scripted("leftovers", {"exportfs": Output(0, text)}))
     assert refused.value.code == "probe-failed"
     assert text.split()[0] in refused.value.found
 
@@ -45,7 +45,7 @@ def test_what_exportfs_prints_besides_exports_is_not_taken_for_none(text):
 @pytest.mark.parametrize("text", ["", "garbage\n", "LoadState=loaded\n", "ActiveState=active\n"])
 def test_a_service_of_which_systemd_says_nothing_is_not_taken_for_one_that_is_off(text):
     with pytest.raises(Refused) as refused:
-        nfs.unit_state(scripted("export", {"systemctl show": Output(0, text)}), "nfs-server")
+        nfs_server.unit_state(scripted("export", {"systemctl show": Output(0, text)}), "nfs-server")
     assert refused.value.code == "probe-failed"
 
 
@@ -59,7 +59,7 @@ def test_a_service_of_which_systemd_says_nothing_is_not_taken_for_one_that_is_of
     ],
 )
 def test_the_state_of_a_service_is_what_systemd_says(text, state):
-    assert nfs.unit_state(scripted("export", {"systemctl show": Output(0, text)}), "nfs-server") == state
+    assert nfs_server.unit_state(scripted("export", {"systemctl show": Output(0, text)}), "nfs-server") == state
 
 
 @pytest.mark.parametrize(
@@ -74,28 +74,28 @@ def test_the_state_of_a_service_is_what_systemd_says(text, state):
 )
 def test_whether_nfs_version_3_is_served_is_asked_of_the_kernel_first(monkeypatch, tmp_path, versions, configured, why):
     (tmp_path / "versions").write_text(versions)
-    monkeypatch.setattr(nfs, "VERSIONS", str(tmp_path / "versions"))
-    monkeypatch.setattr(nfs, "find", lambda program: f"/usr/sbin/{program}")
-    found = nfs.version_3(scripted("relay_facts", {"nfsconf": Output(0, configured)}))
+    monkeypatch.setattr(nfs_server, "VERSIONS", str(tmp_path / "versions"))
+    monkeypatch.setattr(nfs_server, "find", lambda program: f"/usr/sbin/{program}")
+    found = nfs_server.version_3(scripted("relay_facts", {"nfsconf": Output(0, configured)}))
     assert found == why.replace("/proc/fs/nfsd/versions", str(tmp_path / "versions"))
 
 
 def test_of_a_server_that_was_stopped_its_configuration_decides(tmp_path, monkeypatch):
     (tmp_path / "versions").write_text("+3 +4 +4.1 +4.2\n")
     (tmp_path / "threads").write_text("0\n")
-    monkeypatch.setattr(nfs, "VERSIONS", str(tmp_path / "versions"))
-    monkeypatch.setattr(nfs, "THREADS", str(tmp_path / "threads"))
-    monkeypatch.setattr(nfs, "find", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr(nfs_server, "VERSIONS", str(tmp_path / "versions"))
+    monkeypatch.setattr(nfs_server, "THREADS", str(tmp_path / "threads"))
+    monkeypatch.setattr(nfs_server, "find", lambda program: f"/usr/sbin/{program}")
     configured = {"nfsconf": Output(0, "n\n")}
-    assert nfs.version_3(scripted("relay_facts", configured)) == "vers3=n in nfs.conf"
+    assert nfs_server.version_3(scripted("relay_facts", configured)) == "vers3=n in nfs.conf"
     (tmp_path / "threads").write_text("8\n")
-    assert nfs.version_3(scripted("relay_facts", configured)) == "", "it runs, and serves version 3"
+    assert nfs_server.version_3(scripted("relay_facts", configured)) == "", "it runs, and serves version 3"
 
 
 def test_a_server_that_does_not_run_has_no_versions_to_say(monkeypatch):
-    monkeypatch.setattr(nfs, "VERSIONS", "/nowhere")
-    monkeypatch.setattr(nfs, "find", lambda program: "")
-    assert nfs.version_3(scripted("relay_facts", {})) == ""
+    monkeypatch.setattr(nfs_server, "VERSIONS", "/nowhere")
+    monkeypatch.setattr(nfs_server, "find", lambda program: "")
+    assert nfs_server.version_3(scripted("relay_facts", {})) == ""
 
 
 def test_a_volume_is_not_taken_for_missing_when_lvm_did_not_read_everything():
@@ -137,11 +137,11 @@ def test_an_inventory_of_500_instances_and_1000_volumes_fits_into_an_answer(monk
     def execute(argv, **how):
         return Output(0, next((text for word, text in said.items() if word in argv[0].split("/") or word in argv), ""))
 
-    monkeypatch.setattr(tools, "find", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr(commands, "find", lambda program: f"/usr/sbin/{program}")
     monkeypatch.setattr(facts, "find", lambda program: f"/usr/sbin/{program}")
     monkeypatch.setattr(virsh, "installed", lambda: True)
-    monkeypatch.setattr(tools, "_execute", execute)
-    work = tools.Work({}, "", lambda args, job: ())
+    monkeypatch.setattr(commands, "_execute", execute)
+    work = commands.Work({}, "", lambda args, job: ())
     answer = request.answer("done", facts.inventory(work), work)
     assert (len(answer["evidence"]["domains"]), len(answer["evidence"]["logical_volumes"])) == (500, 1000)
     assert len(json.dumps(answer)) < ANSWER_CAP / 2
@@ -202,7 +202,7 @@ def test_a_version_that_runs_from_a_place_that_is_gone_names_itself(monkeypatch)
 def test_a_sentinel_that_was_written_in_part_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
     with pytest.raises(OSError, match="only a part") as failed:
-        filesystem.write_sentinel(str(tmp_path), JOB)
+        relay_filesystem.write_sentinel(str(tmp_path), JOB)
     assert failed.value.errno == errno.ENOSPC
 
 
@@ -220,9 +220,9 @@ def test_nothing_is_copied_to_where_not_exactly_the_jobs_filesystem_is_mounted(m
     """Else a copy of hundreds of GiB would fill the hypervisor's own disk."""
     monkeypatch.setattr(mounts, "at", lambda path: [Mount("0:5", "/", path, "nfs", name, "rw") for name in rows])
     monkeypatch.setattr(mounts, "is_own_filesystem", lambda path: own)
-    monkeypatch.setattr(filesystem, "sentinel", lambda path: sentinel)
+    monkeypatch.setattr(relay_filesystem, "sentinel", lambda path: sentinel)
     with pytest.raises(Refused) as refused:
-        filesystem.check_target({"mountpoint": THERE, "fs_uuid": JOB}, JOB)
+        relay_filesystem.check_target({"mountpoint": THERE, "fs_uuid": JOB}, JOB)
     assert refused.value.code == "not-mounted"
 
 

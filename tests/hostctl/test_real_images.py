@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import filesystem, lvm, stage
+from hosts.remote.hostctl import lvm, relay_filesystem, stage
 from hosts.remote.hostctl.act import Stop
-from hosts.remote.hostctl.tools import Work
+from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
 
 pytestmark = pytest.mark.torture
@@ -70,7 +70,7 @@ def place(tmp_path, job, monkeypatch):
     monkeypatch.setattr(lvm, "device", lambda args: str(made.source))
     quiet = SimpleNamespace(check=lambda: None, check_counters=lambda: COUNTED)  # fenced: nobody writes to it
     monkeypatch.setattr(lvm, "Source", lambda args, job: quiet)
-    monkeypatch.setattr(filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
     monkeypatch.setattr(stage, "check_share", lambda args: None)
     made.do("convert")
     made.image = made.part.read_bytes()

@@ -228,7 +228,7 @@ def test_a_host_that_has_never_heard_of_the_job_remembers_its_new_owner(desk, jo
 
 @pytest.fixture
 def nothing_left(monkeypatch):
-    monkeypatch.setattr("hosts.remote.hostctl.detached.left", lambda work: [])
+    monkeypatch.setattr("hosts.remote.hostctl.transient_units.left", lambda work: [])
 
 
 def test_a_late_owner_of_a_forgotten_job_is_refused_and_nothing_of_it_comes_up_again(desk, job, counted, nothing_left):

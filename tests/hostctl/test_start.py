@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hosts.remote import hostctl
-from hosts.remote.hostctl import pack, start
+from hosts.remote.hostctl import bootstrap, pack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's archive unpacks itself")
 
@@ -88,7 +88,7 @@ def test_what_an_older_version_unpacked_goes_after_a_day(archive):
 
 @pytest.fixture
 def unpack(archive):
-    return lambda: start.unpacked(str(archive), hostctl.source_hash())
+    return lambda: bootstrap.unpacked(str(archive), hostctl.source_hash())
 
 
 def test_what_is_unpacked_is_what_runs(archive, monkeypatch, capsys, tmp_path):
@@ -98,11 +98,11 @@ def test_what_is_unpacked_is_what_runs(archive, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(request)))
     monkeypatch.setattr(sys, "argv", ["hostctl"])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(start, "__file__", str(archive / "__main__.py"))
+    monkeypatch.setattr(bootstrap, "__file__", str(archive / "__main__.py"))
     monkeypatch.chdir(tmp_path)
     mask = os.umask(0o022)
     try:
-        assert start.start(hostctl.source_hash()) == 0
+        assert bootstrap.start(hostctl.source_hash()) == 0
         assert sys.modules["hostctl"].__file__ == str(unpacked(archive) / "hostctl/__init__.py")
     finally:
         os.umask(mask)

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import byhand, mounts, openers, swap, virsh
+from hosts.remote.hostctl import cli, mounts, openers, swap, virsh
 from hosts.remote.hostctl.act import Failed, Refused
+from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.store import Store
 from hosts.remote.hostctl.swap import state_of
-from hosts.remote.hostctl.tools import Work
 from hosts.remote.hostctl.verbs import VERBS
 
 from .conftest import qcow2
@@ -647,14 +647,14 @@ def by_hand(share, tmp_path, monkeypatch, capsys):
     rows = [Mount("0:9", "/", target, fstype, source, "rw") for fstype, source, target in table]
     monkeypatch.setattr(mounts, "mounts", lambda: rows)
     monkeypatch.setattr(
-        byhand, "Store", lambda job: Store(job, str(tmp_path / "memory"), str(tmp_path / "memory/progress"))
+        cli, "Store", lambda job: Store(job, str(tmp_path / "memory"), str(tmp_path / "memory/progress"))
     )
 
     def rollback():
-        status = byhand.main("rollback", share.job)
+        status = cli.main("rollback", share.job)
         return status, json.loads(capsys.readouterr().out)
 
-    return SimpleNamespace(rollback=rollback, rows=rows, kept=byhand.Store(share.job))
+    return SimpleNamespace(rollback=rollback, rows=rows, kept=cli.Store(share.job))
 
 
 def test_by_hand_the_old_disk_comes_back_from_what_the_card_says_and_once(share, by_hand):
@@ -700,7 +700,7 @@ def test_by_hand_a_card_that_cannot_be_believed_moves_nothing(share, by_hand, sp
 def test_by_hand_a_step_that_is_at_work_is_not_disturbed(share, by_hand, monkeypatch):
     swap.swap(work(share))
     before = layout(share)
-    monkeypatch.setattr(byhand, "LOCK_WITHIN", 0.1)
+    monkeypatch.setattr(cli, "LOCK_WITHIN", 0.1)
     by_hand.kept.open()
     with by_hand.kept.locked("lock", 1):
         status, answer = by_hand.rollback()

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from hosts.remote.hostctl import detached, tools
+from hosts.remote.hostctl import commands, transient_units
 from hosts.remote.hostctl.act import Refused, command
+from hosts.remote.hostctl.commands import KEPT, OUTPUT_CAP, Output, Work
 from hosts.remote.hostctl.store import Store
-from hosts.remote.hostctl.tools import KEPT, OUTPUT_CAP, Output, Work
 
 
 def working(*announced):
@@ -19,9 +19,9 @@ def working(*announced):
 def test_a_program_is_found_only_in_directories_of_root(tmp_path, monkeypatch):
     (tmp_path / "evil").write_text("#!/bin/sh\n")
     (tmp_path / "evil").chmod(0o777)
-    monkeypatch.setattr(tools, "DIRECTORIES", (str(tmp_path), "/usr/bin", "/bin"))
-    assert tools.find("evil") == ""
-    assert os.path.isabs(tools.find("env"))
+    monkeypatch.setattr(commands, "DIRECTORIES", (str(tmp_path), "/usr/bin", "/bin"))
+    assert commands.find("evil") == ""
+    assert os.path.isabs(commands.find("env"))
 
 
 def test_a_missing_program_is_an_answer_and_not_an_exception():
@@ -42,9 +42,9 @@ def test_a_missing_program_is_an_answer_and_not_an_exception():
     ],
 )
 def test_a_unit_of_which_systemd_says_nothing_is_not_taken_for_lost(said, has_processes, alive, monkeypatch):
-    units = detached.Units()
+    units = transient_units.Units()
     monkeypatch.setattr(units.work, "_run", lambda act, probe, how: said)
-    monkeypatch.setattr(detached, "_running", lambda unit: has_processes)
+    monkeypatch.setattr(transient_units, "_running", lambda unit: has_processes)
     assert units.alive("volmig-x") is alive
 
 
@@ -104,15 +104,15 @@ def watched(tmp_path, job):
     state, run = str(tmp_path / "state"), str(tmp_path / "run")
     store, live = Store(job, state, run), set()
     store.open()
-    return store, live, detached.Watch(state, run, live.__contains__)
+    return store, live, transient_units.Watch(state, run, live.__contains__)
 
 
 def test_watch_tells_progress_once_and_the_end_once(watched):
     store, live, watch = watched
     assert list(watch.changes()) == []
     store.write("convert-do-1.request", {})
-    live.add(detached.unit_name(store.job, "convert-do-1"))
-    detached.reporter(store, "convert-do-1")({"done": 5, "total": 10, "read": 5, "written": 5})
+    live.add(transient_units.unit_name(store.job, "convert-do-1"))
+    transient_units.reporter(store, "convert-do-1")({"done": 5, "total": 10, "read": 5, "written": 5})
     [line] = watch.changes()
     assert (line["progress"]["step"], line["progress"]["attempt"], line["progress"]["done"]) == ("convert", 1, 5)
     assert list(watch.changes()) == []
@@ -127,7 +127,7 @@ def test_watch_does_not_call_a_unit_lost_that_is_only_starting(watched, monkeypa
     list(watch.changes())
     store.write("convert-do-1.request", {})
     assert list(watch.changes()) == []
-    monkeypatch.setattr(detached, "GRACE", -1.0)
+    monkeypatch.setattr(transient_units, "GRACE", -1.0)
     [line] = watch.changes()
     assert line["ended"]["state"] == "lost"
 

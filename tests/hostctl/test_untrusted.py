@@ -11,7 +11,7 @@ import pytest
 from hosts.remote.hostctl import images, untrusted
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.images import Image
-from hosts.remote.hostctl.owner import as_user
+from hosts.remote.hostctl.privileges import as_user
 from hosts.remote.hostctl.untrusted import Base, Share
 
 from .conftest import qcow2

@@ -16,7 +16,7 @@ from django.utils import timezone
 from hosts import tasks
 from hosts.models import Hypervisor
 from hosts.remote.host import Unreachable
-from hosts.remote.hostctl import byhand
+from hosts.remote.hostctl import cli
 from jobs.models import Adoption, Footprint, Job, Refused
 from jobs.worker import adopting
 from jobs.worker.journal import Journal
@@ -580,7 +580,7 @@ def test_an_instance_that_is_down_is_brought_back_by_hand_as_the_page_says(lacki
     adopting.compare()
     assert f"volmig-hostctl rollback {uuid} on dst" in adopting.unknown(incarnation.read_only().episode)[0].advice
     with machines.destination.at_work():
-        said = byhand.rollback(uuid)
+        said = cli.rollback(uuid)
     assert said["state"] == "done", said
     assert machines.files[LIVE].content == "old disk"
 

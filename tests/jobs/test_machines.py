@@ -2,7 +2,7 @@
 
 import pytest
 
-from hosts.remote.hostctl.tools import Output
+from hosts.remote.hostctl.commands import Output
 from tests import faketools
 from tests.factories import operator
 from tests.jobs.lives import WAYS, begin, check_the_world

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl.tools import Output
+from hosts.remote.hostctl.commands import Output
 from tests.jobs import lives
 from tests.jobs.lives import WAYS, begin, check_the_world
 

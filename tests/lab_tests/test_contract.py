@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hosts.remote.hostctl.tools import ENVIRONMENT, Output
+from hosts.remote.hostctl.commands import ENVIRONMENT, Output
 from tests import contract
 
 pytestmark = pytest.mark.lab

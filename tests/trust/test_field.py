@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from hosts.remote.hostctl import facts, lvm, mounts, nfs, virsh
+from hosts.remote.hostctl import facts, lvm, mounts, nfs_server, virsh
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.mounts import Mount
-from hosts.remote.hostctl.tools import Output, Work
 from jobs.engine import checks
 from tests.engine.sound import DESTINATION, MIGRATION, RELAY, case
 from tests.hostctl.test_guards import GROUP, OURS, lvs, scripted, vgs
@@ -281,7 +281,7 @@ def test_the_two_names_of_the_first_ephemeral_disk_block_with_a_way_out():
 @pytest.mark.parametrize("unit", ["rpcbind", "rpc-statd", "nfs-mountd"])
 @pytest.mark.parametrize("state", ["missing", "masked"])
 def test_a_relay_that_lacks_a_part_of_nfs_version_3_blocks_and_names_it(unit, state):
-    check = failing(case(relay__nfs_server={**dict.fromkeys(nfs.UNITS, "inactive"), unit: state}))[
+    check = failing(case(relay__nfs_server={**dict.fromkeys(nfs_server.UNITS, "inactive"), unit: state}))[
         "relay can serve NFS"
     ]
     assert f"{unit} is {state}" in check.sentence
@@ -290,21 +290,21 @@ def test_a_relay_that_lacks_a_part_of_nfs_version_3_blocks_and_names_it(unit, st
 def test_a_relay_whose_configuration_forbids_version_3_blocks(tmp_path, monkeypatch):
     versions = tmp_path / "versions"
     versions.write_text("-2 -3 +4 +4.1 +4.2\n")
-    monkeypatch.setattr(nfs, "VERSIONS", str(versions))
-    why = nfs.version_3(scripted("hello", {}))
+    monkeypatch.setattr(nfs_server, "VERSIONS", str(versions))
+    why = nfs_server.version_3(scripted("hello", {}))
     assert "-3" in why
     assert why in failing(case(relay__no_version_3=why))["relay can serve NFS"].sentence
     versions.unlink()
-    monkeypatch.setattr(nfs, "find", lambda program: "/usr/sbin/" + program)
-    assert nfs.version_3(scripted("hello", {"nfsconf": Output(0, "n\n")})) == "vers3=n in nfs.conf"
-    assert nfs.version_3(scripted("hello", {"nfsconf": Output(1)})) == "", "what is not set is allowed"
+    monkeypatch.setattr(nfs_server, "find", lambda program: "/usr/sbin/" + program)
+    assert nfs_server.version_3(scripted("hello", {"nfsconf": Output(0, "n\n")})) == "vers3=n in nfs.conf"
+    assert nfs_server.version_3(scripted("hello", {"nfsconf": Output(1)})) == "", "what is not set is allowed"
 
 
 def test_a_masked_unit_is_told_from_one_that_is_not_installed():
     states = {"masked": "masked", "not-found": "missing"}
     for load, state in states.items():
         work = scripted("hello", {"systemctl show": Output(0, f"LoadState={load}\nActiveState=inactive\n")})
-        assert nfs.unit_state(work, "rpcbind") == state
+        assert nfs_server.unit_state(work, "rpcbind") == state
 
 
 def test_a_host_without_virsh_is_not_said_to_have_no_instance(monkeypatch):

@@ -24,9 +24,9 @@ import pytest
 
 from hosts.remote.hostctl import facts, mounts, virsh
 from hosts.remote.hostctl.act import Refused
+from hosts.remote.hostctl.commands import Work, find
 from hosts.remote.hostctl.mounts import Mount
 from hosts.remote.hostctl.request import Desk, guarded
-from hosts.remote.hostctl.tools import Work, find
 from hosts.remote.hostctl.verbs import VERBS
 from tests import policies
 from tests.hostctl.conftest import FakeUnits, qcow2

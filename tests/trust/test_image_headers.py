@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from oslo_utils.imageutils.format_inspector import QcowInspector, SafetyCheckFailed
 
+from hosts.remote.hostctl.commands import find
 from hosts.remote.hostctl.qcow2 import HEAD, Header
-from hosts.remote.hostctl.tools import find
 from tests.hostctl.conftest import qcow2
 
 from .amounts import amount, figure

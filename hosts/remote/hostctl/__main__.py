@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, Dict, List, Optional
 
-from . import byhand, detached
+from . import cli, transient_units
 from .request import INPUT_CAP, Desk, is_field, parse
 
 USAGE = (
@@ -32,7 +32,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if words[:1] == ["run"] and len(words) == 3:
         return Desk().run_unit(words[1], words[2])
     if words[:1] in (["status"], ["rollback"]) and len(words) == 2:
-        return byhand.main(words[0], words[1])
+        return cli.main(words[0], words[1])
     if words in ([], ["hostctl"]):
         return _request(sys.stdin.buffer.read(INPUT_CAP + 1))
     sys.stderr.write(USAGE)
@@ -42,7 +42,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 def _request(data: bytes) -> int:
     if _is_watch(data):
         try:
-            detached.watch()
+            transient_units.watch()
         except (BrokenPipeError, KeyboardInterrupt):
             os._exit(0)
     _say(Desk().handle(data))

@@ -13,10 +13,10 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from . import untrusted
 from .act import UUID, Act, Args, Refused, reason, syscall
+from .commands import Work
 from .images import Image
-from .owner import as_root, as_user
+from .privileges import as_root, as_user
 from .stage import Place, directory
-from .tools import Work
 from .untrusted import Base, plain
 
 SECOND_NAME = re.compile(r"base\.[0-9]{1,2}\Z")

@@ -12,12 +12,12 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import bases, detached, lvm, mounts, nfs, openers, stage, untrusted, version, virsh
+from . import bases, lvm, mounts, nfs_server, openers, stage, transient_units, untrusted, version, virsh
 from .act import Args, Stop
-from .cage import NOBODY, Cage
-from .filesystem import export_format, signature
+from .commands import Work, find
 from .images import Image
-from .tools import Work, find
+from .relay_filesystem import export_format, signature
+from .sandbox import NOBODY, Cage
 from .untrusted import Share
 
 RELAY_PORTS = (111, 2049, 20048)
@@ -41,7 +41,7 @@ def hello(work: Work) -> Dict[str, Any]:
         "oldest_protocol": version.OLDEST,
         "versions": version.installed(),
         "user": _user(),
-        "boot_id": detached.boot_id(),
+        "boot_id": transient_units.boot_id(),
         "time": time.time(),
         "tools": _tools(work),
         "features": {
@@ -93,7 +93,7 @@ def inventory(work: Work) -> Dict[str, Any]:
         logical_volumes=[_volume(found) for found in lvm.volumes(work)] if has_lvm else [],
         mounts=[_mount(found) for found in mounts.mounts() if found.fstype in ("nfs", "nfs4")],
         addresses=_addresses(work),
-        nfs_server=nfs.server(work),
+        nfs_server=nfs_server.server(work),
         domains=virsh.domains(work),
     )
 
@@ -354,7 +354,7 @@ def source_facts(work: Work) -> Dict[str, Any]:
         "volume": _source_volume(found) if found else None,
         "virsh": virsh.installed(),
         "contents": contents(work, lvm.device(args)) if found and found.active else None,
-        "source_address": nfs.source_address(relay),
+        "source_address": nfs_server.source_address(relay),
         "reach": _knocks(relay),
         "instance_running": _user_of(work, found) if found else None,
         "time": time.time(),
@@ -415,15 +415,15 @@ def relay_facts(work: Work) -> Dict[str, Any]:
     leftovers = ["%s/%s" % (found.vg, found.lv) for found in lvm.volumes(work) if found.lv == args["relay_lv"]]
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
-    leftovers += sorted({path for path, _client in nfs.all_exports(work) if short in path})
+    leftovers += sorted({path for path, _client in nfs_server.all_exports(work) if short in path})
     listening = {str(each["port"]): each["state"] == "open" for each in _knocks("127.0.0.1")}
     return {
         "vg": groups.named(args["vg"]),
         "skipped": groups.skipped,
         "leftovers": leftovers,
         "share": share(args["share_source"]),
-        "nfs_server": nfs.server(work),
-        "no_version_3": nfs.version_3(work),
+        "nfs_server": nfs_server.server(work),
+        "no_version_3": nfs_server.version_3(work),
         "ports": listening,
         "time": time.time(),
     }

@@ -4,8 +4,8 @@ import os
 from typing import Any, Dict, List, Tuple
 
 from .act import Refused, reason
-from .cage import Cage
 from .qcow2 import Header, header_of
+from .sandbox import Cage
 from .untrusted import CHAIN_CAP, Base, Share, plain
 
 

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from typing import List, Set
 
-from .start import only_roots
+from .bootstrap import only_roots
 from .store import STATE
 from .version import source_hash, versions_in
 

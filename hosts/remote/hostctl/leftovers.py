@@ -6,9 +6,9 @@ import stat
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import filesystem, lvm, mounts, nfs, store, untrusted
+from . import lvm, mounts, nfs_server, relay_filesystem, store, untrusted
 from .act import UUID, Stop
-from .tools import Work, find
+from .commands import Work, find
 from .untrusted import Share, open_directory, plain
 
 CAP = 1000
@@ -81,12 +81,12 @@ def _own_mounts() -> List[Tuple[mounts.Mount, Any]]:
 def _of_mount(work: Work, row: mounts.Mount, digits: str) -> Thing:
     if row.fstype.startswith("nfs"):
         return _thing("mount", row.target, _dashed(digits), row.source)
-    asked = filesystem.signature(work, row.source, good=None, timeout=PROBE_WITHIN)
-    return _thing("filesystem", row.target, _dashed(digits), filesystem.export_format(asked.out).get("UUID", ""))
+    asked = relay_filesystem.signature(work, row.source, good=None, timeout=PROBE_WITHIN)
+    return _thing("filesystem", row.target, _dashed(digits), relay_filesystem.export_format(asked.out).get("UUID", ""))
 
 
 def _exports(work: Work) -> List[Thing]:
-    found = nfs.all_exports(work) if find("exportfs") else nfs.recorded()
+    found = nfs_server.all_exports(work) if find("exportfs") else nfs_server.recorded()
     owned = [(path, client, OWN_PATH.match(path)) for path, client in found]
     return [_thing("export", path, _dashed(own.group(1)), client) for path, client, own in owned if own]
 

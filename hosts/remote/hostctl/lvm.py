@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import mounts
 from .act import Act, Args, Failed, Refused, command, syscall
-from .tools import Work
+from .commands import Work
 
 
 def name(args: Args) -> str:

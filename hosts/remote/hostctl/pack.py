@@ -16,7 +16,7 @@ def bundle() -> bytes:
     """One executable file that holds this package; the same sources give the same bytes."""
     archive = io.BytesIO()
     files = {"hostctl/" + name: text for name, text in _sources().items()}
-    files["__main__.py"] = _source("start.py") + START % digest().encode()
+    files["__main__.py"] = _source("bootstrap.py") + START % digest().encode()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, text in sorted(files.items()):
             packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)

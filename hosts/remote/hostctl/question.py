@@ -12,9 +12,9 @@ import signal
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import tools, untrusted
+from . import commands, untrusted
 from .act import Args, Refused
-from .nfs import write_all
+from .nfs_server import write_all
 from .store import read_progress, write_json
 
 WITHIN = 15.0  # seconds; whoever asks through SSH waits for 20
@@ -23,7 +23,7 @@ STUCK_OF_A_KIND, STUCK = 3, 12  # processes that do not end, after which no more
 ANSWER_CAP = 32 << 20
 KIND = ("share_source", "instances", "vg")  # what a question touches that may be dead, while others live
 
-Asked = Callable[[tools.Work], Dict[str, Any]]
+Asked = Callable[[commands.Work], Dict[str, Any]]
 
 
 class Stuck(NamedTuple):
@@ -40,7 +40,7 @@ def within(verb: str) -> float:
     return LONGER.get(verb, WITHIN)
 
 
-def answered(run: Asked, work: tools.Work, verb: str, directory: str, seconds: float) -> Dict[str, Any]:
+def answered(run: Asked, work: commands.Work, verb: str, directory: str, seconds: float) -> Dict[str, Any]:
     """What `run` answers. Refuses with `timed-out`, naming what hung, or `too-many-stuck` where others hang already."""
     kind = " ".join([verb] + [str(work.args[name]) for name in KIND if name in work.args])
     _demand_few(stuck(directory), verb, kind)
@@ -97,7 +97,7 @@ def _demand_few(there: List[Stuck], verb: str, kind: str) -> None:
 
 
 def _ask(  # pragma: no cover
-    run: Asked, work: tools.Work, writing: int, directory: str, kind: str, seconds: float
+    run: Asked, work: commands.Work, writing: int, directory: str, kind: str, seconds: float
 ) -> None:
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -110,7 +110,7 @@ def _ask(  # pragma: no cover
         untrusted.note = note
         work.until = time.monotonic() + seconds - 1
         given = json.dumps(run(work)).encode()
-        for pid, doing in tools.ABANDONED:
+        for pid, doing in commands.ABANDONED:
             remember(directory, pid, kind, doing)
         write_all(writing, b"A%s\n" % given)
     finally:

@@ -7,11 +7,11 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from . import PROTOCOL, authority, detached, policy, question, source_hash, verbs
+from . import PROTOCOL, authority, policy, question, source_hash, transient_units, verbs
 from .act import UUID, Args, Refused, Stop
+from .commands import Work
 from .ownership import Ownership
 from .store import RUN, STATE, Store, forgotten
-from .tools import Work
 from .version import installed
 
 INPUT_CAP = 1 << 20
@@ -265,7 +265,7 @@ def answer(
         "commands": work.commands if work else [],
         "error": error,
         "unit": unit,
-        "boot_id": detached.boot_id(),
+        "boot_id": transient_units.boot_id(),
         "hash": source_hash(),
         "protocol": PROTOCOL,
     }
@@ -312,13 +312,13 @@ class Desk:
 
     def __init__(
         self,
-        units: Optional[detached.Units] = None,
+        units: Optional[transient_units.Units] = None,
         state: str = STATE,
         run: str = RUN,
         patience: float = ANSWER_WITHIN,
         rules: Callable[[], policy.Reading] = policy.read,
     ) -> None:
-        self.units, self.state, self.run, self.patience = units or detached.Units(), state, run, patience
+        self.units, self.state, self.run, self.patience = units or transient_units.Units(), state, run, patience
         self.rules = rules  # reads the policy of this host
 
     def store(self, job: str) -> Store:
@@ -501,23 +501,23 @@ class Desk:
             "direction": direction,
             "attempt": int(attempt),
             "state": state,
-            "unit": detached.unit_name(kept.job, key),
+            "unit": transient_units.unit_name(kept.job, key),
         }
 
     def _alive(self, kept: Store, key: str) -> bool:
-        return self.units.alive(detached.unit_name(kept.job, key))
+        return self.units.alive(transient_units.unit_name(kept.job, key))
 
     def _forget(self, request: Request, work: Work) -> Dict[str, Any]:
         kept = self.store(request.job)
         if not self._admit(kept, request):
             return answer("busy")
         if not kept.exists():
-            return guarded(lambda work: {"left": detached.left(work), "already": True}, work)
+            return guarded(lambda work: {"left": transient_units.left(work), "already": True}, work)
         with kept.locked("door", LOCK_WITHIN) as door:
             if not door:
                 return answer("busy")
             kept.raise_fence(request.fence, request.session, request.claim)
-            return guarded(lambda work: detached.forget(work, kept, self.units), work)
+            return guarded(lambda work: transient_units.forget(work, kept, self.units), work)
 
     def _submit(self, request: Request) -> Dict[str, Any]:
         kept = self.store(request.job)
@@ -534,7 +534,7 @@ class Desk:
             self._stop_first(kept, request)
             busy = self._running(kept)
             if busy:
-                return answer("busy", {"running": busy}, unit=detached.unit_name(kept.job, busy[0]))
+                return answer("busy", {"running": busy}, unit=transient_units.unit_name(kept.job, busy[0]))
             self._start(kept, request)
         return self._await(kept, request.key)
 
@@ -553,7 +553,7 @@ class Desk:
         return self._outcome(kept, request.key)
 
     def _outcome(self, kept: Store, key: str) -> Dict[str, Any]:
-        unit = detached.unit_name(kept.job, key)
+        unit = transient_units.unit_name(kept.job, key)
         alive = self._alive(kept, key)  # asked before the result is read: it may end in between
         result = kept.result(key)
         if result is not None:
@@ -567,7 +567,7 @@ class Desk:
             "touched": None,
             "evidence": {},
             "found": "the host rebooted meanwhile"
-            if begun != detached.boot_id()
+            if begun != transient_units.boot_id()
             else "it ended without a result (killed?)",
             "next": "Probe what it left, then use the next attempt.",
         }
@@ -577,7 +577,7 @@ class Desk:
     def _stop_first(self, kept: Store, request: Request) -> None:
         if not request.stops:
             return
-        prefix = detached.unit_name(kept.job, "")
+        prefix = transient_units.unit_name(kept.job, "")
         if not request.stops.startswith(prefix):
             raise _bad("stops a unit of another job", request.stops)
         self.units.stop(request.stops)
@@ -586,10 +586,10 @@ class Desk:
             self._outcome(kept, key)
 
     def _start(self, kept: Store, request: Request) -> None:
-        kept.write(request.key + ".request", dict(request._asdict(), boot_id=detached.boot_id(), at=time.time()))
-        unit = detached.unit_name(kept.job, request.key)
+        kept.write(request.key + ".request", dict(request._asdict(), boot_id=transient_units.boot_id(), at=time.time()))
+        unit = transient_units.unit_name(kept.job, request.key)
         properties = verbs.VERBS[request.verb].sandbox(request.args, request.job)
-        trouble = self.units.start(unit, properties, [*detached.program(), "run", request.job, request.key])
+        trouble = self.units.start(unit, properties, [*transient_units.program(), "run", request.job, request.key])
         if trouble:
             self._call_off(kept, request.key, unit, trouble)
 
@@ -612,7 +612,7 @@ class Desk:
         """Inside the unit: hold the job's lock over check and act, store one result. 0 when it ended well."""
         kept = self.store(job)
         request = _stored(kept.read(key + ".request"))
-        unit = detached.unit_name(job, key)
+        unit = transient_units.unit_name(job, key)
         with kept.locked("lock", LOCK_WITHIN) as held:
             if kept.result(key) is not None:
                 return 0
@@ -635,7 +635,7 @@ class Desk:
 
     def _acted(self, kept: Store, request: Request, unit: str) -> Dict[str, Any]:
         verb = verbs.VERBS[request.verb]
-        work = Work(request.args, request.job, verb.acts, kept, detached.reporter(kept, request.key))
+        work = Work(request.args, request.job, verb.acts, kept, transient_units.reporter(kept, request.key))
         try:
             self._allow(request)  # again: the policy may have changed since the request was taken
         except Refused as stop:
@@ -658,4 +658,4 @@ def _stored(value: Optional[Dict[str, Any]]) -> Request:
 
 def known_jobs(state: str) -> List[str]:
     """The jobs that something is kept of, forgotten ones too."""
-    return sorted(set(detached.listed(state)) | set(forgotten(state)))
+    return sorted(set(transient_units.listed(state)) | set(forgotten(state)))

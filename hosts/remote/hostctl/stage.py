@@ -11,11 +11,11 @@ from typing import Any, Callable, Dict, Iterable, Optional, Tuple
 
 from . import mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
-from .cage import Cage, Shown
-from .nfs import read_direct, write_all
+from .commands import Work
+from .nfs_server import read_direct, write_all
 from .qcow2 import check_header, header_of
 from .qemu_img import info_objections, part, whole
-from .tools import Work
+from .sandbox import Cage, Shown
 from .untrusted import Share, open_directory
 from .virsh import identity
 

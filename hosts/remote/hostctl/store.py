@@ -8,7 +8,7 @@ import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .act import Refused
-from .tools import Memory
+from .commands import Memory
 
 STATE = "/var/lib/volmig"
 RUN = "/run/volmig"

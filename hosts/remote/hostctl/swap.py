@@ -12,10 +12,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from . import bases, openers, untrusted, virsh
 from .act import Act, Args, Failed, Refused, reason, syscall
-from .owner import as_user
+from .commands import Output, Work
+from .privileges import as_user
 from .qcow2 import check_hazards, check_header, header_of
 from .stage import Place, check_share, directory, label, read_card, remove_place, write_card
-from .tools import Output, Work
 from .untrusted import opened
 
 READERS_WITHIN = 5.0  # seconds that the swap waits for others to close the disk

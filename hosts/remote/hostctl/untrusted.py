@@ -17,8 +17,8 @@ import stat
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from .act import Refused, reason
-from .cage import Shown
-from .owner import as_user
+from .privileges import as_user
+from .sandbox import Shown
 
 OPEN_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 KINDS = (

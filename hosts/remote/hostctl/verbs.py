@@ -2,14 +2,26 @@
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from . import backup, detached, facts, filesystem, leftovers, lvm, nfs, qemu_img, stage, swap, virsh
+from . import (
+    facts,
+    leftovers,
+    lvm,
+    nfs_server,
+    qemu_img,
+    rehearsal,
+    relay_filesystem,
+    stage,
+    swap,
+    transient_units,
+    virsh,
+)
 from .act import Act, Args
-from .tools import Work
+from .commands import Work
 
 Builder = Callable[[Args, str], Tuple[Act, ...]]
 Run = Callable[[Work], Dict[str, Any]]
 Properties = Callable[[Args, str], List[str]]
-SERVICES = nfs.UNITS
+SERVICES = nfs_server.UNITS
 
 
 def nothing(args: Args, job: str) -> Tuple[Act, ...]:
@@ -62,12 +74,12 @@ VERBS: Dict[str, Verb] = {
     "watch": _asks(""),
     "lv_create": _does("vg lv size", lvm.create, lvm.create_acts),
     "lv_remove": _does("vg lv size", lvm.remove, lvm.remove_acts),
-    "fs_create": _does("vg lv lv_uuid size fs_uuid mountpoint", filesystem.create, filesystem.create_acts),
-    "fs_remove": _does("mountpoint", filesystem.remove, filesystem.remove_acts),
-    "export": _does("mountpoint fs_uuid client uid gid start", nfs.export, nfs.export_acts),
-    "unexport": _does("mountpoint client", nfs.unexport, nfs.unexport_acts),
-    "nfs_mount": _does("address export mountpoint fs_uuid", nfs.mount, nfs.mount_acts),
-    "nfs_unmount": _does("mountpoint", nfs.unmount, nfs.unmount_acts),
+    "fs_create": _does("vg lv lv_uuid size fs_uuid mountpoint", relay_filesystem.create, relay_filesystem.create_acts),
+    "fs_remove": _does("mountpoint", relay_filesystem.remove, relay_filesystem.remove_acts),
+    "export": _does("mountpoint fs_uuid client uid gid start", nfs_server.export, nfs_server.export_acts),
+    "unexport": _does("mountpoint client", nfs_server.unexport, nfs_server.unexport_acts),
+    "nfs_mount": _does("address export mountpoint fs_uuid", nfs_server.mount, nfs_server.mount_acts),
+    "nfs_unmount": _does("mountpoint", nfs_server.unmount, nfs_server.unmount_acts),
     "lv_fence": _does("vg lv lv_uuid size", lvm.fence, lvm.fence_acts),
     "lv_unfence": _does("vg lv", lvm.unfence, lvm.unfence_acts),
     "convert": _does("vg lv lv_uuid size mountpoint rate", qemu_img.convert, qemu_img.convert_acts, qemu_img.sandbox),
@@ -89,8 +101,8 @@ VERBS: Dict[str, Verb] = {
     "swap": _does("instance disk instances share_source live stage virtual_size", swap.swap, swap.swap_acts),
     "swap_back": _does("instance disk instances", swap.swap_back, swap.swap_back_acts),
     "purge": _does("instance disk instances backup_inode live_inode", swap.purge, swap.purge_acts),
-    "rehearse": _does("instances share_source backup_path recorded", backup.rehearse, nothing, backup.sandbox),
-    "forget": _does("", handled, detached.forget_acts),
+    "rehearse": _does("instances share_source backup_path recorded", rehearsal.rehearse, nothing, rehearsal.sandbox),
+    "forget": _does("", handled, transient_units.forget_acts),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from xml.etree import ElementTree
 
 from .act import Act, Args, Failed, Refused, command
-from .tools import Output, Work, find
+from .commands import Output, Work, find
 from .untrusted import Share
 
 URI = "qemu:///system"

@@ -10,9 +10,9 @@ from typing import Any, Dict, Tuple
 
 from . import lvm, mounts, openers, untrusted
 from .act import Act, Args, Failed, Refused, command, reason, syscall
-from .cage import Cage
+from .commands import Output, Work
+from .sandbox import Cage
 from .store import sync_directory
-from .tools import Output, Work
 
 SENTINEL = ".volmig"
 UNLOCK = "/proc/fs/nfsd/unlock_filesystem"  # write_unlock_fs in Linux, fs/nfsd/nfsctl.c
@@ -246,9 +246,9 @@ def _check_ours_to_unmount(work: Work) -> None:
             "%s with UUID %s is mounted there" % (found[0].source, known.get("UUID")),
             "This is not the job's filesystem. Look at it by hand.",
         )
-    from . import nfs  # which stands on this module
+    from . import nfs_server  # which stands on this module
 
-    if any(row.path == mountpoint for row in nfs.exports(work)):
+    if any(row.path == mountpoint for row in nfs_server.exports(work)):
         raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")
 
 

@@ -9,10 +9,10 @@ import re
 import socket
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
-from . import filesystem, mounts, untrusted
+from . import mounts, relay_filesystem, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
+from .commands import NOT_INSTALLED, Work, find
 from .store import sync_directory
-from .tools import NOT_INSTALLED, Work, find
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
@@ -103,7 +103,7 @@ def exports(work: Work) -> List[Export]:
 def unit_state(work: Work, unit: str) -> str:
     """active, inactive, masked or missing; refuses when systemd does not say: what was started is stopped later."""
     shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit).out
-    facts = filesystem.export_format(shown)
+    facts = relay_filesystem.export_format(shown)
     if not ("LoadState" in facts and "ActiveState" in facts):
         raise Refused(
             "probe-failed",
@@ -124,7 +124,7 @@ def server(work: Work) -> Dict[str, str]:
 def export(work: Work) -> Dict[str, Any]:
     """Serve the job's filesystem to exactly one client; start what is missing and remember how it was found."""
     args = work.args
-    filesystem.check_target(args, work.job)
+    relay_filesystem.check_target(args, work.job)
     own, record, offer = export_acts(args, work.job)[-3:]
     before = work.memory.recall("nfs").get("before") or server(work)
     work.memory.remember("nfs", before=before)
@@ -293,7 +293,7 @@ def mount(work: Work) -> Dict[str, Any]:
     mkdir, attach, probe = mount_acts(args, work.job)
     already = _is_mounted(work)
     if not already:
-        work.must(mkdir, lambda: filesystem.make_mountpoint(mountpoint))
+        work.must(mkdir, lambda: relay_filesystem.make_mountpoint(mountpoint))
         output = work.do(attach, timeout=60)
         if not _is_mounted(work):
             raise Failed(
@@ -303,7 +303,7 @@ def mount(work: Work) -> Dict[str, Any]:
                 "Compare that address with the one that the relay exports to (exportfs -s there), and check the "
                 "firewall (111, 2049, 20048). Where this host's addresses or routes changed, undo and plan again.",
             )
-    filesystem.check_target(args, work.job)
+    relay_filesystem.check_target(args, work.job)
     work.must(probe, lambda: _prove(mountpoint))
     return {"options": mounts.at(mountpoint)[0].options, "already": already}
 
@@ -405,7 +405,7 @@ def unmount(work: Work) -> Dict[str, Any]:
                 "%s (%s) is mounted there" % (found[0].source, found[0].fstype),
                 "This is not the job's mount. Look at it by hand.",
             )
-        filesystem.unmount_patiently(work, detach)
+        relay_filesystem.unmount_patiently(work, detach)
     already = not found and not os.path.lexists(mountpoint)
     if not already:
         work.must(rmdir, lambda: os.rmdir(mountpoint))

@@ -10,13 +10,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from . import bases
 from .act import UUID, Args, Refused
+from .commands import Work
 from .images import Image
-from .nfs import read_direct
-from .owner import as_user
+from .nfs_server import read_direct
+from .privileges import as_user
 from .qemu_img import CAPABILITIES, CHECK_LIMITS
 from .stage import Place, check_share, directory, read_card
 from .store import directories
-from .tools import Work
 from .untrusted import open_direct, open_file, plain
 from .virsh import identity
 

@@ -7,11 +7,11 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import lvm, mounts, nfs, store
+from . import lvm, mounts, nfs_server, store
 from .act import Act, Args, Refused, command, syscall
-from .filesystem import export_format
-from .owner import as_root
-from .tools import Work, find
+from .commands import Work, find
+from .privileges import as_root
+from .relay_filesystem import export_format
 
 BEAT = 2.0
 GRACE = 5.0
@@ -197,7 +197,7 @@ def left(work: Work) -> List[str]:
     )
     found = ["logical volume %s/%s" % (volume.vg, volume.lv) for volume in tagged]
     found += ["mount on %s" % mount.target for mount in mounts.mounts() if short in mount.target]
-    found += ["export %s to %s" % (path, client) for path, client in nfs.all_exports(work) if short in path]
+    found += ["export %s to %s" % (path, client) for path, client in nfs_server.all_exports(work) if short in path]
     return found + (["unit %s" % lvm.holder(work.job)] if Units().alive(lvm.holder(work.job)) else [])
 
 

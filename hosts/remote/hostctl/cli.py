@@ -6,10 +6,10 @@ from typing import Any, Dict
 
 from . import mounts, verbs
 from .act import Args, Refused, Stop
+from .commands import Work
 from .request import LOCK_WITHIN, Desk, answer, check_args, guarded, refusal
 from .stage import Place, read_card
 from .store import Store
-from .tools import Work
 
 FROM_CARD = ("instances", "share_source", "instance", "disk", "live", "stage", "virtual_size")
 
