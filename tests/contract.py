@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hosts.remote.hostctl import lvm, nfs_server, qemu_img, relay_filesystem, virsh
+from hosts.remote.hostctl import lvm, nfs_mount, nfs_server, qemu_img, relay_filesystem, virsh
 from hosts.remote.hostctl.commands import Output
 
 MIB = 1 << 20
@@ -113,7 +113,7 @@ def relaying(address: str) -> list[Scene]:
     """The same, with an NFS server that is installed and does not run; `address` is its own."""
     given = {**ARGS, "client": address, "address": address, "export": SERVED}
     offer, withdraw = nfs_server.export_acts(given, JOB)[-1].argv, nfs_server.unexport_acts(given, JOB)[1].argv
-    attach = nfs_server.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
+    attach = nfs_mount.mount_acts({**given, "mountpoint": THERE}, JOB)[1].argv
     unmount, detach = (relay_filesystem.remove_acts({"mountpoint": path}, JOB)[0].argv for path in (SERVED, THERE))
     dwell = (
         "systemd-run",

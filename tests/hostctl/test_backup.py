@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import rehearsal, virsh
+from hosts.remote.hostctl import live_disk, rehearsal
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -48,7 +48,7 @@ def share(tmp_path, job, monkeypatch):
         "instances": str(tmp_path),
         "share_source": "filer:/vol",
         "backup_path": str(old),
-        "recorded": virsh.identity(old.stat()),
+        "recorded": live_disk.identity(old.stat()),
     }
     asked = Asked(args, job, VERBS["rehearse"].acts)
     return SimpleNamespace(live=live, old=old, place=place, args=args, asked=asked, job=job)

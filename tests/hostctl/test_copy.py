@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import facts, stage
+from hosts.remote.hostctl import facts, job_directory, stage
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.commands import Output, Work
-from hosts.remote.hostctl.nfs_server import read_direct
+from hosts.remote.hostctl.direct_io import read_direct
 from hosts.remote.hostctl.store import Store
 from hosts.remote.hostctl.untrusted import open_direct
 from hosts.remote.hostctl.verbs import VERBS
@@ -70,7 +70,7 @@ def share(tmp_path, job, monkeypatch):
     instances.mkdir()
     mountpoint.mkdir()
     (mountpoint / "disk.qcow2").write_bytes(qcow2(MIB) + os.urandom(100000))
-    monkeypatch.setattr(stage, "check_share", lambda args: None)
+    monkeypatch.setattr(job_directory, "check_share", lambda args: None)
     args = {
         "mountpoint": str(mountpoint),
         "instances": str(instances),

@@ -12,8 +12,12 @@ import pytest
 
 from hosts.remote.hostctl import (
     commands,
+    direct_io,
+    live_disk,
     lvm,
+    mountpoints,
     mounts,
+    nfs_mount,
     nfs_server,
     openers,
     qemu_img,
@@ -166,7 +170,7 @@ def test_a_source_that_is_no_block_device_is_not_read(monkeypatch):
 
 
 def test_an_export_that_does_not_come_about_is_told(monkeypatch):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     assert fails(scripted("export", {"exportfs": Output(0)}), "not-exported")[-1].startswith("exportfs -o")
 
 
@@ -229,7 +233,7 @@ def test_a_mount_that_does_not_come_about_is_told():
 
 def test_what_is_mounted_as_planned_is_only_proved_again(monkeypatch):
     monkeypatch.setattr(mounts, "mounts", lambda: [MINE])
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     work = scripted("nfs_mount", {}, mountpoint=THERE)
     assert work.run(work) == {"options": MINE.options, "already": True}
     assert len(work.acted) == 1
@@ -241,11 +245,11 @@ def test_where_nothing_is_mounted_nothing_is_unmounted():
 
 
 def test_a_network_that_changes_bytes_is_found_before_a_disk_is_sent_over_it(tmp_path, monkeypatch):
-    nfs_server._prove(str(tmp_path))
-    monkeypatch.setattr(nfs_server, "read_direct", lambda path: [b"other"])
+    nfs_mount._prove(str(tmp_path))
+    monkeypatch.setattr(direct_io, "read_direct", lambda path: [b"other"])
     (tmp_path / ".probe").touch()  # left by a call that died
     with pytest.raises(Failed) as failed:
-        nfs_server._prove(str(tmp_path))
+        nfs_mount._prove(str(tmp_path))
     assert failed.value.code == "mangled"
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +265,7 @@ def test_where_the_cache_cannot_be_passed_by_it_is_dropped(tmp_path, monkeypatch
     (tmp_path / "disk").write_bytes(b"disk" * 1000)
     monkeypatch.setattr(nfs_server.os, "open", no_direct)
     fd = untrusted.open_direct(str(tmp_path / "disk"))
-    assert b"".join(nfs_server.read_direct(fd)) == b"disk" * 1000
+    assert b"".join(direct_io.read_direct(fd)) == b"disk" * 1000
     os.close(fd)
 
 
@@ -282,7 +286,7 @@ def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
     def found():
         work = scripted("nfs_unmount", {}, mountpoint=str(place))
         with pytest.raises(Failed) as failed:
-            relay_filesystem.unmount_patiently(work, nfs_server.unmount_acts(work.args, JOB)[0], seconds=-1)
+            mountpoints.unmount_patiently(work, nfs_mount.unmount_acts(work.args, JOB)[0], seconds=-1)
         return failed.value.found
 
     with subprocess.Popen(["sleep", "infinity"], cwd=place) as process:
@@ -297,35 +301,35 @@ def test_a_mount_that_stays_busy_names_who_uses_it(monkeypatch, tmp_path):
 def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesystem_busy(monkeypatch, tmp_path):
     unlock, left = tmp_path / "unlock_filesystem", [MINE]
     unlock.write_text("")
-    monkeypatch.setattr(relay_filesystem, "UNLOCK", str(unlock))
+    monkeypatch.setattr(mountpoints, "UNLOCK", str(unlock))
     monkeypatch.setattr(mounts, "mounts", lambda: [left.pop()] if left else [])
     monkeypatch.setattr(relay_filesystem.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
     work = scripted("nfs_unmount", {}, mountpoint=THERE)
-    relay_filesystem.unmount_patiently(work, nfs_server.unmount_acts(work.args, JOB)[0], served=True)
+    mountpoints.unmount_patiently(work, nfs_mount.unmount_acts(work.args, JOB)[0], served=True)
     assert work.acted == ["umount -- " + THERE, f"write {THERE} to {unlock}", "umount -- " + THERE]
-    relay_filesystem._unlock(THERE)
+    mountpoints._unlock(THERE)
     assert unlock.read_text() == THERE + "\n"
 
 
 @pytest.mark.parametrize("spoil", ["a file in it", "a link"])
 def test_a_mount_point_in_which_something_lies_is_not_covered(tmp_path, spoil):
     point = tmp_path / "volmig" / "job"
-    relay_filesystem.make_mountpoint(str(point))
-    relay_filesystem.make_mountpoint(str(point))
+    mountpoints.make_mountpoint(str(point))
+    mountpoints.make_mountpoint(str(point))
     if spoil == "a link":
         point.rename(tmp_path / "elsewhere")
         point.symlink_to(tmp_path / "elsewhere")
     else:
         (point / "file").touch()
     with pytest.raises(Refused) as refused:
-        relay_filesystem.make_mountpoint(str(point))
+        mountpoints.make_mountpoint(str(point))
     assert refused.value.code == "foreign-directory"
 
 
 def test_a_filesystem_that_is_mounted_and_marked_is_left_as_it_is(tmp_path, monkeypatch):
     row = Mount("254:0", "/", str(tmp_path), "ext4", "/dev/vg/lv", "rw")
     monkeypatch.setattr(mounts, "mounts", lambda: [row])
-    relay_filesystem.write_sentinel(str(tmp_path), JOB)
+    mountpoints.write_sentinel(str(tmp_path), JOB)
     work = scripted("fs_create", {"lvs": lvs(OURS)}, mountpoint=str(tmp_path))
     assert (work.run(work)["already"], work.acted) == (True, [])
 
@@ -378,7 +382,7 @@ def test_a_disk_that_root_may_not_open_is_looked_at_all_the_same(tmp_path, monke
 
     (tmp_path / "disk").touch()
     monkeypatch.setattr(untrusted, "open_file", denied)
-    assert virsh.live(str(tmp_path), str(tmp_path / "disk"))["inode"] == (tmp_path / "disk").stat().st_ino
+    assert live_disk.live(str(tmp_path), str(tmp_path / "disk"))["inode"] == (tmp_path / "disk").stat().st_ino
 
 
 # Copies
@@ -389,7 +393,7 @@ def copying(tmp_path, monkeypatch):
     """A mounted directory for copies, and a source that is as it should be."""
     source = SimpleNamespace(check=lambda: None, check_counters=lambda: {"writes": 1, "sectors_written": 8})
     monkeypatch.setattr(lvm, "Source", lambda args, job: source)
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     monkeypatch.setattr(mounts, "at", lambda path: [MINE])
     part, whole = tmp_path / "disk.part", tmp_path / "disk.qcow2"
 

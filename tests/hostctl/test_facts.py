@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import facts, lvm, mounts, nfs_server, virsh
+from hosts.remote.hostctl import facts, lvm, mounts, nfs_mount, virsh
 from hosts.remote.hostctl.commands import Output
 from hosts.remote.hostctl.mounts import Mount
 
@@ -330,12 +330,12 @@ def test_an_address_that_cannot_be_reached_has_no_source_address(monkeypatch):
         raise OSError(errno.EHOSTUNREACH, "No route to host")
 
     monkeypatch.setattr(socket.socket, "connect", barred)
-    assert nfs_server.source_address("10.0.0.2") == ""
+    assert nfs_mount.source_address("10.0.0.2") == ""
 
 
 def test_the_address_that_the_relay_sees_is_that_of_the_way_there():
-    assert nfs_server.source_address("127.0.0.1") == "127.0.0.1"
-    assert nfs_server.source_address("::1") in ("::1", "")
+    assert nfs_mount.source_address("127.0.0.1") == "127.0.0.1"
+    assert nfs_mount.source_address("::1") in ("::1", "")
 
 
 GPT = {

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hosts.remote.hostctl import lvm, mounts, nfs_server, relay_filesystem, virsh
+from hosts.remote.hostctl import live_disk, lvm, mountpoints, mounts, nfs_server, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.commands import Memory, Output, Work
 from hosts.remote.hostctl.mounts import Mount
@@ -282,18 +282,18 @@ def test_export_refuses_a_directory_on_which_nothing_is_mounted():
     ],
 )
 def test_export_refuses_an_export_that_is_wider_or_other_than_planned(listed, monkeypatch):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     refuses(scripted("export", {"exportfs": Output(0, listed)}), "foreign-export")
 
 
 def test_export_accepts_the_planned_one(monkeypatch):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     work = scripted("export", {"exportfs": Output(0, EXPORT % (RELAY, JOB))})
     assert work.run(work)["already"]
 
 
 def test_an_export_that_is_listed_but_served_by_nobody_is_not_taken_for_done(monkeypatch):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     stopped = Output(0, "LoadState=loaded\nActiveState=inactive\n")
     listed = Output(0, EXPORT % (RELAY, JOB))
     work = scripted("export", {"exportfs": listed, "systemctl show": stopped}, start=["nfs-server"])
@@ -318,7 +318,7 @@ def test_services_stay_up_while_anything_else_is_exported():
 @pytest.mark.parametrize("said", [Output(1), Output(124), Output(0, "%PDF-1.4")], ids=["fails", "hangs", "rubbish"])
 @pytest.mark.parametrize("verb", ["unexport", "fs_remove", "export"])
 def test_what_exportfs_does_not_say_is_not_taken_for_nothing_exported(verb, said, monkeypatch, nothing_mounted):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     nothing_mounted.append(Mount("254:0", "/", RELAY, "ext4", "/dev/vg/lv", "rw"))
     answers = {"exportfs": said, "blkid": Output(0, f"UUID={JOB}\n")}
     refuses(scripted(verb, answers, made={"fs_uuid": JOB, "started": ["nfs-server"]}), "probe-failed")
@@ -326,7 +326,7 @@ def test_what_exportfs_does_not_say_is_not_taken_for_nothing_exported(verb, said
 
 @pytest.mark.parametrize("said", [Output(1), Output(124), Output(0, "%PDF-1.4")], ids=["fails", "hangs", "rubbish"])
 def test_a_service_of_which_systemd_says_nothing_is_not_started(said, monkeypatch):
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     refuses(scripted("export", {"systemctl show": said}, start=["nfs-server"]), "probe-failed")
 
 
@@ -415,7 +415,7 @@ def libvirt(state, mark="", path="/i/i/disk.local"):
 @pytest.fixture
 def with_virsh(monkeypatch):
     monkeypatch.setattr(virsh, "installed", lambda: True)
-    monkeypatch.setattr(virsh, "live", lambda instances, path: {"inode": 7})
+    monkeypatch.setattr(live_disk, "live", lambda instances, path: {"inode": 7})
 
 
 @pytest.mark.usefixtures("with_virsh")

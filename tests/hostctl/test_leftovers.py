@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hosts.remote.hostctl import leftovers, mounts, nfs_server, stage, store
+from hosts.remote.hostctl import exports, leftovers, mounts, stage, store
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.mounts import Mount
@@ -87,7 +87,7 @@ def test_a_tag_that_only_looks_like_ours_names_no_job(host):
 
 
 def test_an_export_that_is_in_a_file_only_is_told_too(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(nfs_server, "EXPORTS", str(tmp_path))
+    monkeypatch.setattr(exports, "EXPORTS", str(tmp_path))
     (tmp_path / f"volmig-{HEX}.exports").write_text(f"{RELAY} 10.0.0.1(rw,sync)\n")
     (tmp_path / "site.exports").write_text("/home *(ro)\n")
     assert seen(report()) == {("export", RELAY, JOB, "10.0.0.1")}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import bases, rehearsal, swap, virsh
+from hosts.remote.hostctl import bases, live_disk, rehearsal, swap, virsh
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.commands import Work, find
 from hosts.remote.hostctl.images import Image
@@ -55,8 +55,8 @@ class Disks:
 
     def swapped(self) -> dict:
         self.give()
-        recorded = {"live": virsh.identity(self.live.stat()), "virtual_size": SIZE}
-        return self.run("swap", **recorded, stage=virsh.identity((self.place / "disk.new").stat()))
+        recorded = {"live": live_disk.identity(self.live.stat()), "virtual_size": SIZE}
+        return self.run("swap", **recorded, stage=live_disk.identity((self.place / "disk.new").stat()))
 
     def rehearsed(self) -> dict:
         return self.run("rehearse", backup_path=f"{self.place}/disk.old", recorded={})
@@ -265,8 +265,8 @@ def test_a_base_that_cannot_be_linked_is_named_with_the_reason_and_the_swap_goes
 def test_a_swap_that_was_called_off_leaves_no_second_name(disks, monkeypatch):
     full_base(disks)
     disks.give()
-    recorded = {"live": virsh.identity(disks.live.stat()), "virtual_size": SIZE}
-    stage = virsh.identity((disks.place / "disk.new").stat())
+    recorded = {"live": live_disk.identity(disks.live.stat()), "virtual_size": SIZE}
+    stage = live_disk.identity((disks.place / "disk.new").stat())
     monkeypatch.setattr(swap, "_dress", failing)
     with pytest.raises(ValueError, match="amid"):
         disks.run("swap", **recorded, stage=stage)
@@ -320,10 +320,10 @@ def test_a_rehearsal_says_that_a_base_is_gone_and_where_it_is_kept(disks, make):
 
 def test_a_disk_that_names_another_file_since_the_checks_is_not_swapped(disks):
     disks.give()
-    recorded, mtime = virsh.identity(disks.live.stat()), disks.live.stat().st_mtime_ns
+    recorded, mtime = live_disk.identity(disks.live.stat()), disks.live.stat().st_mtime_ns
     marked(disks.live, 4)
     os.utime(disks.live, ns=(mtime, mtime))
-    new = virsh.identity((disks.place / "disk.new").stat())
+    new = live_disk.identity((disks.place / "disk.new").stat())
     with pytest.raises(Refused, match="data file"):
         disks.run("swap", live=recorded, stage=new, virtual_size=SIZE)
     assert disks.live.stat().st_nlink == 1

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from hosts.remote.hostctl import relay_filesystem
+from hosts.remote.hostctl import mountpoints
 from hosts.remote.hostctl.act import Refused
 
 
@@ -21,7 +21,7 @@ def parent(tmp_path):
 def test_it_is_made_private(parent):
     before = os.umask(0)
     try:
-        relay_filesystem.make_mountpoint(str(parent / "job"))
+        mountpoints.make_mountpoint(str(parent / "job"))
     finally:
         os.umask(before)
     assert (mode(parent), mode(parent / "job")) == (0o700, 0)
@@ -31,7 +31,7 @@ def test_it_is_made_private(parent):
 def test_one_that_others_may_enter_is_made_private(parent, before):
     parent.mkdir()
     parent.chmod(before)
-    relay_filesystem.make_mountpoint(str(parent / "job"))
+    mountpoints.make_mountpoint(str(parent / "job"))
     assert mode(parent) == 0o700
 
 
@@ -39,7 +39,7 @@ def test_a_link_in_its_place_is_refused(parent, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     parent.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Refused, match="no directory"):
-        relay_filesystem.make_mountpoint(str(parent / "job"))
+        mountpoints.make_mountpoint(str(parent / "job"))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -48,4 +48,4 @@ def test_one_of_another_user_is_refused(parent):
     parent.mkdir()
     os.chown(parent, 64055, 64055)
     with pytest.raises(Refused, match="owned by user 64055"):
-        relay_filesystem.make_mountpoint(str(parent / "job"))
+        mountpoints.make_mountpoint(str(parent / "job"))

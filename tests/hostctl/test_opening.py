@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hosts.remote import hostctl
-from hosts.remote.hostctl import stage
+from hosts.remote.hostctl import job_directory
 
 OPENERS = {
     *("open", "os.open", "os.fdopen", "os.stat", "os.lstat", "os.listdir", "os.scandir", "os.walk", "os.readlink"),
@@ -90,7 +90,7 @@ def test_a_link_put_in_place_of_a_directory_just_made_does_not_have_its_target_c
     fd = os.open(share, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-            stage._mkdir(".volmig", fd, 0o700)
+            job_directory._mkdir(".volmig", fd, 0o700)
     finally:
         os.close(fd)
     assert stat.S_IMODE(outside.stat().st_mode) == 0o755

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.remote.hostctl import mounts, nfs_server, privileges, relay_filesystem, untrusted
+from hosts.remote.hostctl import mountpoints, mounts, nfs_mount, privileges, untrusted
 from hosts.remote.hostctl.act import Failed
 from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -147,8 +147,8 @@ def test_a_disk_is_staged_swapped_and_put_back_whether_or_not_the_filer_squashes
 def test_an_export_on_which_root_became_nobody_is_found_before_a_disk_is_sent_over_it(nova_only, job, monkeypatch):
     mine = mounts.Mount("0:9", "/", str(nova_only), "nfs", "10.0.0.2:/srv", "rw,vers=3,hard")
     monkeypatch.setattr(mounts, "mounts", lambda: [mine])
-    monkeypatch.setattr(relay_filesystem, "check_target", lambda args, job: None)
+    monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
     args = {"mountpoint": str(nova_only), "address": "10.0.0.2", "export": "/srv", "fs_uuid": job}
     with pytest.raises(Failed) as failed, privileges.as_user(65534, 65534):
-        nfs_server.mount(Work(args, job, VERBS["nfs_mount"].acts))
+        nfs_mount.mount(Work(args, job, VERBS["nfs_mount"].acts))
     assert (failed.value.code, "permission denied" in failed.value.found) == ("act-failed", True)

@@ -9,14 +9,15 @@ import pytest
 from hosts.remote.hostctl import __main__ as entry
 from hosts.remote.hostctl import (
     commands,
+    exports,
     facts,
     leftovers,
     lvm,
+    mountpoints,
     mounts,
     nfs_server,
     openers,
     policy,
-    relay_filesystem,
     request,
     store,
     version,
@@ -37,7 +38,7 @@ READ = "virsh -r -c qemu:///system "
 @pytest.mark.parametrize("text", ["Segmentation fault\n", "exportfs: /etc/exports: bad\n"])
 def test_what_exportfs_prints_besides_exports_is_not_taken_for_none(text):
     with pytest.raises(Refused) as refused:
-        nfs_server.exports(scripted("leftovers", {"exportfs": Output(0, text)}))
+        exports.exports(scripted("leftovers", {"exportfs": Output(0, text)}))
     assert refused.value.code == "probe-failed"
     assert text.split()[0] in refused.value.found
 
@@ -202,7 +203,7 @@ def test_a_version_that_runs_from_a_place_that_is_gone_names_itself(monkeypatch)
 def test_a_sentinel_that_was_written_in_part_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
     with pytest.raises(OSError, match="only a part") as failed:
-        relay_filesystem.write_sentinel(str(tmp_path), JOB)
+        mountpoints.write_sentinel(str(tmp_path), JOB)
     assert failed.value.errno == errno.ENOSPC
 
 
@@ -220,9 +221,9 @@ def test_nothing_is_copied_to_where_not_exactly_the_jobs_filesystem_is_mounted(m
     """Else a copy of hundreds of GiB would fill the hypervisor's own disk."""
     monkeypatch.setattr(mounts, "at", lambda path: [Mount("0:5", "/", path, "nfs", name, "rw") for name in rows])
     monkeypatch.setattr(mounts, "is_own_filesystem", lambda path: own)
-    monkeypatch.setattr(relay_filesystem, "sentinel", lambda path: sentinel)
+    monkeypatch.setattr(mountpoints, "sentinel", lambda path: sentinel)
     with pytest.raises(Refused) as refused:
-        relay_filesystem.check_target({"mountpoint": THERE, "fs_uuid": JOB}, JOB)
+        mountpoints.check_target({"mountpoint": THERE, "fs_uuid": JOB}, JOB)
     assert refused.value.code == "not-mounted"
 
 

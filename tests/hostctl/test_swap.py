@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import cli, mounts, openers, swap, virsh
+from hosts.remote.hostctl import cli, live_disk, mounts, openers, swap, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.mounts import Mount
@@ -74,8 +74,8 @@ def share(tmp_path, job, monkeypatch):
         "disk": "disk.local",
         "share_source": "filer:/vol",
         "virtual_size": SIZE,
-        "live": virsh.identity(live.stat()),
-        "stage": virsh.identity(new.stat()),
+        "live": live_disk.identity(live.stat()),
+        "stage": live_disk.identity(new.stat()),
     }
     share.inodes = (live.stat().st_ino, new.stat().st_ino)
     monkeypatch.setattr(swap, "check_share", lambda args: None)
@@ -435,7 +435,7 @@ def test_swap_refuses_a_disk_whose_lock_bytes_somebody_holds(share, start):
 
 
 def test_another_share_than_planned_is_refused(share, monkeypatch):
-    from hosts.remote.hostctl.stage import check_share
+    from hosts.remote.hostctl.job_directory import check_share
 
     with pytest.raises(Refused) as refused:
         check_share(share.args)
@@ -563,7 +563,7 @@ def test_a_stage_that_cannot_be_dressed_as_the_live_disk_is_not_put_in_its_place
     monkeypatch.setattr(swap.os, "fchmod", squashed)
     monkeypatch.setattr(swap.os, "fchown", squashed)
     share.new.chmod(0o600)
-    share.args["stage"] = virsh.identity(share.new.stat())
+    share.args["stage"] = live_disk.identity(share.new.stat())
     before = layout(share)
     refused_with("attributes-differ", lambda: swap.swap(work(share)))
     assert layout(share) == before

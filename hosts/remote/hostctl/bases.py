@@ -15,8 +15,8 @@ from . import untrusted
 from .act import UUID, Act, Args, Refused, reason, syscall
 from .commands import Work
 from .images import Image
+from .job_directory import Place, directory
 from .privileges import as_root, as_user
-from .stage import Place, directory
 from .untrusted import Base, plain
 
 SECOND_NAME = re.compile(r"base\.[0-9]{1,2}\Z")

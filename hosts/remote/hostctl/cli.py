@@ -7,8 +7,8 @@ from typing import Any, Dict
 from . import mounts, verbs
 from .act import Args, Refused, Stop
 from .commands import Work
+from .job_directory import Place, read_card
 from .request import LOCK_WITHIN, Desk, answer, check_args, guarded, refusal
-from .stage import Place, read_card
 from .store import Store
 
 FROM_CARD = ("instances", "share_source", "instance", "disk", "live", "stage", "virtual_size")

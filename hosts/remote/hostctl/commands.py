@@ -263,3 +263,8 @@ def _now() -> str:
 
 def _nothing() -> None:
     return None
+
+
+def export_format(text: str) -> Dict[str, str]:
+    """`blkid -o export`: NAME=value lines."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

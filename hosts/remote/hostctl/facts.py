@@ -12,11 +12,25 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import bases, lvm, mounts, nfs_server, openers, stage, transient_units, untrusted, version, virsh
+from . import (
+    bases,
+    exports,
+    job_directory,
+    live_disk,
+    lvm,
+    mounts,
+    nfs_mount,
+    nfs_server,
+    openers,
+    transient_units,
+    untrusted,
+    version,
+    virsh,
+)
 from .act import Args, Stop
-from .commands import Work, find
+from .commands import Work, export_format, find
 from .images import Image
-from .relay_filesystem import export_format, signature
+from .relay_filesystem import signature
 from .sandbox import NOBODY, Cage
 from .untrusted import Share
 
@@ -354,7 +368,7 @@ def source_facts(work: Work) -> Dict[str, Any]:
         "volume": _source_volume(found) if found else None,
         "virsh": virsh.installed(),
         "contents": contents(work, lvm.device(args)) if found and found.active else None,
-        "source_address": nfs_server.source_address(relay),
+        "source_address": nfs_mount.source_address(relay),
         "reach": _knocks(relay),
         "instance_running": _user_of(work, found) if found else None,
         "time": time.time(),
@@ -415,7 +429,7 @@ def relay_facts(work: Work) -> Dict[str, Any]:
     leftovers = ["%s/%s" % (found.vg, found.lv) for found in lvm.volumes(work) if found.lv == args["relay_lv"]]
     short = args["relay_lv"].split("_")[-1]
     leftovers += [found.target for found in mounts.mounts() if short in found.target]
-    leftovers += sorted({path for path, _client in nfs_server.all_exports(work) if short in path})
+    leftovers += sorted({path for path, _client in exports.all_exports(work) if short in path})
     listening = {str(each["port"]): each["state"] == "open" for each in _knocks("127.0.0.1")}
     return {
         "vg": groups.named(args["vg"]),
@@ -501,12 +515,12 @@ def _on_share(work: Work, instances: str) -> Dict[str, Any]:
 def _live_disk(image: Image) -> Dict[str, Any]:
     header, seen = image.header, image.seen
     return dict(
-        virsh.identity(seen),
+        live_disk.identity(seen),
         path=image.path,
         device=seen.st_dev,
         nlink=seen.st_nlink,
         allocated=seen.st_blocks * 512,
-        label=stage.label(image.fd),
+        label=job_directory.label(image.fd),
         format="qcow2" if header.is_qcow2 else "raw",
         virtual_size=header.size if header.is_qcow2 else seen.st_size,
         **image.described(),
@@ -556,11 +570,11 @@ def _leftovers(share: Share) -> List[str]:
 def staged(args: Args, job: str) -> Optional[Dict[str, Any]]:
     """The job's own staged copy as this host sees it."""
     try:
-        with stage.Place(args, job) as place:
+        with job_directory.Place(args, job) as place:
             there = place.look("disk.new")
     except FileNotFoundError:
         return None
-    return virsh.identity(there) if there else None
+    return live_disk.identity(there) if there else None
 
 
 def instance_state(work: Work) -> Dict[str, Any]:
@@ -580,6 +594,6 @@ def instance_state(work: Work) -> Dict[str, Any]:
 
 def _live(instances: str, path: str) -> Optional[Dict[str, Any]]:
     try:
-        return dict(virsh.live(instances, path), path=path)
+        return dict(live_disk.live(instances, path), path=path)
     except (OSError, Stop):
         return None

@@ -6,7 +6,7 @@ import stat
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import lvm, mounts, nfs_server, relay_filesystem, store, untrusted
+from . import commands, exports, lvm, mounts, relay_filesystem, store, untrusted
 from .act import UUID, Stop
 from .commands import Work, find
 from .untrusted import Share, open_directory, plain
@@ -82,11 +82,11 @@ def _of_mount(work: Work, row: mounts.Mount, digits: str) -> Thing:
     if row.fstype.startswith("nfs"):
         return _thing("mount", row.target, _dashed(digits), row.source)
     asked = relay_filesystem.signature(work, row.source, good=None, timeout=PROBE_WITHIN)
-    return _thing("filesystem", row.target, _dashed(digits), relay_filesystem.export_format(asked.out).get("UUID", ""))
+    return _thing("filesystem", row.target, _dashed(digits), commands.export_format(asked.out).get("UUID", ""))
 
 
 def _exports(work: Work) -> List[Thing]:
-    found = nfs_server.all_exports(work) if find("exportfs") else nfs_server.recorded()
+    found = exports.all_exports(work) if find("exportfs") else exports.recorded()
     owned = [(path, client, OWN_PATH.match(path)) for path, client in found]
     return [_thing("export", path, _dashed(own.group(1)), client) for path, client, own in owned if own]
 

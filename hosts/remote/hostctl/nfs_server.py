@@ -1,27 +1,18 @@
 """NFS on the relay (services, export) and on the source (mount), each proved by what is there afterwards."""
 
-import contextlib
-import hashlib
-import ipaddress
-import mmap
 import os
-import re
-import socket
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
-from . import mounts, relay_filesystem, untrusted
+from . import commands, mountpoints
 from .act import Act, Args, Failed, Refused, command, syscall
-from .commands import NOT_INSTALLED, Work, find
+from .commands import Work, find
+from .exports import EXPORTS, _text, exports, exports_file
 from .store import sync_directory
 
 # In the order in which they are started; stopped in reverse.
 UNITS = ("rpcbind.socket", "rpcbind", "rpc-statd", "nfs-mountd", "nfs-server")
-OWN_FILE = re.compile(r"volmig-[0-9a-f]{32}\.exports\Z")
-MOUNT_OPTIONS = "vers=3,proto=tcp,hard,timeo=600,retrans=2,nosuid,nodev,noexec"
-PROBE_BYTES = 8 << 20
 VERSIONS = "/proc/fs/nfsd/versions"
 THREADS = "/proc/fs/nfsd/threads"
-EXPORTS = "/etc/exports.d"  # exportfs(8): every file there whose name ends in .exports is read, but hidden ones
 
 
 def export_options(args: Args) -> str:
@@ -30,10 +21,6 @@ def export_options(args: Args) -> str:
         args["uid"],
         args["gid"],
     )
-
-
-def exports_file(mountpoint: str) -> str:
-    return "%s/volmig-%s.exports" % (EXPORTS, os.path.basename(mountpoint))
 
 
 def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
@@ -55,21 +42,6 @@ def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
     return (unlink, command("exportfs", "-u", where), command("exportfs", "-f"), *stops)
 
 
-def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    mountpoint = args["mountpoint"]
-    return (
-        syscall("mkdir %s (mode 000)" % mountpoint),
-        command(
-            "mount", "-t", "nfs", "-o", MOUNT_OPTIONS, "--", "%s:%s" % (args["address"], args["export"]), mountpoint
-        ),
-        syscall("write 8 MiB to %s/.probe, read them back, compare, remove" % mountpoint),
-    )
-
-
-def unmount_acts(args: Args, job: str) -> Tuple[Act, ...]:
-    return (command("umount", "--", args["mountpoint"]), syscall("rmdir %s" % args["mountpoint"]))
-
-
 def ordered(units: Iterable[str]) -> List[str]:
     """Units in starting order; a placeholder («…») stands for itself."""
     if isinstance(units, str):
@@ -78,32 +50,10 @@ def ordered(units: Iterable[str]) -> List[str]:
     return known + [unit for unit in units if unit not in UNITS]
 
 
-class Export(NamedTuple):
-    """One row of the kernel's export list."""
-
-    path: str
-    client: str
-    options: Tuple[str, ...]
-
-
-def exports(work: Work) -> List[Export]:
-    """All that is exported; refuses when exportfs does not say, for then nothing is known to be withdrawn."""
-    output = work.ask("exportfs", "-s", good=(0, NOT_INSTALLED))
-    if any(line[:1] not in ("/", '"', " ", "\t", "") for line in output.out.splitlines()):
-        raise Refused(
-            "probe-failed",
-            "run exportfs -s",
-            "it answered %.200r" % output.out,
-            "Run that command on the host by hand; resume when it answers.",
-        )
-    rows = re.findall(r"^(/\S*)\s+([^\s()]+)\(([^)]*)\)\s*$", output.out, re.MULTILINE)
-    return [Export(path, client, tuple(options.split(","))) for path, client, options in rows]
-
-
 def unit_state(work: Work, unit: str) -> str:
     """active, inactive, masked or missing; refuses when systemd does not say: what was started is stopped later."""
     shown = work.ask("systemctl", "show", "-p", "LoadState", "-p", "ActiveState", "--", unit).out
-    facts = relay_filesystem.export_format(shown)
+    facts = commands.export_format(shown)
     if not ("LoadState" in facts and "ActiveState" in facts):
         raise Refused(
             "probe-failed",
@@ -124,7 +74,7 @@ def server(work: Work) -> Dict[str, str]:
 def export(work: Work) -> Dict[str, Any]:
     """Serve the job's filesystem to exactly one client; start what is missing and remember how it was found."""
     args = work.args
-    relay_filesystem.check_target(args, work.job)
+    mountpoints.check_target(args, work.job)
     own, record, offer = export_acts(args, work.job)[-3:]
     before = work.memory.recall("nfs").get("before") or server(work)
     work.memory.remember("nfs", before=before)
@@ -158,21 +108,6 @@ def _record(args: Args) -> None:
         os.fsync(file.fileno())
     os.rename(part, path)
     sync_directory(EXPORTS)
-
-
-def recorded() -> List[Tuple[str, str]]:
-    """Path and client of every export that has a file of volmig's."""
-    try:
-        names = [name for name in sorted(os.listdir(EXPORTS)) if OWN_FILE.match(name)]
-    except OSError:
-        return []
-    words = [_text(os.path.join(EXPORTS, name)).split() for name in names]
-    return [(row[0], row[1].partition("(")[0]) for row in words if len(row) == 2]
-
-
-def all_exports(work: Work) -> List[Tuple[str, str]]:
-    """Path and client of what is exported, and of what is in a file only: the next exportfs -r brings that back."""
-    return sorted({(row.path, row.client) for row in exports(work)} | set(recorded()))
 
 
 def _exported_evidence(args: Args, before: Dict[str, str]) -> Dict[str, Any]:
@@ -216,14 +151,6 @@ def version_3(work: Work) -> str:
         return ""
     said = work.ask("nfsconf", "--get", "nfsd", "vers3", good=None).out.strip()
     return "vers3=%s in nfs.conf" % said if said.lower() in ("n", "no", "0", "false", "off", "f") else ""
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read(4096)
-    except OSError:
-        return ""
 
 
 def _check_serving(work: Work) -> None:
@@ -285,128 +212,3 @@ def _stop_services(work: Work) -> Dict[str, Any]:
             "Stop them by hand, then resume.",
         )
     return {"stopped": units, "kept": []}
-
-
-def mount(work: Work) -> Dict[str, Any]:
-    """Mount the relay's export on the source and prove it: right filesystem, really mounted, 8 MiB there and back."""
-    args, mountpoint = work.args, work.args["mountpoint"]
-    mkdir, attach, probe = mount_acts(args, work.job)
-    already = _is_mounted(work)
-    if not already:
-        work.must(mkdir, lambda: relay_filesystem.make_mountpoint(mountpoint))
-        output = work.do(attach, timeout=60)
-        if not _is_mounted(work):
-            raise Failed(
-                "not-mounted",
-                attach.tried,
-                "%s; %s" % (output.said(), _way(args["address"])),
-                "Compare that address with the one that the relay exports to (exportfs -s there), and check the "
-                "firewall (111, 2049, 20048). Where this host's addresses or routes changed, undo and plan again.",
-            )
-    relay_filesystem.check_target(args, work.job)
-    work.must(probe, lambda: _prove(mountpoint))
-    return {"options": mounts.at(mountpoint)[0].options, "already": already}
-
-
-def source_address(towards: str) -> str:
-    """The local address that packets to another host carry, as its export has to name it; empty where no way leads."""
-    family = socket.AF_INET6 if ipaddress.ip_address(towards).version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as chosen:
-        try:
-            chosen.connect((towards, 2049))
-        except OSError:
-            return ""
-        return str(chosen.getsockname()[0])
-
-
-def _way(towards: str) -> str:
-    address = source_address(towards)
-    if not address:
-        return "this host has no route to %s" % towards
-    return "this host's packets to %s carry the address %s" % (towards, address)
-
-
-def _is_mounted(work: Work) -> bool:
-    args, found = work.args, mounts.at(work.args["mountpoint"])
-    if not found:
-        return False
-    row = found[0]
-    planned = len(found) == 1 and row.source == "%s:%s" % (args["address"], args["export"]) and row.fstype == "nfs"
-    if planned and mounts.option(row, "vers") == "3" and mounts.option(row, "hard"):
-        return True
-    raise Refused(
-        "foreign-mount",
-        "mount on %s" % args["mountpoint"],
-        "%s (%s, %s) is mounted there" % (row.source, row.fstype, row.options),
-        "Something else is mounted there. Look at it by hand.",
-    )
-
-
-def _prove(mountpoint: str) -> None:
-    """Small requests may pass where bulk stalls (MTU) or is mangled; the read bypasses the cache."""
-    path, block = os.path.join(mountpoint, ".probe"), os.urandom(1 << 20)
-    wanted = hashlib.sha256(block * 8).hexdigest()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    fd = untrusted.create(path, None, 0o600)
-    try:
-        for _ in range(PROBE_BYTES >> 20):
-            write_all(fd, block)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    digest = hashlib.sha256()
-    fd = untrusted.open_direct(path)
-    try:
-        for chunk in read_direct(fd):
-            digest.update(chunk)
-    finally:
-        os.close(fd)
-    os.unlink(path)
-    if digest.hexdigest() != wanted:
-        raise Failed(
-            "mangled",
-            "write 8 MiB to %s and read them back" % mountpoint,
-            "other bytes came back",
-            "The network or the relay's disk corrupts data. Do not use this relay.",
-        )
-
-
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def read_direct(fd: int, chunk: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of a file that was opened with untrusted.open_direct."""
-    buffer = mmap.mmap(-1, chunk)  # O_DIRECT wants memory aligned to pages
-    try:
-        while True:
-            count = os.readv(fd, [buffer])
-            if not count:
-                return
-            yield buffer[:count]
-    finally:
-        buffer.close()
-
-
-def unmount(work: Work) -> Dict[str, Any]:
-    """Unmount the relay's export from the source; decided by the mount table, never touching the path itself."""
-    mountpoint = work.args["mountpoint"]
-    detach, rmdir = unmount_acts(work.args, work.job)
-    found = mounts.at(mountpoint)
-    if found:
-        export_path = "/srv/volmig/" + work.job.replace("-", "")
-        if len(found) != 1 or not found[0].source.endswith(":" + export_path) or not found[0].fstype.startswith("nfs"):
-            raise Refused(
-                "foreign-mount",
-                "unmount %s" % mountpoint,
-                "%s (%s) is mounted there" % (found[0].source, found[0].fstype),
-                "This is not the job's mount. Look at it by hand.",
-            )
-        relay_filesystem.unmount_patiently(work, detach)
-    already = not found and not os.path.lexists(mountpoint)
-    if not already:
-        work.must(rmdir, lambda: os.rmdir(mountpoint))
-    return {"already": already}

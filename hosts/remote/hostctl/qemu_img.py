@@ -7,7 +7,7 @@ import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import lvm, mounts, relay_filesystem, untrusted
+from . import lvm, mountpoints, mounts, untrusted
 from .act import Act, Args, Failed, Refused, command, syscall
 from .commands import Output, Work
 from .qcow2 import check_header
@@ -148,7 +148,7 @@ def convert(work: Work) -> Dict[str, Any]:
     args, started = work.args, time.monotonic()
     source = lvm.Source(args, work.job)
     source.check()
-    relay_filesystem.check_target(args, work.job)
+    mountpoints.check_target(args, work.job)
     _check_part(part(args))
     following = Following(work, args["size"])
     work.must(convert_acts(args, work.job)[0], timeout=None, watch=following)
@@ -179,7 +179,7 @@ def compare(work: Work) -> Dict[str, Any]:
     check, against, rename = compare_acts(args, work.job)
     source = lvm.Source(args, work.job)
     source.check()
-    relay_filesystem.check_target(args, work.job)
+    mountpoints.check_target(args, work.job)
     if os.path.lexists(whole(args)) and not os.path.lexists(part(args)):
         return dict(_proved(args, source), check="ok", compare="identical", already=True)
     work.must(check, become=_check_description(work), timeout=None)
@@ -242,7 +242,7 @@ def discard(work: Work) -> Dict[str, Any]:
     if not mounts.at(args["mountpoint"]) or mounts.is_stale(args["mountpoint"]):
         return {"already": True}
     if "fs_uuid" in args:
-        relay_filesystem.check_target(args, work.job)
+        mountpoints.check_target(args, work.job)
     there = [path for path in (part(args), whole(args)) if os.path.lexists(path)]
     if there:
         work.must(discard_acts(args, work.job)[0], lambda: _unlink(there))

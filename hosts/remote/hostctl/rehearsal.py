@@ -11,14 +11,14 @@ from typing import Any, Dict, List, Optional, Tuple
 from . import bases
 from .act import UUID, Args, Refused
 from .commands import Work
+from .direct_io import read_direct
 from .images import Image
-from .nfs_server import read_direct
+from .job_directory import Place, check_share, directory, read_card
+from .live_disk import identity
 from .privileges import as_user
 from .qemu_img import CAPABILITIES, CHECK_LIMITS
-from .stage import Place, check_share, directory, read_card
 from .store import directories
 from .untrusted import open_direct, open_file, plain
-from .virsh import identity
 
 KEPT = ("disk.old", "disk.rejected")
 CHECK_SECONDS = 3600

@@ -10,12 +10,12 @@ import time
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from . import bases, openers, untrusted, virsh
+from . import bases, live_disk, openers, untrusted, virsh
 from .act import Act, Args, Failed, Refused, reason, syscall
 from .commands import Output, Work
+from .job_directory import Place, check_share, directory, label, read_card, remove_place, write_card
 from .privileges import as_user
 from .qcow2 import check_hazards, check_header, header_of
-from .stage import Place, check_share, directory, label, read_card, remove_place, write_card
 from .untrusted import opened
 
 READERS_WITHIN = 5.0  # seconds that the swap waits for others to close the disk
@@ -328,7 +328,7 @@ def _demand_recorded(what: str, found: Optional[os.stat_result], recorded: Dict[
             "it is %s" % ("absent" if found is None else "mode %o with %d names" % (found.st_mode, found.st_nlink)),
             "Look at it by hand.",
         )
-    seen = virsh.identity(found)
+    seen = live_disk.identity(found)
     wrong = [
         "%s %s, recorded %s" % (name, seen[name], recorded[name])
         for name in ("inode", "file_size", "mtime_ns", "uid", "gid", "mode")
@@ -523,7 +523,7 @@ def _allocated(field: Field, name: str) -> int:
 
 def _nothing_swapped(work: Work) -> Dict[str, Any]:
     """Without the job's directory there is no backup: good only if the live disk is the former one."""
-    found = virsh.live(work.args["instances"], live_path(work.args))["inode"]
+    found = live_disk.live(work.args["instances"], live_path(work.args))["inode"]
     if found != work.args.get("live", {}).get("inode", found):
         raise Refused(
             "unknown-inode",

@@ -7,11 +7,10 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import lvm, mounts, nfs_server, store
+from . import exports, lvm, mounts, store
 from .act import Act, Args, Refused, command, syscall
-from .commands import Work, find
+from .commands import Work, export_format, find
 from .privileges import as_root
-from .relay_filesystem import export_format
 
 BEAT = 2.0
 GRACE = 5.0
@@ -197,7 +196,7 @@ def left(work: Work) -> List[str]:
     )
     found = ["logical volume %s/%s" % (volume.vg, volume.lv) for volume in tagged]
     found += ["mount on %s" % mount.target for mount in mounts.mounts() if short in mount.target]
-    found += ["export %s to %s" % (path, client) for path, client in nfs_server.all_exports(work) if short in path]
+    found += ["export %s to %s" % (path, client) for path, client in exports.all_exports(work) if short in path]
     return found + (["unit %s" % lvm.holder(work.job)] if Units().alive(lvm.holder(work.job)) else [])
 
 

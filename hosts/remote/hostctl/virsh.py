@@ -1,18 +1,16 @@
 """libvirt through virsh: state, lock mark, stop and start of one domain; never destroy."""
 
 import calendar
-import errno
 import html
 import os
 import re
-import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 from xml.etree import ElementTree
 
 from .act import Act, Args, Failed, Refused, command
 from .commands import Output, Work, find
-from .untrusted import Share
+from .live_disk import live
 
 URI = "qemu:///system"
 MARK = "https://volmig.invalid/lock"
@@ -284,26 +282,6 @@ def _becomes(work: Work, wanted: str, seconds: float) -> bool:
             return False
         time.sleep(1)
     return True
-
-
-def live(instances: str, path: str) -> Dict[str, Any]:
-    """Identity and attributes of the live disk, asked of the server by opening it (attributes may be cached)."""
-    with Share(instances) as share:
-        found = share.look(path[len(instances) + 1 :])
-    if found is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    return identity(found)
-
-
-def identity(found: os.stat_result) -> Dict[str, int]:
-    return {
-        "inode": found.st_ino,
-        "file_size": found.st_size,
-        "mtime_ns": found.st_mtime_ns,
-        "uid": found.st_uid,
-        "gid": found.st_gid,
-        "mode": stat.S_IMODE(found.st_mode),
-    }
 
 
 def start(work: Work) -> Dict[str, Any]:
