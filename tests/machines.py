@@ -32,11 +32,17 @@ from hosts.remote.host import Address, Answer, Request, Unreachable
 from hosts.remote.hostctl import (
     bases,
     commands,
+    direct_io,
+    exports,
     facts,
     images,
+    job_directory,
     leftovers,
+    live_disk,
     lvm,
+    mountpoints,
     mounts,
+    nfs_mount,
     nfs_server,
     ownership,
     policy,
@@ -60,9 +66,9 @@ from tests import faketools, policies
 from tests.fakes import INSTANCE, INSTANCES, LIVE, MIB, SHARE, SOURCE_LV
 
 OF_HOSTCTL = (
-    *(rehearsal, bases, transient_units, facts, relay_filesystem, images, leftovers, lvm, mounts, nfs_server),
-    *(privileges, ownership, policy, qcow2, qemu_img, request),
-    *(stage, store, swap, commands, untrusted, virsh),
+    *(bases, commands, direct_io, exports, facts, images, job_directory, leftovers, live_disk, lvm, mountpoints),
+    *(mounts, nfs_mount, nfs_server, ownership, policy, privileges, qcow2, qemu_img, rehearsal, relay_filesystem),
+    *(request, stage, store, swap, transient_units, untrusted, virsh),
 )
 LVM = {"lvs", "vgs", "lvcreate", "lvremove", "lvchange"}
 NOT_OF_A_JOB = {"forgotten", "owner.json", "owner.json.lock"}
@@ -747,12 +753,12 @@ def fit(site: Site, monkeypatch: Any, hostctl: dict[str, Any]) -> None:
             if hasattr(module, name) or name == "open":
                 monkeypatch.setattr(module, name, ours, raising=False)
     monkeypatch.setattr(hostctl["lvm"], "fcntl", Control(kernel))
-    for module in (hostctl["facts"], hostctl["nfs"]):
+    for module in (hostctl[name] for name in ("facts", "nfs_server", "nfs_mount") if name in hostctl):
         monkeypatch.setattr(module, "socket", Network(site), raising=False)
     apart = lambda questions, seconds: {name: ask() for name, ask in questions.items()}  # noqa: E731
     monkeypatch.setattr(hostctl["mounts"], "apart", apart)
-    monkeypatch.setattr(hostctl["tools"], "_secure", lambda path: os.path.basename(path) in site.here.programs)
-    monkeypatch.setattr(hostctl["tools"], "_execute", executing(site))
+    monkeypatch.setattr(hostctl["commands"], "_secure", lambda path: os.path.basename(path) in site.here.programs)
+    monkeypatch.setattr(hostctl["commands"], "_execute", executing(site))
 
 
 def executing(site: Site) -> Callable[..., Output]:

@@ -22,9 +22,12 @@ class Bug(NamedTuple):
     caught: str
 
 
-APPROVAL, JOB, WORK = "jobs/models/approval.py", "jobs/models/job.py", "jobs/worker/executor.py"
+APPROVAL, JOB = "jobs/models/approval.py", "jobs/models/job.py"
+WORK, SCHEDULING = "jobs/worker/executor.py", "jobs/worker/scheduling.py"
 LVM, SWAP, STAGE = (f"hosts/remote/hostctl/{name}.py" for name in ("lvm", "swap", "stage"))
-NFS, FILESYSTEM, REQUEST = (f"hosts/remote/hostctl/{name}.py" for name in ("nfs", "filesystem", "request"))
+EXPORTS, NFS_MOUNT, NFS_SERVER, FILESYSTEM, REQUEST = (
+    f"hosts/remote/hostctl/{name}.py" for name in ("exports", "nfs_mount", "nfs_server", "relay_filesystem", "request")
+)
 STORE = "hosts/remote/hostctl/store.py"
 BUGS = [
     Bug(
@@ -79,14 +82,14 @@ BUGS = [
     Bug(
         "facts that changed since the consent do not void it",
         WORK,
-        "if consent.digest(seen) != approval.digest:",
+        "if approval_binding.digest(seen) != approval.digest:",
         "if not seen:",
         "tests/jobs/test_refusals.py::test_a_bound_fact_that_changed_makes_the_consent_void_and_the_change_is_shown",
     ),
     Bug(
         "a copy that went stale is swapped in",
         WORK,
-        "stale = consent.stale(facts, self.job.evidence())",
+        "stale = approval_binding.stale(facts, self.job.evidence())",
         "stale = list[str]()",
         "tests/jobs/test_refusals.py::test_a_stage_that_is_another_file_is_not_swapped_in",
     ),
@@ -149,7 +152,7 @@ BUGS = [
     ),
     Bug(
         "two jobs count the same free space",
-        WORK,
+        SCHEDULING,
         "why_not = no_slot(job) or no_space(job)",
         "why_not = no_slot(job)",
         "tests/jobs/test_ticks.py::test_space_that_another_job_has_reserved_is_waited_for",
@@ -221,13 +224,13 @@ BUGS = [
     Bug(
         "a filesystem is unmounted while it is exported",
         FILESYSTEM,
-        "if any(row.path == mountpoint for row in nfs.exports(work)):",
+        "if any(row.path == mountpoint for row in exports.exports(work)):",
         "if False:",
         "tests/hostctl/test_guards.py::test_fs_remove_refuses",
     ),
     Bug(
         "an exportfs that fails counts as nothing exported",
-        NFS,
+        EXPORTS,
         'output = work.ask("exportfs", "-s", good=(0, NOT_INSTALLED))',
         'output = work.ask("exportfs", "-s", good=None)',
         "tests/hostctl/test_guards.py::test_what_exportfs_does_not_say_is_not_taken_for_nothing_exported",
@@ -248,14 +251,14 @@ BUGS = [
     ),
     Bug(
         "an export to everybody counts as the planned one",
-        NFS,
+        NFS_SERVER,
         'if len(rows) == 1 and rows[0].client == args["client"] and not missing:',
         "if not missing:",
         "tests/hostctl/test_guards.py::test_export_refuses_an_export_that_is_wider_or_other_than_planned",
     ),
     Bug(
         "another's mount is unmounted",
-        NFS,
+        NFS_MOUNT,
         'if len(found) != 1 or not found[0].source.endswith(":" + export_path)',
         "if len(found) > 9",
         "tests/hostctl/test_guards.py::test_nfs_unmount_refuses_what_is_not_the_jobs_mount",

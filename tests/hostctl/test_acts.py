@@ -164,7 +164,7 @@ def test_an_act_that_was_not_announced_does_not_run(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_only_tools_starts_programs():
+def test_only_commands_starts_programs():
     package = Path(hostctl.__file__).parent
     users = subprocess.run(
         ["grep", "-lE", "import subprocess|os\\.(system|popen|exec)", *map(str, package.glob("*.py"))],
@@ -173,4 +173,4 @@ def test_only_tools_starts_programs():
         check=False,
     ).stdout.split()
     # The launcher replaces itself by the version of hostctl that a request names; it starts nothing else.
-    assert sorted(Path(user).name for user in users) == ["launcher.py", "commands.py"]
+    assert sorted(Path(user).name for user in users) == ["commands.py", "launcher.py"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import facts, job_directory, stage
+from hosts.remote.hostctl import facts, stage
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.direct_io import read_direct
@@ -70,7 +70,7 @@ def share(tmp_path, job, monkeypatch):
     instances.mkdir()
     mountpoint.mkdir()
     (mountpoint / "disk.qcow2").write_bytes(qcow2(MIB) + os.urandom(100000))
-    monkeypatch.setattr(job_directory, "check_share", lambda args: None)
+    monkeypatch.setattr(stage, "check_share", lambda args: None)
     args = {
         "mountpoint": str(mountpoint),
         "instances": str(instances),

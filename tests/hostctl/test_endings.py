@@ -21,7 +21,6 @@ from hosts.remote.hostctl import (
     nfs_server,
     openers,
     qemu_img,
-    relay_filesystem,
     untrusted,
     virsh,
 )
@@ -246,7 +245,7 @@ def test_where_nothing_is_mounted_nothing_is_unmounted():
 
 def test_a_network_that_changes_bytes_is_found_before_a_disk_is_sent_over_it(tmp_path, monkeypatch):
     nfs_mount._prove(str(tmp_path))
-    monkeypatch.setattr(direct_io, "read_direct", lambda path: [b"other"])
+    monkeypatch.setattr(nfs_mount, "read_direct", lambda path: [b"other"])
     (tmp_path / ".probe").touch()  # left by a call that died
     with pytest.raises(Failed) as failed:
         nfs_mount._prove(str(tmp_path))
@@ -271,9 +270,9 @@ def test_where_the_cache_cannot_be_passed_by_it_is_dropped(tmp_path, monkeypatch
 
 def test_a_mount_that_is_busy_is_tried_until_the_time_is_over(monkeypatch):
     monkeypatch.setattr(mounts, "mounts", lambda: [MINE])
-    monkeypatch.setattr(relay_filesystem.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(mountpoints.time, "sleep", lambda seconds: None)
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(relay_filesystem.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(mountpoints.time, "monotonic", lambda: next(clock))
     acted = fails(scripted("nfs_unmount", {}, mountpoint=THERE), "mount-busy")
     assert acted == ["umount -- " + THERE] * 4
 
@@ -303,7 +302,7 @@ def test_locks_that_the_nfs_server_holds_are_dropped_where_it_keeps_the_filesyst
     unlock.write_text("")
     monkeypatch.setattr(mountpoints, "UNLOCK", str(unlock))
     monkeypatch.setattr(mounts, "mounts", lambda: [left.pop()] if left else [])
-    monkeypatch.setattr(relay_filesystem.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
+    monkeypatch.setattr(mountpoints.time, "sleep", lambda seconds: pytest.fail("nothing is waited for first"))
     work = scripted("nfs_unmount", {}, mountpoint=THERE)
     mountpoints.unmount_patiently(work, nfs_mount.unmount_acts(work.args, JOB)[0], served=True)
     assert work.acted == ["umount -- " + THERE, f"write {THERE} to {unlock}", "umount -- " + THERE]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hosts.remote.hostctl import live_disk, lvm, mountpoints, mounts, nfs_server, virsh
+from hosts.remote.hostctl import lvm, mountpoints, mounts, nfs_server, virsh
 from hosts.remote.hostctl.act import Failed, Refused
 from hosts.remote.hostctl.commands import Memory, Output, Work
 from hosts.remote.hostctl.mounts import Mount
@@ -415,7 +415,7 @@ def libvirt(state, mark="", path="/i/i/disk.local"):
 @pytest.fixture
 def with_virsh(monkeypatch):
     monkeypatch.setattr(virsh, "installed", lambda: True)
-    monkeypatch.setattr(live_disk, "live", lambda instances, path: {"inode": 7})
+    monkeypatch.setattr(virsh, "live", lambda instances, path: {"inode": 7})
 
 
 @pytest.mark.usefixtures("with_virsh")

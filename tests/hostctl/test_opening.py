@@ -26,21 +26,23 @@ KERNEL, ROOTS, TOP, NAMES = (
     "whether a name is there, or lstat: nothing is opened, no link followed",
 )
 # Modules of hostctl's own installation, memory and policy; no path of theirs lies on a share.
-OWN_FILES = {"install", "launcher", "ownership", "pack", "policy", "start", "store", "version"}
+OWN_FILES = {"install", "launcher", "ownership", "pack", "policy", "bootstrap", "store", "version"}
 ELSEWHERE = {
-    KERNEL: """detached.boot_id detached._running facts.hello facts._is_crypt lvm.counters lvm.openers lvm._has_open
-        lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero mounts.mounts mounts._answer
-        filesystem.unmount_patiently filesystem._unlock openers.under openers._opened
-        qemu_img.moved openers.of_file openers._read openers._runs question._ask question._began""",
-    ROOTS: """facts._give facts.image_contents filesystem.check_private leftovers._memories leftovers._listing.listed
-        detached.listed nfs._text nfs._record nfs.recorded question.stuck tools._secure virsh.runs""",
-    TOP: """facts._space.asked facts.share facts._squashes filesystem.create mounts.is_own_filesystem mounts.is_stale
-        filesystem.make_mountpoint nfs._own""",
-    NAMES: """filesystem.remove leftovers._of_folder nfs.unmount nfs.unexport qemu_img._check_part qemu_img.compare
-        qemu_img.discard""",
+    KERNEL: """transient_units.boot_id transient_units._running facts.hello facts._is_crypt lvm.counters
+        lvm.openers lvm._has_open lvm._rdev lvm.first_line lvm.kernel_children lvm.Source.__init__ lvm.zero
+        mounts.mounts mounts._answer mountpoints.unmount_patiently mountpoints._unlock openers.under
+        openers._opened qemu_img.moved openers.of_file openers._read openers._runs question._ask
+        question._began""",
+    ROOTS: """facts._give facts.image_contents mountpoints.check_private leftovers._memories
+        leftovers._listing.listed transient_units.listed exports._text nfs_server._record exports.recorded
+        question.stuck commands._secure virsh.runs""",
+    TOP: """facts._space.asked facts.share facts._squashes relay_filesystem.create mounts.is_own_filesystem
+        mounts.is_stale mountpoints.make_mountpoint nfs_server._own""",
+    NAMES: """relay_filesystem.remove leftovers._of_folder nfs_mount.unmount nfs_server.unexport
+        qemu_img._check_part qemu_img.compare qemu_img.discard""",
     "the source of a domain's disk, as libvirt has it: only its device number is compared": "facts._is_device",
-    "the cage itself: O_PATH, compared with the open file by device and inode": """cage.Cage._build cage.Cage._found
-        cage.Cage._own cage.Cage._system cage.Cage._bind cage.Cage._node""",
+    "the cage itself: O_PATH, compared with the open file by device and inode": """sandbox.Cage._build
+        sandbox.Cage._found sandbox.Cage._own sandbox.Cage._system sandbox.Cage._bind sandbox.Cage._node""",
 }
 
 

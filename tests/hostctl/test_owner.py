@@ -68,7 +68,7 @@ INSTANCE = "c8d1a0b2-1111-4222-8333-944445555666"
 SQUASHED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner"]
 CARRIED = """
 import json, os, sys
-from hosts.remote.hostctl import stage, swap, untrusted, virsh
+from hosts.remote.hostctl import live_disk, stage, swap, untrusted, virsh
 from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
 
@@ -83,7 +83,7 @@ def do(verb, **more):
 
 def seen(path):
     with untrusted.Share(args["instances"]) as opened, opened.mine():
-        return virsh.identity(os.stat(path))
+        return live_disk.identity(os.stat(path))
 
 said = {"root_may": os.access(args["instances"], os.W_OK)}
 said["staged"] = do("stage")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import job_directory, lvm, mountpoints, qemu_img, sandbox
+from hosts.remote.hostctl import lvm, mountpoints, qemu_img, sandbox, stage
 from hosts.remote.hostctl.act import Refused
 from hosts.remote.hostctl.commands import Work, find
 from hosts.remote.hostctl.untrusted import opened
@@ -63,7 +63,7 @@ def hosts(job, monkeypatch):
     monkeypatch.setattr(lvm, "device", lambda args: str(made.source))
     monkeypatch.setattr(lvm, "Source", lambda args, job: fenced)
     monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
-    monkeypatch.setattr(job_directory, "check_share", lambda args: None)
+    monkeypatch.setattr(stage, "check_share", lambda args: None)
     yield made
     shutil.rmtree(root)
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import lvm, mounts, relay_filesystem
+from hosts.remote.hostctl import lvm, mountpoints, mounts
 from hosts.remote.hostctl.act import Stop
 from hosts.remote.hostctl.commands import Output, Work
 from hosts.remote.hostctl.mounts import Mount
@@ -195,7 +195,7 @@ def quiet(monkeypatch):
     patient = SimpleNamespace(
         monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
     )
-    for module in (relay_filesystem, lvm):
+    for module in (mountpoints, lvm):
         monkeypatch.setattr(module, "time", patient)
     monkeypatch.setattr(lvm, "openers", lambda device: [])
     monkeypatch.setattr(lvm, "kernel_children", lambda device: [])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hosts.remote.hostctl import job_directory, lvm, mountpoints
+from hosts.remote.hostctl import lvm, mountpoints, stage
 from hosts.remote.hostctl.act import Stop
 from hosts.remote.hostctl.commands import Work
 from hosts.remote.hostctl.verbs import VERBS
@@ -71,7 +71,7 @@ def place(tmp_path, job, monkeypatch):
     quiet = SimpleNamespace(check=lambda: None, check_counters=lambda: COUNTED)  # fenced: nobody writes to it
     monkeypatch.setattr(lvm, "Source", lambda args, job: quiet)
     monkeypatch.setattr(mountpoints, "check_target", lambda args, job: None)
-    monkeypatch.setattr(job_directory, "check_share", lambda args: None)
+    monkeypatch.setattr(stage, "check_share", lambda args: None)
     made.do("convert")
     made.image = made.part.read_bytes()
     return made

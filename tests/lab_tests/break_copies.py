@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 PROGRAM, TRIALS, SEED = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, PROGRAM)
-from hostctl import filesystem, lvm  # noqa: E402 - it lies in the archive
+from hostctl import lvm, mountpoints  # noqa: E402 - it lies in the archive
 from hostctl.act import Stop  # noqa: E402
-from hostctl.tools import Work  # noqa: E402
+from hostctl.commands import Work  # noqa: E402
 from hostctl.verbs import VERBS  # noqa: E402
 
 JOB, MIB = "5a1ce0de-0000-4111-8222-933334444555", 1 << 20
@@ -61,7 +61,7 @@ def main():
     luck = random.Random(SEED)
     told = {f"{kind} {what}": 0 for kind in ("full", "unreadable") for what in ("told", "accepted")}
     fenced = SimpleNamespace(check=lambda: None, check_counters=lambda: {"writes": 1, "sectors_written": 8})
-    lvm.Source, filesystem.check_target = lambda args, job: fenced, lambda args, job: None
+    lvm.Source, mountpoints.check_target = lambda args, job: fenced, lambda args, job: None
     run("lvcreate", "-qyWn", "-L16M", "-n", "lab_source", "vg_nova0", stdout=subprocess.DEVNULL)
     run("lvcreate", "-qyWn", "-L40M", "-n", "lab_target", "vg_nova0", stdout=subprocess.DEVNULL)
     run("dd", "if=/dev/urandom", f"of={SOURCE}", "bs=1M", "count=16", "status=none")

@@ -18,8 +18,8 @@ from collections import Counter
 
 PROGRAM, INSTANCES, SHARE, HOW_MANY, SEED = sys.argv[1:6]
 sys.path.insert(0, PROGRAM)
-from hostctl import virsh  # noqa: E402 - it lies in the archive
-from hostctl.tools import Work  # noqa: E402
+from hostctl import live_disk, virsh  # noqa: E402 - it lies in the archive
+from hostctl.commands import Work  # noqa: E402
 from hostctl.verbs import VERBS  # noqa: E402
 
 JOB, INSTANCE, SIZE = "5a1ce0de-0000-4111-8222-933334444555", "7b2df1ef-1111-4222-8333-944445555666", 1 << 20
@@ -60,7 +60,7 @@ def begin(number):
     write(NEW, WHOLE["new"])
     return {
         **{"instances": INSTANCES, "instance": INSTANCE, "disk": "disk.local", "share_source": SHARE},
-        **{"virtual_size": SIZE, "live": virsh.identity(os.stat(LIVE)), "stage": virsh.identity(os.stat(NEW))},
+        **{"virtual_size": SIZE, "live": live_disk.identity(os.stat(LIVE)), "stage": live_disk.identity(os.stat(NEW))},
     }
 
 

@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from hostctl import virsh
 from hostctl.act import Stop
-from hostctl.tools import Work
+from hostctl.commands import Work
 from hostctl.verbs import VERBS
 
 given = json.load(sys.stdin)

@@ -17,6 +17,15 @@ from hosts.remote.hostctl import pack
 from tests import machines
 
 FORMER = Path(__file__).parent / "former"  # of the release before protocol 2, as it was installed on hypervisors
+# What modules were called in it, by today's names.
+FORMER_NAMES = {
+    "commands": "tools",
+    "nfs_server": "nfs",
+    "privileges": "owner",
+    "rehearsal": "backup",
+    "relay_filesystem": "filesystem",
+    "transient_units": "detached",
+}
 SOURCES = Path(hostctl.__file__).parent
 
 
@@ -75,12 +84,13 @@ def install(version: Version, site: machines.Site, monkeypatch: Any, folder: Pat
     spec.loader.exec_module(package)
     wanted = {module.__name__.rpartition(".")[2] for module in machines.OF_HOSTCTL}
     there = {path.stem for path in (folder / "hostctl").glob("*.py")}
-    modules = {each: importlib.import_module(f"{name}.{each}") for each in sorted(wanted & there)}
+    names = {each: each if each in there else FORMER_NAMES.get(each, "") for each in sorted(wanted)}
+    modules = {each: importlib.import_module(f"{name}.{own}") for each, own in names.items() if own in there}
     assert package.source_hash() == version.hash
     machines.fit(site, monkeypatch, modules)
     if "question" in there:
         question = importlib.import_module(f"{name}.question")
         monkeypatch.setattr(question, "answered", lambda run, work, *how: run(work))
     program = ["/usr/bin/python3", "-I", f"/usr/local/libexec/volmig-hostctl.d/hostctl-{version.hash}"]
-    monkeypatch.setattr(modules["detached"], "program", lambda: program)
+    monkeypatch.setattr(modules["transient_units"], "program", lambda: program)
     site.desks[version.hash] = modules["request"].Desk

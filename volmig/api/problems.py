@@ -164,4 +164,3 @@ def checked(form: BaseForm, **names: str) -> Any:
             sentences.append(Sentence((each["code"] or "invalid").replace("_", "-"), each["message"]))
             about.append("" if field == "__all__" else names.get(field, field))
     raise Invalid(sentences, about)
-

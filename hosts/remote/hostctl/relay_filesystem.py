@@ -3,7 +3,7 @@
 import os
 from typing import Any, Dict, Tuple
 
-from . import lvm, mounts
+from . import exports, lvm, mounts
 from .act import Act, Args, Failed, Refused, command, syscall
 from .commands import Output, Work, export_format
 from .mountpoints import SENTINEL, make_mountpoint, sentinel, unmount_patiently, write_sentinel
@@ -145,9 +145,5 @@ def _check_ours_to_unmount(work: Work) -> None:
             "%s with UUID %s is mounted there" % (found[0].source, known.get("UUID")),
             "This is not the job's filesystem. Look at it by hand.",
         )
-    from . import (
-        exports,  # which stands on this module
-    )
-
     if any(row.path == mountpoint for row in exports.exports(work)):
         raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")
