@@ -53,7 +53,8 @@ def queue_faults() -> list[str]:
         }
         <= {"jobs.worker.tick.run", "jobs.worker.watcher.sweep"},
         "every former name of a task must lead to one in TASKS, and be none itself": set(settings.FORMER_TASKS.values())
-        <= set(settings.TASKS) - set(settings.FORMER_TASKS),
+        <= set(settings.TASKS)
+        and set(settings.TASKS).isdisjoint(settings.FORMER_TASKS),
         "every name in EVERY_MINUTE must be in TASKS": set(settings.EVERY_MINUTE) <= set(settings.TASKS),
         "no cache may lie in the database: caches are pickles": not any(
             each["BACKEND"].endswith(".DatabaseCache") for each in caches.values()
