@@ -30,7 +30,7 @@ OF_OTHERS = "It belongs to a migration of another team."
 # What is compared, and shown, of a job; of its hypervisors the keys.
 COLUMNS = ("uuid", "status", "halt_reason", "instance_name", "lv_uuid", "digest", *ROLES)
 IN_FOLDER = re.compile(rf"\.volmig/({UUID})(?:/|\Z)")  # of a job, on a share
-# Of more things and rows of the ledger than FEW the overview does not compare all anew each time it is shown.
+# Of more things and rows of the ledger than FEW no page compares all anew each time it is shown.
 FEW, SECONDS = 200, 15.0
 
 
@@ -135,6 +135,7 @@ class Comparison:
     jobs: dict[str, Job]
     scans: list[Scan]
     speaks: dict[str, Scan]
+    at: dt.datetime
 
 
 def comparison(hypervisors: QuerySet[Hypervisor]) -> Comparison:
@@ -146,13 +147,27 @@ def comparison(hypervisors: QuerySet[Hypervisor]) -> Comparison:
     marks = marks_of(scans, speaks, things, jobs)
     jobs |= {str(job.uuid): job for job in others_of(marks, jobs)}
     entries = [*entries_of(marks, scans, jobs), *traces(things, jobs)]
-    return Comparison(leftovers.compare(entries, things, told), things, entries, jobs, scans, speaks)
+    found = leftovers.compare(entries, things, told)
+    made = Comparison(found, things, entries, jobs, scans, speaks, timezone.now())
+    give_relays(made)
+    return made
+
+
+# By the hypervisors that a person sees: what others report changes no figure of theirs. For pages and the API alone:
+# what people do about a finding, and what is done on hypervisors, stands on a comparison of its moment.
+recent: Recent[frozenset[int], Comparison] = Recent(
+    lambda pks: comparison(Hypervisor.objects.filter(pk__in=pks)),
+    SECONDS,
+    lambda made: len(made.things) + len(made.entries) > FEW,
+)
 
 
 def rows(hypervisors: QuerySet[Hypervisor]) -> list[Row]:
-    """The comparison with jobs, hypervisors and open removals."""
-    made = comparison(hypervisors)
-    give_relays(made)
+    """The comparison as it is now, with jobs, hypervisors and open removals."""
+    return rows_of(comparison(hypervisors))
+
+
+def rows_of(made: Comparison) -> list[Row]:
     by_name = {scan.hypervisor.name: scan.hypervisor for scan in made.scans}
     wishes = {(each.job_id, each.kind, each.place, each.name): each for each in Removal.objects.open()}
     found = (row_of(each, made.jobs, by_name, made.speaks) for each in made.found)
@@ -170,12 +185,20 @@ def give_relays(made: Comparison) -> None:
         job.relay = known[job.relay_id]
 
 
-def rows_for(user: Any) -> list[Row]:
-    """The comparison that a person may see."""
-    hypervisors = Hypervisor.objects.visible_to(user).active()
-    found, own = rows(hypervisors), {each.name: each for each in hypervisors.select_related("team").defer("facts")}
+def recent_for(user: Any) -> Comparison:
+    """The comparison of what a person sees; at a large site it may be SECONDS old."""
+    seen = Hypervisor.objects.visible_to(user).active().order_by()
+    return recent.get(frozenset(seen.values_list("pk", flat=True)))
+
+
+def rows_for(user: Any, made: Comparison) -> list[Row]:
+    """What a person may see of a comparison of the hypervisors that they see."""
+    found = rows_of(made)
     mine = Job.objects.visible_to(user).filter(pk__in={row.job.pk for row in found if row.job})
     visible = set(mine.order_by().values_list("pk", flat=True))
+    hidden = any(row.job and row.job.pk not in visible for row in found)
+    hosts = Hypervisor.objects.visible_to(user).active().select_related("team").defer("facts") if hidden else ()
+    own = {each.name: each for each in hosts}
     shown = (row if row.job is None or row.job.pk in visible else row.without_names(own) for row in found)
     return [row for row in shown if row]
 
@@ -403,26 +426,6 @@ def proves(mark: Mapping[str, Any], thing: Thing) -> bool:
     return False
 
 
-# How many they are
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How many findings somebody has to look at, and how many things and rows of the ledger were compared for that."""
-
-    findings: int
-    compared: int
-
-
-def drift_of(pks: frozenset[int]) -> Drift:
-    made = comparison(Hypervisor.objects.filter(pk__in=pks))
-    return Drift(sum(each.drifts for each in made.found), len(made.things) + len(made.entries))
-
-
-# By the hypervisors that a person sees: what others report changes no figure of theirs.
-drift = Recent(drift_of, SECONDS, lambda each: each.compared > FEW)
-
-
 # What people do about them
 
 
@@ -443,7 +446,9 @@ def scans_queued(count: int) -> str:
 
 def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: str) -> Row:
     """The row that is meant, as it stands now; refused when there is none (any more)."""
-    found = [row for row in rows_for(by) if row.hypervisor.pk == host.pk and row.is_about(kind, name, job, identity)]
+    made = comparison(Hypervisor.objects.visible_to(by).active())
+    mine = (row for row in rows_for(by, made) if row.hypervisor.pk == host.pk)
+    found = [row for row in mine if row.is_about(kind, name, job, identity)]
     if not found:
         raise Refused(Sentence("not-so", "That is not so any more. Nothing was changed; look again."))
     return found[0]
@@ -455,6 +460,7 @@ def remove(by: Any, host: Hypervisor, *about: str) -> str:
     if row.why_kept or row.job is None:
         raise Refused(Sentence("leftover-kept", row.why_kept or "Its migration is not known here."))
     Removal.objects.ask(by, row.found, row.job, host, row.step)
+    recent.forget()
     return (
         f"{row.about.name} is looked at once more and removed, if it is still as recorded. See below what became of it."
     )
@@ -466,6 +472,7 @@ def strike(by: Any, host: Hypervisor, *about: str) -> str:
     if row.why_not_struck or row.found.entry is None:
         raise Refused(Sentence("leftover-there", row.why_not_struck))
     Footprint.objects.get(pk=row.found.entry.key).strike_off(by, row.found, host)
+    recent.forget()
     return f"{row.about.name} is marked as gone, and that is recorded."
 
 

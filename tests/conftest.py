@@ -42,7 +42,7 @@ def _tables_can_be_emptied():
 @pytest.fixture(autouse=True)
 def _as_before_the_first_start():
     """What the data directory and the process keep of the database goes when the test's database is set back."""
-    for module, name in (("jobs.web.attention", "snapshot"), ("jobs.drift", "drift"), ("jobs.models.plans", "plans")):
+    for module, name in (("jobs.web.attention", "snapshot"), ("jobs.drift", "recent"), ("jobs.models.plans", "plans")):
         if module in sys.modules:
             getattr(sys.modules[module], name).forget()
     with outside_the_database():

@@ -9,7 +9,7 @@ from ninja import Header, Path, Query, Router, Status
 
 from hosts.models import Hypervisor, Instance, LogicalVolume, VolumeGroup
 from jobs.api import schemas
-from jobs.drift import ABOUT, ask_anew, rows_for, scans_queued
+from jobs.drift import ABOUT, ask_anew, recent_for, rows_for, scans_queued
 from jobs.models import Approval, Footprint, Job, Submission
 from jobs.models.footprint import BULKY
 from jobs.web.evidence import archive
@@ -327,7 +327,7 @@ def backups(request: HttpRequest, wanted: Query[Edge], due: bool = False) -> Any
 def leftovers(request: HttpRequest, all: bool = False) -> Any:  # noqa: A002 - a word of the address
     """Where they differ; with `all` also what is in use."""
     hosts = Hypervisor.objects.visible_to(request.user).active()
-    compared = [row for row in rows_for(request.user) if all or row.found.verdict != "needed"]
+    compared = [row for row in rows_for(request.user, recent_for(request.user)) if all or row.found.verdict != "needed"]
     told = list(hosts.order_by().values_list("scan__began_at", flat=True))
     at = min((each for each in told if each), default=None) if all_told(told) else None
     return {"items": [schemas.Leftover.of(row) for row in compared], "asked_at": at}

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor, Scan, Server
-from jobs.drift import ABOUT, Row, ask_anew, rows_for, scans_queued
+from jobs.drift import ABOUT, Row, ask_anew, recent_for, rows_for, scans_queued
 from jobs.engine import states
 from jobs.models import Job, Refused, Removal
 from jobs.web.base import show
@@ -43,16 +43,19 @@ VERDICTS = {
     "gone": ("Gone", "The ledger has it, and it is not there any more."),
     "needed": ("In use", "The ledger has it, it is there, and it has to be."),
 }
-IN_USE_SHOWN = 200
+SHOWN = 50  # of each verdict, unless all of one are asked for
 
 
 @require_GET
 @needs("view")
 def leftovers(request: HttpRequest) -> HttpResponse:
-    """The ledger against reality, as every hypervisor last told."""
+    """The ledger compared with what every hypervisor last reported; `?all=` shows one verdict whole, and no other."""
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
-    found = rows_for(request.user)
-    told = {verdict: [row for row in found if row.found.verdict == verdict] for verdict in VERDICTS}
+    made = recent_for(request.user)
+    found = rows_for(request.user, made)
+    whole = request.GET.get("all", "")
+    shown, most = ({whole: VERDICTS[whole]}, None) if whole in VERDICTS else (VERDICTS, SHOWN)
+    by_verdict = {verdict: [row for row in found if row.found.verdict == verdict] for verdict in shown}
     lately = timezone.now() - dt.timedelta(days=2)
     mine = Removal.objects.filter(hypervisor__in=hypervisors, job__in=Job.objects.visible_to(request.user))
     removals = mine.filter(Q(ended_at=None) | Q(ended_at__gte=lately))
@@ -62,11 +65,13 @@ def leftovers(request: HttpRequest) -> HttpResponse:
                 "verdict": verdict,
                 "name": name,
                 "means": means,
-                "rows": [choice(row, request.user) for row in told[verdict][:IN_USE_SHOWN]],
-                "count": len(told[verdict]),
+                "rows": [choice(row, request.user) for row in by_verdict[verdict][:most]],
+                "count": len(by_verdict[verdict]),
             }
-            for verdict, (name, means) in VERDICTS.items()
+            for verdict, (name, means) in shown.items()
         ],
+        "whole": whole if most is None else "",
+        "compared_at": made.at,
         "drifting": sum(row.found.drifts for row in found),
         "scans": hypervisors.select_related("scan").defer("facts", "scan__things", "scan__on_shares").order_by("name"),
         "asked": Scan.objects.filter(hypervisor__in=hypervisors).exclude(began_at=None).exists(),

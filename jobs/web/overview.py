@@ -2,13 +2,14 @@
 
 import datetime as dt
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet, Value
+from django.db.models.functions import NullIf
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor, Share, VolumeGroup
-from jobs.drift import drift
+from jobs.drift import recent
 from jobs.models import Approval, Footprint, Job, Policy
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
@@ -17,6 +18,7 @@ from jobs.web.base import show
 from jobs.web.leftovers import forgotten_locks
 from volmig.accounts.roles import may, needs
 
+FULLEST = 12  # volume groups on the overview; the hypervisors' pages have all of them
 LISTED = 25  # migrations of each kind on the overview; the history has all of them
 WAITING = {"planned", "awaiting_approval", "on_trial"}  # nothing moves until a person does
 MOVES = Q(halt_reason="") & ~Q(status__in=WAITING)
@@ -38,6 +40,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     )
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
     seen = frozenset(hypervisors.order_by().values_list("pk", flat=True))
+    groups = relay_groups(hypervisors)
     inbox = list(Approval.objects.inbox(request.user).with_names().order_by("created_at"))
     return show(
         request,
@@ -51,12 +54,15 @@ def overview(request: HttpRequest) -> HttpResponse:
             "inbox": inbox,
             "waiting_approvals": len(inbox),
             "failed": failed(jobs),
-            "groups": relay_groups(hypervisors),
+            "groups": list(
+                groups.order_by(F("free") * 1.0 / NullIf("size", Value(0)), "hypervisor__name", "name")[:FULLEST]
+            ),
+            "groups_count": groups.count(),
             "shares": Share.objects.visible_to(request.user).with_figures(request.user).prefetch_related(None),
             "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
             "hypervisors": len(seen),
-            "drifting": drift.get(seen).findings,
+            "drifting": sum(each.drifts for each in recent.get(seen).found),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "any_job": bool(counted["moving"] or counted["waiting"]) or jobs.exists(),
         },
@@ -71,8 +77,8 @@ def failed(jobs: JobQuerySet) -> JobQuerySet:
 
 
 def relay_groups(hypervisors: QuerySet[Hypervisor]) -> QuerySet[VolumeGroup]:
-    """Volume groups on hypervisors that mount a share, so could relay, with what jobs hold of them."""
+    """Volume groups on hypervisors that could relay, as they mount a share, with what jobs hold; the fullest first."""
     relays = hypervisors.exclude(mounts=None)
     rows = VolumeGroup.objects.with_held().filter(hypervisor__in=relays)
     shown = rows.select_related("hypervisor").only("name", "size", "free", "seen_at", "hypervisor__name")
-    return shown.order_by("hypervisor__name", "name")
+    return shown.order_by(F("free") * 1.0 / NullIf("size", Value(0)), "hypervisor__name", "name")

@@ -81,7 +81,7 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
     over, dana, kim, person, browser_of, monkeypatch
 ):
     """And who sees other hypervisors has a count of their own: what another team's report changes none of it."""
-    monkeypatch.setattr(drift.drift, "worth", lambda _: True)
+    monkeypatch.setattr(drift.recent, "worth", lambda _: True)
     said = "<strong>6 differences between the ledger and what hypervisors tell."
     assert said in text(browser_of(dana).get("/"))
     Team.objects.update(everybody=False)
@@ -90,14 +90,37 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
     mine.members.add(otto)
     a_hypervisor("own").put(team=mine)
     assert "between the ledger and what" not in text(browser_of(otto).get("/"))
-    drift.drift.forget()
+    drift.recent.forget()
     Team.objects.exclude(pk=mine.pk).get().members.add(dana, kim)
     Hypervisor.objects.filter(name="own").update(retired_at=timezone.now())
     assert said in text(browser_of(dana).get("/"))
     Scan.objects.all().delete()
     assert said in text(browser_of(kim).get("/")), "for some seconds"
-    drift.drift.forget()
+    drift.recent.forget()
     assert "between the ledger and what" not in text(browser_of(kim).get("/"))
+
+
+def test_what_a_person_does_is_on_the_page_at_once_however_long_comparisons_are_kept(
+    over, dana, browser_of, monkeypatch
+):
+    monkeypatch.setattr(drift.recent, "worth", lambda _: True)
+    browser = browser_of(dana)
+    address, told = the_form(section(page(browser), "gone"), "mount")
+    browser.post(address, told)
+    assert "mount" not in [told["kind"] for _, told in forms(section(page(browser), "gone"))]
+
+
+def test_a_verdict_is_shown_whole_where_it_was_cut(over, dana, browser_of, monkeypatch):
+    monkeypatch.setattr("jobs.web.leftovers.SHOWN", 1)
+    browser = browser_of(dana)
+    cut = page(browser)
+    assert {len(list(forms(section(cut, verdict)))) for verdict in ("left", "gone")} == {1}
+    assert 'href="?all=left"' in section(cut, "left")
+    whole = text(browser.get("/leftovers/?all=left"))
+    assert {told["kind"] for _, told in forms(section(whole, "left"))} == {"lv", "stage"}
+    assert section(whole, "gone") == ""
+    assert "/leftovers/?all=left" in whole, "so that it stays whole when it is fetched again"
+    assert section(text(browser.get("/leftovers/?all=nonesuch")), "gone")
 
 
 def test_a_removal_is_asked_for_from_the_page(over, dana, browser_of):
