@@ -39,7 +39,6 @@ WATCHED = ~Q(halt_reason="") | Q(status__in=AT_WORK) | TROUBLED
 CLOCK_STEPS = names_of(Task.STOP, Task.START)  # whose runs say since when an instance is down
 # Of more migrations at work than FEW conditions are not computed for each page anew, but for all pages of this process.
 FEW, SECONDS = 20, 2.0
-UNSHOWN = {name for name in BULKY if name != "plan"}  # forecasts are in the plan
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,14 @@ class Item:
     resolved: bool = False  # it is over: shown for a while, so that people learn of it, and not counted
 
 
-def jobs_at_work(jobs: JobQuerySet) -> JobQuerySet:
+def jobs_at_work(jobs: JobQuerySet) -> list[Job]:
     """Those whose condition may need attention, with the runs that it depends on, in two queries."""
     rows = StepRun.objects.filter(Q(ended_at=None) | Q(step__in=CLOCK_STEPS)).select_related("hypervisor")
     runs = Prefetch("runs", rows.defer("args", "commands", "error", "hypervisor__facts"))
-    unshown = (*UNSHOWN, *(f"{role}__facts" for role in ROLES))
-    return jobs.filter(WATCHED).with_names().prefetch_related(runs).defer(*unshown)
+    unshown = (*BULKY, *(f"{role}__facts" for role in ROLES))
+    found = list(jobs.filter(WATCHED).with_names().prefetch_related(runs).defer(*unshown))
+    plans.give(found)  # forecasts are in them
+    return found
 
 
 def at_work(jobs: JobQuerySet, now: dt.datetime, count: int) -> list[tuple[Job, Condition]]:
