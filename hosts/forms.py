@@ -38,14 +38,14 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
     class Meta:
         model = Hypervisor
         fields = ["name", "address", "port", "user", "shipped", "bastion", "cloud", "nova_host", "team"]
-        labels = {"shipped": "hostctl is shipped (root logins only)", "user": "SSH user", "cloud": "Cloud"}
+        labels = {"shipped": "Upload hostctl automatically (root logins only)", "user": "SSH user", "cloud": "Cloud"}
         help_texts = {
-            "name": "As people call it; shown everywhere.",
+            "name": "The name that volmig shows everywhere.",
             "address": "Where SSH listens. NFS traffic uses other addresses, which volmig discovers.",
-            "user": "volmig, with the forced command; or root, when hostctl is shipped.",
-            "team": "Its members see it, and the migrations over it.",
+            "user": "volmig, with the forced command; or root, when hostctl is uploaded automatically.",
+            "team": "Its members see the hypervisor and its migrations.",
             "bastion": "A registered hypervisor through which this one is reached.",
-            "nova_host": "Only where Nova calls it neither by its name here nor by its own host name.",
+            "nova_host": "Only if Nova's name differs from the name here and from its host name.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -117,7 +117,8 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
     entry = forms.ChoiceField(
         label="Name in clouds.yaml",
         required=False,
-        help_text="The file that the workers read; whatever openstacksdk can log in with. Empty: entered below.",
+        help_text="An entry of the workers' clouds.yaml, with any credential that openstacksdk supports. "
+        "Leave empty to enter it below.",
     )
     auth_url = forms.URLField(label="Identity service (Keystone)", required=False, assume_scheme="https")
     application_credential_id = forms.CharField(label="ID of the application credential", required=False)
@@ -130,14 +131,14 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         required=False,
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
-        help_text="Kept encrypted, and never shown again.",
+        help_text="Stored encrypted and never shown again.",
     )
 
     class Meta:
         model = Cloud
         fields = ["name", "control", "entry", "auth_type", "region", "ca_file", "verify"]
         labels = {
-            "control": "How its instances are stopped and started",
+            "control": "Control of instances",
             "auth_type": "Kind of credential",
             "ca_file": "CA file on the workers, if the cloud's certificate needs one",
             "verify": "Verify the cloud's certificate",
@@ -162,7 +163,7 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_auth_url(self) -> str:
         url = str(self.cleaned_data["auth_url"])
         if url and not url.startswith(("https://", "http://")):
-            raise forms.ValidationError("It begins with https:// or http://.")
+            raise forms.ValidationError("It has to begin with https:// or http://.")
         if is_metadata(urlsplit(url).hostname or ""):
             raise forms.ValidationError("This is a link-local or metadata address; no credential is sent there.")
         return url
@@ -177,13 +178,13 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error("auth_type", "Choose the kind of credential, or a name in clouds.yaml.")
         for name in wanted:
             if not values.get(name) and name not in self.errors:
-                self.add_error(name, "This is needed to log in.")
+                self.add_error(name, "Required to log in.")
         if not values.get("secret") and (
             sent_to({**values, "auth": self._auth(values)}) != self.before or not self.instance.secret
         ):
             self.add_error(
                 "secret",
-                "Enter the secret: the credential is new, or it would be sent to another place or in another way.",
+                "Enter the secret: the credential is new, or its address or verification has changed.",
             )
         return values
 
@@ -224,13 +225,13 @@ class PinForm(forms.Form):
 
     def clean_shown(self) -> str:
         if self.cleaned_data["shown"] != self.offered:
-            said = "The host offered another key since this page was loaded. Look again."
+            said = "The hypervisor has offered another key since this page was loaded. Compare it again."
             raise forms.ValidationError(said, code="other-key")
         return str(self.cleaned_data["shown"])
 
     def clean_typed(self) -> str:
         if self.cleaned_data["typed"].strip() != self.offered[-TYPED:]:
-            said = "These are not the last characters of the fingerprint that the host offers."
+            said = "These are not the last characters of the fingerprint that the hypervisor offers."
             raise forms.ValidationError(said, code="other-fingerprint")
         return str(self.cleaned_data["typed"])
 

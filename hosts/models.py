@@ -245,7 +245,7 @@ class Hypervisor(models.Model):
             )
         if self.shipped != (self.user == "root"):
             raise ValidationError(
-                {"shipped": "hostctl is sent along for root logins only, and a root login has no installed one."}
+                {"shipped": "Automatic upload of hostctl needs a root login, and a root login needs automatic upload."}
             )
         hop = self.bastion
         while hop:
@@ -319,7 +319,7 @@ class Hypervisor(models.Model):
     def still_needed(self) -> str:
         """Why it cannot be retired yet, as a sentence; empty when it can."""
         if self.footprints.left().exists():  # the ledger of migrations, which stand above
-            return f"Migrations still hold something on {self}."
+            return f"Migrations still use {self}."
         behind = ", ".join(self.behind.active().values_list("name", flat=True))
         return f"It is the bastion of {behind}." if behind else ""
 
@@ -606,9 +606,9 @@ def thing_row(row: dict[str, Any]) -> dict[str, Any]:
     """One thing of an answer, every column of its type and length; raises ValueError for one that is not."""
     texts = {name: row[name] for name in ("kind", "name", "job", "identity", "share", "path")}
     if not all(isinstance(text, str) and len(text) <= 900 and text.isprintable() for text in texts.values()):
-        raise ValueError("a thing has a name that is none")
+        raise ValueError("an object has an invalid name")
     if texts["job"] and not re.fullmatch(UUID, texts["job"]):
-        raise ValueError("a thing has a job that is none")
+        raise ValueError("an object has an invalid migration")
     since = row["since"]
     return texts | {"size": max(0, int(row["size"])), "since": float(since) if since is not None else None}
 

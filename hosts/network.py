@@ -136,12 +136,12 @@ class Site:
         if net not in {each for _, each in self.networks.of(source)}:
             return WhyNot("other network", f"{here.name} has no address in {net}.")
         if _manages(net, (here.management, there.management)):
-            return WhyNot("management", f"{net} is a management network, which never carries NFS.")
+            return WhyNot("management", f"{net} is a management network, which volmig never uses for NFS.")
         used = self._address(here, there)
         if used != address:
             return WhyNot("other address", f"A migration would use {used}.")
         if relay in self._possible(source):
-            return WhyNot("not in the sample", f"A source is probed for at most {RELAYS} relays.")
+            return WhyNot("not in the sample", f"At most {RELAYS} relays are probed from each source.")
         return WhyNot("not probed", "")
 
 

@@ -222,7 +222,7 @@ def understood(hypervisor: Hypervisor, batch: list[dict[str, Any]], answer: dict
 def asked(host: Host, request: Request, timeout: float = 20) -> dict[str, Any]:
     answer: Answer = host.call(request, timeout)
     if answer.state != "done":
-        found = answer.found or f"it answered {answer.state}"
+        found = answer.found or f"it returned {answer.state}"
         raise HostError(phrase(request.verb), found, str((answer.error or {}).get("next") or ""))
     return answer.evidence
 
@@ -284,7 +284,7 @@ def refresh_cloud(cloud_id: int) -> None:
     except HostError as error:
         cloud.put(last_error=str(error), round_at=None, marker="")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found = f"Tried to read what {cloud} has: {type(error).__name__}: {error}."
+        found = f"Tried to read the state of {cloud}: {type(error).__name__}: {error}."
         cloud.put(last_error=found, round_at=None, marker="")
 
 
@@ -364,7 +364,7 @@ def looked_at(way: nova.Nova) -> tuple[list[dict[str, str]], str]:
         version = way.version()
     except HostError as error:
         return [*found, call("lock with a reason", "no", str(error))], ""
-    found.append(call("lock with a reason", "yes", f"Nova's API is spoken as {version}."))
+    found.append(call("lock with a reason", "yes", f"volmig uses version {version} of Nova's API."))
     page: list[dict[str, Any]] = []
     asks: list[tuple[str, Callable[[], Any]]] = [
         ("list the instances of all projects", lambda: page.extend(way.servers("", 1))),
@@ -387,31 +387,34 @@ def tried(what: str, ask: Callable[[], Any]) -> dict[str, str]:
         return call(what, "no", error.found)
     except HostError as error:
         return call(what, "unknown", error.found)
-    return call(what, "yes", "Nova answered." if "projects" not in what else "It was answered.")
+    return call(what, "yes", "Nova responded." if "projects" not in what else "The call succeeded.")
 
 
 def of_an_instance(way: nova.Nova, page: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What can only be seen on an instance that is there."""
     host, history = "see the hypervisor of an instance", "read what was done to an instance"
     if not page:
-        why = "There is no instance to see it on."
+        why = "There is no instance to check this with."
         return [call(host, "unknown", why), call(history, "unknown", why)]
     seen = nova_control.server(page[0])
     there = call(host, "yes", f"{seen['name']} is on {seen['host']}.") if seen["host"] else None
-    hidden = call(host, "no", f"Nova does not tell where {seen['name']} is; only administrators are told.")
+    hidden = call(host, "no", f"Nova does not report the host of {seen['name']}; only administrators see it.")
     return [there or hidden, tried(history, lambda: way.actions(seen["uuid"], 1))]
 
 
 def changes(me: dict[str, Any]) -> list[dict[str, str]]:
     """Whether it may lock, stop and start: told by its roles, because to try would be to do."""
     if "admin" in me["roles"]:
-        why = "By Nova's default policy for the role admin. It is not tried; a job's first lock proves it."
+        why = "Nova's default policy allows it for the role admin. Not tested; a migration's first lock proves it."
         said = [call(what, "likely", why) for what in ("lock and unlock", "stop", "start")]
     elif "volmig" in me["roles"]:
-        why = "Where Nova has the policy of docs/clouds.md for the role volmig. A job's first lock proves it."
+        why = "If Nova has the policy of docs/clouds.md for the role volmig. A migration's first lock proves it."
         said = [call(what, "likely", why) for what in ("lock and unlock", "stop", "start")]
     else:
-        why = "The role admin, or volmig with its policy, is needed: Nova's lock keeps everybody else from stopping it."
+        why = (
+            "The role admin, or volmig with its policy, is required: "
+            "Nova's lock prevents everyone else from stopping the instance."
+        )
         said = [call(what, "no", why) for what in ("lock and unlock", "stop", "start")]
     return [ruled(each, me["rules"]) for each in said] if me["rules"] is not None else said
 

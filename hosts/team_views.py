@@ -64,7 +64,7 @@ def team(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         changed = get_object_or_404(Team, pk=pk) if pk else Team()
         hosts_teams.set_team(changed, form.cleaned_data, request.user)
-        messages.success(request, f"{changed.name} is {'changed' if pk else 'added'}, and that is recorded.")
+        messages.success(request, f"{changed.name} is {'changed' if pk else 'added'}; the audit log notes it.")
         return redirect("team", changed.pk)
     values = {"form": form, "team": known, "name": form.initial.get("name")}
     return render(request, "registration/team.html", values, status=422 if form.errors else 200)
@@ -79,5 +79,5 @@ def remove_team(request: HttpRequest, pk: int) -> HttpResponse:
     except ValidationError as error:
         messages.error(request, " ".join(error.messages))
         return redirect("team", pk)
-    messages.success(request, "The team is removed, and that is recorded.")
+    messages.success(request, "The team is removed; the audit log notes it.")
     return redirect("teams")

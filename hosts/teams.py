@@ -39,8 +39,8 @@ def remove_team(pk: int, by: Any) -> None:
     """Removes a team that owns nothing; raises ValidationError when it owns something or is the only one."""
     team = get_object_or_404(Team.objects.select_for_update(), pk=pk)
     if names := ", ".join(team.hypervisors.values_list("name", flat=True)):
-        raise ValidationError(f"Hypervisors still belong to it: {names}. Give them to another team first.")
+        raise ValidationError(f"Hypervisors still belong to it: {names}. Move them to another team first.")
     if Team.objects.is_single():
-        raise ValidationError("It is the only team, and hypervisors have to belong to one.")
+        raise ValidationError("It is the only team, and every hypervisor has to belong to one.")
     Event.append("team.remove", actor=by, object=team.name, data={"before": described(team)})
     team.delete()

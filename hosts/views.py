@@ -190,9 +190,9 @@ def edited(request: HttpRequest, host: Hypervisor, form: EditForm) -> HttpRespon
     moved = form.change(host, request.user)
     told = f"The registration of {host.name} is changed."
     if moved and not host.host_key:
-        messages.success(request, f"{told} Compare the host key that is offered there, then pin it.")
+        messages.success(request, f"{told} Compare the host key offered there, then pin it.")
         return redirect("hosts:pin", host.pk)
-    kept = " Its pinned key stays: a machine there that cannot show it is refused and put into quarantine."
+    kept = " Its pinned key stays: volmig refuses a machine there with another key and quarantines the hypervisor."
     messages.success(request, told + (kept if moved else ""))
     return redirect("hosts:hypervisor", host.pk)
 
@@ -243,7 +243,7 @@ def look_at_cloud(request: HttpRequest, pk: int, what: str) -> HttpResponse:
     """Has the workers check the credential, or read computes and instances again."""
     known = get_object_or_404(Cloud.objects.with_nova(), pk=pk)
     task = {"check": "hosts.tasks.check_cloud", "refresh": "hosts.tasks.refresh_cloud"}[what]
-    queued = f"The request to {known.name} was queued. The ages below show when the answers are new."
+    queued = f"The request to {known.name} was queued. The ages below show when the data is new."
     show(request, lambda: ask(task, known.pk, by=request.user), queued)
     return redirect("hosts:nova", known.pk)
 
@@ -293,7 +293,7 @@ def instance(request: HttpRequest, uuid: str) -> HttpResponse:
     found = LogicalVolume.objects.visible_to(request.user).filter(volume_group__hypervisor__retired_at=None)
     volumes = list(found.of_instances([uuid]))
     if not (told or seen or volumes):
-        raise Http404(f"No instance {uuid} was seen.")
+        raise Http404(f"No instance {uuid} found.")
     context = {
         "uuid": uuid,
         "name": next((row["server"].name for row in told), next((each.name for each in seen), uuid)),
@@ -311,7 +311,7 @@ def pin(request: HttpRequest, host: Hypervisor) -> HttpResponse:
     form = PinForm(request.POST or None, offered=offered, initial={"shown": offered})
     if request.method == "POST" and offered and form.is_valid():
         form.pin(host, request.user)
-        messages.success(request, f"The host key of {host.name} is pinned. Its first inventory is under way.")
+        messages.success(request, f"The host key of {host.name} is pinned. Its first inventory is being read.")
         return redirect("hosts:hypervisor", host.pk)
     old = fingerprint(host.host_key) if host.host_key else ""
     kind = host.offered_key.split()[0].removeprefix("ssh-") if host.offered_key else ""
@@ -322,14 +322,14 @@ def pin(request: HttpRequest, host: Hypervisor) -> HttpResponse:
 def offer(request: HttpRequest, pk: int) -> HttpResponse:
     """Asks for the host key again, before a first or a deliberate new pinning."""
     host = Hypervisor.objects.find(request.user, "administer", pk=pk)
-    show(request, lambda: host.ask_key(request.user), f"The host key of {host.name} was requested.")
+    show(request, lambda: host.ask_key(request.user), f"The host key of {host.name} is being read.")
     return redirect("hosts:pin", host.pk)
 
 
 @posted_from("hosts:hypervisor", "pk")
 def refresh(request: HttpRequest, pk: int) -> HttpResponse:
     host = Hypervisor.objects.find(request.user, "view", pk=pk)
-    queued = f"{host.name} is being refreshed. The ages below show when the figures are new."
+    queued = f"{host.name} is being refreshed. The ages below show when the data is new."
     show(request, lambda: ask("hosts.tasks.refresh", host.pk, by=request.user), queued)
     return redirect("hosts:hypervisor", host.pk)
 
@@ -352,7 +352,7 @@ def retire(request: HttpRequest, pk: int) -> HttpResponse:
         messages.error(request, f"{' '.join(map(str, form.errors['name']))} Nothing was changed.")
         return redirect("hosts:hypervisor", host.pk)
     host.retire(request.user)
-    messages.success(request, f"{host.name} is retired. Its history stays.")
+    messages.success(request, f"{host.name} is retired. Its history is kept.")
     return redirect("hosts:list")
 
 

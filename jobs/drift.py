@@ -368,7 +368,7 @@ def at_work(job: Job) -> bool:
 def needed(job: Job, mark: Mark | None = None, now: dt.datetime | None = None) -> str:
     """Why something has to stay, as a sentence; empty when nothing needs it any more."""
     if at_work(job):
-        return f"Migration {job.pk} is {job.words} and takes it away itself."
+        return f"Migration {job.pk} is {job.words} and removes it."
     if mark is None or mark.kind != "backup" or (mark.keep_until and mark.keep_until <= (now or timezone.now())):
         return ""
     return f"It is kept until its purge is approved: migration {job.pk} is {job.words}."
@@ -440,8 +440,8 @@ def ask_anew(by: Any) -> int:
 def scans_queued(count: int) -> str:
     """The answer to a person who asked for scans."""
     if count == 0:
-        return "No scan was queued: every hypervisor is being scanned, or was a moment ago."
-    return f"{count} {'scan is' if count == 1 else 'scans are'} queued. The ages show when the figures are new."
+        return "No scan was queued: every hypervisor is being scanned or was scanned a moment ago."
+    return f"{count} {'scan is' if count == 1 else 'scans are'} queued. The ages show when the data is new."
 
 
 def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: str) -> Row:
@@ -450,7 +450,7 @@ def one_of(by: Any, host: Hypervisor, kind: str, name: str, job: str, identity: 
     mine = (row for row in rows_for(by, made) if row.hypervisor.pk == host.pk)
     found = [row for row in mine if row.is_about(kind, name, job, identity)]
     if not found:
-        raise Refused(Sentence("not-so", "That is not so any more. Nothing was changed; look again."))
+        raise Refused(Sentence("not-so", "The state has changed. Nothing was changed; reload and try again."))
     return found[0]
 
 
@@ -458,12 +458,10 @@ def remove(by: Any, host: Hypervisor, *about: str) -> str:
     """Have it removed; returns what happens now, as a sentence."""
     row = one_of(by, host, *about)
     if row.why_kept or row.job is None:
-        raise Refused(Sentence("leftover-kept", row.why_kept or "Its migration is not known here."))
+        raise Refused(Sentence("leftover-kept", row.why_kept or "volmig does not know its migration."))
     Removal.objects.ask(by, row.found, row.job, host, row.step)
     recent.forget()
-    return (
-        f"{row.about.name} is looked at once more and removed, if it is still as recorded. See below what became of it."
-    )
+    return f"{row.about.name} is checked again and removed if it still matches the inventory. See the result below."
 
 
 def strike(by: Any, host: Hypervisor, *about: str) -> str:
@@ -473,7 +471,7 @@ def strike(by: Any, host: Hypervisor, *about: str) -> str:
         raise Refused(Sentence("leftover-there", row.why_not_struck))
     Footprint.objects.get(pk=row.found.entry.key).strike_off(by, row.found, host)
     recent.forget()
-    return f"{row.about.name} is marked as gone, and that is recorded."
+    return f"{row.about.name} is marked as gone; the audit log notes it."
 
 
 ABOUT: dict[str, Callable[..., str]] = {"remove": remove, "strike": strike}

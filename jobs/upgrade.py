@@ -54,10 +54,10 @@ def of_archive(path: Path) -> Version:
         with zipfile.ZipFile(path) as packed:
             start, version = packed.read("__main__.py"), packed.read("hostctl/version.py")
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of hostctl: {error}") from error
+        raise ValueError(f"{path} is not a hostctl file: {error}") from error
     found, protocol = START.search(start), PROTOCOL.search(version)
     if not found:
-        raise ValueError(f"{path} does not say which version of hostctl it is.")
+        raise ValueError(f"{path} does not name its version of hostctl.")
     return Version(found[1].decode(), int(protocol[1]) if protocol else 1)
 
 
@@ -113,11 +113,11 @@ def of_job(job: dict[str, Any], hosts: dict[int, dict[str, Any]], kept: set[str]
 def why_lacking(host: dict[str, Any], version: str, kept: set[str]) -> str:
     """Why a migration that needs this version would wait for a hypervisor; empty when it would not."""
     if host["shipped"]:
-        return "" if version in kept else f"volmig has no file of hostctl {version} to ship to {host['name']}"
+        return "" if version in kept else f"volmig has no file of hostctl {version} to upload to {host['name']}"
     there = host.get("hostctl_versions") or [host["hostctl_hash"]]
     if version in there:
         return ""
-    return f"{host['name']} has {', '.join(filter(None, there)) or 'no hostctl that volmig has seen'}, not {version}"
+    return f"{host['name']} has {', '.join(filter(None, there)) or 'no known hostctl'}, not {version}"
 
 
 def void(approval: dict[str, Any], job: dict[str, Any], version: str) -> list[str]:
@@ -144,7 +144,7 @@ def sentences(found: Iterable[Affected]) -> list[str]:
     """One line for each migration, and what would keep it from going on."""
     lines = []
     for each in found:
-        stays = f"goes on with hostctl {each.version}" if each.version else "has not begun on any hypervisor"
+        stays = f"continues with hostctl {each.version}" if each.version else "has not begun on any hypervisor"
         lines.append(f"Migration {each.number} ({each.status.replace('_', ' ')}) {stays}.")
         lines += [f"  It would wait: {said}." for said in each.lacking]
         lines += [f"  It would be approved again: {said}." for said in each.void]

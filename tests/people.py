@@ -52,7 +52,7 @@ def ask(page, volume, disk, limit=""):
 
 def wait_for_consent(page):
     """Until the image is staged and verified."""
-    page.wait_for_selector("#where:has-text('needs an approval by another person')", timeout=240_000)
+    page.wait_for_selector("#where:has-text('Another person has to approve the swap')", timeout=240_000)
 
 
 def approve(page, instance):
@@ -63,7 +63,7 @@ def approve(page, instance):
     page.fill("#id_tail", instance[-6:])
     if page.locator("#id_password").count():  # signed in more than five minutes ago
         page.fill("#id_password", PASSWORD)
-    page.click("text=Approve exactly this")
+    page.click("button:has-text('Approve')")
     page.wait_for_url(re.compile(r"/migrations/\d+/$"))
 
 

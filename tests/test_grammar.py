@@ -197,7 +197,7 @@ def test_whatever_a_tool_said_the_sentence_has_one_full_stop(found):
     [
         (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
         (OSError("[Errno 113] No route to host"), "No route to host"),
-        (TimeoutError(), "no answer within"),
+        (TimeoutError(), "no response within"),
         (EOFError(), "the connection was cut"),
     ],
 )

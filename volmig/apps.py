@@ -91,8 +91,10 @@ def webhook_is_signed(**_: Any) -> list[CheckMessage]:
         return []
     found: list[CheckMessage] = [Error(why, id="volmig.W1") for why in webhook.faults(settings.WEBHOOK_SECRETS)]
     plain = any(not secret.startswith(webhook.PREFIX) for secret in settings.WEBHOOK_SECRETS)
-    hint = f"Make one of the form {webhook.PREFIX}…, see docs/configuration.md; others are refused in the next release."
-    return found or ([Warning("VOLMIG_WEBHOOK_SECRET is no Standard Webhooks secret", hint, id="volmig.W2")] * plain)
+    hint = (
+        f"Create one of the form {webhook.PREFIX}…, see docs/configuration.md; others are refused in the next release."
+    )
+    return found or ([Warning("VOLMIG_WEBHOOK_SECRET is not a Standard Webhooks secret", hint, id="volmig.W2")] * plain)
 
 
 def variables_are_known(**_: Any) -> list[CheckMessage]:

@@ -122,7 +122,7 @@ def run(name: str, number: int | None, taken: str) -> None:
     if name not in settings.TASKS or not (number is None or type(number) is int):
         raise PermissionError(f"{name!r} is not a task of volmig")
     if not QueuedTask.objects.begin(uuid.UUID(taken)):
-        log.warning("%s is not begun: another worker was given it, or an equal call, meanwhile", name)
+        log.warning("%s was not started: another worker has taken it or an equal call", name)
         return
     function = import_string(name)
     beats.beat()

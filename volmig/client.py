@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """volmig: the command-line client. One file, Python 3.8 or later, nothing else to install.
 
-Where volmig is: VOLMIG_URL, or the file ~/.config/volmig/url. Who you are: VOLMIG_TOKEN, or ~/.config/volmig/token,
-which only you may be able to read. VOLMIG_CA_FILE names the certificates to trust in place of the system's.
+Address of volmig: VOLMIG_URL, or the file ~/.config/volmig/url. Your token: VOLMIG_TOKEN, or ~/.config/volmig/token,
+which only you may be able to read. VOLMIG_CA_FILE: certificates to trust instead of the system's.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, NoReturn, Op
 
 CODES = {
     0: "done",
-    1: "a fault, of the client or of volmig",
-    2: "usage: the command line is not understood",
-    3: "refused: the sentence says why, and nothing was changed",
-    4: "no token, or one that does not count (any more)",
-    5: "no such thing, or it is not for you to know of",
-    6: "unreachable: volmig does not answer",
-    7: "halted: the migration stands still until a person has looked",
-    8: "undone: the migration came to nothing or was rolled back; the instance has its old disk",
-    9: "waiting: nothing goes on until a person does something",
-    130: "ended by Ctrl-C; what was asked for goes on",
+    1: "an error in the client or in volmig",
+    2: "usage: the command line is invalid",
+    3: "refused: the message says why; nothing was changed",
+    4: "no token, or one that is not valid",
+    5: "not found, or no access",
+    6: "unreachable: volmig does not respond",
+    7: "halted: the migration waits until a person decides",
+    8: "undone: the migration ended before the swap or was rolled back; the instance has its old disk",
+    9: "waiting: a person has to act",
+    130: "ended by Ctrl-C; the migration continues",
 }
 FAULT, USAGE, REFUSED, TOKEN, NOT_FOUND, UNREACHABLE, HALTED, UNDONE, WAITING = range(1, 10)
 STATUSES = (
@@ -67,7 +67,7 @@ def token() -> str:
     """From the environment, or from a file that nobody else can read."""
     letters = os.environ.get("VOLMIG_TOKEN", "").strip() or kept(HOME / "token")
     if not re.fullmatch("[!-~]+", letters):  # else Python's complaint about the header would print it
-        raise Stop(TOKEN, "What is there in place of a token is none: a token is one word.")
+        raise Stop(TOKEN, "This is not a token: a token is one word.")
     return letters
 
 
@@ -88,7 +88,9 @@ def where() -> str:
     if not url and (HOME / "url").is_file():
         url = (HOME / "url").read_text().strip()
     if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?", url, re.ASCII):
-        raise Stop(USAGE, f"Where is volmig? Set VOLMIG_URL, such as https://volmig.example.org, or write {HOME}/url.")
+        raise Stop(
+            USAGE, f"No address of volmig: set VOLMIG_URL, such as https://volmig.example.org, or write {HOME}/url."
+        )
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
         raise Stop(USAGE, f"A token is not sent without encryption: {url} has to begin with https://")
@@ -119,7 +121,7 @@ class Answer(NamedTuple):
         try:
             return json.loads(self.body)
         except ValueError:
-            raise Stop(FAULT, "What answers there is no volmig, or a proxy in front of it is out of order.") from None
+            raise Stop(FAULT, "The server there is not volmig, or its proxy is not working.") from None
 
 
 class Server:
@@ -147,10 +149,10 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise Stop(UNREACHABLE, f"{self.url} cannot prove who it is: {reason.verify_message}.") from None
-            raise Away(f"{self.url} does not answer: {reason}") from None
+                raise Stop(UNREACHABLE, f"{self.url} cannot prove its identity: {reason.verify_message}.") from None
+            raise Away(f"{self.url} does not respond: {reason}") from None
         except ValueError:
-            raise Stop(USAGE, "A key of a request is made of letters, digits and signs, without spaces.") from None
+            raise Stop(USAGE, "A request key consists of letters, digits and punctuation, without spaces.") from None
 
     def told(self, answer: Answer) -> Answer:
         """What is no success: not modified is an answer, a problem is raised."""
@@ -158,9 +160,9 @@ class Server:
             return answer
         is_problem = "problem+json" in answer.headers.get("Content-Type", "")
         if answer.status in (502, 503, 504) and not is_problem:
-            raise Away(f"{self.url} answers {answer.status}.")
+            raise Away(f"{self.url} returned {answer.status}.")
         if not is_problem:
-            raise Stop(FAULT, f"{self.url} answers {answer.status}, and not as volmig does.")
+            raise Stop(FAULT, f"{self.url} returned {answer.status}, but not in volmig's format.")
         told = answer.json()
         code = MEANS.get(answer.status, FAULT if answer.status >= 500 else REFUSED)
         raise Stop(code, told["detail"], told)
@@ -190,7 +192,7 @@ class Server:
             except Away as away:
                 if time.monotonic() + pause > until:
                     raise
-                say(f"{away.sentence} Trying again.")
+                say(f"{away.sentence} Retrying.")
                 time.sleep(pause)
                 pause = min(pause * 2, 10)
 
@@ -270,7 +272,7 @@ def one_job(job: Row, now: Row) -> None:
         rows.append(("next", job["halt"]["next"] or "see its page"))
     if job["approval"]:
         asked = job["approval"]
-        rows.append(("asked", "{kind}: {consents} of {approvers} consents, until {expires_at}".format(**asked)))
+        rows.append(("asked", "{kind}: {consents} of {approvers} approvals, until {expires_at}".format(**asked)))
     for name, value in rows:
         print(f"{name:10} {clean(value)}".rstrip())
     for action in job["actions"]:
@@ -298,7 +300,7 @@ def hosts(server: Server, args: argparse.Namespace) -> int:
 def hypervisor(server: Server, name: str) -> Row:
     found = server.items("/hypervisors", 1, name=name)
     if not found:
-        raise Stop(NOT_FOUND, f"There is no hypervisor {name}, or it is not for you to know of.")
+        raise Stop(NOT_FOUND, f"No hypervisor {name}, or you do not have access.")
     return found[0]
 
 
@@ -371,7 +373,7 @@ def preflight(server: Server, args: argparse.Namespace) -> int:
     """Checks and plans on the hypervisors themselves, then lets go of everything unless it is to be kept."""
     job = asked(server, args, "/preflight", wish(args))
     number = job["number"]
-    say(f"Migration {number} is looked at; until it is taken back it holds its volume and its instance.")
+    say(f"Migration {number} is being checked; it reserves its volume and its instance until it is cancelled.")
     job = outlast(server, args, number, {"checking"})
     made = server.get(f"/jobs/{number}/plan")
     good = job["status"] == "planned"
@@ -381,8 +383,8 @@ def preflight(server: Server, args: argparse.Namespace) -> int:
     show(args, {"job": job, "plan": made}, lambda: print_plan(made))
     if good:
         say(
-            f"It could be done. Migration {number} is "
-            + ("planned: start or cancel it." if args.keep else "taken back.")
+            f"All checks passed. Migration {number} is "
+            + ("planned: start or cancel it." if args.keep else "cancelled.")
         )
         return 0
     say(job["sentence"])
@@ -505,10 +507,10 @@ def approve(server: Server, args: argparse.Namespace) -> int:
     """Shows what a yes stands on, and consents to exactly that."""
     found = server.get(f"/jobs/{args.number}")
     if not found["approval"]:
-        raise Stop(REFUSED, "Nothing is asked of anybody about this migration.")
+        raise Stop(REFUSED, "No approval is requested for this migration.")
     asked = server.get(f"/approvals/{found['approval']['id']}")
     if args.digest and asked["digest"] != args.digest:
-        raise Stop(REFUSED, "What is asked now is not what --digest stands for; look at it again.")
+        raise Stop(REFUSED, "The request is not the one that --digest names; review it again.")
     if not args.json:
         review(asked)
     tail = args.instance or typed(args, "Last six characters of the instance's id: ")
@@ -529,14 +531,14 @@ def review(asked: Row) -> None:
 
 def typed(args: argparse.Namespace, question: str) -> str:
     if args.json or not sys.stdin.isatty():
-        raise Stop(USAGE, "Without a terminal to ask on, say --instance and --reason.")
+        raise Stop(USAGE, "Without a terminal, --instance and --reason are required.")
     sys.stderr.write(question)
     sys.stderr.flush()
     return sys.stdin.readline().strip()
 
 
 def reason(args: argparse.Namespace) -> str:
-    return args.reason or typed(args, "Reason, for the record: ")
+    return args.reason or typed(args, "Reason, for the audit log: ")
 
 
 def reject(server: Server, args: argparse.Namespace) -> int:
@@ -587,7 +589,7 @@ def events(server: Server, args: argparse.Namespace) -> int:
 def evidence(server: Server, args: argparse.Namespace) -> int:
     file = Path(args.output or f"volmig-migration-{args.number}.zip")
     if file.exists():
-        raise Stop(USAGE, f"{file} is there already.")
+        raise Stop(USAGE, f"{file} already exists.")
     body = server.ask("GET", f"/jobs/{args.number}/evidence").body
     part = file.with_name(file.name + ".part")
     part.write_bytes(body)
@@ -654,7 +656,7 @@ def numbered(parser: argparse.ArgumentParser) -> None:
 
 
 def listed(parser: argparse.ArgumentParser, most: int = 100) -> None:
-    parser.add_argument("--most", type=int, default=most, help="at most so many")
+    parser.add_argument("--most", type=int, default=most, help="maximum number")
 
 
 def patient(parser: argparse.ArgumentParser) -> None:
@@ -663,9 +665,9 @@ def patient(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60,
         metavar="SECONDS",
-        help="how long to try again when volmig does not answer",
+        help="how long to retry when volmig does not respond",
     )
-    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="how often to look")
+    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="polling interval")
 
 
 def wishing(parser: argparse.ArgumentParser) -> None:
@@ -678,19 +680,19 @@ def wishing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--relay-vg", required=True, metavar="VG")
     parser.add_argument("--ticket")
     parser.add_argument("--rate", dest="rate_mib", type=float, metavar="MIB", help="limit in MiB/s")
-    parser.add_argument("--rollback-minutes", type=int, metavar="N", help="rollback approved in advance, for so long")
-    parser.add_argument("--key", help="one migration for this key, however often it is asked for")
+    parser.add_argument("--rollback-minutes", type=int, metavar="N", help="pre-approved rollback window")
+    parser.add_argument("--key", help="one migration for this key, however often it is submitted")
     patient(parser)
 
 
 def until(parser: argparse.ArgumentParser) -> None:
-    words = "watch past requests, to this status: " + ", ".join(STATUSES)
+    words = "keep watching past approval requests, until this status: " + ", ".join(STATUSES)
     parser.add_argument("--until", default="", choices=STATUSES, metavar="STATUS", help=words)
 
 
 def reasoned(parser: argparse.ArgumentParser) -> None:
     numbered(parser)
-    parser.add_argument("--reason", help="for the record")
+    parser.add_argument("--reason", help="for the audit log")
 
 
 def build() -> argparse.ArgumentParser:
@@ -722,7 +724,7 @@ def options(parser: argparse.ArgumentParser) -> List[str]:
 
 
 def words_of(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="?", default="", help="what to look for")
+    parser.add_argument("words", nargs="?", default="", help="search terms")
     listed(parser)
 
 
@@ -739,30 +741,30 @@ def filters(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: Dict[str, Tuple[Any, ...]] = {
-    "whoami": (whoami, "whose token this is, and what it may"),
+    "whoami": (whoami, "show the token's owner and scope"),
     "hosts": (hosts, "hypervisors", with_flag("--name", "only this one", default=""), listed),
     "volumes": (volumes, "logical volumes", with_flag("--host", "of this hypervisor", default=""), words_of),
     "instances": (instances, "instances by name, id, project or address", words_of),
-    "preflight": (preflight, "check and plan on the hypervisors, without running", wishing, with_flag("--keep", "keep it planned")),
-    "submit": (submit, "ask for a migration", wishing, with_flag("--no-start", "check and plan only"), with_flag("--watch", "then watch it"), until),
+    "preflight": (preflight, "check and plan on the hypervisors, without running", wishing, with_flag("--keep", "keep the plan")),
+    "submit": (submit, "request a migration", wishing, with_flag("--no-start", "check and plan only"), with_flag("--watch", "then watch it"), until),
     "show": (job, "one migration", numbered),
     "watch": (watch, "follow a migration until a person is needed or it ends", numbered, until, patient),
-    "approve": (approve, "consent to what is asked for", reasoned, with_flag("--instance", "last six characters of the instance's id", metavar="TAIL"),
-                with_flag("--digest", "only if this is what is asked for", metavar="SHA256")),
-    "reject": (reject, "reject what is asked for", reasoned),
-    "withdraw": (withdraw, "take your own consent back", reasoned),
-    "start": (plain("start"), "start what is planned", numbered),
-    "cancel": (plain("cancel"), "stop at the next safe point and take everything back", numbered),
-    "resume": (plain("resume"), "go on where it was halted", numbered),
-    "try-again": (plain("try-again"), "look at once at what it waits for", numbered),
-    "confirm": (plain("confirm"), "say that the instance has its data", numbered),
-    "rollback": (rollback, "ask for a rollback", numbered, with_flag("--now", "use the one that was approved in advance")),
-    "purge": (plain("purge"), "ask for the purge of the disk that is not in use", numbered),
-    "rehearse": (plain("rehearse"), "have the kept disk read and compared", numbered),
+    "approve": (approve, "approve the open request", reasoned, with_flag("--instance", "last six characters of the instance's id", metavar="TAIL"),
+                with_flag("--digest", "only if the request has this digest", metavar="SHA256")),
+    "reject": (reject, "reject the open request", reasoned),
+    "withdraw": (withdraw, "withdraw your approval", reasoned),
+    "start": (plain("start"), "start a planned migration", numbered),
+    "cancel": (plain("cancel"), "stop at the next safe point and remove everything created", numbered),
+    "resume": (plain("resume"), "resume a halted migration", numbered),
+    "try-again": (plain("try-again"), "retry now", numbered),
+    "confirm": (plain("confirm"), "confirm the instance's data", numbered),
+    "rollback": (rollback, "request a rollback", numbered, with_flag("--now", "use the pre-approved one")),
+    "purge": (plain("purge"), "request the purge of the unused disk", numbered),
+    "rehearse": (plain("rehearse"), "rehearse the backup", numbered),
     "history": (history, "migrations", words_of, filters),
-    "events": (events, "the record, or a migration's part of it", with_flag("--number", "of this migration", type=int, metavar="N"), listed),
+    "events": (events, "the audit log, or one migration's events", with_flag("--number", "of this migration", type=int, metavar="N"), listed),
     "evidence": (evidence, "a migration's evidence as an archive", numbered, with_flag("--output", "the file", metavar="FILE")),
-    "leftovers": (leftovers, "what is left over on hypervisors", with_flag("--all", "also what is in use"), with_flag("--scan", "have every hypervisor tell anew")),
+    "leftovers": (leftovers, "leftovers on hypervisors", with_flag("--all", "also what is in use"), with_flag("--scan", "scan all hypervisors")),
     "completion": (completion, 'for bash: eval "$(volmig completion)"'),
 }  # fmt: skip
 

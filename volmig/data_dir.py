@@ -139,7 +139,7 @@ def write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         if not (written := os.write(descriptor, view)):
-            raise OSError(errno.EIO, "the disk takes no more")
+            raise OSError(errno.EIO, "the disk is full")
         view = view[written:]
 
 
@@ -243,7 +243,7 @@ def key(name: str) -> bytes | None:
             raise ImproperlyConfigured(f"VOLMIG_{variable(name)}: {path} does not exist.") from None
         return None
     if is_given(name) and len(content.strip()) < SHORTEST:
-        found = f"{path} holds {len(content.strip())} characters; a key has at least {SHORTEST}"
+        found = f"{path} has {len(content.strip())} characters; a key has at least {SHORTEST}"
         raise ImproperlyConfigured(f"VOLMIG_{variable(name)}: {found}.")
     return content
 

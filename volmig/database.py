@@ -84,7 +84,7 @@ class Outage:
         """What failed has succeeded. That may have asked nothing of the database, so it is asked before it is said."""
         if self.since is not None and not (may_ask() and fault()):
             lasted = monotonic() - self.since
-            log.warning("%s: the database answers again after %.0f s.", self.who, lasted)
+            log.warning("%s: the database responds again after %.0f s.", self.who, lasted)
             kind, self.since, self.said = max(self.seconds, key=self.seconds.__getitem__, default=""), None, ""
             self.seconds.clear()
             self.refusals.clear()
@@ -208,7 +208,7 @@ def wait(who: str, sleep: Callable[[float], object] = time.sleep) -> None:
             raise Unusable(f"The database {connection.settings_dict['NAME']} cannot be opened: {one_line(error)}.")
         if is_wrong(error) and monotonic() - began > PATIENCE:
             raise Unusable(
-                f"VOLMIG_DB is wrong, or its database was not made yet: {one_line(error)}. Correct it "
+                f"VOLMIG_DB is wrong, or its database does not exist yet: {one_line(error)}. Correct it "
                 "(docs/configuration.md, PostgreSQL), then start again."
             )
         if sleep(outage.failed(error)):

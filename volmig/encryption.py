@@ -32,7 +32,7 @@ def unseal(sealed: str) -> str:
     try:
         return box().decrypt(sealed.encode()).decode()
     except InvalidToken:
-        none = f"none of the keys in {data_dir.key_path(KEYS)} opens this secret; enter it again"
+        none = f"none of the keys in {data_dir.key_path(KEYS)} decrypts this secret; enter it again"
         raise Unopened(keys.why_outdated(KEYS) or none) from None
 
 

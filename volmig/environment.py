@@ -142,7 +142,7 @@ def parameters(query: str) -> list[tuple[str, str]]:
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - KEPT_FOR_VOLMIG
     names = [name for name, _ in found]
     if strange := sorted(set(names) - known):
-        raise wrong(f"{', '.join(strange)} is no parameter that PostgreSQL's library and volmig both know")
+        raise wrong(f"{', '.join(strange)} is not a parameter that both PostgreSQL's library and volmig know")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise wrong(f"{', '.join(twice)} is in it twice")
     return found

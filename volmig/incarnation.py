@@ -37,7 +37,8 @@ FILE, SEEN, READ_ONLY = "incarnation", "claims", "read_only"
 SESSION = secrets.token_hex(16)  # made by the parent of all workers; those that are forked inherit it
 LOCAL = {"directory-missing", "directory-differs", "directory-moved"}  # faults of this data directory alone
 WHAT_TO_DO = (
-    "An administrator compares each migration with what its hosts report and adopts it: page Adopt, or manage.py adopt."
+    "An administrator compares each migration with what its hypervisors report and adopts it: "
+    "page Adopt, or manage.py adopt."
 )
 
 WHERE_ADDED = "If this data directory was added or moved, let it act: manage.py adopt --join --as NAME."
@@ -215,7 +216,7 @@ def _record_fault(seq: int, digest: str) -> str:
     end = head_now()[0]
     if found is None:
         return f"The audit log ends at event {end}, but event {seq} was published before: the database is older."
-    return f"Event {seq} of the audit log is another than the one that was published: the database is another."
+    return f"Event {seq} of the audit log is not the one that was published: this is a different database."
 
 
 # Entering and leaving
@@ -390,7 +391,7 @@ def stale(owner: Mapping[str, Any]) -> Fault | None:
     known = dict(Session.objects.filter(name__in=claims).values_list("name", "claims"))
     for session, claim in claims.items():
         if session not in known:
-            return Fault("other-owner", f"session {session[:8]} acted there, of which this database knows nothing")
+            return Fault("other-owner", f"session {session[:8]} acted there, which this database does not know")
         if claim > known[session]:
             return Fault(
                 "other-owner",

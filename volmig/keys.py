@@ -99,7 +99,7 @@ def fingerprints(name: str, content: bytes) -> list[str]:
     parts = PARTS.get(name)
     found = parts(content) if parts else [content.strip()]
     if not found or not found[0]:
-        raise ValueError(f"{data_dir.key_path(name)} holds no key")
+        raise ValueError(f"{data_dir.key_path(name)} contains no key")
     # An HMAC says nothing of a key as long as those are that volmig makes, or takes (volmig.data_dir.SHORTEST).
     return [hmac.digest(each, PURPOSE + name.encode(), "sha256").hex() for each in found]
 
@@ -336,7 +336,7 @@ def put_in_place(name: str, mark: str) -> None:
         said = f"The new {name} is registered, but could not take its place: {error}. It is in {data_dir.next_to(path)}"
         raise Unsettled(f"{said}. {how_to_settle(name)}") from error
     if found != mark:
-        raise Unsettled(f"{path} does not hold the {name} that was just written there. Is another program changing it?")
+        raise Unsettled(f"{path} does not contain the {name} just written there. Is another program changing it?")
 
 
 def how_to_settle(name: str, output: Path | None = None) -> str:
@@ -372,7 +372,7 @@ def is_registered_by_now(name: str, mark: str) -> bool:
             raise
         near = data_dir.next_to(data_dir.key_path(name))
         said = f"The database is still registering a key, perhaps the {name} in {near}"
-        advice = "Nothing was changed. Check that its standby answers, then run manage.py keys again."
+        advice = "Nothing was changed. Check that its standby responds, then run manage.py keys again."
         raise Unsettled(f"{said}. {advice}") from error
 
 

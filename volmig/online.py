@@ -248,7 +248,7 @@ def migrate(say: Callable[[str], None]) -> None:
         except OperationalError as error:
             if getattr(error.__cause__, "sqlstate", "") != LOCK_NOT_AVAILABLE:
                 raise
-            say("A table that has to be changed is in use by a long transaction. Trying again.")
+            say("A long transaction uses a table that has to be changed. Retrying.")
             time.sleep(PAUSE_SECONDS)
 
 

@@ -41,7 +41,7 @@ RETRY_AFTER = 5  # seconds, in the answer
 BUFFER = 1024 * 1024  # bytes that a request may have, and those of an answer for which a slow client keeps no place
 TRY_AGAIN = 1013  # of RFC 6455's registry of close codes: the server is overloaded
 
-BUSY = "volmig is busy: it gets more requests than it can answer."
+BUSY = "volmig is busy: it receives more requests than it can handle."
 NO_DATABASE = "volmig cannot connect to its database."
 PAGE = """<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -248,7 +248,7 @@ def unavailable(path: str, sentence: str, effect: str) -> HttpResponse:
 
 def too_large(path: str) -> HttpResponse:
     """413. What is a little smaller than BUFFER, and larger than this says, is for Django to refuse."""
-    most = f"volmig takes requests of {settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024} KiB at most."
+    most = f"volmig accepts requests of at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024} KiB."
     return plain(path, 413, "The request is too large", f"{most} {NOTHING_DONE}", "Go back and shorten it.")
 
 

@@ -11,7 +11,7 @@ from django.urls import reverse
 
 View = Callable[..., HttpResponseBase]
 SAFE = ("GET", "HEAD")
-SAID = "Nothing was changed: that address works only through its button. Use the button on this page."
+SAID = "Nothing was changed: use the button on this page, which sends the required request."
 
 
 def posted_from(page: str, *parameters: str, verbs: Container[str] = ()) -> Callable[[View], View]:

@@ -14,7 +14,7 @@ SAFE = {"GET", "HEAD", "OPTIONS", "TRACE"}
 # By the names of their addresses. Adopting asks for the password again, so the page that takes it has to answer, too.
 STILL = {"login", "login_code", "logout", "confirm", "adopt", "adopt_verb"}
 # Without the reason, which names hosts: whoever asks may not have logged in.
-WHY = f"Nothing was changed: volmig is read-only. Its pages say why. {incarnation.WHAT_TO_DO}"
+WHY = f"Nothing was changed: volmig is read-only. Its pages show why. {incarnation.WHAT_TO_DO}"
 
 
 def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

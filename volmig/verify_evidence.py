@@ -163,7 +163,7 @@ class Keys:
     def check(self, name: str, message: bytes, signature: bytes, at: str = "") -> str:
         """Why this is not the signature of a trusted key; empty when it is. `at` is the time that was signed."""
         if name not in self.known:
-            return f"is signed with key {name}, which is not among the keys that you gave"
+            return f"is signed with key {name}, which is not one of the given keys"
         public, since, until = self.known[name]
         if not signed_with(public, message, signature):
             return f"does not have a valid signature of key {name}"
@@ -439,7 +439,9 @@ def unpack(data: bytes) -> Tuple[List[Member], str]:
             return members, f"The archive is cut off in {shown(name)}."
         members.append((name, data[start : start + length]))
         at = start + length
-    return members, "" if data[at : at + 4] == b"PK\1\2" else f"After byte {at} is no member and no directory."
+    return members, "" if data[
+        at : at + 4
+    ] == b"PK\1\2" else f"After byte {at} there is neither a member nor a directory."
 
 
 def shown(text: Any) -> str:
@@ -497,7 +499,7 @@ class Checked:
             return {}, 0
         if pack_differs(members, data) and not fault:
             self.faults.append(
-                "The archive is not byte for byte what its members make: its headers, its directory or what follows it "
+                "The archive does not match its members byte for byte: its headers, its directory or what follows it "
                 "were changed."
             )
         folder = members[0][0].partition("/")[0]
@@ -655,9 +657,9 @@ class Checked:
                 "check those."
             )
         if not read.heads:
-            self.faults.append(f"{file} holds no readable head.")
+            self.faults.append(f"{file} contains no readable head.")
         elif not signed:
-            self.faults.append(f"{file} holds no signed head: anybody can write such a file.")
+            self.faults.append(f"{file} contains no signed head: anyone can write such a file.")
         return read
 
     def among(self, heads: Sequence[Head], published: Heads) -> None:

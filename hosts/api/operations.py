@@ -26,7 +26,7 @@ around = Router(tags=["Shares, clouds and instances"])
 
 
 def full(rows: Any) -> Any:
-    """With all that a document of a hypervisor tells."""
+    """Hypervisors with everything that their documents contain, in a fixed number of queries."""
     return rows.with_seen().select_related("cloud", "team", "bastion").prefetch_related("data_addresses")
 
 
@@ -46,7 +46,7 @@ def hypervisors(request: HttpRequest, name: Words = "") -> Any:
 @router.post("", response={201: schemas.Hypervisor}, summary="Register a hypervisor")
 @needs("administer")
 def register(request: HttpRequest, told: schemas.NewHypervisor) -> Any:
-    """A worker then asks for its host key: read the hypervisor until it has `offered_fingerprint`, compare that on the
+    """A worker then reads its host key: poll the hypervisor until it has `offered_fingerprint`, compare that on the
     machine itself, then pin it."""
     form = checked(RegisterForm(columns(told)), limit_mib="limit_mib")
     return Status(201, schemas.Hypervisor.of(found(request, "view", form.register(request.user).pk)))
@@ -71,7 +71,7 @@ def hypervisor(request: HttpRequest, response: HttpResponse, number: Number) -> 
 
 @router.get("/{number}/registration", response={200: schemas.Registration, 304: None}, summary="Show its registration")
 def registration(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
-    """With the ETag that a change has to name."""
+    """Returns the ETag that a change needs."""
     return tagged(request, response, schemas.Registration.of(active(request, number)))
 
 
@@ -81,8 +81,8 @@ def active(request: HttpRequest, number: int) -> Hypervisor:
 
 @router.put("/{number}/registration", response=schemas.Registration, summary="Change its registration")
 def change(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Registration) -> Any:
-    """Needs If-Match, and a token that is at most 15 minutes old. The pinned key stays: another machine at a new
-    address is refused, and quarantined."""
+    """Needs If-Match, and a token that is at most 15 minutes old. The pinned key stays: volmig refuses another
+    machine at a new address and quarantines the hypervisor."""
     with transaction.atomic():
         active(request, number)  # who may not change it is told so first
         fresh(request)
@@ -96,7 +96,7 @@ def change(request: HttpRequest, response: HttpResponse, number: Number, told: s
 
 @router.post("/{number}/pin", response=schemas.Hypervisor, summary="Pin its host key")
 def pin(request: HttpRequest, number: Number, told: schemas.Pin) -> Any:
-    """Trusts the offered key, when its fingerprint is this one, and ends a quarantine. Needs a token that is at most
+    """Trusts the offered key if it has this fingerprint, and ends a quarantine. Needs a token that is at most
     15 minutes old."""
     host = found(request, "administer", number)
     fresh(request)
@@ -107,17 +107,19 @@ def pin(request: HttpRequest, number: Number, told: schemas.Pin) -> Any:
     return schemas.Hypervisor.of(found(request, "view", number))
 
 
-@router.post("/{number}/offer", response={202: Done}, summary="Ask for its host key again")
+@router.post("/{number}/offer", response={202: Done}, summary="Read its host key again")
 def offer(request: HttpRequest, number: Number) -> Any:
     said = found(request, "administer", number).ask_key(request.user)
-    return Status(202, {"detail": said or "Its host key was requested. Read it until it has an offered fingerprint."})
+    return Status(
+        202, {"detail": said or "The host key is being read. Poll the hypervisor until it has an offered fingerprint."}
+    )
 
 
-@router.post("/{number}/refresh", response={202: Done}, summary="Look at it again")
+@router.post("/{number}/refresh", response={202: Done}, summary="Refresh it")
 def refresh(request: HttpRequest, number: Number) -> Any:
-    """A refresh that waits, runs or ended a moment ago is not queued again; `detail` says so."""
+    """A refresh that is queued, running or just ended is not queued again; `detail` says so."""
     said = ask("hosts.tasks.refresh", found(request, "view", number).pk, by=request.user)
-    return Status(202, {"detail": said or "It is being refreshed. `seen_at` shows when the figures are new."})
+    return Status(202, {"detail": said or "It is being refreshed. `seen_at` shows when the data is new."})
 
 
 @router.post("/{number}/retire", response=schemas.Hypervisor, summary="Retire it")
@@ -130,7 +132,7 @@ def retire(request: HttpRequest, number: Number, told: schemas.Retire) -> Any:
 
 @router.get("/{number}/volumes", response=schemas.Volumes, summary="List its logical volumes")
 def volumes(request: HttpRequest, number: Number) -> Any:
-    """As they were last seen."""
+    """As last reported."""
     host = found(request, "view", number)
     rows = LogicalVolume.objects.filter(volume_group__hypervisor=host).select_related("volume_group__hypervisor")
     return {"items": [schemas.Volume.of(row) for row in rows.order_by("volume_group__name", "name")]}
@@ -139,7 +141,7 @@ def volumes(request: HttpRequest, number: Number) -> Any:
 @around.get("/volumes", response=schemas.Volumes, summary="Find logical volumes")
 @needs("view")
 def find_volumes(request: HttpRequest, q: Words = "") -> Any:
-    """By a part of their names, in which Nova has the instance's id; the first 100."""
+    """By part of the name, which contains the instance's id with Nova; the first 100."""
     rows = LogicalVolume.objects.visible_to(request.user).filter(volume_group__hypervisor__retired_at=None)
     named = rows.filter(name__icontains=q) if q else rows
     order = ("volume_group__hypervisor__name", "volume_group__name", "name")
@@ -150,8 +152,8 @@ def find_volumes(request: HttpRequest, q: Words = "") -> Any:
 @around.get("/shares", response=schemas.Shares, summary="List shares")
 @needs("view")
 def shares(request: HttpRequest) -> Any:
-    """Those that hypervisors of your teams mount; `held` is reserved by migrations, `kept` by disks that wait for
-    their purge."""
+    """Those that your teams' hypervisors mount; `held` is reserved by migrations, `kept` is used by disks that wait
+    for their purge."""
     rows = Share.objects.visible_to(request.user).with_figures(request.user)
     return {"items": [schemas.Share.of(row) for row in rows]}
 
@@ -164,7 +166,7 @@ def clouds(request: HttpRequest) -> Any:
 
 def ask_cloud(request: HttpRequest, number: int, task: str) -> Any:
     said = ask(task, get_object_or_404(Cloud.objects.with_nova(), pk=number).pk, by=request.user)
-    return Status(202, {"detail": said or "The request was queued. `seen_at` shows when the answers are new."})
+    return Status(202, {"detail": said or "The request was queued. `seen_at` shows when the data is new."})
 
 
 @around.post("/clouds/{number}/check", response={202: Done}, summary="Check a cloud's credential")
@@ -182,7 +184,7 @@ def refresh_cloud(request: HttpRequest, number: Number) -> Any:
 @around.get("/servers", response=schemas.Servers, summary="Find instances")
 @needs("view")
 def servers(request: HttpRequest, q: Words = "") -> Any:
-    """By name, id, project or address, from what was last read; at most 100 of each source."""
+    """By name, id, project or address, as last reported; at most 100 of each source."""
     rows = list(Server.objects.visible_to(request.user).search(q).defer("words").select_related("cloud")[:FOUND])
     seen = Instance.objects.visible_to(request.user).filter(hypervisor__retired_at=None).select_related("hypervisor")
     mine = list(seen.filter(uuid__in=[row.uuid for row in rows]))

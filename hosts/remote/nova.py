@@ -129,11 +129,11 @@ class Nova:
         if self.newest < NEEDED:
             found = f"its API goes up to {dotted(self.newest)}"
             next_step = f"Locking with a reason needs {dotted(NEEDED)}. Use libvirt on each hypervisor for this cloud."
-            raise TooOld(self._tried("ask for the API version"), found, next_step)
+            raise TooOld(self._tried("read the API version"), found, next_step)
         return dotted(min(most, self.newest))
 
     def _negotiated(self) -> tuple[int, int]:
-        what = "ask for its versions"
+        what = "read its versions"
         with self._said(what):
             data = self.compute.get_endpoint_data()
         # An old Nova, or one that did not answer just now: the library does not say.
@@ -171,7 +171,7 @@ class Nova:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise Garbled(self._tried(f"call GET {path}"), f"no JSON document came: {response.text[:80]!r}")
+            raise Garbled(self._tried(f"call GET {path}"), f"the response is not JSON: {response.text[:80]!r}")
         return found
 
     def _once(self, method: str, path: str, version: str, timeout: float, service: str = "compute", **more: Any) -> Any:
@@ -185,7 +185,7 @@ class Nova:
         if response.status_code >= 500 or response.status_code == 429:
             raise Unreachable(tried, f"it answered {response.status_code} {complaint(response)}".strip())
         if response.status_code in (401, 403):
-            next_step = "See what the credential may do on the cloud's page."
+            next_step = "Check the credential on the cloud's page."
             raise Denied(tried, f"{response.status_code} {complaint(response)}", next_step)
 
     @contextmanager
@@ -204,15 +204,15 @@ class Nova:
     def _translate(self, what: str, error: problems.ClientException) -> NoReturn:
         tried, found = self._tried(what), plain(error)
         if isinstance(error, problems.SSLError):
-            raise HostError(tried, f"its certificate is not believed: {found}", "Give the CA file.") from error
+            raise HostError(tried, f"its certificate is not trusted: {found}", "Give the CA file.") from error
         status = getattr(error, "http_status", 0) or 0
         if status in (401, 403):
             next_step = "Enter the credential again on the cloud's page."
-            raise Denied(tried, f"Keystone does not take the credential: {found}", next_step) from error
+            raise Denied(tried, f"Keystone rejects the credential: {found}", next_step) from error
         if status in range(400, 429):
             raise HostError(tried, f"Keystone answered {status}: {found}") from error
         if isinstance(error, problems.EndpointNotFound):
-            raise HostError(tried, f"its catalogue has no such endpoint: {found}", "Look at the region.") from error
+            raise HostError(tried, f"its catalogue has no such endpoint: {found}", "Check the region.") from error
         raise Unreachable(tried, found) from error
 
     def _tried(self, what: str) -> str:
@@ -266,7 +266,7 @@ def _entered(access: Access) -> Nova:
         region = _region(access)
         session = region.get_session()
     except (openstack.exceptions.ConfigException, problems.ClientException, OSError, TypeError, ValueError) as error:
-        raise HostError(f"log in to {access.name}", plain(error), "Look at the cloud's settings.") from error
+        raise HostError(f"log in to {access.name}", plain(error), "Check the cloud's settings.") from error
     session.timeout = PATIENCE
     return Nova(access, session, dict(region.config))
 

@@ -278,14 +278,16 @@ class Control:
         reason, found = said.args["reason"], self._here(said)
         if found["locked"] and found["locked_reason"] != reason:
             why = found["locked_reason"] or "no reason given"
-            after = "Ask whoever locked it; unlock it, then resume."
-            raise No("foreign-lock", self._tried("lock", said), f"somebody else has locked it ({why})", after)
+            after = "Ask the person who locked it, unlock it, then resume."
+            raise No("foreign-lock", self._tried("lock", said), f"someone else has locked it ({why})", after)
         if not found["locked"]:
             status, complaint = self._ask(said)
             found = self._here(said)
             if not found["locked"] or found["locked_reason"] != reason:
                 seen = f"it is not locked for volmig; {status} {complaint}".strip()
-                raise No("not-locked", self._tried("lock", said), seen, "See what the credential may do.", "failed")
+                raise No(
+                    "not-locked", self._tried("lock", said), seen, "Check the credential on the cloud's page.", "failed"
+                )
         said.evidence |= {"prevents": True, "already": not said.commands}
         return "done"
 
@@ -333,8 +335,8 @@ class Control:
         if seen["state"] != "shut off":
             if said.waited < self._deadline(said):
                 return "running"
-            found = f"Nova says stopped, libvirt on the hypervisor says {seen['state']}"
-            raise No("unknown-state", self._tried("stop", said), found, "Find out which is true before going on.")
+            found = f"Nova reports stopped, libvirt on the hypervisor reports {seen['state']}"
+            raise No("unknown-state", self._tried("stop", said), found, "Find out which is true before you continue.")
         self._uses_its_disk(said, seen)
         said.evidence |= {
             "was": self._was(said, rows),
@@ -392,7 +394,7 @@ class Control:
         if seen["state"] != "running":
             if said.waited < START_DEADLINE:
                 return "running"
-            found = f"Nova says active, libvirt on the hypervisor says {seen['state']}"
+            found = f"Nova reports active, libvirt on the hypervisor reports {seen['state']}"
             after = "Read libvirt's log of this guest."
             raise No("not-running", self._tried("start", said), found, after, "failed", ever_ran=True)
         self._uses_its_disk(said, seen)
@@ -418,11 +420,13 @@ class Control:
     def _checked(self, said: Said, found: Document | None) -> Document:
         tried = self._tried("find", said)
         if found is None:
-            raise No("unknown-instance", tried, "Nova does not know it: it was deleted", "Cancel; its disk is gone.")
+            raise No(
+                "unknown-instance", tried, "Nova has no such instance: it was deleted", "Cancel; its disk is gone."
+            )
         seen = server(found)
         if seen["host"] not in self.names and seen["hypervisor"] not in self.names:
             where = f"Nova has it on {seen['host'] or 'no host'}, not on {' or '.join(sorted(self.names))}"
-            raise No("unknown-host", tried, where, "Somebody moved it. Find out why; cancel, and plan again.")
+            raise No("unknown-host", tried, where, "The instance was moved. Find out why; cancel, and plan again.")
         return seen
 
     def _state(self, said: Said) -> Document | None:
@@ -443,7 +447,7 @@ class Control:
             error = answer.error or {}
             found = str(error.get("found", answer.state))
             raise No(
-                "unknown-state", f"ask libvirt for the state of {said.instance}", found, str(error.get("next", ""))
+                "unknown-state", f"read from libvirt the state of {said.instance}", found, str(error.get("next", ""))
             )
         return answer.evidence
 
@@ -459,7 +463,7 @@ class Control:
             )
         if live["inode"] != args.get("expect_inode", live["inode"]):
             found = f"{path} has inode {live['inode']}, expected {args['expect_inode']}"
-            raise No("unknown-inode", self._tried("start", said), found, "Somebody replaced the disk. Look at it.")
+            raise No("unknown-inode", self._tried("start", said), found, "The disk was replaced. Inspect it.")
 
     def _change(self, said: Said, verb: str) -> str:
         """Ask for it, once; what a 409 means is told by the next look at the state."""
@@ -472,7 +476,7 @@ class Control:
             return "running"
         evidence = {"ever_ran": False} if verb == "start" else {}
         why = f"Nova refused: {status} {complaint}"
-        raise No(f"{verb}-refused", self._tried(verb, said), why, "Read what Nova says.", "failed", **evidence)
+        raise No(f"{verb}-refused", self._tried(verb, said), why, "Read Nova's message.", "failed", **evidence)
 
     def _ask(self, said: Said, **found: Any) -> tuple[int, str]:
         """Have Nova change something, and write that down."""
@@ -489,7 +493,7 @@ class Control:
         if said.waited < deadline:
             return "running"
         found = f"still under way after {int(said.waited)} s"
-        after = "Look at nova-compute on the hypervisor: what was asked for may still be carried out later."
+        after = "Check nova-compute on the hypervisor: it may still carry the request out later."
         ran = {"ever_ran": True} if verb == "start" and not said.undoing else {}
         raise No(code, self._tried(verb, said), found, after, "failed", **ran)
 
@@ -497,14 +501,16 @@ class Control:
         """It was accepted and did not happen; why is told only by the action's events."""
         row = self.nova.action(said.instance, said.this["request"])
         failed = [each for each in row.get("events") or () if each.get("result") == "Error"]
-        why = "; ".join(text(each.get("details") or each.get("event")) for each in failed) or more or "it does not say"
+        why = (
+            "; ".join(text(each.get("details") or each.get("event")) for each in failed) or more or "it gave no reason"
+        )
         ran = {"ever_ran": self._ever_ran(said)} if verb == "start" and not said.undoing else {}
         found = f"Nova accepted it, and it failed on the compute: {why}"
         return No(f"{verb}-failed", self._tried(verb, said), found, "Read nova-compute's log.", "failed", **ran)
 
     def _strange(self, said: Said, verb: str, found: Document) -> No:
         what = f"it is {found['vm_state']}" + (f" and {found['task_state']}" if found["task_state"] else "")
-        after = "Find out who works on it; bring it to running or shut off, then resume."
+        after = "Find out who is using it; bring it to running or shut off, then resume."
         if said.undoing:
             return No("not-settled", self._tried(verb, said), what, after, "failed")
         return No("unknown-state", self._tried(verb, said), what, after)
@@ -514,7 +520,7 @@ class Control:
         mine = [*(known.get("ours") or ()), said.this.get("request", ""), *self._lost(said, rows, verb)]
         others = foreign(rows, str(known.get("approved") or ""), mine, str(known.get("accepted") or ""))
         if others:
-            found = "somebody acted on it meanwhile: " + "; ".join(told(row) for row in others)
+            found = "someone else changed it: " + "; ".join(told(row) for row in others)
             raise No("foreign-action", self._tried(verb, said), found, "Find out who and why, then resume or cancel.")
 
     def _rows(self, said: Said) -> list[Document]:
@@ -527,7 +533,7 @@ class Control:
         lost = self._lost(said, rows, verb)
         if lost:
             act = acts(said.request.verb, said.args)[0]
-            said.note(act, time.time(), 0, f"the answer was lost; Nova has it as {lost[0]}")
+            said.note(act, time.time(), 0, f"the answer was lost; Nova reports it as {lost[0]}")
             said.evidence |= {"request": lost[0]}
         return bool(lost)
 

@@ -1,7 +1,7 @@
 """What each verb does, as an infinitive after "Tried to": operators read sentences, never the names of functions."""
 
 PHRASES = {
-    "hello": "ask for its version",
+    "hello": "read its version",
     "policy": "read the policy",
     "inventory": "read the inventory",
     "leftovers": "scan for leftovers",
@@ -14,7 +14,7 @@ PHRASES = {
     "fence": "keep earlier workers out",
     "watch": "follow the progress",
     "own": "take ownership of the migration",
-    "recall": "read what the hypervisor remembers of the migration",
+    "recall": "read the hypervisor's state of the migration",
     "lv_create": "create the temporary volume",
     "lv_remove": "remove the temporary volume",
     "fs_create": "create and mount the temporary filesystem",
@@ -38,10 +38,10 @@ PHRASES = {
     "instance_start": "start the instance",
     "swap": "swap the disk",
     "swap_back": "swap the old disk back",
-    "purge": "delete the disk that is not in use",
+    "purge": "delete the unused disk",
     "rehearse": "read the backup and compare it",
     "forget": "clean up after the migration",
-    "nova_facts": "read what Nova knows of the instance",
+    "nova_facts": "read the instance from Nova",
 }
 
 

@@ -54,7 +54,7 @@ BESIDE = (
     "-o root -g root -m 0755 hostctl-{hash} /usr/local/libexec/volmig-hostctl.d/hostctl-{hash}. "
     "volmig then resumes automatically."
 )
-ADD = "Give volmig the file with manage.py hostctl --add FILE: hostctl-{hash} of the release that began the migration."
+ADD = "Add the file with manage.py hostctl --add FILE: hostctl-{hash} of the release that began the migration."
 SHIPPED_DIRECTORY = "/var/lib/volmig/bin"
 # paramiko still offers these; every hypervisor that is alive has better ones.
 WEAK = {
@@ -83,7 +83,7 @@ def public_text(key: paramiko.PKey) -> str:
 
 def offered_key(host: str, port: int, bastion: Address | None = None) -> str:
     """Returns the host key that the machine offers, before anybody trusts it; no login is tried."""
-    with contextlib.ExitStack() as stack, told_plainly(f"ask {host}:{port} for its host key"):
+    with contextlib.ExitStack() as stack, told_plainly(f"read the host key of {host}:{port}"):
         sock = stack.enter_context(connect(bastion)).tunnel(host, port) if bastion else dial(host, port)
         transport = paramiko.Transport(sock, disabled_algorithms=WEAK)
         stack.callback(transport.close)
@@ -202,10 +202,10 @@ def told_plainly(tried: str, touched: bool | None = False) -> Iterator[None]:
     except paramiko.BadHostKeyException as error:
         offered, pinned = fingerprint(public_text(error.key)), fingerprint(public_text(error.expected_key))
         found = f"it offered the host key {offered}, but {pinned} is pinned"
-        raise HostKeyChanged(tried, found, "Find out why before anyone pins the new key.") from error
+        raise HostKeyChanged(tried, found, "Find out why before you pin the new key.") from error
     except paramiko.AuthenticationException as error:
         if not was_refused(error):
-            found = f"the login was not answered ({plain(error)})"
+            found = f"the login got no response ({plain(error)})"
             raise Unreachable(tried, found, "It may be overloaded. Retrying automatically.", touched) from error
         found = f"the login was refused ({plain(error)})"
         raise HostError(tried, found, "Check the user, and that volmig's key is in its authorized_keys.") from error
@@ -226,7 +226,7 @@ def was_refused(error: paramiko.AuthenticationException) -> bool:
 def plain(error: Exception) -> str:
     """What a socket or paramiko met, as a clause: no error number, no class, no full stop."""
     if isinstance(error, TimeoutError) or "timeout" in str(error).lower():
-        return f"no answer within {CONNECT_SECONDS} s"
+        return f"no response within {CONNECT_SECONDS} s"
     if isinstance(error, socket.gaierror):
         return "its name cannot be resolved"
     if isinstance(error, OSError) and error.strerror:
@@ -359,7 +359,7 @@ class SSHHost:
             found = f"hostctl is not there ({output.complaint()})"
             raise self.differs(tried, found, "Install it as the hypervisor's page shows.")
         if output.overflowed:
-            raise Garbled(tried, f"more than {ANSWER_CAP} bytes of answer", "Check the hypervisor.", None)
+            raise Garbled(tried, f"more than {ANSWER_CAP} bytes of response", "Check the hypervisor.", None)
         return self.answer(tried, output.stdout, output.complaint())
 
     def answer(self, tried: str, text: bytes, complaint: str) -> Answer:
@@ -406,8 +406,8 @@ class SSHHost:
         return BESIDE.format(hash=self.hash)
 
     def garbled(self, tried: str, found: str) -> NoReturn:
-        next_step = "Look for a banner or a start file of the shell that prints something."
-        raise Garbled(tried, f"the answer is not hostctl's: {found}", next_step, None)
+        next_step = "Look for a banner or a shell start-up file that prints something."
+        raise Garbled(tried, f"the response is not hostctl's: {found}", next_step, None)
 
     def watch(self) -> Iterator[dict[str, Any]]:
         """Yields progress, ended and beat lines; raises Unreachable after 10 s of silence."""

@@ -26,7 +26,7 @@ from volmig.record.models import Event
 
 router = Router(tags=["Migrations"])
 checking = Router(tags=["Migrations"])
-around = Router(tags=["Approvals and what is left"])
+around = Router(tags=["Approvals and leftovers"])
 KEY: Any = Header(None, alias="Idempotency-Key")  # type: ignore[type-arg]
 Thing = Annotated[Literal["remove", "strike"], Path()]
 
@@ -49,7 +49,7 @@ assert set(Search.model_fields["sort"].annotation.__args__) == {"", *ORDERS}  # 
 @router.get("", response=schemas.Jobs, summary="List migrations")
 @needs("view")
 def jobs(request: HttpRequest, wanted: Query[Search]) -> Any:
-    """Newest first unless `sort` says otherwise. `q` finds words from their beginning, `host` is a hypervisor's name,
+    """Newest first unless `sort` says otherwise. `q` matches the beginning of words, `host` is a hypervisor's name,
     `since` and `until` are days (2026-11-26)."""
     sent = wanted.dict(exclude={"host"})
     if wanted.host:
@@ -61,7 +61,7 @@ def jobs(request: HttpRequest, wanted: Query[Search]) -> Any:
     return {"items": [schemas.JobLine.of(row) for row in found], "next": following(request, found)}
 
 
-@router.post("", response={200: schemas.Job, 201: schemas.Job}, summary="Ask for a migration")
+@router.post("", response={200: schemas.Job, 201: schemas.Job}, summary="Request a migration")
 @needs("submit")
 def submit(
     request: HttpRequest,
@@ -69,7 +69,7 @@ def submit(
     wanted: schemas.NewJob,
     idempotency_key: Key | None = KEY,
 ) -> Any:
-    """Checks it, plans it, and with `start` begins it when nothing stands against it.
+    """Checks and plans it, and with `start` starts it if all checks pass.
 
     With `Idempotency-Key` the same request makes one migration however often it is sent: 201 the first time, 200 with
     the same migration from then on. The same key with another request is refused.
@@ -85,8 +85,8 @@ def preflight(
     wanted: schemas.Wish,
     idempotency_key: Key | None = KEY,
 ) -> Any:
-    """Makes a migration that is looked at on the hypervisors and planned, and that nothing starts by itself: read its
-    `plan`, then start or cancel it. Until then it holds its volume and its instance."""
+    """Creates a migration that is checked and planned but not started: read its `plan`, then start or cancel it. Until
+    then it reserves its volume and its instance."""
     return asked(request, response, wanted, False, idempotency_key)
 
 
@@ -135,22 +135,22 @@ def found(request: HttpRequest, verb: str, number: int) -> Job:
 
 @router.get("/{number}", response={200: schemas.Job, 304: None}, summary="Show a migration")
 def job(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
-    """Its ETag moves when its status, its requests or what one may do about it do, and not with its progress."""
+    """Its ETag changes with its status, its requests and its allowed actions, not with its progress."""
     return tagged(request, response, schemas.Job.read(found(request, "view", number), request.user))
 
 
-@router.get("/{number}/progress", response={200: schemas.Progress, 304: None}, summary="How far it is")
+@router.get("/{number}/progress", response={200: schemas.Progress, 304: None}, summary="Show its progress")
 def progress(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
-    """For polling, once a second at most: send the ETag with If-None-Match, and 304 says that nothing has changed."""
+    """For polling, at most once a second: send the ETag with If-None-Match; 304 means that nothing has changed."""
     return tagged(request, response, schemas.Progress.of(found(request, "view", number)))
 
 
-@router.get("/{number}/plan", response={200: schemas.Plan, 304: None}, summary="Its checks and its plan")
+@router.get("/{number}/plan", response={200: schemas.Plan, 304: None}, summary="Show its checks and plan")
 def plan(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return tagged(request, response, schemas.Plan.of(found(request, "view", number)))
 
 
-@router.get("/{number}/events", response=api_schemas.Events, summary="Its events")
+@router.get("/{number}/events", response=api_schemas.Events, summary="List its events")
 def events(request: HttpRequest, number: Number, wanted: Query[Edge]) -> Any:
     """Newest first."""
     listed = Event.objects.of_job(found(request, "view", number).pk)
@@ -161,16 +161,16 @@ def events(request: HttpRequest, number: Number, wanted: Query[Edge]) -> Any:
 ZIP = {"responses": {200: {"description": "A zip", "content": {"application/zip": {"schema": {"type": "string"}}}}}}
 
 
-@router.get("/{number}/evidence", summary="Its evidence as one archive", openapi_extra=ZIP)
+@router.get("/{number}/evidence", summary="Download its evidence", openapi_extra=ZIP)
 def evidence(request: HttpRequest, number: Number) -> HttpResponse:
-    """The same archive as on its page; that it was taken is recorded."""
+    """The same archive as on its page; the audit log notes the download."""
     row = found(request, "view", number)
     Event.append("evidence.export", actor=request.user, object=str(row))
     told = {"Content-Disposition": f'attachment; filename="volmig-migration-{number}.zip"'}
     return HttpResponse(archive(row), content_type="application/zip", headers=told)
 
 
-@router.get("/{number}/approvals", response=schemas.Approvals, summary="Its requests for consent")
+@router.get("/{number}/approvals", response=schemas.Approvals, summary="List its approval requests")
 def its_approvals(request: HttpRequest, number: Number) -> Any:
     row = found(request, "view", number)
     return {"items": [schemas.Wanted.of(each) for each in row.approvals.select_related("requester")]}
@@ -198,39 +198,39 @@ def as_read(request: HttpRequest, number: int) -> bool:
     return True
 
 
-@router.post("/{number}/start", response=schemas.Job, summary="Start what is planned")
+@router.post("/{number}/start", response=schemas.Job, summary="Start a planned migration")
 def start(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.start(request.user))
 
 
 @router.post("/{number}/cancel", response=schemas.Job, summary="Cancel it")
 def cancel(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
-    """Stops at the next safe point and takes back what was made."""
+    """Stops at the next safe point and removes everything created so far."""
     return does(request, response, number, lambda job: job.cancel(request.user))
 
 
-@router.post("/{number}/resume", response=schemas.Job, summary="Go on where it was halted")
+@router.post("/{number}/resume", response=schemas.Job, summary="Resume a halted migration")
 def resume(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.resume(request.user))
 
 
-@router.post("/{number}/try-again", response=schemas.Job, summary="Look at once at what it waits for")
+@router.post("/{number}/try-again", response=schemas.Job, summary="Retry now")
 def try_again(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.try_again(request.user))
 
 
-@router.post("/{number}/confirm", response=schemas.Job, summary="Say that the instance has its data")
+@router.post("/{number}/confirm", response=schemas.Job, summary="Confirm the data")
 def confirm(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.confirm(request.user))
 
 
-@router.post("/{number}/rate", response=schemas.Job, summary="Limit the passes that have not begun yet")
+@router.post("/{number}/rate", response=schemas.Job, summary="Limit the bandwidth of later copy passes")
 def rate(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Rate) -> Any:
     form = checked(RateForm({"rate": told.rate_mib and round(told.rate_mib, 1)}), rate="rate_mib")
     return does(request, response, number, lambda job: job.set_rate(request.user, form.rate_in_bytes()))
 
 
-@router.post("/{number}/rollback", response=schemas.Job, summary="Ask for a rollback, or use one approved in advance")
+@router.post("/{number}/rollback", response=schemas.Job, summary="Request a rollback, or use a pre-approved one")
 def rollback(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Rollback) -> Any:
     user = request.user
     if told.now:
@@ -238,17 +238,17 @@ def rollback(request: HttpRequest, response: HttpResponse, number: Number, told:
     return does(request, response, number, lambda job: job.ask("rollback", user))
 
 
-@router.post("/{number}/purge", response=schemas.Job, summary="Ask for the purge of the disk that is not in use")
+@router.post("/{number}/purge", response=schemas.Job, summary="Request the purge of the unused disk")
 def purge(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.ask("purge", request.user))
 
 
-@router.post("/{number}/rehearse", response=schemas.Job, summary="Have the kept disk read and compared")
+@router.post("/{number}/rehearse", response=schemas.Job, summary="Rehearse the backup")
 def rehearse(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
     return does(request, response, number, lambda job: job.rehearse(request.user))
 
 
-@router.post("/{number}/extend", response=schemas.Job, summary="Keep the disk that is not in use for longer")
+@router.post("/{number}/extend", response=schemas.Job, summary="Keep the unused disk longer")
 def extend(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Longer) -> Any:
     form = checked(ExtendForm(told.dict()))
     return does(request, response, number, lambda job: job.extend(request.user, form.until(), told.reason))
@@ -258,14 +258,14 @@ def extend(request: HttpRequest, response: HttpResponse, number: Number, told: s
 
 
 def asked_of(request: HttpRequest, number: int, kind: str | None) -> Approval:
-    """The migration's request for consent, the newest when several were made; the row comes with its job."""
+    """The migration's latest approval request, or refuses with `not-found`; the row comes with its job."""
     rows = Approval.objects.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor")
     named = rows.filter(kind=kind) if kind else rows
     return named.order_by("-pk").find(request.user, "approve", job=number)
 
 
 def decides(request: HttpRequest, response: HttpResponse, number: int, kind: str | None, act: Any) -> Any:
-    """One verb of a request for consent, if the migration still is what If-Match says."""
+    """One verb of an approval request, if the migration still matches If-Match."""
     with transaction.atomic():
         asked_of(request, number, kind)  # who may not decide is told so first
         as_read(request, number)
@@ -273,9 +273,9 @@ def decides(request: HttpRequest, response: HttpResponse, number: int, kind: str
     return tagged(request, response, schemas.Job.read(found(request, "view", number), request.user))
 
 
-@router.post("/{number}/approve", response=schemas.Job, summary="Consent to what is asked for")
+@router.post("/{number}/approve", response=schemas.Job, summary="Approve")
 def approve(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Consent) -> Any:
-    """Needs a token that was made for approving within the last 15 minutes."""
+    """Needs a token with this scope, created within the last 15 minutes."""
 
     def act(asked: Approval) -> None:
         sent = {"digest": told.digest, "tail": told.instance, "reason": told.reason}
@@ -285,18 +285,18 @@ def approve(request: HttpRequest, response: HttpResponse, number: Number, told: 
     return decides(request, response, number, told.kind, act)
 
 
-@router.post("/{number}/reject", response=schemas.Job, summary="Reject what is asked for")
+@router.post("/{number}/reject", response=schemas.Job, summary="Reject")
 def reject(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Reason) -> Any:
-    """Needs a token that was made for approving within the last 15 minutes. A rejected swap is undone."""
+    """Needs a token with this scope, created within the last 15 minutes. A rejected swap is undone."""
     return decides(request, response, number, told.kind, lambda asked: asked.reject(request.user, told.reason))
 
 
-@router.post("/{number}/withdraw", response=schemas.Job, summary="Take one's own consent back")
+@router.post("/{number}/withdraw", response=schemas.Job, summary="Withdraw your approval")
 def withdraw(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Reason) -> Any:
     return decides(request, response, number, told.kind, lambda asked: asked.withdraw(request.user, told.reason))
 
 
-@around.get("/approvals", response=schemas.Approvals, summary="What waits for you")
+@around.get("/approvals", response=schemas.Approvals, summary="List requests awaiting you")
 @needs("view")
 def inbox(request: HttpRequest) -> Any:
     """Requests that you may decide and have not decided yet; needs a token that may approve."""
@@ -304,7 +304,7 @@ def inbox(request: HttpRequest) -> Any:
     return {"items": [schemas.Wanted.of(row) for row in listed]}
 
 
-@around.get("/approvals/{number}", response=schemas.Approval, summary="All that a yes stands on")
+@around.get("/approvals/{number}", response=schemas.Approval, summary="Show what an approval binds")
 def approval(request: HttpRequest, number: Number) -> Any:
     rows = Approval.objects.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor")
     return schemas.Approval.read(rows.find(request.user, "view", pk=number), request.user)
@@ -313,19 +313,19 @@ def approval(request: HttpRequest, number: Number) -> Any:
 # What is left
 
 
-@around.get("/backups", response=schemas.Backups, summary="Disks that swaps left over")
+@around.get("/backups", response=schemas.Backups, summary="List kept disks")
 @needs("view")
 def backups(request: HttpRequest, wanted: Query[Edge], due: bool = False) -> Any:
-    """Oldest migrations first; with `due` only those whose time has run out."""
+    """Oldest migrations first; with `due` only those that have expired."""
     kept = Footprint.objects.backups(request.user)
     shown = page(kept.due() if due else kept, "pk", request.GET, wanted.limit)
     return {"items": [schemas.Backup.of(row) for row in shown], "next": following(request, shown)}
 
 
-@around.get("/leftovers", response=schemas.Leftovers, summary="The ledger against what hypervisors told")
+@around.get("/leftovers", response=schemas.Leftovers, summary="Show drift: inventory against hypervisor reports")
 @needs("view")
 def leftovers(request: HttpRequest, all: bool = False) -> Any:  # noqa: A002 - a word of the address
-    """Where they differ; with `all` also what is in use."""
+    """Only differences; with `all` also what is in use."""
     hosts = Hypervisor.objects.visible_to(request.user).active()
     compared = [row for row in rows_for(request.user, recent_for(request.user)) if all or row.found.verdict != "needed"]
     told = list(hosts.order_by().values_list("scan__began_at", flat=True))
@@ -337,15 +337,17 @@ def all_told(times: list[Any]) -> bool:
     return bool(times) and None not in times
 
 
-@around.post("/leftovers/scan", response={202: api_schemas.Done}, summary="Ask every hypervisor anew")
+@around.post("/leftovers/scan", response={202: api_schemas.Done}, summary="Scan all hypervisors")
 @needs("view")
 def scan(request: HttpRequest) -> Any:
     return Status(202, {"detail": scans_queued(ask_anew(request.user))})
 
 
-@around.post("/hypervisors/{number}/leftovers/{verb}", response={202: api_schemas.Done}, summary="Remove or strike off")
+@around.post(
+    "/hypervisors/{number}/leftovers/{verb}", response={202: api_schemas.Done}, summary="Remove, or mark as gone"
+)
 def leftover(request: HttpRequest, number: Number, verb: Thing, told: schemas.About) -> Any:
-    """`remove` has a thing looked at once more and taken away; `strike` marks as gone what is not there."""
+    """`remove` checks an object again and removes it; `strike` marks a missing one as gone."""
     host = Hypervisor.objects.find(request.user, "submit", pk=number)
     if verb not in ABOUT:
         raise Http404

@@ -25,7 +25,7 @@ TROUBLE: Final[Mapping[str, tuple[str, str]]] = {
     "facts": ("{} does not give the facts that are needed", "Check {}."),
     "busy": ("{} is still busy with another step of this migration", "Check {}."),
 }
-UNTOUCHED: Final = "The live disk is not touched"
+UNTOUCHED: Final = "The live disk is not changed"
 GRACE: Final = 2.0  # seconds over its forecast that do not make a step late: ticks come when they come
 
 

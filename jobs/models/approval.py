@@ -20,12 +20,12 @@ from volmig.refusals import Refused, Sentence
 
 KINDS = ("swap", "rollback", "purge")
 User = settings.AUTH_USER_MODEL
-NO_REASON = Sentence("no-reason", "Say why: the record keeps it.")
+NO_REASON = Sentence("no-reason", "Give a reason for the audit log.")
 NO_FACTOR = Sentence(
-    "no-second-factor", "To decide you need a second factor: set one up on your account page, then come back."
+    "no-second-factor", "You need a second factor to decide. Set one up on your account page, then come back."
 )
-OWN_REQUEST = Sentence("own-request", "You asked for this; somebody else has to decide.")
-OWN_CHANGE = Sentence("own-change", "You changed this migration last; somebody else has to decide.")
+OWN_REQUEST = Sentence("own-request", "You requested this; another person has to decide.")
+OWN_CHANGE = Sentence("own-change", "You changed this migration last; another person has to decide.")
 DECIDED = Sentence("decided-already", "You have already decided.")
 
 
@@ -162,9 +162,7 @@ class Approval(models.Model):
             self._lock()
             self._refuse(by, reason)
             if digest != self.digest:
-                raise Refused(
-                    Sentence("other-digest", "What you looked at is not what is asked now; look at it again.")
-                )
+                raise Refused(Sentence("other-digest", "The request has changed since you opened it; review it again."))
             enough = self.count() + 1 >= self.approvers
             holds = {"holds_until": until} if enough and (until := self._hold_until_window()) else {}
             self._decide(by, "approve", reason, **holds)
@@ -191,9 +189,9 @@ class Approval(models.Model):
             self._lock()
             mine = self.consents().filter(person=by).first()
             if mine is None:
-                raise Refused(Sentence("no-consent", "You have not consented to this."))
+                raise Refused(Sentence("no-consent", "You have not approved this."))
             if self.state not in ("open", "approved"):
-                said = f"This request is {self.state}: there is nothing left to withdraw from."
+                said = f"This request is {self.state}: you can no longer withdraw."
                 raise Refused(Sentence(f"request-{self.state}", said))
             if not reason.strip():
                 raise Refused(NO_REASON)
@@ -215,7 +213,7 @@ class Approval(models.Model):
         list(type(self.job)._default_manager.select_for_update().filter(pk=self.job_id).values_list("pk"))
         self.keep_up()
         if unsigned := self.unsigned():
-            self.void("The audit log does not have what the database says of this approval.", unsigned)
+            self.void("The audit log does not confirm what the database has for this approval.", unsigned)
             return False
         if not self.is_enough() or not Approval.objects.consume(self):
             return False
@@ -234,9 +232,9 @@ class Approval(models.Model):
         if granted := self.granted_by:
             used = Event.objects.of_job(self.job_id).filter(action="approval.use", data__approval=granted.pk)
             genuine = any(each.is_signed() and each.data["digest"] == granted.digest for each in used)
-            return [] if genuine else ["That the swap's approval allowed it has no signed event."]
+            return [] if genuine else ["No signed event confirms that the swap's approval allowed it."]
         return [
-            f"The decision of {each.person} has no signed event."
+            f"No signed event confirms the decision of {each.person}."
             for each in self.consents().select_related("person")
             if not self.is_signed_by(each.person)
         ]

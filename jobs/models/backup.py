@@ -86,7 +86,7 @@ class Rehearsal(models.Model):
                 self._warn()
 
     def _warn(self) -> None:
-        subject = f"Migration {self.job_id}: the backup of {self.job.instance_name} is not as it should be"
+        subject = f"Migration {self.job_id}: the backup of {self.job.instance_name} has failed its rehearsal"
         text = f"A rehearsal found: {self.result}. {'; '.join(self.findings)}"
         announce("backup_bad", subject=subject, text=text, url_path=self.job.get_absolute_url())
 
@@ -130,10 +130,10 @@ def say_due(job: Job, backup: Footprint) -> None:
     data = {"path": backup.name, "bytes": backup.bytes, "keep_until": backup.keep_until}
     Event.append("backup.due", job=job.pk, object=str(job), data=data)
     who = job.requester.get_username()
-    subject = f"Migration {job.pk}: the backup of {job.instance_name} is due"
+    subject = f"Migration {job.pk}: the backup of {job.instance_name} has expired"
     text = (
-        f"{who}, who asked for the migration: {backup.name} was to be kept until {backup.keep_until:%Y-%m-%d %H:%M} "
-        "UTC. Nothing is deleted by itself. Ask for its purge, or keep it longer and say why."
+        f"{who}, who requested the migration: {backup.name} was kept until {backup.keep_until:%Y-%m-%d %H:%M} "
+        "UTC. Nothing is deleted automatically. Request its purge, or keep it longer and give a reason."
     )
     announce("backup_due", subject=subject, text=text, url_path=job.get_absolute_url())
 

@@ -116,11 +116,11 @@ class Footprint(models.Model):
             raise Refused(sentences)
         mine = Footprint.objects.filter(pk=self.pk, state=self.state, since=self.since)
         if not mine.update(state="gone", since=timezone.now()):
-            raise Refused(Sentence("changed-meanwhile", "The ledger has changed meanwhile; look again."))
+            raise Refused(Sentence("changed-meanwhile", "The inventory has changed; reload and try again."))
         data = {"kind": self.kind, "identity": self.identity, "place": found.about.place, "looked": found.at}
         Event.append("leftover.struck", actor=by, job=self.job_id, object=self.name[:255], data=data)
 
     @property
     def is_due(self) -> bool:
-        """Whether it was to be kept until a moment that has passed."""
+        """Whether it was kept until a moment that has passed."""
         return self.keep_until is not None and self.keep_until <= timezone.now()

@@ -50,7 +50,7 @@ MOVED = (
 )  # fmt: skip
 TERMS = ("rate", "ticket", "rollback_minutes")
 LONGEST_SLEEP = dt.timedelta(minutes=10)  # of a migration that is at work: it looks then whatever it waits for
-NO_LIMIT = Sentence("no-limit", "The bandwidth limit has to be more than nothing.")
+NO_LIMIT = Sentence("no-limit", "The bandwidth limit has to be greater than zero.")
 RESTING = sorted(states.ENDED - {"purging"})  # statuses in which nobody works on it
 HOLDING = Q(status__in=sorted(states.ACTIVE))
 ASKABLE = {"rollback": ("on_trial",), "purge": ("done", "rolled_back")}
@@ -124,7 +124,7 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         active = self.filter(status__in=states.MAY_ACT)
         stopped = Q(waiting_since__gt=ahead) | Q(resumed_at__gt=ahead) | (asleep & ~Q(wait_kind="window"))
         for pk in list(active.filter(stopped).values_list("pk", flat=True)):
-            log.warning("migration %s: times lie in the future; was the clock set back? They count from now.", pk)
+            log.warning("migration %s: times are in the future; was the clock set back? They are treated as now.", pk)
             mine = active.filter(pk=pk)
             mine.filter(waiting_since__gt=ahead).update(waiting_since=now)
             # Later than the ends of attempts below: those before the resume still do not count against it.
@@ -357,7 +357,7 @@ class Job(models.Model):
     backup = backup.of
 
     def asked(self) -> dict[str, Any]:
-        """What was asked for, in names, for the record."""
+        """What was asked for, in names, for the audit log."""
         hosts = {role: getattr(self, role).name for role in ROLES}
         return {**hosts, **{name: getattr(self, name) for name in (*MOVED, *TERMS)}}
 
@@ -498,7 +498,7 @@ class Job(models.Model):
     def why_no_cancel(self) -> str:
         """Why it cannot be cancelled now, in a status in which that is possible; empty when it can."""
         if self.status == "swapping" and self.may_have_started():
-            return "The instance may run on the new disk already: wait for the trial, then ask for a rollback."
+            return "The instance may already run on the new disk: wait for the trial, then request a rollback."
         return "It is already being cancelled." if self.cancel_requested_at and not self.halt_reason else ""
 
     def may_have_started(self) -> bool:
@@ -521,9 +521,9 @@ class Job(models.Model):
         with self._verb(by, "submit", "confirm"):
             self._only_when("on_trial")
             if self.confirmed_at:
-                raise Refused(Sentence("confirmed-already", "It is already confirmed."))
+                raise Refused(Sentence("confirmed-already", "The data is already confirmed."))
             if self.approvals.open().filter(kind="rollback", expires_at__gt=timezone.now()).exists():
-                said = "A rollback is asked for; that has to be decided first."
+                said = "A rollback is requested; it has to be decided first."
                 raise Refused(Sentence("rollback-asked", said))
             self.put(confirmed_at=timezone.now())
 
@@ -532,7 +532,7 @@ class Job(models.Model):
         with self._verb(by, "submit", f"ask.{kind}"):
             self._only_when(*ASKABLE[kind])
             if self.approvals.open().filter(kind=kind, expires_at__gt=timezone.now()).exists():
-                raise Refused(Sentence("asked-already", f"A {kind} is already asked for."))
+                raise Refused(Sentence("asked-already", f"A {kind} is already requested."))
             for old in self.approvals.open().filter(kind=kind):
                 old.void("It expired.")
             return self.make_approval(kind, self.bound(kind), by)
@@ -544,17 +544,17 @@ class Job(models.Model):
             self._only_when(*backup.KEEPING)
             kept = backup.of(self)
             if kept is None:
-                raise Refused(Sentence("no-backup", "No disk of it is kept any more."))
+                raise Refused(Sentence("no-backup", "No disk of this migration is kept any more."))
             data["was"] = kept.keep_until
             if not reason.strip():
                 raise Refused(NO_REASON)
             if until <= max(kept.keep_until or timezone.now(), timezone.now()):
-                said = "The new date has to be later than now, and later than the one that holds."
+                said = "The new date has to be in the future and later than the current one."
                 raise Refused(Sentence("not-later", said))
             if until > timezone.now() + backup.LONGEST:
-                raise Refused(Sentence("too-long", "At most a year at a time: it holds space on the share."))
+                raise Refused(Sentence("too-long", "At most a year at a time: the disk takes space on the share."))
             for old in self.approvals.open().filter(kind="purge"):
-                old.void("The disk is to be kept for longer.")
+                old.void("The disk is kept longer.")
             self.footprints.kept().update(keep_until=until)
 
     def rehearse(self, by: Any) -> None:
@@ -568,8 +568,8 @@ class Job(models.Model):
     def why_no_rehearsal(self) -> str:
         """Why the kept disk cannot be rehearsed now; empty when it can."""
         if self.rehearsals.open().exists():
-            return "A rehearsal is under way."
-        return "" if self.has_backup() else "No disk of it is kept any more."
+            return "A rehearsal is running."
+        return "" if self.has_backup() else "No disk of this migration is kept any more."
 
     def roll_back(self, by: Any) -> None:
         """Go back at once, by what was approved in advance together with the swap."""
@@ -578,17 +578,17 @@ class Job(models.Model):
             if sentence := self.why_no_rollback(by):
                 raise Refused(Sentence("no-rollback", sentence))
             for old in self.approvals.open().filter(kind="rollback"):
-                old.void("The rollback that was approved in advance is used instead.")
+                old.void("The pre-approved rollback is used instead.")
             self.make_approval("rollback", self.bound("rollback"), by, granted_by=self.swap_approval())
 
     def why_no_rollback(self, by: Any) -> str:
         """Why the rollback that was approved in advance may not be used now; empty when it may."""
         until = self.rollback_until()
         if until is None or until <= timezone.now():
-            return "No rollback is approved in advance any more; ask for one."
+            return "No pre-approved rollback is left; request one."
         if by.pk != self.requester_id:
-            return "Only whoever asked for the migration may use the rollback that was approved in advance."
-        return "It is confirmed already." if self.confirmed_at else ""
+            return "Only the requester of the migration may use the pre-approved rollback."
+        return "The data is already confirmed." if self.confirmed_at else ""
 
     def rollback_until(self) -> dt.datetime | None:
         """Until when the swap's own approval also allows to go back; None when it never did."""
@@ -613,7 +613,7 @@ class Job(models.Model):
         """Look at once at what it waits for, instead of at the next look."""
         with self._verb(by, "submit", "try_again", {"waiting_for": self.waiting_for}):
             if self.halt_reason or not self.waits():
-                said = "It does not wait for anything that trying again could change."
+                said = "It is not waiting for anything that a retry could change."
                 raise Refused(Sentence("not-waiting", said))
 
     def waits(self) -> bool:
@@ -649,7 +649,7 @@ class Job(models.Model):
         values = {"waiting_for": "", **values, "status": new}
         with transaction.atomic():
             if not Job.objects.filter(pk=self.pk, status=old, fence=self.fence).update(**values):
-                raise Moved(f"Migration {self.pk} is not {old} any more.")
+                raise Moved(f"Migration {self.pk} is no longer {old}.")
             Event.append(
                 "job.status",
                 actor=actor,
@@ -705,6 +705,7 @@ class Job(models.Model):
         """What a consent to the swap says about going back, when it does."""
         if not self.rollback_minutes:
             return {}
+        # These words are hashed: other words would void requests that are open during an upgrade.
         allowed = f"allowed in advance for {self.rollback_minutes} minutes after the swap, when the requester asks"
         return {"rollback": {"is": allowed, "gives up": "everything that the instance wrote since the swap"}}
 
@@ -780,7 +781,7 @@ class Job(models.Model):
         announce(
             "approval_waiting",
             subject=f"Migration {self.pk}: {kind} waits for approval",
-            text=f"{self}: {approval.requester} asks for approval of the {kind}.",
+            text=f"{self}: {approval.requester} requests approval of the {kind}.",
             url_path=f"/approvals/{approval.pk}/",
         )
 
@@ -834,7 +835,7 @@ def refusals(
         if (why := unusable(each))
     ]
     if source == destination:
-        said = f"Source and destination are both {source.name}; there is nothing to carry."
+        said = f"Source and destination are both {source.name}; there is nothing to migrate."
         sentences.append(Sentence("same-hypervisor", said))
     if relay in (source, destination):
         said = f"The relay {relay.name} is also the source or the destination; choose another relay."
@@ -843,7 +844,7 @@ def refusals(
         sentences.append(Sentence("volume-open", f"{volume.path} is in use on {source.name}."))
     sentences += disk_refusals(instance, disk)
     if share is None:
-        said = f"{disk} of {instance.called} does not lie on a share that {destination.name} mounts."
+        said = f"{disk} of {instance.called} is not on a share that {destination.name} mounts."
         sentences.append(Sentence("not-on-a-share", said))
     elif not relay.mounts.filter(share=share).exists():
         said = f"The relay {relay.name} does not mount {share.source}."
@@ -881,6 +882,6 @@ def in_another_job(lv_uuid: str, instance_id: str) -> list[Sentence]:
     if by_volume:
         sentences.append(Sentence("volume-in-migration", f"Migration {by_volume.pk} already moves this volume."))
     if by_instance:
-        said = f"Migration {by_instance.pk} already works on this instance."
+        said = f"Migration {by_instance.pk} already uses this instance."
         sentences.append(Sentence("instance-in-migration", said))
     return sentences

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from volmig.accounts.models import Team
 
 SENTENCES = {
-    "checking": "Running pre-checks on the three hypervisors. Nothing is changed.",
+    "checking": "Running pre-flight checks on the hypervisors. Nothing is changed.",
     "planned": "Ready to start: checks passed and the plan is complete. Nothing has been changed.",
-    "preparing": "Copying beside the live disk, which is not touched.",
-    "awaiting_approval": "The copy is verified and staged. The swap needs an approval by another person.",
-    "approved": "The swap is approved. The facts are read again before it begins.",
+    "preparing": "Copying beside the live disk, which is not changed.",
+    "awaiting_approval": "The copy is verified and staged. Another person has to approve the swap.",
+    "approved": "The swap is approved. volmig reads the facts again before it begins.",
     "swapping": "The disk is being swapped.",
     "on_trial": "The instance runs on the new disk. Check its data and confirm it; the old disk is kept.",
     "rolling_back": "The old disk is being put back.",
-    "undoing": "Everything created so far is being removed. The live disk was not touched.",
+    "undoing": "Everything created so far is being removed. The live disk was not changed.",
     "undone": "Ended before the swap. The live disk was never changed and all temporary resources were removed.",
     "rolled_back": "The instance runs on its old disk again. The rejected disk is kept until it is purged.",
     "done": "The instance runs on the new disk and its data is confirmed. The old disk is kept until it is purged.",
-    "purging": "The disk that is not in use is being deleted.",
-    "purged": "The disk that was not in use is deleted. Nothing of this migration is left.",
+    "purging": "The unused disk is being deleted.",
+    "purged": "The unused disk is deleted. Nothing of this migration is left.",
 }
 Want = Literal["", "start", "approve", "confirm"]
 PHASES = {"checking": "", "planned": "A", "preparing": "A", "swapping": "B", "on_trial": "C", "purging": "D"}
@@ -71,58 +71,62 @@ class Action:
         return Action(self.verb, self.label, self.explains, self.needs, self.url_name, not why, why)
 
 
-START = Action("start", "Start", "Makes the copy beside the live disk. The instance keeps running.")
+START = Action("start", "Start", "Copies the volume beside the live disk. The instance keeps running.")
 CANCEL = Action(
     "cancel",
     "Cancel",
-    "Stops at the next safe point and takes back everything that was made. Then it can be asked for again, through "
-    "another relay, too.",
+    "Stops at the next safe point and removes everything created so far. You can then submit it again, "
+    "also through another relay.",
 )
-RESUME = Action("resume", "Resume", "Looks at the step again, and goes on if it now finds what it expects.")
+RESUME = Action("resume", "Resume", "Checks the step again and continues if it finds the expected state.")
 TRY_AGAIN = Action(
     "try-again",
-    "Try again now",
-    "Looks at once at what it waits for. What is proved is kept, the rest is repeated; nothing is done twice.",
+    "Retry now",
+    "Does not wait for the next automatic try. Completed steps are kept.",
 )
-CONFIRM = Action("confirm", "Confirm the data", "Ends the trial: you have seen the data in the instance.")
-RATE = Action("rate", "Set limit", "Takes effect when the next pass over the disk begins.")
+CONFIRM = Action("confirm", "Confirm the data", "Ends the trial: you have checked the data in the instance.")
+RATE = Action("rate", "Set limit", "Applies from the next copy pass.")
 ROLLBACK = Action(
     "ask-rollback",
-    "Ask for a rollback",
-    "Another person has to approve; what was written since the swap is then lost to the instance.",
+    "Request rollback",
+    "Another person has to approve. Data written since the swap will be lost.",
 )
 ROLL_BACK = Action(
     "roll-back",
     "Roll back now",
-    "Approved in advance together with the swap; what was written since the swap is then lost to the instance.",
+    "Pre-approved together with the swap. Data written since the swap will be lost.",
 )
 WITHDRAW = Action(
     "withdraw",
-    "Withdraw your consent",
-    "As long as the swap has not begun; the request then waits for somebody again.",
+    "Withdraw your approval",
+    "Possible until the swap begins. The request then needs another approval.",
     "view",
     "jobs:approval",
 )
 PURGE = Action(
     "ask-purge",
-    "Ask for the purge",
-    "Another person has to approve; the disk that is not in use is then deleted for good.",
+    "Request purge",
+    "Another person has to approve. The unused disk is then deleted for good.",
 )
 REHEARSE = Action(
     "rehearse",
     "Rehearse the backup",
-    "Reads the kept disk whole on its hypervisor, with qemu-img check, and compares it with what was recorded of it. "
+    "Reads the kept disk whole on its hypervisor, with qemu-img check, and compares it with its recorded data. "
     "Nothing is written, and the live disk is not read.",
 )
 EXTEND = Action(
     "extend",
     "Keep it longer",
-    "Asks for a date and a reason; until then it is not due, and a request for its purge is void. It holds its "
-    "space on the share for as long.",
+    "Needs a date and a reason. Until that date the backup does not expire, and a request for its purge is void. "
+    "It keeps its space on the share.",
     url_name="jobs:extend",
 )
 REVIEW = Action(
-    "review", "Review the request", "Shows what would be done, to approve or to reject it.", "approve", "jobs:approval"
+    "review",
+    "Review the request",
+    "Shows what would be done, for you to approve or reject.",
+    "approve",
+    "jobs:approval",
 )
 
 
@@ -136,7 +140,7 @@ def sentence(job: Job) -> str:
         return f"Halted while {job.words}: {job.halt_reason}"
     said = SENTENCES[job.status]
     if job.status == "preparing" and job.lap > 1:
-        said = f"{said} It is made again: {'; '.join(why_again(job))}."
+        said = f"{said} The copy is repeated: {'; '.join(why_again(job))}."
     if job.status == "undone" and job.outcome:
         said = f"{job.outcome.capitalize()}. {job.outcome_reason or ''} {said}".replace("  ", " ")
     elif job.outcome_reason and job.status in ("undoing", "rolling_back", "rolled_back"):
@@ -381,20 +385,20 @@ def ways(job: Job) -> list[Action]:
     if job.status == "on_trial":
         offered += [
             replace(CONFIRM, explains=f"{CONFIRM.explains} Then resume: the migration ends as done."),
-            replace(ROLLBACK, explains=f"{ROLLBACK.explains} It is carried out when you resume."),
+            replace(ROLLBACK, explains=f"{ROLLBACK.explains} Resume carries it out."),
         ]
     return offered
 
 
 def actions(job: Job, user: Any) -> list[Action]:
-    """What can be done about it now; what this person may not do says why."""
+    """Actions about it now; what this person may not do says why."""
     teams = job.teams()
     halt_ways = {each.verb: each for each in ways(job)} if job.halt_reason else {}
     offered = [halt_ways["resume"].for_user(user, teams)] if halt_ways else []
     if not halt_ways and job.waits():
         offered.append(TRY_AGAIN.for_user(user, teams))
     if job.status == "planned":
-        waiting = "It is starting already." if job.start_requested_at else ""
+        waiting = "It is already starting." if job.start_requested_at else ""
         offered.append(START.for_user(user, teams, waiting))
     approval = job.open_approval()
     if approval and approval.expires_at > timezone.now():
@@ -446,10 +450,10 @@ def has_backup(job: Job) -> bool:
 
 def _asked(job: Job, kind: str) -> str:
     open_ones = job.approvals.open().filter(kind=kind, expires_at__gt=timezone.now())
-    return f"A {kind} is already asked for." if open_ones.exists() else ""
+    return f"A {kind} is already requested." if open_ones.exists() else ""
 
 
 def _why_not_confirm(job: Job) -> str:
     if job.confirmed_at:
-        return "It is confirmed already."
-    return "A rollback is asked for; that has to be decided first." if _asked(job, "rollback") else ""
+        return "The data is already confirmed."
+    return "A rollback is requested; it has to be decided first." if _asked(job, "rollback") else ""

@@ -42,7 +42,7 @@ class RemovalQuerySet(models.QuerySet["Removal"]):
                 Event.append("leftover.remove", actor=by, job=job.pk, object=asked.name[:255], data=asked.told())
                 wake(job.pk, by=by)
         except IntegrityError:
-            raise Refused(Sentence("asked-already", "Its removal is asked for already.")) from None
+            raise Refused(Sentence("asked-already", "Its removal is already requested.")) from None
         return asked
 
 
@@ -81,7 +81,7 @@ class Removal(models.Model):
         return f"{self.kind} {self.name} on {self.place}"
 
     def told(self) -> dict[str, Any]:
-        """What is meant, for the record."""
+        """What is meant, for the audit log."""
         names = ("kind", "place", "name", "identity", "step")
         return {**{name: getattr(self, name) for name in names}, "hypervisor": self.hypervisor.name}
 
@@ -101,7 +101,7 @@ class Removal(models.Model):
 def why_not_now(job: "Job", hypervisor: Hypervisor) -> str:
     """Why nothing of a job may be taken away just now, as a sentence; empty when it may."""
     if job.status not in states.ENDED or job.status == "purging" or job.halt_reason:
-        return f"Migration {job.pk} is {job.words}; what it made is its own to take away."
+        return f"Migration {job.pk} is {job.words}; only that migration may remove what it created."
     if hypervisor.retired_at or hypervisor.quarantined_at or not hypervisor.host_key:
-        return f"{hypervisor.name} may not be entered: it is retired, in quarantine or not pinned."
+        return f"{hypervisor.name} cannot be used: it is retired, in quarantine or its host key is not pinned."
     return ""

@@ -139,7 +139,7 @@ class StepRun(models.Model):
         error: dict[str, Any] = self.error or {}
         if not error:
             return ""
-        tried, found = error.get("tried") or "run this step", error.get("found") or "it did not say why"
+        tried, found = error.get("tried") or "run this step", error.get("found") or "it gave no reason"
         return sentence(str(tried), str(found), str(error.get("next") or ""))
 
     @property

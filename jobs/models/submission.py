@@ -48,6 +48,6 @@ class Submission(models.Model):
 
     def again(self, digest: str) -> "Job":
         if digest != self.digest or self.job is None:
-            said = f"This key already stands for another request, which became migration {self.job_id}."
+            said = f"This key was already used for another request, which became migration {self.job_id}."
             raise Refused(Sentence("key-used", said))
         return self.job

@@ -19,7 +19,7 @@ from volmig.templatetags.units import age, size, spoken
 
 register = template.Library()
 
-PHASES = {"A": "copy, nothing live touched", "B": "instance down", "C": "trial", "D": "purge"}
+PHASES = {"A": "copy, live disk unchanged", "B": "cut-over: instance down", "C": "trial", "D": "purge"}
 
 
 @dataclass
@@ -105,13 +105,13 @@ def together(found: list[str]) -> str:
 def gate(job: Any) -> tuple[str, str, str]:
     """What stands at the gate before the instance goes down."""
     if job.status in ("swapping", "on_trial", "done", "rolling_back", "rolled_back", "purging", "purged"):
-        return "consent given", "open", "circle-check"
+        return "approved", "open", "circle-check"
     if job.status == "approved":
         return "approved", "open", "circle-check"
     if job.outcome == "rejected":
         return "rejected", "shut", "circle-x"
     if job.status == "awaiting_approval":
-        return "waits for another person", "ask", "hourglass"
+        return "awaiting another person", "ask", "hourglass"
     return "another person approves", "ask", "shield-check"
 
 

@@ -40,9 +40,9 @@ STEP_STATES = {
     "undone": ("undone", "undo-2"),
 }
 SEVERITIES = {
-    "blocks": ("Blocks", "circle-x", "bad"),
-    "warns": ("Warns", "triangle-alert", "warn"),
-    "informs": ("Informs", "info", "flat"),
+    "blocks": ("Failed", "circle-x", "bad"),
+    "warns": ("Warning", "triangle-alert", "warn"),
+    "informs": ("Information", "info", "flat"),
 }
 MESSAGE_ICONS = {"success": "circle-check", "warning": "triangle-alert", "error": "circle-x", "danger": "circle-x"}
 

@@ -27,7 +27,7 @@ from volmig.queue import ask
 @require_GET
 @needs("administer")
 def adopt(request: HttpRequest) -> HttpResponse:
-    """Each migration beside what its hosts report, first where a guest may be down; each hypervisor with its owner."""
+    """Migrations with what their hypervisors report, first where a guest may be down; hypervisors with their owners."""
     state = incarnation.read_only()
     rows = Adoption.objects.filter(episode=state.episode if state else "")
     of_migrations = rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination", "by")
@@ -85,7 +85,7 @@ def title(run: Mapping[str, Any]) -> str:
 
 def compare(request: HttpRequest) -> str:
     said = ask("jobs.worker.adopting.compare", by=request.user)
-    return str(said) if said else "Comparing with every host. Reload in a few seconds."
+    return str(said) if said else "Comparing with every hypervisor. Reload in a few seconds."
 
 
 def migration(request: HttpRequest) -> str:
@@ -103,7 +103,7 @@ def host(request: HttpRequest) -> str:
 
 def finish(request: HttpRequest) -> str:
     adopting.want_end(request.user)
-    return "Comparing with every host once more; then read-only mode ends. Reload in a few seconds."
+    return "Comparing with every hypervisor again; then read-only mode ends. Reload in a few seconds."
 
 
 VERBS = {"compare": compare, "migration": migration, "host": host, "finish": finish}

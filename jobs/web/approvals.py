@@ -69,7 +69,7 @@ def withdraw(request: HttpRequest, asked: Approval) -> HttpResponse:
     """Take one's own yes back; that is safe, so no password is asked for."""
     try:
         asked.withdraw(request.user, request.POST.get("reason", ""))
-        messages.success(request, "Your consent is withdrawn, and that is recorded.")
+        messages.success(request, "Your approval is withdrawn; the audit log notes it.")
     except Refused as refused:
         for sentence in refused.sentences:
             messages.error(request, sentence)
@@ -84,7 +84,7 @@ def decide(request: HttpRequest, asked: Approval, verdict: str, form: DecisionFo
         elif verdict == "reject":
             asked.reject(request.user, form.cleaned_data["reason"])
         else:
-            raise Refused(Sentence("no-verdict", "Say whether you approve or reject."))
+            raise Refused(Sentence("no-verdict", "Choose approve or reject."))
     except Refused as refused:
         for sentence in refused.sentences:
             form.add_error(None, sentence)

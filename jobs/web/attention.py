@@ -232,7 +232,7 @@ def late_refreshes(user: Any) -> list[Item]:
 
 def read_only(user: Any, mode: incarnation.State) -> list[Item]:
     """Read-only mode, which only administrators can end, but which everybody's migrations wait for."""
-    said = "volmig is read-only: no host is changed until an administrator has adopted the migrations."
+    said = "volmig is read-only: no hypervisor is changed until an administrator has adopted the migrations."
     url, action = ("/adopt/", "Adopt") if may(user, "administer") else ("#read-only", "Read why")
     return [Item("Read-only mode", said, url, action, mode.since, True, detail=mode.reason, kind="read-only")]
 
@@ -243,7 +243,7 @@ def expiring(user: Any, now: dt.datetime) -> list[Item]:
     return [
         Item(
             f"Migration {asked.job_id}: {asked.job.instance_name}",
-            f"The request to approve its {asked.kind} expires soon.",
+            f"The approval request for its {asked.kind} expires soon.",
             f"/approvals/{asked.pk}/",
             "Review",
             None,

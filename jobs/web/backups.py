@@ -33,7 +33,7 @@ def keep_longer(request: HttpRequest, job: Job, form: ExtendForm) -> bool:
         for sentence in refused.sentences:
             form.add_error(None, sentence)
         return False
-    messages.success(request, "It is kept longer, and that is recorded.")
+    messages.success(request, "It is kept longer; the audit log notes it.")
     return True
 
 

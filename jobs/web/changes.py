@@ -125,7 +125,7 @@ class Notified(Changes):
             except (psycopg.Error, OSError, TimeoutError) as error:
                 pause = outage.failed(OperationalError(str(error) or type(error).__name__))
             except Exception:  # nobody awaits this task: ended, it would be missed by nobody
-                log.exception("Notifications for live pages are not heard. Trying again.")
+                log.exception("No notifications for live pages arrive. Retrying.")
                 pause = AGAIN
             finally:
                 self.listening = False

@@ -22,35 +22,35 @@ from volmig.record.models import Event
 README = """Evidence of migration {number} of volmig
 ========================================
 
-job.json        what was asked for, by whom, and what became of it
-checks.json     what was checked before anything was made, and what was found
+job.json        what was requested, by whom, and the outcome
+checks.json     what was checked before anything was created, and the findings
 facts.json      what was read from the hypervisors when the plan was made
 plan.json       every step with its commands, as they were shown
 timeline.json   every attempt at a step: where, when, how long, with which result
-commands.jsonl  every command that ran, one a line, with its exit status and output
+commands.jsonl  every command that ran, one per line, with its exit status and output
 evidence.json   what each step measured: identities, hashes, the output of compare and check
-approvals.json  every request for consent with all that it was bound to, and who said what, when and why
-versions.json   the hostctl that the consent was bound to, and the tools of the hypervisors as last seen
-events.jsonl    the migration's events of volmig's record, one a line, with their signatures
-chain.json      where these events stand in the audit log, and for each the proof that a published head covers it
+approvals.json  every approval request with what it binds, and who decided what, when and why
+versions.json   the hostctl that the approval binds, and the hypervisors' tools
+events.jsonl    the migration's events of the audit log, one per line, with their signatures
+chain.json      the position of these events in the audit log, and for each the proof that a published head covers it
 heads.jsonl     those heads: lines of the file of heads that volmig publishes, each signed
 SHA256SUMS      the hashes of these files:  sha256sum -c SHA256SUMS
-manifest.json   every file with its size and hash; manifest.sig is the signature of that, with volmig's key for evidence
+manifest.json   every file with its size and hash; manifest.sig is its signature
 verify_evidence.py   checks all of this, without volmig and without a secret
 
 How to check it without volmig
 ------------------------------
     python3 verify_evidence.py volmig-migration-{number}.zip --key keys.json
 
-Take verify_evidence.py and keys.json from volmig itself (Audit, Verify evidence) or from whom you trust, not from here:
-whoever forges an archive forges these along with it. It names every change to the archive, and says which events were
-published when. With --heads and --export it also shows whether events were left out. docs/evidence.md says what can be
-concluded from it, and what cannot.
+Take verify_evidence.py and keys.json from volmig itself (Audit, Verify evidence) or from a source that you trust, not
+from here: whoever forges an archive can forge these as well. The program names every change to the archive, and which
+events were published when. With --heads and --export it also shows whether events were left out. docs/evidence.md says
+what can be concluded from it, and what cannot.
 
 How to check it on volmig's server, with its key and its database
 -----------------------------------------------------------------
-    manage.py verify_audit                    the whole audit log is as it was written
-    manage.py verify_audit --bundle FILE      the archive is as it was signed, and these events are that audit log's
+    manage.py verify_audit                    the whole audit log is unchanged
+    manage.py verify_audit --bundle FILE      the archive is unchanged, and its events are in the audit log
 
 By hand, with the key alone (the file audit_key in volmig's data directory). An event's hash is the HMAC-SHA256, under
 the key, of the hash of the event before it, a line feed, and the event as JSON with sorted keys and no spaces:
@@ -62,9 +62,9 @@ the key, of the hash of the event before it, a line feed, and the event as JSON 
         before, found = event.pop("prev_hash"), event.pop("hash")
         text = json.dumps(event, sort_keys=True, separators=(",", ":"))
         good = hmac.new(key, (before + "\\n" + text).encode(), hashlib.sha256).hexdigest() == found
-        print(event["seq"], event["action"], "as written" if good else "CHANGED")
+        print(event["seq"], event["action"], "unchanged" if good else "CHANGED")
 
-Other migrations' events stand between these: "prev_hash" is the hash of the event with the number before, which need
+Between these are events of other migrations: "prev_hash" is the hash of the event with the number before, which need
 not be in this archive.
 """
 

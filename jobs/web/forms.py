@@ -129,7 +129,9 @@ def known(hypervisors: list[Hypervisor], key: Any) -> Hypervisor | None:
 def closed(hypervisor: Hypervisor) -> list[str]:
     """Why volmig may not enter a hypervisor at all, or not for this person."""
     if strange := getattr(hypervisor, "strange", None):
-        return [f"{hypervisor.name} belongs to the team {hypervisor.team}, of which you are no member" for _ in strange]
+        return [
+            f"{hypervisor.name} belongs to the team {hypervisor.team}, and you are not a member of it" for _ in strange
+        ]
     if hypervisor.quarantined_at:
         return [f"{hypervisor.name} is quarantined: {hypervisor.quarantine_reason}"]
     return [] if hypervisor.host_key else [f"the host key of {hypervisor.name} is not pinned yet"]
@@ -163,7 +165,7 @@ def volumes(
 def volume_refusals(volume: LogicalVolume, taken: dict[str, int]) -> list[str]:
     """Why a logical volume cannot be the source."""
     return [
-        *(["open on its hypervisor: something uses it"] if volume.is_open else []),
+        *(["in use: it is open on its hypervisor"] if volume.is_open else []),
         *([f"already in migration {taken[volume.uuid]}"] if volume.uuid in taken else []),
         *why_tagged(volume.tags),
     ]
@@ -240,13 +242,13 @@ def relays(
         free = group.free - held.get((relay.pk, group.name), 0)
         why = closed(relay)
         if relay in (source, destination):
-            why.append("it is the source itself" if relay == source else "it is the destination itself")
+            why.append("same hypervisor as the source" if relay == source else "same hypervisor as the destination")
         elif relay.pk in cut and source:
             why.append(f"{source.name} cannot reach any of its data addresses")
         if mounting is not None and mount and relay.pk not in mounting:
             why.append(f"does not mount {mount.share.source}")
         if volume and free < relay_size(volume.size, group.extent_size):
-            why.append("too little room for this volume")
+            why.append("not enough free space for this volume")
         offered.append(Option(str(group.pk), f"{relay.name} {group.name}", str(group.pk) == chosen, free, why_not=why))
     return offered
 
@@ -306,7 +308,7 @@ class MigrationForm(RateForm):
     """A new migration; whether it may be is for the model's verb to say."""
 
     rollback_minutes = forms.IntegerField(
-        label="Rollback approved in advance, minutes", required=False, min_value=0, max_value=24 * 60
+        label="Pre-approved rollback window (minutes)", required=False, min_value=0, max_value=24 * 60
     )
     rollback_minutes.widget.attrs.update({"class": "form-control", "inputmode": "numeric", "placeholder": "none"})
     source = forms.CharField(required=False)
@@ -316,16 +318,16 @@ class MigrationForm(RateForm):
     volume = forms.ModelChoiceField(
         LogicalVolume.objects.select_related("volume_group__hypervisor"),
         error_messages={
-            "required": "Choose the volume that is to be carried over.",
-            "invalid_choice": "The volume is gone: it was there when this page was loaded. Choose again.",
+            "required": "Select a source volume.",
+            "invalid_choice": "The volume no longer exists. Select another one.",
         },
     )
-    disk = forms.CharField(error_messages={"required": "Choose the disk that is to be replaced."})
+    disk = forms.CharField(error_messages={"required": "Select the disk to replace."})
     relay = forms.ModelChoiceField(
         VolumeGroup.objects.select_related("hypervisor"),
         error_messages={
-            "required": "Choose the relay and the volume group it uses.",
-            "invalid_choice": "The relay's volume group is gone. Choose again.",
+            "required": "Select a relay and its volume group.",
+            "invalid_choice": "The relay's volume group no longer exists. Select another one.",
         },
     )
     ticket = forms.CharField(label="Ticket", max_length=100, required=False)
@@ -341,7 +343,7 @@ class MigrationForm(RateForm):
         """Return the instance and the name of its disk."""
         instance, name = split_disk(self.cleaned_data["disk"], self.user)
         if instance is None or name not in {disk["name"] for disk in instance.disks}:
-            said = "The disk is gone: it was there when this page was loaded. Choose again."
+            said = "The disk no longer exists. Select another one."
             raise forms.ValidationError(said, code="invalid_choice")
         return instance, name
 
@@ -391,7 +393,7 @@ class DecisionForm(ConsentForm):
         widget=forms.PasswordInput(attrs={"class": "form-control", "autocomplete": "current-password"}),
     )
     code = forms.CharField(
-        label="The six digits that your app shows, or a recovery code",
+        label="Six-digit code from your app, or a recovery code",
         required=False,
         max_length=20,
         widget=forms.TextInput(attrs={"class": "form-control", "autocomplete": "one-time-code"}),

@@ -58,7 +58,7 @@ class SearchForm(forms.Form):
         required=False,
         choices=[("", "any"), ("active", "active"), ("halted", "halted"), ("failed", "failed"), *STATUS_WORDS],
     )
-    since = forms.DateField(label="Asked for from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
+    since = forms.DateField(label="Requested from", required=False, widget=forms.DateInput(attrs={"type": "date"}))
     until = forms.DateField(label="until", required=False, widget=forms.DateInput(attrs={"type": "date"}))
     sort = forms.ChoiceField(
         label="Order", required=False, choices=[(name, words) for name, (_, words) in ORDERS.items()]
@@ -76,7 +76,7 @@ class SearchForm(forms.Form):
         return ORDERS[self.cleaned_data.get("sort") or "newest"][0] if self.is_valid() else "-pk"
 
     def wanted(self) -> dict[str, str]:
-        """The filters that are filled in, for the record."""
+        """The filters that are filled in, for the audit log."""
         return {name: str(value) for name, value in self.cleaned_data.items() if value and name != "sort"}
 
 

@@ -37,11 +37,11 @@ def forgotten_locks() -> list[Server]:
 
 
 VERDICTS = {
-    "left": ("Left over", "The ledger has it and it is there, although nothing needs it any more."),
-    "other": ("Another one under the same name", "What is there is not what the ledger recorded. It is never touched."),
-    "stranger": ("Not in the ledger", "It carries volmig's marker, and this volmig knows nothing of it."),
-    "gone": ("Gone", "The ledger has it, and it is not there any more."),
-    "needed": ("In use", "The ledger has it, it is there, and it has to be."),
+    "left": ("Orphaned", "In the inventory and on the hypervisor, but no longer needed."),
+    "other": ("Another object with the same name", "It is not the object in the inventory. volmig never changes it."),
+    "stranger": ("Unknown", "It has volmig's marker, but is not in this volmig's inventory."),
+    "gone": ("Gone", "In the inventory, but no longer on the hypervisor."),
+    "needed": ("In use", "In the inventory, on the hypervisor and needed."),
 }
 SHOWN = 50  # of each verdict, unless all of one are asked for
 

@@ -206,7 +206,7 @@ class Tailer:
                 except database.AWAY as error:
                     pause = outage.failed(error)
                 except Exception:
-                    log.exception("live pages: a turn failed; the next follows")
+                    log.exception("live pages: an update failed; the next one follows")
                     pause = AGAIN
                 await asyncio.sleep(pause)
                 await self.changes.wait(self.idle_seconds())

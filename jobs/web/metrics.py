@@ -56,7 +56,7 @@ def one(name: str, about: str, value: float) -> GaugeMetricFamily:
 CARRIED: tuple[tuple[str, str, str, Callable[[list[float]], float], str], ...] = (
     ("websockets", "web", "websockets", sum, "Open live pages."),
     ("hypervisors_streaming", "watcher", "streaming", sum, "Hypervisors whose progress a watcher follows."),
-    ("watcher_turn_seconds", "watcher", "turn_seconds", max, "Longest turn of a watcher since its last heartbeat."),
+    ("watcher_turn_seconds", "watcher", "turn_seconds", max, "Longest cycle of a watcher since its last heartbeat."),
 )
 
 
@@ -70,7 +70,7 @@ def processes() -> Iterator[Metric]:
     about = "Time since the last heartbeat; a process that stopped in an orderly way has none."
     yield gauge("process_heartbeat_age_seconds", about, ages, ("machine", "part"))
     off = grouped((((row.machine,), row.skew) for row in alive if row.skew is not None), furthest)
-    yield gauge("clock_skew_seconds", "By how much a machine's clock is ahead of the database's.", off, ("machine",))
+    yield gauge("clock_skew_seconds", "How far a machine's clock is ahead of the database's.", off, ("machine",))
     # Of those that are late, too: a machine whose disk is full may be late because of that.
     free = grouped((((row.machine,), row.disk_free) for row in rows if row.disk_free is not None), min)
     yield gauge("data_disk_free_bytes", "Free space in the data directory.", free, ("machine",))
@@ -107,7 +107,7 @@ def tasks() -> Iterator[Metric]:
     more = {queue: sum(row["rows"] - 1 for row in calls if row["queue"] == queue) for queue in queues}
     depth = [((queue, "waiting"), waiting.get(queue, {}).get("rows", 0)) for queue in queues]
     depth += [((queue, "running"), running.get(queue, 0)) for queue in queues]
-    yield gauge("queue_tasks", "Tasks that wait for a worker, or that one has.", depth, ("queue", "state"))
+    yield gauge("queue_tasks", "Tasks that wait for a worker or are running.", depth, ("queue", "state"))
     since = {queue: row["oldest"] for queue, row in waiting.items()}
     ages = [((queue,), max(0.0, (now - since.get(queue, now)).total_seconds())) for queue in queues]
     yield gauge("queue_oldest_seconds", "For how long the oldest waiting task has waited.", ages, ("queue",))
@@ -127,13 +127,13 @@ def migrations() -> Iterator[Metric]:
     by_status = [((status,), found.get(status, 0)) for status in states.STATUSES if status in states.MAY_ACT]
     yield gauge("migrations", "Migrations that have not ended, by status.", by_status, ("status",))
     yield one("migrations_halted", "Migrations that wait for a person's decision.", Job.objects.halted().count())
-    yield gauge("instances_down", "Instances that are shut off, by how it goes.", down(now), ("condition",))
+    yield gauge("instances_down", "Instances that are shut off, by condition.", down(now), ("condition",))
     asked = Approval.objects.open().filter(expires_at__gt=now).count()
     yield one("approvals_waiting", "Requests for approval that are open.", asked)
     runs = StepRun.objects.running().filter(bytes_total__gt=0, job__halt_reason="")
     last = runs.aggregate(at=Min(Coalesce("progress_at", "started_at")))["at"]
     age = max(0.0, (now - last).total_seconds()) if last else 0.0
-    yield one("progress_age_seconds", "Time since the copy that is silent for longest has moved data.", age)
+    yield one("progress_age_seconds", "Longest time for which a running copy has moved no data.", age)
     yield one("backups_due", "Kept disks past their retention.", Footprint.objects.due().count())
 
 
@@ -178,7 +178,7 @@ def hypervisors() -> Iterator[Metric]:
     counts = [((kind,), number) for kind, number in kinds.items()]
     yield gauge("hypervisors", "Registered hypervisors, by the last attempt to reach them.", counts, ("state",))
     yield one("hypervisors_hostctl_differs", "Hypervisors with another version of hostctl.", found["other"])
-    yield one("hypervisors_clock_differs", f"Hypervisors whose clock is off by more than {SKEW:g} s.", found["off"])
+    yield one("hypervisors_clock_differs", f"Hypervisors whose clock differs by more than {SKEW:g} s.", found["off"])
     yield one("hypervisors_clock_skew_seconds", "The largest difference of a hypervisor's clock.", found["most"] or 0.0)
 
 
@@ -194,7 +194,7 @@ def audit() -> Iterator[Metric]:
     recent = Notice.objects.filter(pk__gt=newest - RECENT_NOTICES, created_at__gt=now - dt.timedelta(days=1))
     failed = recent.exclude(error="").count()
     yield one("notices_failed", f"Of the last {RECENT_NOTICES} notices, those of a day that were not sent.", failed)
-    yield one("read_only", "1 while volmig is in read-only mode.", float(incarnation.read_only() is not None))
+    yield one("read_only", "1 while volmig is read-only.", float(incarnation.read_only() is not None))
 
 
 def database() -> Iterator[Metric]:
@@ -264,10 +264,12 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         began = time.monotonic()
-        yield gauge("build_info", "1, with the version of volmig.", [((__version__,), 1.0)], ("version",))
+        yield gauge(
+            "build_info", "Always 1; the label is the version of volmig.", [((__version__,), 1.0)], ("version",)
+        )
         for family in FAMILIES:
             yield from family()
-        yield one("scrape_seconds", "Time that it took to read these figures.", time.monotonic() - began)
+        yield one("scrape_seconds", "Time taken to collect these metrics.", time.monotonic() - began)
 
 
 registry = CollectorRegistry(auto_describe=False)

@@ -42,22 +42,24 @@ class PolicyForm(forms.ModelForm):  # type: ignore[type-arg]
     """One policy of a team; the size is typed in GiB."""
 
     min_gib = forms.IntegerField(
-        label="For disks from (GiB)", min_value=0, max_value=1 << 24, initial=0, help_text="0: for all of them."
+        label="For disks from (GiB)", min_value=0, max_value=1 << 24, initial=0, help_text="0: all disks."
     )
-    windows = Lines(Window.read, label="Windows", help_text="One a line, such as Thu 02:00-04:00. None: at any time.")
+    windows = Lines(
+        Window.read, label="Windows", help_text="One per line, such as Thu 02:00-04:00. Empty: at any time."
+    )
     blackouts = Lines(
-        Blackout.read, label="Blackout days", help_text="One a line, such as 2026-12-24 or 2026-12-24 to 2027-01-02."
+        Blackout.read, label="Blackout days", help_text="One per line, such as 2026-12-24 or 2026-12-24 to 2027-01-02."
     )
 
     class Meta:
         model = Policy
         fields = ["approvers", "expiry_hours", "time_zone"]
         labels = {
-            "approvers": "People who have to approve",
-            "expiry_hours": "A request and its consents count for (hours)",
+            "approvers": "Required approvers",
+            "expiry_hours": "Approval expires after (hours)",
             "time_zone": "Time zone of windows and blackout days",
         }
-        help_texts = {"expiry_hours": "A consent for a window that is still to come counts until that window ends."}
+        help_texts = {"expiry_hours": "An approval for a future window is valid until that window ends."}
 
     field_order = ("min_gib", "approvers", "expiry_hours", "windows", "blackouts", "time_zone")
 
@@ -77,7 +79,7 @@ class PolicyForm(forms.ModelForm):  # type: ignore[type-arg]
         size = int(self.cleaned_data["min_gib"]) * GIB
         same = Policy.objects.of(self.instance.team).filter(min_bytes=size).exclude(pk=self.instance.pk)
         if same.exists():
-            raise ValidationError("The team has a policy from this size on already.")
+            raise ValidationError("The team already has a policy from this size.")
         return size
 
     def told(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def policy(request: HttpRequest, pk: int, policy: int | None = None) -> HttpResp
     form = PolicyForm(request.POST or None, instance=known)
     if request.method == "POST" and form.is_valid():
         known.change(request.user, **form.told())
-        messages.success(request, "The policy holds from now on, and that is recorded.")
+        messages.success(request, "The policy is in force; the audit log notes it.")
         return redirect("team", pk)
     values = {"form": form, "team": team, "policy": known if policy else None}
     return render(request, "registration/policy.html", values, status=422 if form.errors else 200)
@@ -106,5 +108,5 @@ def policy(request: HttpRequest, pk: int, policy: int | None = None) -> HttpResp
 @fresh
 def remove_policy(request: HttpRequest, pk: int, policy: int) -> HttpResponse:
     get_object_or_404(Policy.objects.filter(team=pk), pk=policy).remove(request.user)
-    messages.success(request, "The policy is removed, and that is recorded.")
+    messages.success(request, "The policy is removed; the audit log notes it.")
     return redirect("team", pk)

@@ -42,25 +42,25 @@ class Line:
     sentence: str
 
 
-AT_ONCE = "when the facts were read once more, at once after the last yes that is needed"
+AT_ONCE = "immediately after the last required approval, once the facts are re-read"
 WORDS = {
     "swap": (
         "Replace {disk} of {name}?",
         AT_ONCE,
-        "renamed back by itself until the guest first runs; after that only with a new approval",
+        "rolled back automatically until the guest first runs; after that only with a new approval",
     ),
     "rollback": (
         "Put the old {disk} of {name} back?",
-        "at once after the yes",
-        "what the instance wrote since the swap is given up; the new disk is kept aside until its purge",
+        "immediately after approval",
+        "data written since the swap is lost to the instance; the new disk is kept until its purge",
     ),
     "purge": (
-        "Delete the disk of {name} that is not used any more?",
-        "at once after the yes",
-        "there is no way back: what is deleted is gone",
+        "Delete the unused disk of {name}?",
+        "immediately after approval",
+        "the deletion cannot be undone",
     ),
 }
-DOWN = {"rollback": "its shutdown and a start", "purge": "not at all"}
+DOWN = {"rollback": "its shutdown and start", "purge": "not at all"}
 
 
 class Review:
@@ -73,10 +73,8 @@ class Review:
         self.downtime = (self.job.plan or {}).get("downtime") if asked.kind == "swap" else None
         self.downtime_words = DOWN.get(asked.kind, "not known")
         if "rollback" in self.bound:
-            told = (
-                f"; for {self.job.rollback_minutes} minutes after the swap {asked.requester} may put the old disk back"
-            )
-            self.if_wrong += f"{told} without asking again, and what was written since is then given up"
+            told = f"; for {self.job.rollback_minutes} minutes after the swap {asked.requester} can roll back"
+            self.if_wrong += f"{told} without further approval; data written since the swap is then lost"
 
     @property
     def when(self) -> str:
@@ -94,17 +92,17 @@ class Review:
         if span is None:
             return "not within a year: no window is long enough for the high end of the forecast"
         told = windows.words(span, now, ZoneInfo(schedules[0].zone))
-        return f"{told}, when the facts were read once more; until that window ends the consent counts"
+        return f"{told}, once the facts are re-read; the approval is valid until that window ends"
 
     @property
     def needed(self) -> str:
         """How many people have to say yes, and how many did."""
         wanted, said = self.asked.approvers, self.asked.count()
         if self.asked.granted_by_id:
-            return "Approved in advance, together with the swap."
+            return "Pre-approved together with the swap."
         if not wanted:
-            return "This site asks for no second person's approval."
-        return f"{said} of {wanted} consents that it needs {'is' if said == 1 else 'are'} given."
+            return "This site does not require a second person's approval."
+        return f"{said} of {wanted} required approvals given."
 
     @property
     def requested(self) -> list[Line]:
@@ -112,14 +110,14 @@ class Review:
         event = Event.objects.of_job(self.job.pk).filter(action="job.submit").first()
         changes = approval_binding.difference(event.data, self.job.asked()) if event else []
         changes += self.moved() if self.asked.kind == "swap" and self.asked.is_open else []
-        return [Line(False, change) for change in changes] or [Line(True, "Nothing: it is what was asked for.")]
+        return [Line(False, change) for change in changes] or [Line(True, "No changes since the submission.")]
 
     def moved(self) -> list[str]:
         """Which facts are not as they were when the plan was made."""
         try:
             checked = self.job.bound("swap", self.job.seen())
         except (KeyError, TypeError):
-            return ["the facts of the first check: they are not complete"]
+            return ["the facts of the first check are incomplete"]
         same = [name for name in ("source", "live", "instance") if name in self.bound]
         return approval_binding.difference(
             {name: checked[name] for name in same}, {name: self.bound[name] for name in same}
@@ -156,7 +154,7 @@ class Review:
                 format_html("qcow2, {}", size(stage.get("file_size"))),
             ),
             Row("Contents", summary(destination), summary(source)),
-            Row("Owner, mode, label", owner, "the same, given before the rename", mono=False),
+            Row("Owner, mode, label", owner, "the same, set before the rename", mono=False),
             Row("Backing chain", ", ".join(live.get("backing") or []) or "none", "none"),
             Row("Inode", live.get("inode"), stage.get("inode"), mono=True),
             Row("Path", live.get("path"), "renamed onto the same path", mono=True),
@@ -176,7 +174,7 @@ class Review:
     def compared(self) -> Proof:
         """qemu-img compare of the volume with the copy."""
         if not self.evidence(Task.COMPARE):
-            return Proof(False, "No comparison with the source volume is on record.")
+            return Proof(False, "No comparison with the source volume has been done.")
         took = spoken(self.runs[Task.COMPARE].seconds)
         volume, whole = f"{self.job.source_vg}/{self.job.source_lv}", f"{self.job.source_size:,}".replace(",", "\u202f")
         return Proof(True, f"Block by block equal to {volume}: {whole} bytes compared in {took}.")
@@ -186,7 +184,9 @@ class Review:
         tasks = (Task.HASH, Task.DELIVER, Task.VERIFY)
         sealed, made, read = (self.evidence(task).get("sha256") for task in tasks)
         if not made or not made == sealed == read:
-            return Proof(False, "The staged image, as read back from the share, is not known to be the compared one.")
+            return Proof(
+                False, "The staged image, as read back from the share, has not been proved equal to the compared copy."
+            )
         words = "Same hash before the comparison, when written by the relay, and when read back on the destination:"
         return Proof(True, words, f"sha256 {made}")
 
@@ -194,7 +194,7 @@ class Review:
         """Write counters at the fence and after the comparison."""
         fence, compare = self.evidence(Task.FENCE), self.evidence(Task.COMPARE)
         if not fence or "writes" not in compare:
-            return Proof(False, "No count of writes to the source volume is on record.")
+            return Proof(False, "Writes to the source volume have not been counted.")
         if fence.get("writes") != compare["writes"]:
             return Proof(False, "The source volume was written to during the copy.")
         return Proof(
@@ -212,17 +212,17 @@ class Review:
         changes = [Line(False, str(change)) for change in self.asked.void_changes or []]
         if self.asked.voided_at:
             return changes or [Line(False, self.asked.void_reason)]
-        read = f"{spoken_ago(self.job.facts_at)} ago" if self.job.facts_at else "not since"
+        read = f"{spoken_ago(self.job.facts_at)} ago" if self.job.facts_at else "before"
         return [
             Line(
                 self.asked.version == self.job.version,
-                "The plan is the one that was asked for."
+                "The plan has not changed."
                 if self.asked.version == self.job.version
-                else "The plan was edited since: this request no longer fits it.",
+                else "The plan has changed: this request no longer matches it.",
             ),
             Line(
                 True,
-                f"Facts read {read}; they are read again before anything is done, and a difference voids the consent.",
+                f"Facts read {read}; volmig reads them again before it acts, and a difference voids the approval.",
             ),
         ]
 

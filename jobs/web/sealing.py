@@ -37,7 +37,7 @@ def run() -> None:
         except (DatabaseError, InterfaceError) as error:  # it may be away for a while, or not migrated yet
             pause = max(pause, outage.failed(error))
         except Exception:  # whatever it is: if this thread ended, approvals would wait until the next restart
-            log.exception("No approval was sealed. Trying again.")
+            log.exception("Approvals could not be sealed. Retrying.")
         time.sleep(pause)
 
 

@@ -38,7 +38,7 @@ from volmig.queue import later
 from volmig.record.models import Event
 from volmig.refusals import Sentence
 
-BEFORE = "It was made before the database was set back or copied, so it does not count any more."
+BEFORE = "It was requested before the database was restored or copied, so it is no longer valid."
 NEVER_SENT = {
     "code": "never-sent",
     "tried": "begin the step",
@@ -207,7 +207,7 @@ def why_not_adopted(job: Job, seen: Mapping[str, Any]) -> str:
     for on, each in seen.items():
         hypervisor = name_of(job, on)
         if "silent" in each:
-            sentences.append(f"{hypervisor} has to answer first: {each['silent']}")
+            sentences.append(f"{hypervisor} has to respond first: {each['silent']}")
         elif "unsettled" in each:
             sentences.append(each["unsettled"])
         elif (fault := incarnation.stale(each.get("owner") or {})) and fault.is_other:
@@ -350,9 +350,9 @@ def confirm(row: Adoption, by: Any, shown: str) -> None:
     """A person decides to take one migration over as it was shown; who does it comes next. Raises Refused."""
     may_adopt(by)
     if row.trouble or row.job is None:
-        raise Refused(Sentence("cannot-adopt", row.trouble or "This is no migration."))
+        raise Refused(Sentence("cannot-adopt", row.trouble or "This is not a migration."))
     if shown != row.digest:
-        raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now. Compare again."))
+        raise Refused(Sentence("changed-meanwhile", "Its hypervisors now report a different state. Compare again."))
     sealing.seal_adoption(row)
     Adoption.objects.filter(pk=row.pk, adopted_at=None).update(by=by)
     data = {"digest": shown, "seals": sorted(row.seals)}
@@ -391,7 +391,7 @@ def adopt(row: Adoption) -> None:
             raise Refused(Sentence("cannot-adopt", said))
         if digest(seen) != row.digest:
             compare_one(job, row.episode)
-            raise Refused(Sentence("changed-meanwhile", "Its hosts report something else by now; compare again."))
+            raise Refused(Sentence("changed-meanwhile", "Its hypervisors now report a different state; compare again."))
         claim_above(row, job, max(int(each["fence"]) for each in seen.values()))
         for on, each in of_hosts(seen).items():
             taken_over(hands.take_over(on, each.get("owner") or {}), host_of(job, on).name)
@@ -418,11 +418,11 @@ def still_open(row: Adoption, job: Job, fence: int = 0) -> None:
     now = Adoption.objects.select_for_update().get(pk=row.pk)
     state = incarnation.read_only()
     if now.adopted_at is not None:
-        raise Refused(Sentence("changed-meanwhile", "It has been adopted meanwhile; nothing was changed."))
+        raise Refused(Sentence("changed-meanwhile", "Someone else has adopted it; nothing was changed."))
     if state is None or state.episode != row.episode:
-        raise Refused(Sentence("changed-meanwhile", "This read-only mode has ended meanwhile; nothing was changed."))
+        raise Refused(Sentence("changed-meanwhile", "Read-only mode has already ended; nothing was changed."))
     if fence and Job.objects.select_for_update().get(pk=job.pk).fence != fence:
-        raise Refused(Sentence("changed-meanwhile", "It is being adopted twice; the later of the two goes on."))
+        raise Refused(Sentence("changed-meanwhile", "It is being adopted twice; the later request continues."))
 
 
 def claim_above(row: Adoption, job: Job, fence: int) -> None:
@@ -555,7 +555,7 @@ def confirm_host(hypervisor: Hypervisor, by: Any, typed: str) -> Adoption:
         raise Refused(Sentence("name-differs", f"Type the name of the hypervisor, {hypervisor.name}, to take it over."))
     row = Adoption.objects.filter(episode=state.episode, hypervisor=hypervisor).first()
     if row is None:
-        raise Refused(Sentence("not-compared", "Compare with the hosts first."))
+        raise Refused(Sentence("not-compared", "Compare with the hypervisors first."))
     Event.append("adoption.host", actor=by, object=hypervisor.name)
     Adoption.objects.filter(pk=row.pk).update(by=by)
     return row
@@ -664,7 +664,7 @@ def requested() -> Requested | None:
 def still_to_adopt(episode: str) -> None:
     """Raise Refused while a migration waits for its adoption."""
     if left := [job.pk for job in concerned(episode) if not is_adopted(job, episode)]:
-        raise Refused(Sentence("cannot-finish", f"Still to be adopted: {numbers(left)}."))
+        raise Refused(Sentence("cannot-finish", f"Not yet adopted: {numbers(left)}."))
 
 
 def finish(by: Any) -> None:
@@ -676,7 +676,7 @@ def finish(by: Any) -> None:
     heard = {each: keep_host(state.episode, each, seen) for each, seen in hear_all()}
     for hypervisor, row in sorted(heard.items(), key=lambda item: item[0].name):
         if row.trouble:
-            said = f"{hypervisor.name} has to answer, or be retired, first: {row.trouble}"
+            said = f"{hypervisor.name} has to respond or be retired first: {row.trouble}"
             raise Refused(Sentence("cannot-finish", said))
         if row.status == "other":
             said = f"Take {hypervisor.name} over by its name first. {row.words}"

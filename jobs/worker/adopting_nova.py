@@ -34,10 +34,10 @@ def ask(hands: Hands, runs: Sequence[adoption.Known], reported: Sequence[Recalle
     kept = {name: server.get(name, "") for name in ("vm_state", "host", "locked", "locked_reason")}
     shown = {"known": "yes", "fence": 0, "nova": kept, "shown": in_words(job, server), "runs": []}
     if task := server.get("task_state"):
-        return shown | {"unsettled": f"Nova is at work on the instance ({task}). Compare again when that has ended."}
+        return shown | {"unsettled": f"Nova is working on the instance ({task}). Compare again when it has finished."}
     libvirt = evidence_of(hands.ask({"destination": state_request(job, reported)})["destination"])
     if "silent" in libvirt:
-        return {"silent": f"libvirt on {job.destination} has to say how the instance is: {libvirt['silent']}"}
+        return {"silent": f"libvirt on {job.destination} has to report the state of the instance: {libvirt['silent']}"}
     seen = instance(job, nova, libvirt, reported)
     steps = adoption.done_through_nova(runs, seen)
     return shown | {"runs": [recalled(job, task, direction, seen, reported) for task, direction in steps]}
@@ -61,7 +61,7 @@ def instance(
 def in_words(job: Job, server: Mapping[str, Any]) -> str:
     """How Nova shows the instance, for people."""
     if not server:
-        return "does not know the instance: it was deleted"
+        return "has no such instance: it was deleted"
     locked = "not locked"
     if server.get("locked"):
         ours = server.get("locked_reason") == lock_reason(job)
@@ -78,7 +78,7 @@ def evidence_of(heard: Heard) -> dict[str, Any]:
     answer = heard.answer or Answer("silent")
     if answer.state == "done":
         return dict(answer.evidence)
-    return {"silent": str(heard.error or answer.found or "it did not say why")}
+    return {"silent": str(heard.error or answer.found or "it gave no reason")}
 
 
 def measured(job: Job, reported: Sequence[Recalled]) -> Evidence:

@@ -43,7 +43,7 @@ def take_one_away(job: Job, wish: Removal, hands: Hands) -> runner.Wait | None:
     if isinstance(outcome, runner.Wait):
         return outcome
     if isinstance(outcome, runner.Finished):
-        wish.end("removed", "It was there with the recorded identity, and is taken away.")
+        wish.end("removed", "It matched the recorded identity and was removed.")
     else:
         wish.end("refused", outcome.sentence)
     scan_soon(wish.hypervisor_id)
@@ -55,13 +55,13 @@ def look(job: Job, wish: Removal, hands: Hands) -> tuple[str, str] | None:
     try:
         seen = told_now(job, wish, hands)
     except HostError as error:
-        return "refused", f"{wish.hypervisor.name} could not be asked: {error} Nothing was removed."
+        return "refused", f"{wish.hypervisor.name} did not respond: {error} Nothing was removed."
     about = (wish.kind, wish.place, wish.name)
     named = [row for row in seen if row.found.thing and (row.about.kind, row.about.place, row.about.name) == about]
     if not named:
-        return "gone", "It is not there any more, so nothing had to be removed."
+        return "gone", "It no longer exists, so nothing had to be removed."
     ours = [row for row in named if row.is_about(wish.kind, wish.name, str(job.uuid), wish.identity)]
-    said = ours[0].why_kept if len(named) == len(ours) == 1 else "It is not (only) the one that was recorded."
+    said = ours[0].why_kept if len(named) == len(ours) == 1 else "It is not, or not only, the recorded object."
     return ("refused", f"{said} Nothing was removed.") if said else None
 
 
@@ -70,9 +70,9 @@ def told_now(job: Job, wish: Removal, hands: Hands) -> list[Row]:
     role, began = role_of(job, wish.hypervisor), timezone.now()
     heard = hands.ask({role: Request("leftovers")})[role]
     if heard.error is not None or heard.answer is None:
-        raise heard.error or HostError(f"scan {wish.hypervisor}", "there was no answer", "Scan again later.")
+        raise heard.error or HostError(f"scan {wish.hypervisor}", "there was no response", "Scan again later.")
     if heard.answer.state != "done":
-        raise HostError(f"scan {wish.hypervisor}", heard.answer.found or "it did not say why")
+        raise HostError(f"scan {wish.hypervisor}", heard.answer.found or "it gave no reason")
     scan, _ = Scan.objects.get_or_create(hypervisor=wish.hypervisor, defaults={"tried_at": began})
     scan.record(heard.answer.evidence, began)
     scan.refresh_from_db()

@@ -79,7 +79,7 @@ class Work:
         try:
             heard = self.hands.ask(dict.fromkeys(journal.unforgotten(), self.hands.about("fence")))
         except HostError as error:  # a hypervisor that has to say first who owns it
-            self._wait(f"Before going on after a worker that went away: {error}", timezone.now() + BUSY)
+            self._wait(f"Before continuing after a worker ended: {error}", timezone.now() + BUSY)
             return False
         known = {f"{run.step}-{run.direction}-{run.attempt}" for run in journal.rows if not run.ended_at}
         why_not = {
@@ -197,7 +197,9 @@ class Work:
         if approval.state == "approved":
             return self.job.go("approved")
         if changes := self._noticed(approval):
-            return self._ask_for_swap(self._fresh(), "", "The instance is not as it was when this was asked.", changes)
+            return self._ask_for_swap(
+                self._fresh(), "", "The instance has changed since the approval was requested.", changes
+            )
         return self._look_again()
 
     def _noticed(self, approval: Approval) -> list[str]:
@@ -213,7 +215,7 @@ class Work:
         """What Nova says about the instance now; raises Unheard when it does not say."""
         heard = self._ask("instance")
         if said := trouble(heard["instance"]):
-            raise Unheard(f"Nova has to be asked again: {said.sentence}", heard.values(), "Nova")
+            raise Unheard(f"Nova has to respond first: {said.sentence}", heard.values(), "Nova")
         nova: Nova = understood("instance", heard["instance"])
         return nova
 
@@ -229,7 +231,7 @@ class Work:
         if self._went_stale(facts):
             return None
         if approval is None or approval.state != "approved":
-            lost = "Not as many people consent any more as have to."
+            lost = "It no longer has enough approvals."
             why = "It expired." if approval and approval.state == "expired" else lost
             return self._ask_for_swap(facts, "expired", why)
         seen = self.job.bound("swap", facts)
@@ -260,7 +262,7 @@ class Work:
         """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
         stale = approval_binding.stale(facts, self.job.evidence())
         if stale and approval_binding.foreign_stage(facts, self.job.evidence()):
-            sentence = "Another file lies where the verified copy should; it is not touched."
+            sentence = "Another file is in the place of the verified copy; volmig does not change it."
             self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
         elif stale:
             self._copy_again(stale)
@@ -270,7 +272,7 @@ class Work:
     def _copy_again(self, stale: list[str]) -> None:
         """Void what was consented to, and go back to the beginning with the space yet to be reserved."""
         for approval in self.job.approvals.open().filter(kind="swap"):
-            approval.void("The copy is not what was verified any more; it is made again.", stale)
+            approval.void("The copy no longer matches what was verified; volmig makes it again.", stale)
         self.job.footprints.filter(kind="space").delete()
         if self.job.status == "approved":
             self.job.go("void")
@@ -279,7 +281,7 @@ class Work:
     def _use(self, approval: Approval, event: str, **values: Any) -> None:
         """Use the consent up in the very transaction that moves the job."""
         if not approval.seals:
-            said = "The approval has no seal yet. volmig's web process makes it: check that it runs, then try again."
+            said = "The approval has no seal yet. The web process makes it: check that it runs, then retry."
             return self._wait(said, timezone.now() + SLOT)
         with transaction.atomic():
             if approval.use():
@@ -293,7 +295,7 @@ class Work:
         if job.cancel_requested_at and not runner.begun(Task.START, self._journal()):
             return job.go("cancelled", outcome="cancelled", outcome_reason="Cancelled before the instance was started.")
         if self._is_late():
-            why = "The window closed before the instance was shut down, so it was not."
+            why = "The window closed before the instance was shut down. It keeps running."
             return job.go("failed", outcome="failed", outcome_reason=why)
         if not runner.begun(Task.STOP, self._journal()) and self._waits_for_hostctl():
             return None
@@ -302,7 +304,7 @@ class Work:
             return self._arrive("seen_running", "swap_done", "runs on its new disk")
         if isinstance(outcome, runner.Failed) and safe_to_go_back(outcome):
             if others := self._acted_upon():
-                why = f"Somebody acted on the instance meanwhile: {'; '.join(others)}. {outcome.sentence}"
+                why = f"Someone else changed the instance: {'; '.join(others)}. {outcome.sentence}"
                 return job.halt(why, {"step": outcome.step, **outcome.error, "code": "foreign-action"})
             return job.go("failed", outcome="failed", outcome_reason=outcome.sentence)
         return self._rest(outcome)
@@ -340,7 +342,7 @@ class Work:
             return job.go("confirmed", outcome="done")
         if job.through_nova and self._disturbed():
             return None
-        said = "Someone has to check the data in the instance and confirm it."
+        said = "Check the data in the instance and confirm it."
         return job.put(waiting_for=said, wait_kind="person", wait_hosts="")
 
     def _lost_its_way_back(self) -> bool:
@@ -353,7 +355,7 @@ class Work:
             raise Unheard(why, [heard], self._names(["destination"]))
         lost: tuple[str, ...] = understood("destination", heard).way_back
         if lost:
-            why = f"The rollback was not begun, and the instance still runs: {'; '.join(lost)}."
+            why = f"The rollback did not begin, and the instance still runs: {'; '.join(lost)}."
             self.job.halt(why, {"code": "base-missing", "found": "; ".join(lost)})
         return bool(lost)
 
@@ -372,7 +374,9 @@ class Work:
         lost, _ = approval_binding.not_now(Facts(instance=nova)) if nova.server is None or grave else ("", True)
         if not grave and not lost:
             return False
-        said = " ".join([*(["Somebody had Nova do this: " + "; ".join(grave) + "."] if grave else []), lost]).strip()
+        said = " ".join(
+            [*(["Someone changed it through Nova: " + "; ".join(grave) + "."] if grave else []), lost]
+        ).strip()
         job.halt(f"The instance was changed while on trial. {said}", {"code": "foreign-action", "found": grave or lost})
         return True
 
@@ -410,7 +414,7 @@ class Work:
     def _take_back(self, steps: tuple[Planned, ...], extra: dict[str, dict[str, Any]]) -> bool:
         """Undo these steps and have everybody forget the job; true when nothing is left."""
         for old in self.job.approvals.open():
-            old.void("What was asked for is not going to happen.")
+            old.void("The migration has ended.")
         outcome = runner.undo(steps, self._journal(), self.hands, timezone.now, extra)
         if isinstance(outcome, runner.Finished):
             outcome = runner.sweep(self._forgets(), self._journal(), self.hands, timezone.now)
@@ -567,7 +571,7 @@ def notice_every() -> dt.timedelta:
 def still_held(hypervisor: Hypervisor, heard: Heard, known: set[str]) -> str:
     """Why an earlier owner may still be acting on a hypervisor; empty when it surely is not."""
     if said := heard.error:
-        return f"Before going on after a worker that went away: {said}"
+        return f"Before continuing after a worker ended: {said}"
     answer = heard.answer
     if answer is not None and answer.state == "done":
         return ""
@@ -575,7 +579,7 @@ def still_held(hypervisor: Hypervisor, heard: Heard, known: set[str]) -> str:
     if running and set(running) <= known:
         return ""
     what = ", ".join(running or ()) or "a request"
-    return f"{hypervisor.name} is still busy with {what} of a worker that went away."
+    return f"{hypervisor.name} is still busy with {what} of a worker that has ended."
 
 
 def safe_to_go_back(failed: runner.Failed) -> bool:
@@ -593,5 +597,5 @@ def safe_to_go_back(failed: runner.Failed) -> bool:
 def why_back(rollback: Approval) -> str:
     """Why the old disk is put back, for people."""
     if rollback.granted_by_id:
-        return f"{rollback.requester} used the rollback that was approved in advance with the swap."
-    return f"A rollback was approved: {rollback.reasons() or 'this site asks for no second person.'}"
+        return f"{rollback.requester} used the rollback pre-approved with the swap."
+    return f"A rollback was approved: {rollback.reasons() or 'this site does not require a second person.'}"

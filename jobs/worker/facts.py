@@ -70,7 +70,7 @@ def understood(role: str, heard: Heard) -> Any:
     try:
         return read(PARTS[role], heard.answer.evidence if heard.answer else {})
     except (AttributeError, TypeError, ValueError) as error:
-        raise Unheard(f"The facts of the {role} cannot be understood: {str(error)[:200]}", [heard]) from error
+        raise Unheard(f"The facts of the {role} are malformed: {str(error)[:200]}", [heard]) from error
 
 
 def trouble(heard: Heard) -> checks.Trouble | None:
@@ -80,4 +80,4 @@ def trouble(heard: Heard) -> checks.Trouble | None:
     if heard.answer is not None and heard.answer.state == "done":
         return None
     error = (heard.answer.error if heard.answer else None) or {}
-    return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it did not say why')}")
+    return checks.Trouble(str(error.get("code", "failed")), f"{error.get('found', 'it gave no reason')}")

@@ -40,7 +40,7 @@ Enter = Callable[[Access], Nova]
 
 @dataclass(frozen=True)
 class Heard:
-    """What one hypervisor said, or why it said nothing; `skew` is how many seconds its clock is off, 0 if unknown."""
+    """What one hypervisor said, or why it gave no reason; `skew` is how many seconds its clock is off, 0 if unknown."""
 
     answer: Answer | None = None
     error: HostError | None = None
@@ -49,7 +49,7 @@ class Heard:
     def said(self) -> Answer:
         """The answer; raises why there is none."""
         if self.answer is None:
-            raise self.error or NoFacts("ask a hypervisor", "it said nothing")
+            raise self.error or NoFacts("call a hypervisor", "it gave no reason")
         return self.answer
 
 
@@ -168,8 +168,8 @@ class Hands:
             if each.answer is not None and each.answer.state == "done":
                 self.judge_status(host_of(self.job, role), each.answer.evidence)
             else:
-                found = (each.answer and each.answer.found) or "it did not say"
-                silent[role] = each.error or NoFacts(f"ask {host_of(self.job, role)} who owns it", found)
+                found = (each.answer and each.answer.found) or "it gave no reason"
+                silent[role] = each.error or NoFacts(f"read the owner of {host_of(self.job, role)}", found)
         if not silent:
             self.job.put(judges=" ".join([incarnation.SESSION, *judges[: JUDGES - 1]]))
         return silent
@@ -190,7 +190,7 @@ class Hands:
         """A host has seen a later owner of the job: another worker, as the database then says, or another volmig."""
         if Job.objects.filter(pk=self.job.pk, fence__gt=self.job.fence).exists():
             raise Moved(f"Another worker has taken over migration {self.job.pk}.")
-        reason = f"{hypervisor.name}: migration {self.job.pk} had a later owner than this database knows: {found}."
+        reason = f"{hypervisor.name}: migration {self.job.pk} has had a later owner than this database knows: {found}."
         state = incarnation.enter_read_only(reason, "stale-fence")
         raise incarnation.ReadOnly(state.reason)
 
@@ -344,7 +344,7 @@ class Hands:
 
 
 def no_boot_id(on: str) -> HostError:
-    return Unreachable(f"ask the {on} for its boot ID", "there was no answer", "Retrying automatically.")
+    return Unreachable(f"read the boot ID of the {on}", "there was no response", "Retrying automatically.")
 
 
 def refused_as(answer: Answer) -> str:

@@ -192,7 +192,7 @@ class Journal:
         run.evidence, run.commands, run.error = answer.evidence, [*run.commands, *answer.commands], answer.error
 
     def _settle(self, run: StepRun, is_last: bool = True) -> None:
-        """What an ended step means for the ledger, unless a later attempt has settled that, and for the record."""
+        """What an ended step means for the ledger, unless a later attempt has settled that, and for the audit log."""
         if run.result == "done" and is_last:
             step = self.planned[run.step].step
             self._took_away(step, run) if run.direction == "undo" else self._made(step, run)
@@ -270,7 +270,7 @@ def moment(seconds: Any) -> dt.datetime:
 
 
 def rejected(swap: Planned) -> str:
-    """Where the new disk lies once the swap was taken back."""
+    """Where the new disk lies once the swap was cancelled."""
     return swap.leaves.replace("disk.old", "disk.rejected")
 
 

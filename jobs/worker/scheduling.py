@@ -47,7 +47,7 @@ def no_slot(job: Job) -> str:
     if len(on_source) >= getattr(settings, "CONVERSIONS_PER_SOURCE", 1):
         return f"It waits for migration {on_source[0]}, which reads from {job.source.name}."
     if len(on_relay) >= getattr(settings, "CONVERSIONS_PER_RELAY", 2):
-        return f"It waits for a place on the relay {job.relay.name}, where migrations {listed(on_relay)} are at work."
+        return f"It waits for a slot on the relay {job.relay.name}, which migrations {listed(on_relay)} are using."
     return ""
 
 

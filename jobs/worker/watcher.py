@@ -168,7 +168,7 @@ class Watcher:
             except (DatabaseError, InterfaceError):  # the watcher's turn says so
                 close_old_connections()
             except Exception:  # if this thread ended, the turn would go on for ever with what others have taken over
-                log.exception("The watcher's leases were not renewed. Trying again.")
+                log.exception("The watcher's leases were not renewed. Retrying.")
             if stop.wait(LEASE_EVERY):
                 break
         connection.close()

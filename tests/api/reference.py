@@ -45,11 +45,10 @@ def operation(told):
     if told["parameters"]:
         lines.append("Parameters: " + ", ".join(f"`{name}`" for name in told["parameters"]) + ".")
     if told["sends"]:
-        lines.append("Sends: " + ", ".join(map(field, told["sends"])) + ".")
+        lines.append("Request body: " + ", ".join(map(field, told["sends"])) + ".")
     gives = ", ".join(f"{status} {shape}".strip() for status, shape in told["gives"].items())
     return (
-        "\n".join(line for line in [*lines, f"Gives {gives}; refuses with {', '.join(told['refuses'])}."] if line)
-        + "\n"
+        "\n".join(line for line in [*lines, f"Returns {gives}; errors: {', '.join(told['refuses'])}."] if line) + "\n"
     )
 
 

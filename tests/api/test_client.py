@@ -101,7 +101,7 @@ def test_a_migration_is_submitted_watched_and_approved_by_two_people(shell, shel
     job.put(status="awaiting_approval")
     asked = scenes.approval(job)
     code, _, said = shell.run("watch", str(job.pk))
-    assert (code, "needs an approval by another person" in said) == (client.WAITING, True)
+    assert (code, "Another person has to approve the swap" in said) == (client.WAITING, True)
     kim = shell_of(person("kim", "approver"))
     code, printed, _ = kim.run("approve", str(job.pk), "--instance", job.instance_id[-6:], "--reason", "Agreed.")
     assert (code, asked.digest in printed) == (0, True)
@@ -313,7 +313,7 @@ def test_watching_outlasts_a_restart_of_the_server(alone):
     busy = (503, {}, b"")
     with Fake(busy, busy, told()) as server:
         code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
-    assert (code, said.count("Trying again")) == (0, 2)
+    assert (code, said.count("Retrying")) == (0, 2)
 
 
 def test_what_is_refused_because_volmig_is_read_only_says_so_and_is_not_tried_again(alone):
@@ -326,7 +326,7 @@ def test_what_is_refused_because_volmig_is_read_only_says_so_and_is_not_tried_ag
 def test_an_answer_that_breaks_off_is_asked_for_again(alone):
     with Fake((200, {"Content-Length": "999"}, b'{"number": 1'), told()) as server:
         code, _, said = alone.run("watch", "1", VOLMIG_URL=server.url)
-    assert (code, said.count("Trying again"), "Traceback" in said) == (0, 1, False)
+    assert (code, said.count("Retrying"), "Traceback" in said) == (0, 1, False)
 
 
 @pytest.mark.parametrize("status", ["planned", "awaiting_approval", "on_trial"])
@@ -395,7 +395,7 @@ def test_a_server_that_cannot_prove_who_it_is_gets_no_token(alone, certificate):
     context.load_cert_chain(certificate)
     with Fake(GOOD, context=context) as server:
         code, _, said = alone.run("whoami", VOLMIG_URL=server.url)
-        assert (code, "cannot prove who it is" in said, server.came) == (client.UNREACHABLE, True, [])
+        assert (code, "cannot prove its identity" in said, server.came) == (client.UNREACHABLE, True, [])
         assert alone.run("whoami", VOLMIG_URL=server.url, VOLMIG_CA_FILE=str(certificate))[0] == 0
 
 

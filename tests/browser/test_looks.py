@@ -34,7 +34,7 @@ def pages(hosts, person):
     accounts += ["/teams/", "/teams/add/", f"/teams/{team.pk}/"]
     accounts += [f"/teams/{team.pk}/policies/{page}/" for page in ("add", policy.pk)]
     void, used = scenes.approval(scenes.job(dana, "preparing")), scenes.approval(scenes.job(dana, "on_trial"))
-    void.void("What was approved is not so any more.", ["source writes: was 40, is 41"])
+    void.void("What was approved is The state has changed.", ["source writes: was 40, is 41"])
     used.consumed_at = timezone.now()
     used.save()
     accounts += [f"/approvals/{void.pk}/", f"/approvals/{used.pk}/"]
@@ -187,16 +187,16 @@ def test_axe_finds_no_fault_on_the_pages_of_tokens(scheme, hosts, person, logged
     page = logged_in("kim", "approver", color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 900})
     page.goto("/account/")
-    page.click("text=Make a token")
+    page.click("text=Create a token")
     page.fill("#id_name", "approve tonight")
     page.check("label:has-text('approve swaps') input")
     page.fill("#id_password", PASSWORD)
     assert not Axe().run(page).response["violations"]
-    page.click("text=Make it")
+    page.click("text=Create token")
     assert page.inner_text("code.token").startswith("volmig_")
     assert not Axe().run(page).response["violations"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.click("text=I have it")
+    page.click("text=I have saved it")
     assert "approve tonight" in page.inner_text("main")
     assert not Axe().run(page).response["violations"]
     page.goto("/api/")

@@ -72,7 +72,7 @@ def test_one_approves_and_the_other_sees_it(job, olga, pavel):
     counted(pavel, 1)
     pavel.click("text=Review >> nth=0")
     fill(pavel, asked)
-    pavel.click("text=Approve exactly this")
+    pavel.click("button:has-text('Approve')")
     pavel.wait_for_url(f"**/migrations/{job.pk}/")
     olga.wait_for_selector("#where .state:has-text('Approved')")
     counted(pavel, 0)
@@ -103,7 +103,7 @@ def test_a_request_that_expires_leaves_the_inbox_and_the_page_says_so(job, pavel
 def test_a_fact_that_changed_makes_it_void_while_somebody_reads_and_the_change_is_shown(job, pavel):
     asked = scenes.approval(job)
     live(pavel, f"/approvals/{asked.pk}/")
-    asked.void("What was approved is not so any more.", ["source writes: was 40, is 41"])
+    asked.void("What was approved is The state has changed.", ["source writes: was 40, is 41"])
     pavel.wait_for_selector("#request:has-text('source writes: was 40, is 41')")
     counted(pavel, 0)
 
@@ -115,8 +115,8 @@ def test_consent_is_withdrawn_again(job, olga, pavel):
     olga.wait_for_selector("#where .state:has-text('Approved')")
     pavel.goto(f"/approvals/{asked.pk}/")
     pavel.fill("#id_why", "The tenant called.")
-    pavel.click("text=Withdraw it")
-    pavel.wait_for_selector("text=Your consent is withdrawn")
+    pavel.click("button:has-text('Withdraw')")
+    pavel.wait_for_selector("text=Your approval is withdrawn")
     olga.wait_for_selector("#where .state:has-text('Awaiting approval')")
 
 

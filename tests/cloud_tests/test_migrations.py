@@ -190,7 +190,7 @@ def test_a_request_whose_answer_is_lost_is_not_made_twice(migration, step):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nova.Nova, "post", lose)
         job = migration.approve().until("on_trial")
-        job = migration.wait(lambda job: job.halt_reason or "has to check" in job.waiting_for)
+        job = migration.wait(lambda job: job.halt_reason or "Check the data" in job.waiting_for)
     assert (job.status, migration.world) == ("on_trial", NEW), job.halt_reason
     done = [row.action for row in migration.admin.server_actions(migration.server.uuid)]
     assert sorted(done) == ["create", "lock", "start", "stop", "unlock"]
@@ -313,11 +313,11 @@ def test_an_instance_that_somebody_else_has_locked_is_left_to_them(migration):
 def test_a_rebuild_on_trial_stops_the_job(migration, settings):
     settings.NOTICE_SECONDS = 0
     migration.on_trial()
-    migration.wait(lambda job: "has to check" in job.waiting_for)
+    migration.wait(lambda job: "Check the data" in job.waiting_for)
     rebuild(migration)
     migration.wake()
     job = migration.wait(lambda job: job.halt_reason)
-    assert "changed while on trial. Somebody had Nova do this: rebuild at" in job.halt_reason
+    assert "changed while on trial. Someone changed it through Nova: rebuild at" in job.halt_reason
 
 
 # The cloud itself

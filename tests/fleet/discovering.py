@@ -62,7 +62,7 @@ class Fleet:
     def connect(self, address: Address) -> "Machine":
         host = self.hosts[address.host]
         if host.dead:
-            raise Unreachable(f"log in to {address}", "no answer within 10 s")
+            raise Unreachable(f"log in to {address}", "no response within 10 s")
         return host
 
 

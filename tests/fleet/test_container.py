@@ -265,7 +265,7 @@ def test_services_of_the_compose_file_run_from_what_was_built_on_a_read_only_roo
     style = re.search(r'href="(/static/[^"]+\.[0-9a-f]{12}\.css)"', image.run(asked("/login/")).stdout)
     assert style, "static files were not collected"
     assert "text/css" in image.run(asked(style[1], "-o", "/dev/null", "-w", "%{content_type}")).stdout
-    assert "The audit log is whole" in started(image, "manage", ["verify_audit"], wait=True)
+    assert "The audit log is intact" in started(image, "manage", ["verify_audit"], wait=True)
     modes = image.run("stat -c '%G %a %n' /var/lib/volmig-shared/*").stdout
     assert not re.search(r"^\S+ \d\d[1-7] ", modes, re.MULTILINE), f"others may read some of\n{modes}"
     image.run("systemctl stop web-1 workers watcher")

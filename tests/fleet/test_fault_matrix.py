@@ -132,7 +132,7 @@ def test_a_database_that_is_away_is_waited_for(volmig, seconds):
     with migrations_under_way(volmig) as began, stopped(volmig.postgresql):
         volmig.forget()
         time.sleep(seconds)  # an outage is measured in time
-        volmig.until_probed("The database does not answer.")
+        volmig.until_probed("The database does not respond.")
         assert 200 not in {status for statuses in volmig.answers.values() for status in statuses}
     volmig.until_said(r"The database was unreachable from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", began)
     whole = "SELECT max(ended_at - began_at) >= make_interval(secs => %s) FROM health_incident WHERE kind = 'database'"

@@ -476,7 +476,7 @@ def test_a_probe_fails_by_its_own_heartbeat_alone():
     here = {"pid_space": heart.pid_space()}
     workers, background = a_process("workers", **here), a_process("background", **here)
     a_process("watcher", age=300, **here)
-    assert probe("workers") == (0, ["Every heartbeat of this part is recent."])
+    assert probe("workers") == (0, ["All heartbeats of this part are recent."])
     Process.objects.filter(pk=background.pk).update(beaten_at=timezone.now() - dt.timedelta(seconds=80))
     code, [said] = probe("workers")
     assert code == 1
@@ -497,7 +497,7 @@ def test_a_probe_sees_that_one_of_two_web_processes_hangs_and_leaves_one_that_en
     code, [said] = probe("web")
     assert (code, said[:49]) == (1, "The last heartbeat from the web process of this m")
     Process.objects.filter(pk=hangs.pk).update(pid=4_000_000)
-    assert probe("web") == (0, ["Every heartbeat of this part is recent."])
+    assert probe("web") == (0, ["All heartbeats of this part are recent."])
 
 
 @pytest.fixture
@@ -521,7 +521,7 @@ def test_a_process_that_was_killed_has_ended_although_its_pid_is_used_again(used
         a_process("web", age=80, pid=pid, **here)
         a_process("workers", age=30, pid=pid, **here)
     a_process("web", pid=used_again[0], **here)
-    assert probe("web") == (0, ["Every heartbeat of this part is recent."])
+    assert probe("web") == (0, ["All heartbeats of this part are recent."])
     beating("workers")[1]()
     assert [each.pid for each in Process.objects.filter(part="workers")] == [os.getpid()]
     assert Incident.objects.filter(kind="process", part="workers").count() == len(used_again)
@@ -536,7 +536,7 @@ def test_a_process_runs_since_before_its_heartbeats_and_one_that_is_none_does_no
 @pytest.mark.django_db(transaction=True)
 def test_a_database_that_is_away_is_no_reason_to_restart_anything(monkeypatch):
     monkeypatch.setitem(connections.settings["default"], "NAME", "/nowhere/at/all" if SQLITE else "nowhere")
-    assert probe("workers") == (0, ["The database does not answer, so the heartbeats cannot be read."])
+    assert probe("workers") == (0, ["The database does not respond, so the heartbeats cannot be read."])
 
 
 # On the overview
@@ -656,7 +656,7 @@ def test_a_comparison_that_waits_for_a_worker_says_that_none_runs_and_since_when
     Process.objects.filter(part="background").delete()  # they were stopped
     assert "No background workers are running." in page("/adopt/")
     step = page("/adopt/compare/")
-    assert "that address works only through its button" in step
+    assert "use the button on this page" in step
     assert "No background workers are running." in step, "whatever other message is shown"
     a_process("background", started_at=timezone.now())
     shown = page("/adopt/")

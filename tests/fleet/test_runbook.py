@@ -263,7 +263,7 @@ def test_the_runbook_leads_from_the_repository_to_a_first_migration_and_through_
             assert "does not take the new key" not in operator.carry_out(chapter)
             machine.until(operator.is_well, f"volmig is well after {chapter}")
         operator.others_may_connect()
-        assert "The audit log is whole" in machine.run("volmig-manage verify_audit").stdout
+        assert "The audit log is intact" in machine.run("volmig-manage verify_audit").stdout
         replace_lost(machine)
 
 
@@ -281,7 +281,7 @@ def replace_lost(lost: Machine) -> None:
                 another.block(block)
         [restored] = [each for each in blocks.of(RUNBOOK) if each.remark == ELSEWHERE]
         printed = machine.run(restored.script).stdout
-        assert "The audit log is whole" in printed
+        assert "The audit log is intact" in printed
         assert "volmig is read-only since" in printed
         machine.run(f"systemctl is-active {' '.join(PARTS)}")
         count = "cd / && runuser -u postgres -- psql -d volmig -Atc 'SELECT count(*) FROM jobs_job'"

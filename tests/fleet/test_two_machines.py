@@ -65,7 +65,7 @@ def test_a_second_machine_is_refused_with_what_to_copy_and_works_as_documented(m
     assert path == str(workers.data / "audit_heads")
     for machine in (web, workers):
         said = machine.manage("verify_audit")
-        assert "The audit log is whole" in said
+        assert "The audit log is intact" in said
         assert (path in said) is (machine is web)
         assert not amount(1, 0) or "are those of its database" in machine.manage("keys")
     if amount(1, 0):
@@ -92,7 +92,7 @@ def third_machine(machines, database, web, workers):
     query = "SELECT path FROM record_publisher WHERE seq > 0"
     until(lambda: rows(database, query) == [(str(again.data / "audit_heads"),)])
     for machine in (web, workers, again):
-        assert "The audit log is whole" in machine.manage("verify_audit")
+        assert "The audit log is intact" in machine.manage("verify_audit")
     assert "VOLMIG_ADMIN_USER=ada is ignored" not in web.log("web")
     web.stop()
     other = machines("web2")

@@ -45,7 +45,7 @@ def test_every_process_sends_heartbeats_and_metrics_and_json_lines(up, monkeypat
     assert parts.keys() == {"web", "workers", "background", "watcher"}
     assert set(parts.values()) <= family(running.process.pid)
     assert [probe(running.data, part) for part in ("web", "workers", "watcher")] == [
-        (0, "Every heartbeat of this part is recent.\n")
+        (0, "All heartbeats of this part are recent.\n")
     ] * 3
     until(lambda: "volmig_tick_seconds" in figures(port))
     assert 'volmig_processes{part="watcher"} 1.0' in figures(port)

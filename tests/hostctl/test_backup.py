@@ -131,7 +131,7 @@ def test_what_has_a_second_name_is_not_read_for_it_may_be_the_live_disk(share, m
         (Output(2, json.dumps({"check-errors": 0, "corruptions": 4})), "unreadable", 0),
         (Output(1, "", "qemu-img: Could not open"), "unreadable", 0),
         (Output(63, "", "not supported"), "unreadable", 0),
-        (Output(124, "", "no answer within 3600 s"), "unreadable", 0),
+        (Output(124, "", "no response within 3600 s"), "unreadable", 0),
         (Output(127, "", "qemu-img is not installed"), "unreadable", 0),
         (Output(137, "{", ""), "unreadable", 0),
         (Output(2, "[]", ""), "unreadable", 0),

@@ -120,7 +120,7 @@ def test_a_chain_on_the_share_is_told(host):
     [
         ("/etc/shadow", "outside the share"),
         ("../../etc/shadow", "outside the share"),
-        ("nbd://elsewhere", "no plain path"),
+        ("nbd://elsewhere", "not a plain path"),
         ("../_base/none", "no such file"),
         ("_base/../../x", "up and down"),
     ],
@@ -349,8 +349,8 @@ GPT = {
     ("table", "summary"),
     [
         (Output(0, json.dumps({"partitiontable": GPT})), "GPT table with 1 partition: ext4"),
-        (Output(1, "", "cannot open"), "GPT table with 0 partitions: no filesystem that is known here"),
-        (Output(0, "{}"), "GPT table with 0 partitions: no filesystem that is known here"),
+        (Output(1, "", "cannot open"), "GPT table with 0 partitions: no known filesystem"),
+        (Output(0, "{}"), "GPT table with 0 partitions: no known filesystem"),
     ],
 )
 def test_a_partition_table_is_told_with_what_is_on_it(host, table, summary):
@@ -367,7 +367,7 @@ def test_without_sfdisk_a_table_has_no_partitions_that_are_known(host, monkeypat
 
 def test_a_disk_with_nothing_on_it_says_so(host):
     found = facts.contents(scripted("hello", {"blkid": Output(2)}), "/dev/vg/lv")
-    assert found["summary"] == "no partition table and no filesystem that is known here"
+    assert found["summary"] == "no partition table and no known filesystem"
 
 
 # Source and relay

@@ -332,7 +332,7 @@ def test_a_job_with_work_under_way_is_not_forgotten(desk, job, counted):
 
 
 def test_a_unit_that_was_called_off_never_acts(desk, job, counted):
-    desk.units.trouble = "no answer within 30 s"
+    desk.units.trouble = "no response within 30 s"
     assert send(desk, "lv_create", job=job, step="a")["error"]["code"] == "cannot-start"
     desk.run_unit(job, "a-do-1")  # systemd comes to it after all
     assert counted == []

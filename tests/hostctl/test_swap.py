@@ -508,7 +508,7 @@ def test_without_one_of_the_directories_nothing_is_swapped(share, gone, code):
 def test_a_link_in_place_of_the_instances_directory_is_not_followed(share, tmp_path):
     share.home.rename(tmp_path / "elsewhere")
     share.home.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Refused, match="is no directory"):
+    with pytest.raises(Refused, match="is not a directory"):
         swap.swap(work(share))
     assert inode(tmp_path / "elsewhere/disk.local") == share.inodes[0]
 

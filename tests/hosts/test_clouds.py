@@ -76,7 +76,7 @@ def test_a_secret_is_kept_sealed_and_never_shown_again(ada):
 
 def test_a_secret_that_was_typed_into_a_faulty_form_is_not_sent_back(ada):
     page = add(ada, auth_url="").content.decode()
-    assert "This is needed to log in." in page
+    assert "Required to log in." in page
     assert SECRET not in page
     assert 'value="ac-1"' in page
 
@@ -235,7 +235,7 @@ def test_a_check_says_that_the_secret_is_wrong_or_that_nova_is_too_old(db, fake)
     cloud.put(secret=encryption.seal("wrong"))
     tasks.check_cloud(cloud.pk)
     assert calls(cloud) == {"log in": "no"}
-    assert "does not take the credential" in cloud.calls[0]["sentence"]
+    assert "rejects the credential" in cloud.calls[0]["sentence"]
 
 
 def test_access_rules_of_an_application_credential_are_read(db):

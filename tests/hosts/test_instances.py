@@ -126,7 +126,7 @@ def test_an_instance_that_only_nova_calls_active_is_waited_for_and_then_told(rig
     assert rig.ask("instance_start", known=JUST_NOW).state == "running"
     answer = rig.ask("instance_start", known=LONG_AGO)
     assert (answer.state, answer.error["code"]) == ("failed", "not-running")
-    assert answer.error["found"] == "Nova says active, libvirt on the hypervisor says crashed"
+    assert answer.error["found"] == "Nova reports active, libvirt on the hypervisor reports crashed"
     assert answer.evidence["ever_ran"] is True
 
 

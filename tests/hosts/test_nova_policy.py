@@ -1,4 +1,4 @@
-"""docs/nova-policy.yaml: what it grants is what volmig does, and everything else of an administrator is taken back."""
+"""docs/nova-policy.yaml: what it grants is what volmig does, and everything else of an administrator is cancelled."""
 
 import re
 import runpy

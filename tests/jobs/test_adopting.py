@@ -96,7 +96,7 @@ def test_adopting_enters_what_was_done_and_no_approval_of_before_counts(behind, 
 
 def test_the_end_is_refused_while_a_migration_is_not_adopted(behind):
     adopting.compare()
-    with pytest.raises(Refused, match="Still to be adopted: migration 1"):
+    with pytest.raises(Refused, match="Not yet adopted: migration 1"):
         adopting.finish(admin())
     assert incarnation.read_only() is not None
 
@@ -127,10 +127,10 @@ def test_what_some_hypervisors_said_is_kept_although_a_limit_ends_it_while_anoth
 
 def test_what_is_not_as_it_was_shown_is_not_adopted(behind):
     row = compared(behind.job)
-    with pytest.raises(Refused, match="something else by now"):
+    with pytest.raises(Refused, match="now report a different state"):
         adopting.want(row, admin(), "0" * 64)
     Adoption.objects.filter(pk=row.pk).update(digest="0" * 64, by=admin())
-    with pytest.raises(Refused, match="something else by now"):
+    with pytest.raises(Refused, match="now report a different state"):
         adopting.adopt(Adoption.objects.get(pk=row.pk))
     assert Job.objects.get(pk=behind.job.pk).status != "on_trial"
 
@@ -409,7 +409,7 @@ def test_what_nova_did_after_the_comparison_has_to_be_seen_first(in_nova, nova_o
     row = compared(in_nova(AFTER_START))
     nova_of_machines.user_does("stop", vm_state="stopped")
     adopting.want(row, admin(), row.digest)
-    with pytest.raises(Refused, match="something else by now"):
+    with pytest.raises(Refused, match="now report a different state"):
         adopting.adopt(Adoption.objects.get(pk=row.pk))
 
 
@@ -537,7 +537,7 @@ def test_a_destination_whose_record_cannot_be_read_is_no_reason_to_call_the_disk
     adopting.compare()
     row = Adoption.objects.get(hypervisor__name="dst")
     for reported in (
-        {"silent": "it is no JSON object", "runs": []},
+        {"silent": "it is not a JSON object", "runs": []},
         None,
     ):  # damaged there; beyond the most that are read
         row.seen["unknown"] = {uuid: reported} if reported else {}
@@ -801,6 +801,6 @@ def test_an_adoption_of_an_earlier_episode_changes_nothing(behind, monkeypatch):
         incarnation.enter_read_only("dst: another session acted there")
 
     before_its_first(monkeypatch, "claim_above", another_episode)
-    with pytest.raises(Refused, match="has ended meanwhile"):
+    with pytest.raises(Refused, match="has already ended"):
         adopting.adopt(Adoption.objects.get(pk=row.pk))
     assert Job.objects.get(pk=behind.job.pk).fence == fence

@@ -54,7 +54,7 @@ def test_the_commands_of_the_page_carry_a_disk_across(bash, site, drive, tmp_pat
     number = bash(ASK).rpartition("N=")[2].strip()
     assert bash(ASK).rpartition("N=")[2].strip() == number
     job = drive.go(Job.objects.get())
-    assert "needs an approval by another person" in bash(FOLLOW, number)
+    assert "Another person has to approve the swap" in bash(FOLLOW, number)
     assert "Block by block equal" in bash(APPROVE, number)
     drive.go(job)
     bash(CONFIRM, number)

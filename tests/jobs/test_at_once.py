@@ -45,7 +45,7 @@ def other_volume(wanted, number):
 
 @pytest.mark.parametrize(
     ("differs", "says"),
-    [(other_instance, "already moves this volume"), (other_volume, "already works on this instance")],
+    [(other_instance, "already moves this volume"), (other_volume, "already uses this instance")],
     ids=["one volume for fifty instances", "fifty volumes for one instance"],
 )
 def test_of_fifty_requests_at_once_for_one_disk_one_is_granted_and_the_others_are_told(differs, says):

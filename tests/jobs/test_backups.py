@@ -80,7 +80,7 @@ def test_a_due_backup_is_told_once_and_stays_where_it_is(drive, site):
         tick_now(job.pk)
     told = Notice.objects.get(kind="backup_due")
     assert "olga" in told.text
-    assert "Nothing is deleted by itself" in told.text
+    assert "Nothing is deleted automatically" in told.text
     assert Event.objects.filter(job=job.pk, action="backup.due").count() == 1
 
 
@@ -117,9 +117,9 @@ def test_it_is_kept_longer_for_a_reason_and_told_again_when_that_time_is_over(dr
 @pytest.mark.parametrize(
     ("until", "reason", "says"),
     [
-        (20 * DAY, "  ", "Say why"),
-        (-DAY, "why", "later than now"),
-        (DAY, "why", "later than the one that holds"),
+        (20 * DAY, "  ", "Give a reason"),
+        (-DAY, "why", "in the future"),
+        (DAY, "why", "later than the current one"),
         (400 * DAY, "why", "At most a year"),
     ],
 )
@@ -139,7 +139,7 @@ def test_who_keeps_it_longer_takes_back_that_it_is_to_be_purged(drive, site):
     job.extend(operator(), timezone.now() + 20 * DAY, "not yet")
     drive.go(job)
     asked.refresh_from_db()
-    assert (asked.state, asked.void_reason) == ("void", "The disk is to be kept for longer.")
+    assert (asked.state, asked.void_reason) == ("void", "The disk is kept longer.")
     assert (job.status, disk(site, job).content) == ("done", "old disk")
 
 

@@ -104,7 +104,7 @@ def test_a_swap_whose_start_was_begun_is_not_cancelled_but_led_to_the_trial(driv
     job = drive.on_trial()
     assert (job.status, job.halt_data["code"]) == ("swapping", "not-running")
     assert [each.verb for each in job.halted().ways] == ["resume"]
-    with pytest.raises(Refused, match="ask for a rollback"):
+    with pytest.raises(Refused, match="request a rollback"):
         job.cancel(operator())
     assert "start it by hand on dst" in " ".join(job.halted().by_hand)
     site.destination.state = "running"

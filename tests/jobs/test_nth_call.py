@@ -46,7 +46,7 @@ def is_done_and_reported(state):
 
 
 def hangs(host, request):
-    raise Unreachable(f"call {request.verb} on {host.name}", "no answer within 20 s", "", None)
+    raise Unreachable(f"call {request.verb} on {host.name}", "no response within 20 s", "", None)
 
 
 def hangs_when_it_is_done(host, request):
@@ -56,7 +56,7 @@ def hangs_when_it_is_done(host, request):
 
 def answers_garbage(host, request):
     host.hear(request)
-    raise Garbled(f"call {request.verb} on {host.name}", "the answer is not hostctl's: %PDF-1.4", "Look there.", None)
+    raise Garbled(f"call {request.verb} on {host.name}", "the response is not hostctl's: %PDF-1.4", "Look there.", None)
 
 
 # How a call goes wrong, and whether all later ones like it do, too.

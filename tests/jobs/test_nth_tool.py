@@ -56,7 +56,7 @@ def fails_when_it_is_done(program, how, run):
 
 def hangs(program, how, run):
     """Until its time is over; a tool that has as long as it wants is ended by somebody who looked at it."""
-    return Output(124, "", "\nno answer within 30 s") if how.get("timeout", 30) else Output(137)
+    return Output(124, "", "\nno response within 30 s") if how.get("timeout", 30) else Output(137)
 
 
 def says_rubbish(program, how, run):

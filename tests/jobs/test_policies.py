@@ -130,7 +130,7 @@ def test_a_site_of_one_person_asks_nobody_and_its_record_says_so(drive, site, se
     assert len(said) == 2
     client.force_login(operator())
     for page in ("/", "/migrations/", f"/migrations/{job.pk}/", "/approvals/", "/hosts/", "/account/"):
-        assert "asks for no second person" in client.get(page).content.decode(), page
+        assert "does not require a second person" in client.get(page).content.decode(), page
 
 
 def test_a_team_with_a_policy_is_asked_even_there(drive, settings):
@@ -283,8 +283,8 @@ def test_whoever_withdrew_may_consent_again(nightly, drive, at):
 
 def test_nobody_withdraws_for_somebody_else_or_twice_or_too_late(nightly, drive, at):
     approval = approve(nightly)
-    refused(lambda: approval.withdraw(person("paula", "approver"), "no"), "You have not consented")
-    refused(lambda: approval.withdraw(approver(), "  "), "Say why")
+    refused(lambda: approval.withdraw(person("paula", "approver"), "no"), "You have not approved")
+    refused(lambda: approval.withdraw(approver(), "  "), "Give a reason")
     at(NIGHT)
     drive.go(nightly)
     refused(lambda: approval.withdraw(approver(), "no"), "is consumed")
@@ -333,15 +333,15 @@ def test_the_requester_goes_back_by_it_without_asking_again(trial, drive, site):
 
 def test_it_is_for_nobody_else_and_for_no_later_time(trial, at):
     other = person("oscar", "operator")
-    refused(lambda: trial.roll_back(other), "Only whoever asked")
+    refused(lambda: trial.roll_back(other), "Only the requester")
     at(timezone.now() + dt.timedelta(minutes=31))
-    refused(lambda: trial.roll_back(operator()), "No rollback is approved in advance any more")
+    refused(lambda: trial.roll_back(operator()), "No pre-approved rollback is left")
     assert not trial.approvals.filter(kind="rollback").exists()
 
 
 def test_without_it_a_rollback_has_to_be_asked_for(drive):
     job = drive.on_trial()
-    refused(lambda: job.roll_back(operator()), "No rollback is approved in advance")
+    refused(lambda: job.roll_back(operator()), "No pre-approved rollback is left")
     assert "roll-back" not in {action.verb for action in job.actions(operator())}
 
 
@@ -349,12 +349,12 @@ def test_it_is_offered_to_the_requester_and_others_are_told_why_not(trial):
     offered = {action.verb: action for action in trial.actions(operator())}
     assert offered["roll-back"].allowed
     others = {action.verb: action for action in trial.actions(person("oscar", "operator"))}
-    assert "Only whoever asked" in others["roll-back"].why_not
+    assert "Only the requester" in others["roll-back"].why_not
 
 
 def test_after_the_data_was_confirmed_there_is_no_going_back_by_it(trial):
     trial.confirm(operator())
-    refused(lambda: trial.roll_back(operator()), "confirmed already")
+    refused(lambda: trial.roll_back(operator()), "already confirmed")
 
 
 def test_a_row_that_claims_to_be_granted_by_an_approval_that_was_not_used_is_no_consent(drive, site):

@@ -283,7 +283,7 @@ def test_nothing_is_done_before_every_hypervisor_has_heard_of_the_new_owner(driv
     drive.go(job)
     drive.go(job)
     assert (job.status, job.taken_over, len(site.source.mounts)) == ("preparing", True, 1)
-    assert "Before going on after a worker that went away" in job.waiting_for
+    assert "Before continuing after a worker ended" in job.waiting_for
     site.relay.reachable = True
     drive.go(job)
     assert (job.status, site.leftovers()) == ("undone", [])
@@ -398,7 +398,7 @@ def test_while_the_copy_is_made_again_the_page_says_why(drive, site):
     site.source.slow = {"convert"}
     drive.approve(job)
     assert (job.status, job.running().step) == ("preparing", "convert")
-    assert "It is made again: stage inode: was 4712, is absent" in job.sentence()
+    assert "The copy is repeated: stage inode: was 4712, is absent" in job.sentence()
     assert Footprint.objects.get(kind="fence").state == "present"
     job.cancel(operator())
     drive.go(job)

@@ -50,8 +50,8 @@ def untouched(site):
 @pytest.mark.parametrize(
     ("who", "says"),
     [
-        (lambda: operator(), "You asked for this"),
-        (lambda: person("olga", "operator", "approver", is_superuser=True), "You asked for this"),
+        (lambda: operator(), "You requested this"),
+        (lambda: person("olga", "operator", "approver", is_superuser=True), "You requested this"),
         (lambda: person("eddie", "approver"), "You changed this migration last"),
         (lambda: person("vera", "viewer", "operator", "auditor", "administrator"), "you need the role approver"),
         (lambda: person("dora", "approver", is_active=False), "you need the role approver"),
@@ -76,7 +76,7 @@ def test_a_superuser_who_asked_is_refused_although_superusers_may_everything(dri
     root = admin()
     job = drive.go(Job.objects.submit(root, start=True, **asked()))
     approval = job.open_approval()
-    refused(lambda: approval.approve(root, approval.digest, "mine"), "You asked for this")
+    refused(lambda: approval.approve(root, approval.digest, "mine"), "You requested this")
     assert untouched(site)
 
 
@@ -93,14 +93,14 @@ def test_a_yes_to_the_digest_of_another_version_is_refused(waiting, site, drive)
     drive.go(waiting)
     new = waiting.open_approval()
     assert new.digest != old.digest
-    refused(lambda: new.approve(approver(), old.digest, "fine"), "look at it again")
+    refused(lambda: new.approve(approver(), old.digest, "fine"), "review it again")
     refused(lambda: old.approve(approver(), old.digest, "fine"), "is void")
 
 
 def test_a_yes_to_another_jobs_digest_is_refused(waiting):
     other = waiting.make_approval("rollback", {"job": "another"}, operator())
     mine = waiting.approvals.open().get(kind="swap")
-    refused(lambda: mine.approve(approver(), other.digest, "fine"), "look at it again")
+    refused(lambda: mine.approve(approver(), other.digest, "fine"), "review it again")
 
 
 def test_a_yes_that_was_used_cannot_be_said_or_used_again(waiting, drive, site):
@@ -128,7 +128,7 @@ def test_a_decision_without_its_signed_event_is_worth_nothing(waiting):
     assert not approval.use()
     approval.refresh_from_db()
     assert approval.state == "void"
-    assert approval.void_changes == [f"The decision of {approver()} has no signed event."]
+    assert approval.void_changes == [f"No signed event confirms the decision of {approver()}."]
 
 
 def test_an_event_of_another_request_or_with_another_signature_does_not_help(waiting):

@@ -129,7 +129,7 @@ def test_a_host_that_does_not_believe_the_seals_has_its_guest_running_at_the_end
     drive.site.destination.changes = {"seal_keys": ["ab" * 32]}
     drive.approve(job)
     assert (job.status, drive.site.destination.state) == ("rolled_back", "running")
-    assert "no key of this hypervisor made this seal" in job.outcome_reason
+    assert "no key of this hypervisor matches this seal" in job.outcome_reason
     assert drive.site.leftovers() == []
 
 

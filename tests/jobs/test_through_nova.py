@@ -199,7 +199,7 @@ def test_nothing_is_swapped_while_libvirt_says_that_the_instance_runs(nova_drive
     assert (job.status, job.running().step) == ("swapping", "stop")
     age(job, "stop", 181)
     nova_drive.go(job)
-    assert "Nova says stopped, libvirt on the hypervisor says running" in job.halt_reason
+    assert "Nova reports stopped, libvirt on the hypervisor reports running" in job.halt_reason
     assert (site.files[LIVE].content, cloud.server.locked) == ("old disk", True)
 
 

@@ -84,7 +84,7 @@ def test_a_disk_has_to_be_exactly_one_qcow2_on_a_share(db):
     refused(lambda: submit(destination=instance), "2 disks named disk.local")
     instance.disks = [{"name": "disk.local", "path": "/elsewhere/disk.local", "format": "raw"}]
     refused(lambda: submit(destination=instance), "is raw, not qcow2")
-    refused(lambda: submit(destination=instance), "does not lie on a share")
+    refused(lambda: submit(destination=instance), "is not on a share")
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_a_hypervisor_that_may_not_be_entered_is_refused(db, fields, says):
 
 
 def test_a_limit_of_nothing_is_refused(db):
-    refused(lambda: submit(rate=0), "more than nothing")
+    refused(lambda: submit(rate=0), "greater than zero")
 
 
 def test_volume_and_instance_are_in_one_migration_at_a_time(db):
     first = submit()
     refused(submit, f"Migration {first.pk} already moves this volume")
     other = a_volume(asked()["source_volume"].volume_group, "other", uuid="zzzzzz")
-    refused(lambda: submit(source_volume=other), f"Migration {first.pk} already works on this instance")
+    refused(lambda: submit(source_volume=other), f"Migration {first.pk} already uses this instance")
     first.put(status="undone")
     assert submit().pk != first.pk
 
@@ -135,7 +135,7 @@ def test_the_database_itself_refuses_a_second_migration_of_a_volume(db):
         (lambda job, by: job.resume(by), "planned", "not halted"),
         (lambda job, by: job.ask("rollback", by), "planned", "is planned now"),
         (lambda job, by: job.ask("purge", by), "on_trial", "is on trial now"),
-        (lambda job, by: job.set_rate(by, 0), "planned", "more than nothing"),
+        (lambda job, by: job.set_rate(by, 0), "planned", "greater than zero"),
         (lambda job, by: job.set_rate(by, 5), "swapping", "is swapping now"),
     ],
 )
@@ -185,8 +185,8 @@ def test_the_requester_cannot_approve_whoever_they_are(drive):
     everything = person("root", "operator", "approver", is_superuser=True)
     job = drive.go(Job.objects.submit(everything, start=True, **asked()))
     approval = job.open_approval()
-    refused(lambda: approval.approve(everything, approval.digest, "mine"), "You asked for this")
-    refused(lambda: approval.reject(everything, "mine"), "You asked for this")
+    refused(lambda: approval.approve(everything, approval.digest, "mine"), "You requested this")
+    refused(lambda: approval.reject(everything, "mine"), "You requested this")
 
 
 def test_the_last_editor_cannot_approve(waiting):
@@ -217,12 +217,12 @@ def test_without_the_role_nobody_approves(waiting, who):
 
 def test_what_was_shown_has_to_be_what_is_asked(waiting):
     approval = waiting.open_approval()
-    refused(lambda: approval.approve(approver(), "0" * 64, "fine"), "look at it again")
+    refused(lambda: approval.approve(approver(), "0" * 64, "fine"), "review it again")
 
 
 def test_a_reason_is_needed(waiting):
     approval = waiting.open_approval()
-    refused(lambda: approval.approve(approver(), approval.digest, "  "), "Say why")
+    refused(lambda: approval.approve(approver(), approval.digest, "  "), "Give a reason")
 
 
 def test_nobody_decides_twice(waiting):
@@ -275,7 +275,7 @@ def test_a_rejected_rollback_changes_nothing(drive, site):
     job.ask("rollback", operator()).reject(approver(), "the data is fine")
     assert drive.go(job).status == "on_trial"
     job.ask("rollback", operator())
-    refused(lambda: job.ask("rollback", operator()), "already asked for")
+    refused(lambda: job.ask("rollback", operator()), "already requested")
     refused(lambda: job.confirm(operator()), "has to be decided first")
 
 

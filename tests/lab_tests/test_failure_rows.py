@@ -270,7 +270,7 @@ def test_a_lock_that_the_nfs_server_holds_for_a_client_does_not_keep_the_filesys
 
 @contextmanager
 def narrow(lab, guest, mtu):
-    """A switch that silently drops what is longer on its way to this guest, whose own card knows nothing of it."""
+    """A switch that silently drops what is longer on its way to this guest, whose own card has no data about it."""
     tap = f"{guest.name}-data"
     words = lab.network.command("ip", "link", "set", tap, "mtu")
     subprocess.run([*words, str(mtu)], check=True)
@@ -419,5 +419,5 @@ def test_a_clock_that_is_off_is_a_warning_and_of_two_only_one_far_ahead_refuses_
     with clock(rows.dst, 7200):
         answer = stop(dst)
     assert answer.code == "seal-expired"
-    assert "by this host's clock, which says " in answer.found
+    assert "by this hypervisor's clock, which shows " in answer.found
     assert answer.error["next"].startswith("If that clock is wrong, set it.")

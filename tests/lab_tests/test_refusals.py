@@ -190,7 +190,7 @@ def test_a_volume_or_an_instance_that_has_a_job_gets_no_second_one(page, drive):
     job = Job.objects.submit(factories.operator(), **drive.asked(VOLUME, page.db))
     with pytest.raises(Refused, match=f"Migration {job.pk} already moves this volume"):
         drive.submit(VOLUME, page.web)
-    with pytest.raises(Refused, match=f"Migration {job.pk} already works on this instance"):
+    with pytest.raises(Refused, match=f"Migration {job.pk} already uses this instance"):
         drive.submit(SECOND, page.db)
     assert Job.objects.count() == 1
 

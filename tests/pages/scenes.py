@@ -395,7 +395,7 @@ def nova(hosts: dict[str, Hypervisor]) -> Cloud:
     calls = [
         {"call": "log in", "may": "yes", "sentence": "As volmig in project service, with admin."},
         {"call": "list projects by name", "may": "no", "sentence": "403 You are not authorized."},
-        {"call": "stop", "may": "likely", "sentence": "By Nova's default policy for the role admin."},
+        {"call": "stop", "may": "likely", "sentence": "Nova's default policy allows it for the role admin."},
         {"call": "see the hypervisor of an instance", "may": "unknown", "sentence": "There is no instance."},
     ]
     now = timezone.now()
@@ -505,7 +505,7 @@ def recalled(*steps, at=1_796_000_000.0, **args):
 
 def adoptions(by):
     """volmig is read-only: a guest may be down, one runs on its new disk, a host is silent, one belongs to another."""
-    state = incarnation.enter_read_only("dst: session 1ed2dc48 acted there, of which this database knows nothing.")
+    state = incarnation.enter_read_only("dst: session 1ed2dc48 acted there, which this database does not know.")
     copied = recalled("convert", "seal", "compare")
     down = job(by, "awaiting_approval", instance_name="orders-db-2")
     swap = recalled("stage_verify", "lock", "stop", "swap")
@@ -531,8 +531,8 @@ def adoptions(by):
     silent = adoption(
         state, job(by, "preparing", instance_name="mail-1", instance_id=str(uuid.uuid4())), "", "", copied, []
     )
-    said = "Tried to reach cmp-lvm-07: no answer within 20 s. Retrying automatically."
-    silent.trouble, silent.seen["source"] = f"cmp-lvm-07 has to answer first: {said}", {"silent": said}
+    said = "Tried to reach cmp-lvm-07: no response within 20 s. Retrying automatically."
+    silent.trouble, silent.seen["source"] = f"cmp-lvm-07 has to respond first: {said}", {"silent": said}
     silent.save()
     lacking = {str(uuid.uuid4()): {"known": "yes", "fence": 4, "runs": recalled("stop", "swap", instance=OLD)}}
     ended = {str(uuid.uuid4()): {"known": "forgotten", "fence": 9, "runs": recalled("lv_fence", "purge", instance=NEW)}}

@@ -59,13 +59,13 @@ def test_a_form_that_lacks_a_choice_keeps_the_rest_and_makes_nothing(missing, pi
 def test_a_volume_that_went_away_since_the_page_was_loaded_is_refused_in_words(picked, dana, browser_of):
     LogicalVolume.objects.all().delete()
     response = browser_of(dana).post("/migrations/new", picked)
-    assert "The volume is gone" in text(response)
+    assert "The volume no longer exists" in text(response)
     assert not Job.objects.exists()
 
 
 def test_a_disk_that_went_away_is_refused_in_words(picked, dana, browser_of):
     Instance.objects.all().delete()
-    assert "The disk is gone" in text(browser_of(dana).post("/migrations/new", picked))
+    assert "The disk no longer exists" in text(browser_of(dana).post("/migrations/new", picked))
 
 
 @pytest.mark.parametrize("rate", ["-4", "fast", "0.01", "1e999"])
@@ -100,7 +100,7 @@ def test_what_cannot_be_chosen_is_shown_with_the_reason(picked, dana, browser_of
     busy = volumes[str(picked["volume"])]
     assert "disabled" in busy
     assert f"already in migration {other.pk}" in busy
-    assert any("something uses it" in volume for volume in volumes.values())
+    assert any("in use" in volume for volume in volumes.values())
     assert any("raw, not qcow2" in disk for disk in options(page, "disk").values())
     assert "cmp-lvm-08: cmp-lvm-08 is quarantined" in page
 
@@ -109,9 +109,9 @@ def test_relays_are_narrowed_by_source_share_and_room(picked, dana, browser_of, 
     big = LogicalVolume.objects.get(size=9000 * scenes.GIB)
     relays = options(text(browser_of(dana).get("/migrations/new", {**picked, "volume": big.pk})), "relay")
     jump = relays[str(picked["relay"])]
-    assert "too little room" in jump
+    assert "not enough free space" in jump
     source = next(relay for value, relay in relays.items() if value != str(picked["relay"]))
-    assert "it is the source itself" in source
+    assert "same hypervisor as the source" in source
     assert f"does not mount {scenes.SHARE}" in source
 
 
@@ -136,7 +136,9 @@ def test_room_that_other_jobs_hold_is_not_offered_twice(picked, dana, browser_of
     held = scenes.job(dana, "preparing")
     scenes.reservation(held)
     held.footprints.filter(kind="space", hypervisor=jump.hypervisor).update(bytes=jump.free - scenes.GIB)
-    assert "too little room" in options(text(browser_of(dana).get("/migrations/new", picked)), "relay")[str(jump.pk)]
+    assert (
+        "not enough free space" in options(text(browser_of(dana).get("/migrations/new", picked)), "relay")[str(jump.pk)]
+    )
 
 
 def test_htmx_gets_only_the_choices(picked, dana, browser_of):
@@ -194,7 +196,7 @@ def test_it_can_be_asked_for_again_through_another_relay(picked, dana, browser_o
     volume, instance = LogicalVolume.objects.get(pk=picked["volume"]), Instance.objects.get(name="db-new")
     job = scenes.job(dana, "undone", lv_uuid=volume.uuid, instance_id=instance.uuid)
     page = text(browser_of(dana).get(f"/migrations/{job.pk}/"))
-    assert "the relay and everything else can be changed there" in page
+    assert "you can change the relay and everything else" in page
     link = page.split("/migrations/new?")[1].split('"')[0].replace("&amp;", "&")
     sent = dict(parse_qsl(link)) | {"relay": str(other.volume_groups.get().pk)}
     assert browser_of(dana).post("/migrations/new", sent).status_code == 302
@@ -281,8 +283,8 @@ def test_the_first_button_of_the_form_looks_and_starts_nothing(dana, browser_of,
 
 def test_an_instance_that_nobody_knows_is_said(dana, browser_of, hosts):
     page = text(browser_of(dana).get("/migrations/new", {"find_from": "nope", "find_to": "nope"}))
-    assert "No volume of such an instance was seen" in page
-    assert "No such instance with a disk on a share was seen" in page
+    assert "No volume of a matching instance found" in page
+    assert "No matching instance with a disk on a share found" in page
 
 
 def test_every_check_leads_to_its_explanation(dana, browser_of, hosts):

@@ -36,9 +36,9 @@ def test_every_kept_disk_is_listed_with_its_share_size_clock_and_what_can_be_don
     assert f"/migrations/{done.pk}/#verb-rehearse" in rows[done]
     assert f"/migrations/{done.pk}/#verb-ask-purge" in rows[done]
     assert "<strong>differs</strong>" in rows[late]
-    assert "Due" in rows[late]
+    assert "Expired" in rows[late]
     assert "#verb-ask-rollback" in rows[trial]
-    assert "not yet counted" in rows[trial]
+    assert "not started" in rows[trial]
     assert "extend" not in rows[trial]
     assert page.index(f"/migrations/{late.pk}/") < page.index(f"/migrations/{done.pk}/"), "what is due comes first"
     assert "1.4 TiB" in page
@@ -52,20 +52,20 @@ def test_only_what_is_due_is_shown_when_that_is_asked_for(dana, browser_of, done
     assert f"/migrations/{late.pk}/" in page
     assert f"/migrations/{done.pk}/" not in page
     overview = text(browser_of(dana).get("/"))
-    assert "Backups that are due" in overview
+    assert "Expired backups" in overview
     assert f'<a href="/migrations/{late.pk}/">{late.pk} · db-new' in overview
 
 
 def test_what_is_purged_is_not_listed_and_an_empty_list_says_what_it_is_for(dana, browser_of, done):
     done.footprints.update(state="gone")
-    assert "No backup is kept" in text(browser_of(dana).get("/backups/"))
-    assert "Nothing is due" in text(browser_of(dana).get("/backups/?due=1"))
+    assert "No backups" in text(browser_of(dana).get("/backups/"))
+    assert "No backup has expired" in text(browser_of(dana).get("/backups/?due=1"))
 
 
 def test_another_teams_backups_are_not_seen(person, browser_of, done):
     Hypervisor.objects.update(team=Team.objects.create(name="blue"))
     page = text(browser_of(person("olga", "operator")).get("/backups/"))
-    assert "No backup is kept" in page
+    assert "No backups" in page
     assert scenes.SHARE not in page
 
 
@@ -94,8 +94,8 @@ def test_the_jobs_page_says_until_when_the_disk_is_kept_and_what_rehearsals_foun
     assert scenes.HOSTILE not in page
     Rehearsal.objects.create(job=done, number=1, by=dana)
     page = text(browser_of(dana).get(f"/migrations/{done.pk}/"))
-    assert "under way, asked for by dana" in page
-    assert "A rehearsal is under way." in page
+    assert "running, requested by dana" in page
+    assert "A rehearsal is running." in page
 
 
 def test_a_date_and_a_reason_keep_a_disk_longer(dana, browser_of, done):
@@ -109,7 +109,7 @@ def test_a_date_and_a_reason_keep_a_disk_longer(dana, browser_of, done):
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
-        ({"day": "2020-01-01", "reason": "long ago"}, "later than now"),
+        ({"day": "2020-01-01", "reason": "long ago"}, "in the future"),
         ({"day": "soon", "reason": "long ago"}, "valid date"),
         ({"day": "2999-01-01", "reason": "long ago"}, "At most a year"),
         ({"day": "9999-12-31", "reason": "long ago"}, "At most a year"),

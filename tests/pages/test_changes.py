@@ -194,7 +194,7 @@ def test_notifications_are_heard_again_after_a_fault_of_any_kind(monkeypatch, ca
     monkeypatch.setattr(changes, "connect", connect)
     monkeypatch.setattr(changes, "AGAIN", 0.0)
     assert not asyncio.run(run())
-    assert "Notifications for live pages are not heard. Trying again." in caplog.text
+    assert "No notifications for live pages arrive. Retrying." in caplog.text
 
 
 def test_a_notification_of_another_release_has_everything_compared():

@@ -71,10 +71,10 @@ def guess(asked, browser, times, typed="guess"):
 def test_after_five_wrong_passwords_in_any_sessions_the_right_one_is_refused_for_ten_minutes(
     asked, kim, browser_of, monkeypatch
 ):
-    assert "This is not your password" in guess(asked, browser_of(kim), 3)
-    assert "This is not your password" in guess(asked, browser_of(kim), 2)
+    assert "Wrong password" in guess(asked, browser_of(kim), 3)
+    assert "Wrong password" in guess(asked, browser_of(kim), 2)
     page = guess(asked, browser_of(kim), 1, EASY)
-    assert "Too many wrong passwords: you cannot decide anything before" in page
+    assert "Too many wrong passwords: no decision is possible until" in page
     assert not Decision.objects.exists()
     refused = Event.objects.filter(action="approval.password_refused", actor=kim, job=asked.job_id)
     assert refused.count() == 5, "what is not even looked at is not counted"
@@ -95,18 +95,18 @@ def test_five_wrong_passwords_over_a_longer_time_are_forgiven(asked, kim, browse
     for minutes in range(0, 15, 3):
         monkeypatch.setattr(timezone, "now", lambda at=began + dt.timedelta(minutes=minutes): at)
         guess(asked, browser_of(kim), 1)
-    assert "This is not your password" in guess(asked, browser_of(kim), 1)
+    assert "Wrong password" in guess(asked, browser_of(kim), 1)
 
 
 def test_an_empty_password_is_no_guess(asked, kim, browser_of):
-    assert "Type your password" in guess(asked, browser_of(kim), 6, "")
+    assert "Enter your password" in guess(asked, browser_of(kim), 6, "")
     assert not Event.objects.filter(action="approval.password_refused").exists()
 
 
 def test_what_was_looked_at_before_it_changed_is_refused(asked, kim, browser_of):
     response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, digest="0" * 64, reason="Long reason."))
     assert response.status_code == 422
-    assert "look at it again" in text(response)
+    assert "review it again" in text(response)
     assert "Long reason." in text(response)
     assert not Decision.objects.exists()
 
@@ -116,8 +116,8 @@ def test_the_requester_sees_why_they_cannot_and_is_refused(asked, dana, person, 
     dana.save()
     browser = browser_of(dana)
     page = text(browser.get(f"/approvals/{asked.pk}/"))
-    assert "somebody else has to decide" in page
-    assert "Approve exactly this" not in page
+    assert "another person has to decide" in page
+    assert "Approve</button>" not in page
     assert browser.post(f"/approvals/{asked.pk}/", say(asked)).status_code == 422
     assert not Decision.objects.exists()
 
@@ -157,12 +157,12 @@ def test_the_review_shows_downtime_before_and_after_proof_and_commands(asked, ki
 def test_missing_proof_is_said_and_not_painted_over(asked, kim, browser_of):
     asked.job.runs.filter(step__in=["compare", "stage_verify"]).delete()
     page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
-    assert "No comparison with the source volume is on record" in page
-    assert "not known to be the compared one" in page
+    assert "No comparison with the source volume has been done" in page
+    assert "not been proved equal to the compared copy" in page
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "says"), [("rollback", "on_trial", "Put the old"), ("purge", "done", "no way back")]
+    ("kind", "status", "says"), [("rollback", "on_trial", "Put the old"), ("purge", "done", "cannot be undone")]
 )
 def test_rollback_and_purge_have_reviews_of_their_own(kind, status, says, dana, kim, browser_of, hosts):
     asked = scenes.approval(scenes.job(dana, status), kind)
@@ -173,7 +173,7 @@ def test_a_void_request_says_what_changed_and_offers_no_form(asked, kim, browser
     asked.void("The source volume changed.", ["source writes: was 40, is 41"])
     page = text(browser_of(kim).get(f"/approvals/{asked.pk}/"))
     assert "source writes: was 40, is 41" in page
-    assert "Approve exactly this" not in page
+    assert "Approve</button>" not in page
 
 
 def test_the_inbox_lists_what_waits_for_this_person_and_what_waits_for_others(asked, dana, kim, browser_of):
@@ -186,17 +186,17 @@ def test_a_yes_is_taken_back_with_a_reason_and_without_a_password(asked, kim, br
     browser = browser_of(kim)
     browser.post(f"/approvals/{asked.pk}/", say(asked))
     refused = browser.post(f"/approvals/{asked.pk}/", {"verdict": "withdraw", "reason": " "}, follow=True)
-    assert "Say why" in text(refused)
+    assert "Give a reason" in text(refused)
     assert asked.consents().exists()
     taken = browser.post(f"/approvals/{asked.pk}/", {"verdict": "withdraw", "reason": "Not tonight."}, follow=True)
-    assert "Your consent is withdrawn" in text(taken)
+    assert "Your approval is withdrawn" in text(taken)
     asked.job.refresh_from_db()
     assert (asked.consents().exists(), asked.job.status) == (False, "awaiting_approval")
 
 
 def test_a_decision_that_says_neither_yes_nor_no_is_none(asked, kim, browser_of):
     response = browser_of(kim).post(f"/approvals/{asked.pk}/", say(asked, "perhaps"))
-    assert (response.status_code, "Say whether you approve or reject." in text(response)) == (422, True)
+    assert (response.status_code, "Choose approve or reject." in text(response)) == (422, True)
     assert not Decision.objects.exists()
 
 
@@ -214,26 +214,26 @@ def test_what_waits_for_a_window_says_when_it_would_be_done(asked, dana, kim, br
     Policy(team=asked.job.destination.team, windows=["Thu 02:00-04:00"]).change(dana)
     monkeypatch.setattr(timezone, "now", lambda moment=asked.created_at: moment)
     assert "Thursday" in Review(asked).when
-    assert "02:00 to 04:00 UTC, when the facts were read once more" in Review(asked).when
+    assert "02:00 to 04:00 UTC, once the facts are re-read" in Review(asked).when
     monkeypatch.setattr(type(asked.job), "window", lambda job: None)
     assert Review(asked).when.startswith("not within a year")
 
 
 def test_how_many_have_to_agree_is_said_as_it_is(asked, dana, hosts):
-    assert Review(asked).needed == "0 of 1 consents that it needs are given."
+    assert Review(asked).needed == "0 of 1 required approvals given."
     asked.approvers = 0
-    assert "no second person" in Review(asked).needed
+    assert "does not require a second person" in Review(asked).needed
     asked.granted_by = scenes.approval(scenes.job(dana, "on_trial"))
-    assert Review(asked).needed == "Approved in advance, together with the swap."
+    assert Review(asked).needed == "Pre-approved together with the swap."
 
 
 def test_an_approval_says_what_a_rollback_approved_in_advance_gives_up(asked):
-    assert "without asking again" not in Review(asked).if_wrong
+    assert "without further approval" not in Review(asked).if_wrong
     asked.job.rollback_minutes = 30
     asked.bound = {**asked.bound, "rollback": 30}
     said = Review(asked).if_wrong
     assert f"for 30 minutes after the swap {asked.requester} may put the old disk back without asking again" in said
-    assert "what was written since is then given up" in said
+    assert "data written since the swap is then lost" in said
 
 
 def counted(job, step, **evidence):
@@ -249,7 +249,7 @@ def test_an_approval_says_when_the_source_was_written_to_during_the_copy(asked):
     assert Review(asked).quiet() == Proof(False, "The source volume was written to during the copy.")
     for lacks in ("compare", "source_fence"):
         counted(asked.job, lacks)
-        assert Review(asked).quiet() == Proof(False, "No count of writes to the source volume is on record.")
+        assert Review(asked).quiet() == Proof(False, "Writes to the source volume have not been counted.")
 
 
 def test_an_approval_says_when_the_copy_was_not_compared_or_its_hashes_differ(asked):
@@ -259,4 +259,4 @@ def test_an_approval_says_when_the_copy_was_not_compared_or_its_hashes_differ(as
     counted(asked.job, "stage_verify", sha256="b" * 64)
     assert not Review(asked).hashed().holds
     counted(asked.job, "compare")
-    assert Review(asked).compared() == Proof(False, "No comparison with the source volume is on record.")
+    assert Review(asked).compared() == Proof(False, "No comparison with the source volume has been done.")

@@ -59,7 +59,7 @@ def test_all_differences_are_shown_with_owner_size_and_what_can_be_done(over, da
     assert list(forms(stranger)) == []
     assert [told["kind"] for address, told in forms(section(shown, "gone")) if address.endswith("strike")] == ["mount"]
     assert "until its purge is approved" in section(shown, "needed")
-    for words in ("connection refused", "does not answer there", "could not list: unit"):
+    for words in ("connection refused", "is not responding there", "Not listed: unit"):
         assert words in section(shown, "asked")
 
 
@@ -72,9 +72,9 @@ def test_what_became_of_removals_is_shown_and_escaped(over, dana, browser_of):
 
 def test_the_overview_counts_what_drifts_and_is_silent_when_nothing_does(over, dana, browser_of):
     browser = browser_of(dana)
-    assert "<strong>6 differences between the ledger and what hypervisors tell." in text(browser.get("/"))
+    assert "<strong>6 differences between the inventory and what hypervisors report." in text(browser.get("/"))
     Scan.objects.all().delete()
-    assert "between the ledger and what" not in text(browser.get("/"))
+    assert "between the inventory and what" not in text(browser.get("/"))
 
 
 def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_same(
@@ -127,10 +127,10 @@ def test_a_removal_is_asked_for_from_the_page(over, dana, browser_of):
     browser = browser_of(dana)
     address, told = the_form(page(browser), "stage")
     shown = text(browser.post(address, told, follow=True))
-    assert "is looked at once more" in shown
+    assert "is checked again" in shown
     wish = Removal.objects.get(kind="stage")
     assert (wish.job, wish.identity, wish.step, wish.asked_by) == (over, "88123", "stage", dana)
-    assert "dana asked for its removal" in section(shown, "left")
+    assert "dana requested its removal" in section(shown, "left")
 
 
 def test_what_is_gone_is_struck_off_from_the_page(over, dana, browser_of):
@@ -224,7 +224,7 @@ def test_of_another_teams_migration_on_a_common_share_nothing_is_shown_that_name
             assert "jump-02" not in text, "nor their hypervisors"
     about = {"kind": on_share[0]["kind"], "name": on_share[0]["name"], "job": on_share[0]["job"], "identity": "x"}
     sent = browser_of(otto).post(reverse("jobs:leftover", args=[own.pk, "strike"]), about, follow=True)
-    assert "not so any more" in sent.content.decode()
+    assert "The state has changed" in sent.content.decode()
 
 
 def test_everybody_may_have_the_hypervisors_scanned_and_requesting_it_twice_scans_once(over, person, browser_of):
@@ -251,10 +251,10 @@ def test_nothing_else_can_be_asked_for_than_what_is_offered(over, dana, browser_
 
 
 def test_a_ledger_that_agrees_says_so(hosts, dana, browser_of):
-    assert "No hypervisor was asked yet" in page(browser_of(dana))
+    assert "No scan has run yet" in page(browser_of(dana))
     now = scenes.timezone.now()
     Scan.objects.create(hypervisor=hosts["jump-02"], tried_at=now, began_at=now)
-    assert "what the hypervisors tell agree" in page(browser_of(dana))
+    assert "the inventory matches what the hypervisors report" in page(browser_of(dana))
 
 
 def test_the_page_asks_the_database_the_same_number_of_times_whatever_it_lists(

@@ -48,7 +48,7 @@ def test_the_overview_shows_when_swaps_may_run(dana, browser_of, hosts):
     team = Team.objects.get(hypervisors__name="jump-02")
     Policy(team=team, windows=["Mon-Sun 00:00-24:00"], min_bytes=1 << 40).change(dana)
     page = text(browser_of(dana).get("/"))
-    assert "Windows for swaps" in page
+    assert "Maintenance windows" in page
     assert "1.0 TiB" in page
     assert "<span>open</span>" in page
 
@@ -80,7 +80,7 @@ def test_the_log_shows_what_changed_something_and_on_demand_the_questions(dana, 
     page = text(browser.get(address, {"tab": "log"}))
     assert "lvcreate" in page
     assert "lvs --reportformat" not in page
-    link = re.search(r'href="(\?tab=log&amp;questions=1#details)">With the (\d+) read-only', page)
+    link = re.search(r'href="(\?tab=log&amp;questions=1#details)">Show (\d+) read-only', page)
     assert int(link.group(2)) == job.runs.exclude(commands=[]).count()
     page = text(browser.get(address, {"tab": "log", "questions": "1"}))
     assert page.count('<tr class="probe">') == int(link.group(2))
@@ -91,17 +91,17 @@ def test_a_log_of_questions_only_says_that_nothing_was_changed(dana, browser_of,
     job = scenes.job(dana, "planned")
     scenes.ran(job, "relay_lv", timezone.now(), commands=[scenes.command("lvs", probe=True)])
     page = text(browser_of(dana).get(reverse("jobs:job", args=[job.pk]), {"tab": "log"}))
-    assert "Nothing was changed yet" in page
-    assert "With the 1 read-only question<" in page
+    assert "No changes yet" in page
+    assert "Show 1 read-only command<" in page
 
 
 def test_a_halted_job_says_what_was_expected_what_was_found_and_the_ways_on(dana, browser_of, hosts):
     page = text(browser_of(dana).get(reverse("jobs:job", args=[scenes.halted(dana).pk])))
     for words in (
-        "The live disk is not touched",
+        "The live disk is not changed",
         "make the temporary volume",
         "an LV of this name without",
-        "nothing was changed by this step",
+        "this step changed nothing",
         "then resume",
         "Resume",
     ):
@@ -134,9 +134,9 @@ def test_the_overview_tells_what_runs_what_is_stuck_and_what_waits_for_whom(dana
     assert "runs-1" in page
     assert stuck.halt_reason in page
     assert "cmp-lvm-08" in page  # in quarantine
-    assert "Waits for you" in page
+    assert "Awaiting you" in page
     assert "632.0 GiB" in page
-    assert "Waits for you" not in text(browser_of(dana).get("/"))
+    assert "Awaiting you" not in text(browser_of(dana).get("/"))
 
 
 def test_a_badge_counts_the_approvals_that_wait_for_this_person(dana, kim, browser_of, hosts):

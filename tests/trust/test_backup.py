@@ -211,7 +211,7 @@ def test_a_database_that_is_not_empty_is_refused_and_the_directory_not_made(proc
     status, said = command(processes, "restore", tmp_path / "backup.tar.gz", "--into", tmp_path / "new", used)
     assert (status, "That database is not empty" in said) == (1, True), said
     status, said = command(processes, "restore", tmp_path / "backup.tar.gz", "--into", tmp_path / "new")
-    assert (status, "name an empty database, too" in said) == (1, True), said
+    assert (status, "name an empty database as well" in said) == (1, True), said
     status, said = command(
         processes, "restore", tmp_path / "backup.tar.gz", "--into", tmp_path / "new", "postgres:///x"
     )
@@ -240,7 +240,7 @@ def test_encrypted_backups_hold_nothing_readable_and_need_the_key(processes, tmp
     assert (status, "is damaged" in said) == (1, True), said
     assert not (tmp_path / "new").exists()
     status, said = command(processes, "backup", "--output", tmp_path / "b", "--recipient", "age1nonsense")
-    assert (status, "is no recipient" in said, (tmp_path / "b").exists()) == (1, True, False)
+    assert (status, "is not a recipient" in said, (tmp_path / "b").exists()) == (1, True, False)
     status, said = command(processes, "backup", "--output", tmp_path / "nowhere" / "b")
     assert (status, f"There is no directory {tmp_path / 'nowhere'}" in said) == (1, True)
 
@@ -407,7 +407,7 @@ MADE_UP = {
     "another format": lambda all_: edited(all_, b'"volmig_backup": 1', b'"volmig_backup": 2'),
     "a manifest without a time": lambda all_: edited(all_, b'"made_at"', b'"mode_at"'),
     "migrations that are numbers": lambda all_: edited(all_, b'"0001_initial"', b"1"),
-    "another kind of database": lambda all_: edited(all_, b'"sqlite"', b'"postgresql"'),
+    "a different kind of database": lambda all_: edited(all_, b'"sqlite"', b'"postgresql"'),
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_damage_of_the_heads_does_not_hide_what_was_changed_in_the_audit_log(eig
         call_command("verify_audit")
     assert "Event 12 was changed after it was written." in str(error.value)
     assert "Line 4 of the heads file" in str(error.value)
-    assert "The audit log is whole" not in str(error.value)
+    assert "The audit log is intact" not in str(error.value)
 
 
 def test_damage_of_the_heads_alone_does_not_say_that_the_audit_log_was_changed(eight, file):
@@ -152,7 +152,7 @@ def test_damage_of_the_heads_alone_does_not_say_that_the_audit_log_was_changed(e
     with pytest.raises(CommandError) as error:
         call_command("verify_audit")
     assert "Line 8 of the heads file" in str(error.value)
-    assert "The audit log is whole: 14 events" in str(error.value)
+    assert "The audit log is intact: 14 events" in str(error.value)
 
 
 def test_the_first_fault_of_the_old_format_no_longer_ends_everything(eight, file):
@@ -185,7 +185,7 @@ def test_a_head_that_somebody_else_signed_is_found(eight, file):
         line = verify_evidence.head_line(value, key, stranger.sign)
         file.write_bytes(b"".join([*lines[:-1], line, b"\n"]))
         (fault, _) = damage(read_heads(file))
-        assert f"signature of key {key}" in fault or f"signed with key {key}, which is not among" in fault
+        assert f"signature of key {key}" in fault or f"signed with key {key}, which is not one of" in fault
 
 
 # Short writes

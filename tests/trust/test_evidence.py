@@ -207,7 +207,7 @@ def test_heads_without_any_signature_vouch_for_no_export(files):
     with_all = ("--key", files / "keys.json", "--heads", files / "heads", "--export", files / "export.jsonl")
     code, out, _ = run(*with_all)
     assert code == 1
-    assert "holds no signed head: anybody can write such a file." in out
+    assert "contains no signed head: anyone can write such a file." in out
     assert "No signed head covers events of " in out
 
 
@@ -420,7 +420,7 @@ def test_a_key_that_the_stranger_does_not_know_is_named(files, done):
     (files / "one.zip").write_bytes(archive(done[0]))
     code, out, _ = run(files / "one.zip", "--key", old)
     assert code == 1
-    assert f"is signed with key {signing.current().id}, which is not among the keys that you gave" in out
+    assert f"is signed with key {signing.current().id}, which is not one of the given keys" in out
 
 
 def test_a_head_dated_after_its_key_was_replaced_is_a_fault(files):

@@ -288,7 +288,7 @@ def bases(*named: tuple[str, str]) -> list[Attack]:
     return [Attack(f"base {name!r}", LIVE, stands_on(name), destination, says) for name, says in named]
 
 
-NO_PATH, OUTSIDE = "is no plain path", "leads to outside the share"
+NO_PATH, OUTSIDE = "is not a plain path", "leads to outside the share"
 ATTACKS = [
     *at(
         LIVE,
@@ -329,13 +329,13 @@ ATTACKS = [
         version_1=(header(version=1), "its version is 1"),
         version_9=(header(version=9), "its version is 9"),
         exbibytes=(patched(24, ">Q", 1 << 62), "its virtual size is"),
-        long_base_name=(header(base=b"/" * 4000), "lies outside the header"),
+        long_base_name=(header(base=b"/" * 4000), "is outside the header"),
     ),
     *bases(
         ("{rootdisk}", OUTSIDE),
         ("/etc/shadow", OUTSIDE),
         ("../../secrets/disk.qcow2", OUTSIDE),
-        ("../_base/../../secrets/disk.qcow2", "goes up and down again"),
+        ("../_base/../../secrets/disk.qcow2", "leads up and down again"),
         ('json:{{"driver":"file","filename":"{raw}"}}', NO_PATH),
         ("nbd://192.0.2.1/x", NO_PATH),
         ("nbd+unix:///x?socket=/run/x", NO_PATH),
@@ -355,7 +355,7 @@ ATTACKS = [
         ("../_base/link", "it is a symbolic link"),
         ("../_base/fifo", "it is a named pipe"),
         ("../_base/data", "it names an external data file"),
-        ("../_base/folder/disk.qcow2", "is no directory (not a directory)"),
+        ("../_base/folder/disk.qcow2", "is not a directory (not a directory)"),
         ("{other}", "may not: permission denied"),
     ),
     *at(
@@ -372,8 +372,8 @@ ATTACKS = [
     *at(
         INSTANCE,
         destination,
-        link=(link("secrets"), "is no directory ("),
-        fifo=(fifo, "is no directory ("),
+        link=(link("secrets"), "is not a directory ("),
+        fifo=(fifo, "is not a directory ("),
     ),
     *at(LIVE, state, link=(link("shadow"), '"mode": 511'), fifo=(fifo, '"live": {'), socket=(unix_socket, '"live": {')),
     *at(
@@ -401,7 +401,7 @@ ATTACKS = [
         second_name=(second_name("other"), "it has 2 names (hard links)"),
         data_file=(data_file("rootdisk"), "it names an external data file"),
     ),
-    *at(".volmig", verification, link=(link("secrets"), "is no directory")),
+    *at(".volmig", verification, link=(link("secrets"), "is not a directory")),
     *at(
         ".volmig",
         listing,
@@ -564,7 +564,7 @@ def test_a_file_that_somebody_holds_a_lease_on_is_not_waited_for(scene, watch):
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
-        assert "it is no regular file any more" in json.dumps(destination(scene))
+        assert "it is no longer a regular file" in json.dumps(destination(scene))
     finally:
         os.close(fd)
         signal.signal(signal.SIGIO, signal.SIG_DFL)

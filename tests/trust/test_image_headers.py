@@ -110,4 +110,4 @@ def test_no_header_whatever_makes_the_reader_fail():
         data = b"QFI\xfb" + bytes(3) + luck.choice((b"\2", b"\3")) + luck.randbytes(luck.randrange(2048))
         header = Header(data)
         assert isinstance(header.hazards() + header.objections(SIZE), list)
-    assert Header(b"").objections(SIZE) == ["it is no qcow2 image"]
+    assert Header(b"").objections(SIZE) == ["it is not a qcow2 image"]

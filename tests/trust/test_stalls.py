@@ -88,7 +88,9 @@ class Links:
     def dead(self, verbs):
         def vanish(request):
             if request.verb in verbs and not self.healed.is_set() and not self.healed.wait(GIVEN_UP):
-                raise Unreachable("shut the instance down on dst", f"no answer within {GIVEN_UP} s", "Retrying.", None)
+                raise Unreachable(
+                    "shut the instance down on dst", f"no response within {GIVEN_UP} s", "Retrying.", None
+                )
 
         self.broken = vanish
 
@@ -216,7 +218,7 @@ def test_a_dead_host_is_told_and_the_guest_counts_as_perhaps_down(overview, appr
         # From the first time-out on volmig knows that nobody knows whether the stop arrived.
         overview.wait_for_selector("#attention [data-clock]", timeout=(GIVEN_UP + WITHIN) * 1000)
         clock_is_right(overview, since, "dead host")
-        assert "Perhaps down for" in overview.inner_text("#attention")
+        assert "Possibly down for" in overview.inner_text("#attention")
         assert "may be down" in row(overview, approved).inner_text()
         links.heal()
         overview.wait_for_selector("text=On trial", timeout=90_000)

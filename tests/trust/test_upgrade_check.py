@@ -99,7 +99,7 @@ def test_what_is_started_with_a_migration_that_would_wait_says_so(waiting, capsy
 
 @pytest.mark.parametrize("to", [__file__, "/nowhere"])
 def test_what_is_no_hostctl_is_no_upgrade(db, to, capsys):
-    assert "is no file of hostctl" in check(capsys, "--to", to)[1]
+    assert "is not a hostctl file" in check(capsys, "--to", to)[1]
 
 
 def test_a_database_from_before_versions_were_kept_is_read_as_far_as_it_goes(waiting, capsys, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_server_that_is_away_is_waited_for_with_growing_pauses_and_few_lines(m
     assert set(server.pauses[6:]) == {15}
     said = lines(caplog)
     assert said[0] == f"up web: waiting for the database: {REFUSED}"
-    assert said[-1] == f"up web: the database answers again after {sum(server.pauses):.0f} s."
+    assert said[-1] == f"up web: the database responds again after {sum(server.pauses):.0f} s."
     assert len(said) <= 2 + sum(server.pauses) / database.SAY_AGAIN
 
 

@@ -233,7 +233,7 @@ def test_new_recovery_codes_make_the_old_ones_worthless(client, kim, with_app):
 def test_an_administrator_takes_it_away_from_who_lost_it(client, person, kim, with_app):
     client.force_login(person("ada", "administrator"))
     just_typed(client)
-    assert "Take the second factor away" in client.get(f"/accounts/{kim.pk}/").content.decode()
+    assert "Remove second factor" in client.get(f"/accounts/{kim.pk}/").content.decode()
     client.post(f"/accounts/{kim.pk}/remove-factor/")
     assert not factors.has(kim)
     assert Event.objects.filter(action="person.factor_remove", object="kim").exists()
@@ -258,12 +258,12 @@ def test_an_approver_without_one_is_told_how_to_get_it_and_cannot_decide(client,
     client.force_login(kim)
     just_typed(client)
     page = client.get(f"/approvals/{asked.pk}/").content.decode()
-    assert "To decide you need a second factor" in page
+    assert "You need a second factor to decide" in page
     assert f'href="{reverse("factor")}"' in page
-    assert "Approve exactly this" not in page
+    assert "Approve</button>" not in page
     assert decide(client, asked).status_code == 422
     assert not Decision.objects.exists()
-    assert "You cannot decide about approvals without one" in client.get(reverse("account")).content.decode()
+    assert "You cannot approve or reject without one" in client.get(reverse("account")).content.decode()
 
 
 def test_an_approver_with_one_decides(client, kim, asked, with_app, settings):
@@ -291,7 +291,7 @@ def test_a_decision_on_an_approval_needs_the_code_of_whoever_has_a_factor(kim, w
     for code in ("", "000000"):
         refused = client.post(address, form | {"password": PASSWORD, "code": code})
         assert refused.status_code == 422
-        assert "This is not the code that your app shows now" in refused.content.decode()
+        assert "Wrong code" in refused.content.decode()
         assert "password_at" not in client.session
     assert not Decision.objects.exists()
     event = Event.objects.filter(action="approval.password_refused").first()

@@ -105,11 +105,11 @@ def swap(one, other):
 
 def test_a_record_that_was_cut_off_is_found_even_when_its_head_was_rewound(long_record):
     Event.objects.filter(seq__gt=LONG - 3).delete()
-    assert verify()[0] == f"The record ends at event {LONG - 3}, but {LONG} were written."
+    assert verify()[0] == f"The audit log ends at event {LONG - 3}, but {LONG} were written."
     for last in (LONG - 3, 4999, 1):
         Event.objects.filter(seq__gt=last).delete()
         ChainHead.objects.update(seq=last, hash=Event.objects.get(seq=last).hash)
-        assert verify(long_record)[0].startswith(f"The record ends at event {last}, but event {LONG} was published")
+        assert verify(long_record)[0].startswith(f"The audit log ends at event {last}, but event {LONG} was published")
     Event.objects.all().delete()
     ChainHead.objects.all().delete()
     assert f"event {LONG} was published" in verify(long_record)[0]

@@ -402,7 +402,7 @@ def test_what_is_only_posted_leads_to_a_page_that_says_that_nothing_was_changed(
     address = reverse(name, args=arguments(name, things["red"]))
     assert client.head(address).status_code == 302
     response = client.get(address, follow=True)
-    assert "that address works only through its button" in html.unescape(response.content.decode())
+    assert "use the button on this page" in html.unescape(response.content.decode())
     assert Event.objects.count() == before
 
 

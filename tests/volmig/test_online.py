@@ -440,7 +440,7 @@ def test_whoever_waits_until_another_has_prepared_the_database_says_so_once(tran
     other.join(60)
     assert done.is_set()
     said += capsys.readouterr().out
-    assert said == "Another process is preparing the database or asking for its first administrator. Waiting.\n"
+    assert said == "Another process is preparing the database or creating its first administrator. Waiting.\n"
 
 
 def test_whoever_fails_while_preparing_holds_up_nobody_afterwards(transactional_db):
@@ -533,7 +533,7 @@ def test_a_change_of_a_table_that_is_in_use_lets_the_others_pass_and_is_tried_ag
     other.end()
     resumed.set()
     assert preparing.end() is None
-    assert said == ["A table that has to be changed is in use by a long transaction. Trying again."] * len(said)
+    assert said == ["A long transaction uses a table that has to be changed. Retrying."] * len(said)
     assert said
 
 
@@ -569,7 +569,7 @@ def test_a_change_after_an_online_one_lets_the_others_pass_as_well(tables, monke
         other.end()
         resumed.set()
         assert preparing.end() is None
-    assert said == ["A table that has to be changed is in use by a long transaction. Trying again."] * len(said)
+    assert said == ["A long transaction uses a table that has to be changed. Retrying."] * len(said)
 
 
 def lock_timeout():

@@ -188,7 +188,7 @@ def test_the_command_names_each_line_that_is_no_head_and_goes_on(three, heads, t
     heads.write_text(f"{text}\n")
     with pytest.raises(CommandError) as error:
         call_command("verify_audit", heads=heads)
-    assert str(error.value).startswith(f"Line 1 of the heads file (byte 0) {wrong}.\nThe audit log is whole: 3 events")
+    assert str(error.value).startswith(f"Line 1 of the heads file (byte 0) {wrong}.\nThe audit log is intact: 3 events")
 
 
 def test_the_command_refuses_a_file_that_is_not_there(three, tmp_path):

@@ -136,7 +136,7 @@ def test_another_teams_hypervisors_are_not_offered_and_cannot_be_sent(client, db
     group = values["relay"].volume_groups.get()
     sent = {"volume": values["source_volume"].pk, "disk": f"{values['destination'].pk}/disk.local", "relay": group.pk}
     page = client.post("/migrations/new", sent).content.decode()
-    assert "volume group is gone" in page
+    assert "volume group no longer exists" in page
     assert not Job.objects.exists()
 
 
@@ -144,7 +144,9 @@ def test_whoever_sees_a_hypervisor_without_being_a_member_is_told_why_it_cannot_
     asked()
     team("eu", hypervisors=["src"])
     client.force_login(person("both", "auditor", "operator"))
-    assert "src belongs to the team eu, of which you are no member" in client.get("/migrations/new").content.decode()
+    assert (
+        "src belongs to the team eu, and you are not a member of it" in client.get("/migrations/new").content.decode()
+    )
 
 
 def test_what_waits_for_another_team_is_in_nobody_elses_inbox(client, job):

@@ -53,7 +53,7 @@ def test_the_page_says_when_to_try_again(client, ann):
     guess(client)
     until = Tries.objects.get(kind="login").closed_until
     page = log_in(client)
-    assert f'before <strong class="nowrap">{until:%H:%M:%S} UTC' in page.content.decode()
+    assert f'until <strong class="nowrap">{until:%H:%M:%S} UTC' in page.content.decode()
     assert 590 <= int(page["Retry-After"]) <= 600
     assert "wrong 1" not in page.content.decode()
 

@@ -194,7 +194,7 @@ def test_the_first_start_on_a_terminal_asks_for_an_administrator_and_ctrl_c_stop
     terminal.expect("Enter a valid username")
     terminal.answer("Name: ", "ann")
     terminal.answer("Password for ann: ", PASSWORD, "something else")
-    terminal.expect("These are not the same.")
+    terminal.expect("The passwords do not match.")
     terminal.answer("Password for ann: ", "12345", "12345")
     terminal.expect("too short")
     terminal.answer("Password for ann: ", PASSWORD, PASSWORD)
@@ -253,7 +253,7 @@ def test_a_part_that_cannot_start_ends_all_with_its_reason(up):
         assert running.process.wait(120) == 1
     log = running.log.read_text()
     assert "ended at once" in log
-    assert "Nobody can log in yet: run manage.py admin NAME" in log  # without a terminal it cannot prompt
+    assert "No account exists yet: run manage.py admin NAME" in log  # without a terminal it cannot prompt
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def log_in(client, name, password=PASSWORD):
 
 def test_logging_in_and_out(client, person):
     person("ann", "viewer")
-    assert "name or the password is wrong" in log_in(client, "ann", "wrong").content.decode()
+    assert "Wrong username or password" in log_in(client, "ann", "wrong").content.decode()
     assert log_in(client, "ann").status_code == 302
     assert client.get(reverse("hosts:list")).status_code == 200
     client.post(reverse("logout"))

@@ -35,7 +35,7 @@ class Team(models.Model):
     """Whose hypervisors they are: members see them and the migrations between them, and act on them by their roles."""
 
     name = models.CharField(max_length=100, unique=True)
-    everybody = models.BooleanField("everybody with a role is a member", default=False)
+    everybody = models.BooleanField("everyone with a role is a member", default=False)
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="teams")
 
     objects = TeamQuerySet.as_manager()
@@ -95,11 +95,11 @@ class Login(models.Model):
     def why_over(self) -> str:
         """Why this session counts no more, as a sentence; empty while it does."""
         if self.since <= old_since():
-            return f"You were logged out, for nobody stays longer than {settings.SESSION_HOURS} hours."
+            return f"Your session reached its limit of {settings.SESSION_HOURS} hours. Log in again."
         if self.seen_at > timezone.now() + CLOCKS_DIFFER:  # nobody knows how long ago that was
-            return "You were logged out, for the clock of this server was set back."
+            return "You were logged out because the server's clock was set back."
         if self.seen_at <= idle_since():
-            return f"You were logged out after {settings.IDLE_MINUTES} minutes without a page asked for."
+            return f"You were logged out after {settings.IDLE_MINUTES} minutes without activity."
         return ""
 
     def note(self, address: str) -> None:

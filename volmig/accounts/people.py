@@ -43,9 +43,9 @@ def make_person(name: str, password: str, roles: Iterable[str] = ()) -> None:
 def why_not_change(person: Any, by: Any) -> str:
     """Why `by` may not change this account, as a sentence; empty when they may."""
     if person.pk == by.pk:
-        return "Your own account is for another administrator to change."  # so one is always left who can
+        return "Another administrator has to change your account."  # so one is always left who can
     if person.is_superuser and not by.is_superuser:
-        return "The account of a superuser is for another superuser to change."
+        return "Only another superuser can change a superuser's account."
     return ""
 
 
@@ -58,7 +58,7 @@ def theirs(pk: int, by: Any) -> Any:
 
 
 def shut_out(person: Any) -> dict[str, int]:
-    """Ends all sessions and tokens of somebody; returns how many of each, for the record."""
+    """Ends all sessions and tokens of somebody; returns how many of each, for the audit log."""
     return {"sessions_ended": person.logins.end(), "tokens_revoked": person.tokens.revoke()}
 
 
@@ -145,7 +145,7 @@ def ask_password(name: str) -> str:
     while True:
         password = getpass.getpass(f"Password for {name}: ")
         if password != getpass.getpass("Again: "):
-            sys.stderr.write("These are not the same.\n")
+            sys.stderr.write("The passwords do not match.\n")
             continue
         try:
             validate_password(password, get_user_model()(username=name))
@@ -166,8 +166,8 @@ def first_administrator() -> str:
         return f"VOLMIG_ADMIN_USER={name} is ignored: there are accounts already." if name else ""
     if not (name and password):
         if not sys.stdin.isatty():
-            return "Nobody can log in yet: run manage.py admin NAME"
-        sys.stdout.write("This volmig is new. Who is its first administrator?\n")
+            return "No account exists yet: run manage.py admin NAME"
+        sys.stdout.write("This volmig is new. Create its first administrator.\n")
         name = ask_name()
         password = ask_password(name)
     make_person(name, password)

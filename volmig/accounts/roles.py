@@ -26,7 +26,7 @@ SENTENCES = {
     "submit": "submit and control migrations",
     "approve": "approve swaps, rollbacks and purges",
     "administer": "register and change hypervisors and accounts",
-    "audit": "read the audit record",
+    "audit": "read the audit log",
 }
 SEE_ALL = {"administrator", "auditor"}
 OF_MEMBERS = {"submit", "approve"}  # others than these are not done to what belongs to a team
@@ -73,13 +73,13 @@ def scope_of(user: Any) -> Collection[str]:
 def refusal(user: Any, verb: str) -> Sentence:
     """Why the person may not use the verb at all."""
     if verb not in scope_of(user):
-        said = f"This token was not made to {SENTENCES[verb]}. Make one on your account page that is."
+        said = f"This token lacks the scope to {SENTENCES[verb]}. Create one on your account page that has it."
         return Sentence("token-scope", said)
     roles = sorted(role for role, verbs in ALLOWS.items() if verb in verbs)
     if user.is_active and (withheld := withheld_from(user) & set(roles)):
-        said = f"Your role {' and '.join(sorted(withheld))} needs a second factor: set one up on your account page."
+        said = f"Your role {' and '.join(sorted(withheld))} needs a second factor. Set one up on your account page."
         return Sentence("no-second-factor", said)
-    said = f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can give it to you."
+    said = f"To {SENTENCES[verb]} you need the role {' or '.join(roles)}. An administrator can grant it."
     return Sentence("no-role", said)
 
 
@@ -114,7 +114,7 @@ def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[Sentence]:
 
 def outsider(names: list[str]) -> Sentence:
     team = "team" if len(names) == 1 else "teams"
-    said = f"You are no member of the {team} {' and '.join(names)}. An administrator can make you one."
+    said = f"You are not a member of the {team} {' and '.join(names)}. An administrator can add you."
     return Sentence("no-member", said)
 
 

@@ -49,7 +49,7 @@ def confirm(request: HttpRequest) -> HttpResponse:
     if request.method != "GET":
         referrer = urlsplit(request.headers.get("Referer", ""))
         back = referrer.path if referrer.netloc == request.get_host() else reverse("overview")
-        messages.warning(request, "Nothing was changed yet. Confirm that it is you, then send it again.")
+        messages.warning(request, "Nothing was changed yet. Confirm that it is you, then submit again.")
     return redirect(f"{reverse('confirm')}?{urlencode({'next': back})}")
 
 
@@ -59,12 +59,12 @@ def proved(request: HttpRequest, password: str, code: str, asked: Any = None) ->
     `asked` is the approval that it is typed for, if it is; events then name it.
     """
     if not password:
-        return "Type your password."
+        return "Enter your password."
     if why := why_wrong(request, password, asked):
         return why
     if factors.has(request.user) and not factors.is_right(request.user, code):
         note_wrong(request.user, asked, code=True)
-        return "This is not the code that your app shows now, nor an unused recovery code. After a wrong one, wait."
+        return "Wrong code: not the current code of your app, nor an unused recovery code. Wait before you try again."
     request.session["password_at"] = time.time()
     return ""
 
@@ -85,11 +85,11 @@ def why_wrong(request: HttpRequest, password: str, asked: Any = None) -> str:
     with transaction.atomic():
         person = alone(request)
         if until := closed_until(person):
-            closed = "you cannot decide anything" if asked else "nothing is changed"
-            return f"Too many wrong passwords: {closed} before {timezone.localtime(until):%H:%M %Z}."
+            closed = "no decision is possible" if asked else "no change is possible"
+            return f"Too many wrong passwords: {closed} until {timezone.localtime(until):%H:%M %Z}."
         if not person.check_password(password):
             note_wrong(person, asked)
-            return "This is not your password."
+            return "Wrong password."
     return ""
 
 

@@ -119,7 +119,7 @@ def enter(request: HttpRequest, person: Any, half: dict[str, Any], how: str) -> 
     if how == "recovery code":
         left = factors.codes_left(person)
         Event.append("person.recovery_code", actor=person, object=person.get_username(), data={"left": left})
-        messages.warning(request, f"A recovery code was used up; {left} are left. Your account page makes new ones.")
+        messages.warning(request, f"You used a recovery code; {left} are left. Your account page creates new ones.")
     return response
 
 
@@ -128,8 +128,8 @@ def note_login(request: HttpRequest, response: HttpResponseBase) -> None:
     request.session["password_at"] = time.time()
     Login.objects.of(request)
     if wrong := guessed_since(person):
-        said = f"{wrong} wrong passwords were typed for your name since your last login. If that was not you, "
-        messages.warning(request, f"{said}tell an administrator.")
+        said = f"{wrong} wrong passwords were entered for your name since your last login. If that was not you, "
+        messages.warning(request, f"{said}inform an administrator.")
     Event.append("person.login", actor=person, object=person.get_username())
     remember_device(request, response, person)
 
@@ -183,7 +183,7 @@ def change_password(request: HttpRequest, form: PasswordChangeForm) -> bool:
     """Changes the password and ends the other sessions; tells whether there is nothing to correct."""
     person = step_up.alone(request)
     if until := step_up.closed_until(person):
-        messages.error(request, f"Too many wrong passwords: come back at {timezone.localtime(until):%H:%M %Z}.")
+        messages.error(request, f"Too many wrong passwords: try again at {timezone.localtime(until):%H:%M %Z}.")
         return True
     if form.has_error("old_password", "password_incorrect"):
         Event.append("person.password_refused", actor=person, object=person.get_username())
@@ -192,7 +192,7 @@ def change_password(request: HttpRequest, form: PasswordChangeForm) -> bool:
     form.save()
     ended = stay_alone(request, form.user)
     Event.append("person.password", actor=person, object=person.get_username(), data=ended)
-    messages.success(request, "Your password is changed, and your other sessions and your tokens are ended.")
+    messages.success(request, "Your password is changed. Your other sessions and your tokens have ended.")
     return True
 
 
@@ -239,7 +239,7 @@ class ConfirmForm(forms.Form):
 
     password = forms.CharField(label="Your password", widget=forms.PasswordInput)
     password.widget.attrs["autocomplete"] = "current-password"
-    code = forms.CharField(label="The six digits that your app shows, or a recovery code", max_length=20)
+    code = forms.CharField(label="Six-digit code from your app, or a recovery code", max_length=20)
     code.widget.attrs["autocomplete"] = "one-time-code"
 
     def __init__(self, request: HttpRequest) -> None:
@@ -269,7 +269,7 @@ def confirm(request: HttpRequest) -> HttpResponse:
 class FactorForm(PasswordForm):
     """What a change of one's second factor takes: the password, and for a new app the code that it shows."""
 
-    code = forms.CharField(label="The six digits that the app shows", max_length=20)
+    code = forms.CharField(label="Six-digit code from the app", max_length=20)
     code.widget.attrs["autocomplete"] = "one-time-code"
     field_order = ("code", "password")
 
@@ -282,11 +282,11 @@ class FactorForm(PasswordForm):
 class TokenForm(PasswordForm):
     """A new token: what for, what it may do of what its person may, for how long."""
 
-    name = forms.CharField(label="What it is for", max_length=100)
+    name = forms.CharField(label="Purpose", max_length=100)
     verbs = forms.MultipleChoiceField(
-        label="Besides reading, it may", required=False, widget=forms.CheckboxSelectMultiple
+        label="Scope, besides reading", required=False, widget=forms.CheckboxSelectMultiple
     )
-    days = forms.IntegerField(label="Days for which it counts", min_value=1, max_value=LONGEST, initial=30)
+    days = forms.IntegerField(label="Valid for (days)", min_value=1, max_value=LONGEST, initial=30)
     field_order = ("name", "verbs", "days", "password")
 
     def __init__(self, request: HttpRequest) -> None:
@@ -304,7 +304,7 @@ class TokenForm(PasswordForm):
 
 TOKEN_VERBS = {
     "submit": SENTENCES["submit"],
-    "approve": f"{SENTENCES['approve']}: counts for 15 minutes, whatever is said below",
+    "approve": f"{SENTENCES['approve']}: valid for 15 minutes, whatever you enter below",
     "administer": SENTENCES["administer"],
     "audit": SENTENCES["audit"],
 }
@@ -319,7 +319,7 @@ def factor(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if codes := factors.confirm(request.user, form.cleaned_data["code"]):
             return changed_factor(request, "person.factor_add", codes)
-        form.add_error("code", "This is not what the app shows now. After a wrong one, wait a moment.")
+        form.add_error("code", "Wrong code: it is not the current code of the app. Wait a moment before you try again.")
     values = {"form": form, "app": factors.begin(request.user), "has_factor": factors.has(request.user)}
     return render(request, "registration/factor.html", values, status=422 if form.errors else 200)
 
@@ -342,8 +342,8 @@ def change_factor(request: HttpRequest, verb: str) -> HttpResponse:
 
 
 FACTOR_WORDS = {
-    "new-codes": ("Make new recovery codes", "The ones that you have are worth nothing any more then."),
-    "remove": ("Take the second factor away", "The password alone lets you in then."),
+    "new-codes": ("Create new recovery codes", "Your existing codes then no longer work."),
+    "remove": ("Remove second factor", "You then log in with the password alone."),
 }
 
 
@@ -354,7 +354,7 @@ def changed_factor(request: HttpRequest, action: str, codes: list[str]) -> HttpR
     data = {"sessions_ended": ended, "tokens_revoked": Token.objects.filter(person=person).revoke()}
     Event.append(action, actor=person, object=person.get_username(), data=data)
     if not codes:
-        messages.success(request, "Your second factor is taken away, and your other sessions are ended.")
+        messages.success(request, "Your second factor is removed. Your other sessions have ended.")
         return redirect("account")
     return render(request, "registration/codes.html", {"codes": codes})
 
@@ -386,7 +386,7 @@ def end_session(request: HttpRequest, pk: int) -> HttpResponse:
     if login.session_key == request.session.session_key:
         log_out(request)
         return redirect("login")
-    messages.success(request, "That session is ended.")
+    messages.success(request, "That session has ended.")
     return redirect("account")
 
 
@@ -434,5 +434,5 @@ def change_person(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         CHANGES[verb](request, pk)
     except ValidationError as error:
         raise PermissionDenied(" ".join(error.messages)) from error
-    messages.success(request, "Done, and recorded.")
+    messages.success(request, "Done; the audit log notes it.")
     return redirect("person", pk)

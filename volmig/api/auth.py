@@ -14,13 +14,14 @@ from volmig.accounts.throttle import Attempt
 from volmig.api.problems import Stop
 from volmig.refusals import Sentence
 
-UNKNOWN = Sentence("token-unknown", "This is no token of this volmig.")
+UNKNOWN = Sentence("token-unknown", "Unknown token.")
 OLD_TOKEN = Sentence(
     "token-old",
-    "Changing what volmig trusts needs a token made within the last 15 minutes. Make one on your account page.",
+    "Changing people, keys or credentials needs a token created within the last 15 minutes. "
+    "Create one on your account page.",
 )
-TOO_FAST = Sentence("too-fast", "This token has made too many requests in this minute. Go on in the next.")
-TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Come back in ten minutes.")
+TOO_FAST = Sentence("too-fast", "This token has made too many requests in this minute. Continue in the next.")
+TOO_MANY = Sentence("too-many", "Too many wrong tokens from this address. Try again in ten minutes.")
 
 
 class Bearer(HttpBearer):

@@ -11,8 +11,8 @@ from ninja import Schema
 from volmig.api.problems import Stop
 from volmig.refusals import Sentence
 
-CHANGED = Sentence("changed-meanwhile", "It is not as you read it any more. Nothing was changed; read it again.")
-NO_MATCH = Sentence("no-if-match", "Say with If-Match which state you are changing: the ETag that came with it.")
+CHANGED = Sentence("changed-meanwhile", "It has changed since you read it. Nothing was changed; read it again.")
+NO_MATCH = Sentence("no-if-match", "Send If-Match with the ETag of the state that you want to change.")
 
 
 def tag(shape: Schema) -> str:

@@ -17,15 +17,15 @@ from volmig.refusals import Moved, Refused, Sentence
 log = logging.getLogger(__name__)
 PROBLEM = "application/problem+json"
 PERSONAL = {"no-role", "no-member", "token-scope"}  # no state of things would make these right
-NO_SUCH = Sentence("not-found", "There is no such thing, or it is not for you to know of.")
-NO_TOKEN = Sentence("no-token", "Show a token: Authorization: Bearer volmig_… Your account page makes them.")
-MOVED = Sentence("moved", "A worker was first. Nothing was changed; look again.")
-UNFIT = Sentence("not-understood", "This is no request that volmig takes: it is too long, or not as it should be.")
-FAULT = Sentence("fault", "volmig itself met a fault; its log has it.")
+NO_SUCH = Sentence("not-found", "Not found, or you do not have access.")
+NO_TOKEN = Sentence("no-token", "Send a token: Authorization: Bearer volmig_… Your account page creates tokens.")
+MOVED = Sentence("moved", "A worker changed it first. Nothing was changed; read it again.")
+UNFIT = Sentence("not-understood", "The request is malformed or too long.")
+FAULT = Sentence("fault", "Internal error; volmig's log has the details.")
 TITLES = {
-    400: "Not understood", 401: "Who are you?", 403: "Not allowed", 404: "Not found", 405: "No such method",
-    409: "Refused", 412: "Changed meanwhile", 422: "Not acceptable", 428: "Say what you read", 429: "Too many",
-    500: "Fault", 503: "Read-only",
+    400: "Invalid request", 401: "Authentication required", 403: "Not allowed", 404: "Not found",
+    405: "Method not allowed", 409: "Refused", 412: "Changed", 422: "Not acceptable", 428: "If-Match required",
+    429: "Too many requests", 500: "Internal error", 503: "Read-only",
 }  # fmt: skip
 
 

@@ -32,10 +32,10 @@ ABOUT = (
     "Where nothing else is said, sizes are bytes, rates bytes per second, and times UTC; what ends in _mib is MiB/s."
 )
 PREFIX = "/api/v1/"
-record = Router(tags=["You and the record"])
+record = Router(tags=["You and the audit log"])
 
 
-@record.get("/me", response=schemas.Me, summary="Whose token this is")
+@record.get("/me", response=schemas.Me, summary="Show the token's owner and scope")
 def me(request: Any) -> Any:
     return schemas.Me.of(request.token, roles_of(request.user))
 
@@ -50,10 +50,10 @@ class Filters(lists.Edge):
     since: schemas.Moment = ""
 
 
-@record.get("/events", response=schemas.Events, summary="The record")
+@record.get("/events", response=schemas.Events, summary="Read the audit log")
 @needs("audit")
 def the_record(request: HttpRequest, wanted: Query[Filters]) -> Any:
-    """Newest first; `before=N` gives what was recorded after event N."""
+    """Newest first; `after=N` returns events older than event N, `before=N` newer ones."""
     form = checked(EventFilter(wanted.dict()))
     found = page(form.narrowed(), "-seq", request.GET, wanted.limit, key="seq")
     return {"items": [schemas.Event.of(row) for row in found], "next": lists.following(request, found)}
@@ -66,20 +66,20 @@ JSON_LINES = {"responses": {200: {"description": "JSON lines", "content": TEXT}}
 @record.get("/evidence/keys", response=schemas.EvidenceKeys, by_alias=True, summary="Public keys of evidence")
 @needs("view")
 def evidence_keys(request: HttpRequest) -> Any:
-    """With these keys anyone can check published heads and archives, with verify_evidence.py: the last is in use, each
-    was signed by the one before it. The same as /evidence/keys.json, which needs no token."""
+    """Anyone can verify published heads and archives with these keys and verify_evidence.py: the last one is in use,
+    each was signed by the one before it. The same as /evidence/keys.json, which needs no token."""
     return signing.published()
 
 
 @record.get("/evidence/heads", summary="Published heads of the audit log", openapi_extra=JSON_LINES)
 @needs("audit")
 def evidence_heads(request: HttpRequest) -> Any:
-    """The whole file as it is on disk, one head a line. A copy on another machine proves what the audit log was."""
+    """The whole file as it is on disk, one head per line. A copy on another machine proves the state of the audit log."""
     return heads_file()
 
 
 class Api(NinjaAPI):
-    """Its document also tells the problems, which ninja knows nothing of."""
+    """Its document also lists the problems, which ninja does not know."""
 
     def get_root_path(self, path_params: Any) -> str:
         return PREFIX
@@ -137,13 +137,13 @@ api.add_router("", record)
 
 
 def open_to_programs(view: Callable[..., Any]) -> Callable[..., Any]:
-    """No page to log in at: the token is asked for inside. What is refused outside of operations is a problem, too."""
+    """No login page: operations check the token. Refusals outside of operations are problem documents as well."""
 
     @wraps(view)
     def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         response = view(request, *args, **kwargs)
         if response.status_code == 405:
-            said = Sentence("no-such-method", f"{request.method} is none of {response['Allow']}.")
+            said = Sentence("no-such-method", f"{request.method} is not one of {response['Allow']}.")
             response = problem(405, [said], Allow=response["Allow"])
         return response  # type: ignore[no-any-return]
 
@@ -156,7 +156,7 @@ def nothing(request: HttpRequest, rest: str) -> HttpResponse:
 
 
 def addresses() -> list[URLPattern]:
-    """Those of the API, all of them under names of its own."""
+    """The addresses of the API, in a separate namespace."""
     found, _, _ = api.urls
     kept: list[Any] = [each for each in found if getattr(each, "name", "") != "api-root"]
     for each in kept:
@@ -242,6 +242,6 @@ def reference(request: HttpRequest) -> HttpResponse:
 @require_safe
 @login_not_required
 def client(request: HttpRequest) -> FileResponse:
-    """The command-line client as one file; there is nothing in it that not everybody may know."""
+    """The command-line client as one file; it contains no secret."""
     file = io.BytesIO(Path(volmig_client.__file__).read_bytes())
     return FileResponse(file, as_attachment=True, filename="volmig", content_type="text/x-python; charset=utf-8")

@@ -62,7 +62,7 @@ class Manifest:
             known, about = found["volmig_backup"], dict(found["about"])
             members = [Member(str(row["name"]), int(row["size"]), str(row["sha256"])) for row in found["members"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadArchiveError("Its manifest is not one that volmig writes.") from error
+            raise BadArchiveError("volmig did not write its manifest.") from error
         if known != FORMAT:
             raise BadArchiveError(f"It has format {known}; this volmig reads format {FORMAT}.")
         made = cls(about, members)
@@ -73,11 +73,11 @@ class Manifest:
         names = [member.name for member in self.members]
         for name in names:
             if not NAME.fullmatch(name):
-                raise BadArchiveError(f"Its manifest names a file that no backup holds: {name!r}.")
+                raise BadArchiveError(f"Its manifest names a file that no backup contains: {name!r}.")
         if len(set(names)) != len(names):
             raise BadArchiveError("Its manifest names a file twice.")
         if sum(name.startswith("database.") for name in names) != 1:
-            raise BadArchiveError("It holds no database.")
+            raise BadArchiveError("It contains no database.")
 
 
 def digest(path: Path) -> str:
@@ -156,7 +156,7 @@ def opened(path: Path, identities: list[Any]) -> Iterator[IO[bytes]]:
                 plain.seek(0)
                 yield plain
         else:
-            raise BadArchiveError("It is no backup of volmig: it is neither a .tar.gz nor encrypted with age.")
+            raise BadArchiveError("It is not a backup of volmig: it is neither a .tar.gz nor encrypted with age.")
 
 
 def unpack(file: IO[bytes], directory: Path) -> Manifest:
@@ -180,13 +180,13 @@ def _read(tar: tarfile.TarFile, directory: Path) -> Manifest:
     entries = iter(tar)
     first = next(entries, None)
     if first is None or first.name != MANIFEST or not is_plain(first) or first.size > LONGEST_MANIFEST:
-        raise BadArchiveError("It is no backup of volmig: it does not begin with a manifest.")
+        raise BadArchiveError("It is not a backup of volmig: it does not begin with a manifest.")
     manifest = Manifest.from_json(_content(tar, first).read())
     awaited = {member.name: member for member in manifest.members}
     for entry in entries:
         member = awaited.pop(entry.name, None)
         if member is None:
-            raise BadArchiveError(f"It holds a file that its manifest does not name: {entry.name!r}.")
+            raise BadArchiveError(f"It contains a file that its manifest does not name: {entry.name!r}.")
         if not is_plain(entry) or entry.size != member.size:
             raise BadArchiveError(f"{entry.name} in it is not the file that its manifest names.")
         if _write(_content(tar, entry), directory / member.name) != member.sha256:
@@ -204,7 +204,7 @@ def is_plain(entry: tarfile.TarInfo) -> bool:
 def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
     found = tar.extractfile(entry)
     if found is None:
-        raise BadArchiveError(f"{entry.name} in it is no file.")
+        raise BadArchiveError(f"{entry.name} in it is not a file.")
     return found
 
 
@@ -234,7 +234,7 @@ def _recipient(text: str) -> Any:
     try:
         return (pyrage.ssh if text.startswith("ssh-") else pyrage.x25519).Recipient.from_str(text)
     except pyrage.RecipientError as error:
-        said = "is no recipient. Give a public key, of age (age1…) or of SSH (ssh-ed25519 …)"
+        said = "is not a recipient. Give a public key, of age (age1…) or of SSH (ssh-ed25519 …)"
         raise ValueError(f"{text[:60]!r} {said}: {error}") from error
 
 
@@ -247,4 +247,4 @@ def identities_of(path: Path) -> list[Any]:
         lines = [line.strip() for line in text.decode().splitlines()]
         return [pyrage.x25519.Identity.from_str(line) for line in lines if line.startswith("AGE-SECRET-KEY-")]
     except (pyrage.IdentityError, UnicodeError) as error:
-        raise ValueError(f"{path} holds no key that can be read: {error}") from error
+        raise ValueError(f"{path} contains no readable key: {error}") from error

@@ -23,7 +23,7 @@ from volmig.verify_evidence import parse_head
 OLDER = "an older backup"
 # Of the data directory everything is kept but these: a key that a later version puts there is in the backup, too.
 NOT_KEPT = {
-    "the database, which has a member of its own": re.compile(r"(db|test)\.sqlite3(-.*)?"),
+    "the database, which is a separate member": re.compile(r"(db|test)\.sqlite3(-.*)?"),
     "made again at each start": re.compile(r"static(/.*)?|.*\.lock|.*\.log"),
     "a file that is being written": re.compile(r"(.*/)?\.[^/]*"),
     OLDER: re.compile(r".*\.tar\.gz(\.age)?"),

@@ -83,11 +83,11 @@ def check_about(found: Proved) -> None:
         sound = sound and isinstance(found.about["events"], int) and isinstance(found.about["head"], str)
         sound = sound and isinstance(found.about["made_on"], str)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise archive.BadArchiveError("Its manifest does not say what a backup's says.") from error
+        raise archive.BadArchiveError("Its manifest lacks fields of a backup's manifest.") from error
     if not sound:
-        raise archive.BadArchiveError("Its manifest does not say what a backup's says.")
+        raise archive.BadArchiveError("Its manifest lacks fields of a backup's manifest.")
     if found.about.get("vendor") != found.vendor:
-        raise archive.BadArchiveError("Its manifest names another kind of database than it holds.")
+        raise archive.BadArchiveError("Its manifest names a different kind of database than the backup contains.")
 
 
 def into(path: Path, identities: list[Any], directory: Path, database: dict[str, Any] | None) -> Proved:
@@ -117,7 +117,7 @@ def into(path: Path, identities: list[Any], directory: Path, database: dict[str,
 
 def refuse_used(directory: Path) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise RestoreError(f"{directory} is no directory.")
+        raise RestoreError(f"{directory} is not a directory.")
     if directory.is_dir() and any(directory.iterdir()):
         raise RestoreError(f"{directory} is not empty. Restore into a new directory; nothing is ever written over.")
 
@@ -127,9 +127,11 @@ def refuse_unfit(found: Proved, database: dict[str, Any] | None) -> None:
         said = f"{newer[0]} and {len(newer) - 1} more" if len(newer) > 1 else newer[0]
         raise RestoreError(f"A later version of volmig made this backup ({said}). Install that version, then restore.")
     if found.vendor == "postgresql" and database is None:
-        raise RestoreError("It is a backup of PostgreSQL: name an empty database, too (--into DIRECTORY postgres://…).")
+        raise RestoreError(
+            "It is a backup of PostgreSQL: name an empty database as well (--into DIRECTORY postgres://…)."
+        )
     if found.vendor == "sqlite" and database is not None:
-        raise RestoreError("It is a backup of SQLite, which is a file in the data directory: name the directory only.")
+        raise RestoreError("It is a backup of SQLite, which is a file in the data directory: name only the directory.")
     try:
         if database is not None and (count := databases.tables_of(database)):
             raise RestoreError(

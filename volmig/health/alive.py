@@ -25,7 +25,7 @@ NEAR = dt.timedelta(seconds=30)  # between what is one outage as several process
 MISSING = {
     "workers": (
         "No workers are running.",
-        f"Migrations stand still until they are started: {how_to_start('workers')}.",
+        f"Migrations wait until they are started: {how_to_start('workers')}.",
     ),
     "background": (
         "No background workers are running.",
@@ -33,7 +33,7 @@ MISSING = {
     ),
     "watcher": (
         "No watcher is running.",
-        "Copies on hypervisors continue, but progress stands still and migrations move on late. "
+        "Copies on hypervisors continue, but progress is not updated and migrations continue late. "
         f"Start it: {how_to_start('watcher')}.",
     ),
 }

@@ -146,7 +146,7 @@ class Heart(threading.Thread):
                 self.beat()
                 self.serve()
             except Exception:  # without this thread a process that works would be missed for ever
-                log.exception("The heartbeat of %s failed. Trying again.", self.process)
+                log.exception("The heartbeat of %s failed. Retrying.", self.process)
             self.over.wait(EVERY)
 
     def beat(self) -> None:

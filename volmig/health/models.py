@@ -130,7 +130,7 @@ class IncidentQuerySet(models.QuerySet["Incident"]):
             self.create(kind=kind, machine=machine, part=part, detail=detail[:500], began_at=began, ended_at=Now())
             self.filter(ended_at__lt=Now() - KEPT).delete()
         except (DatabaseError, InterfaceError) as error:
-            log.warning("What befell %s on %s could not be noted: %s", part, machine, error)
+            log.warning("An incident of %s on %s could not be stored: %s", part, machine, error)
 
     def lately(self, within: dt.timedelta) -> Self:
         return self.filter(ended_at__gte=Now() - within)

@@ -45,7 +45,7 @@ def answer(environ: dict[str, Any]) -> tuple[str, str, bytes]:
     try:
         return "200 OK", metrics.CONTENT_TYPE, metrics.exposition()
     except (DatabaseError, InterfaceError):
-        return "503 Service Unavailable", "text/plain", b"The database does not answer.\n"
+        return "503 Service Unavailable", "text/plain", b"The database does not respond.\n"
     finally:
         connection.close()
 
@@ -57,7 +57,7 @@ def serve(address: str, port: int) -> ThreadingWSGIServer | None:
         server: ThreadingWSGIServer = make_server(address, port, application, kind, Quiet)
     except OSError as error:
         level = logging.DEBUG if error.errno == errno.EADDRINUSE else logging.ERROR
-        log.log(level, "Metrics are not on port %s of %s: %s", port, address, error)
+        log.log(level, "The metrics port %s of %s could not be opened: %s", port, address, error)
         return None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     log.info("Metrics are on http://%s:%s/metrics", address, server.server_port)

@@ -25,9 +25,9 @@ Check = Callable[[], list[str]]
 WRITE_SECONDS = 2  # that the database may take for the probe's write
 ROUND_SECONDS = 4.0  # that all checks may take together
 FRESH = 2.0  # seconds for which an answer holds: anyone may ask, and each round writes
-NO_ANSWER = "The database does not answer."
+NO_ANSWER = "The database does not respond."
 NO_CONNECTION = "The database has no free connection."
-NO_WRITE = "The database takes no writes."
+NO_WRITE = "The database rejects writes."
 FAILED = "A check failed: see the log of this process."
 
 

@@ -8,9 +8,9 @@ from django.db.models.signals import post_migrate
 
 NAMES = ("record_event_no_update", "record_event_no_delete")
 SQLITE = """CREATE TRIGGER IF NOT EXISTS {name} BEFORE {act} ON record_event
-BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END"""
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"""
 FUNCTION = """CREATE OR REPLACE FUNCTION record_refuse() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN RAISE EXCEPTION 'the record is append-only'; END $$"""
+$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$"""
 POSTGRESQL = """
 DROP TRIGGER IF EXISTS record_event_no_update ON record_event;
 DROP TRIGGER IF EXISTS record_event_no_delete ON record_event;

@@ -26,16 +26,16 @@ def parsed(number: int, line: str) -> tuple[str, str, list[Any]]:
         values[SIGNED.index("at")] = dt.datetime.fromisoformat(event["at"])
         return str(event["prev_hash"]), str(event["hash"]), values
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Line {number} is no event of a record.") from error
+        raise ValueError(f"Line {number} is not an event of an audit log.") from error
 
 
 def why_not_ours(prev_hash: str, found: str, values: list[Any]) -> str:
     """Why an event is not as this record wrote it; empty when it is."""
     seq = values[0]
     if not hmac.compare_digest(found, sign(prev_hash, values)):
-        return f"Event {seq} is not as it was written."
+        return f"Event {seq} was changed."
     kept = Event.objects.filter(seq=seq).values_list("hash", flat=True).first()
-    return "" if kept == found else f"Event {seq} is not in this record."
+    return "" if kept == found else f"Event {seq} is not in this audit log."
 
 
 def verify(published: Heads | None = None, end: int | None = None) -> list[str]:
@@ -81,11 +81,11 @@ def walk(heads: dict[int, tuple[str, str]]) -> Iterator[str]:
             yield f"Event {seq} was changed after it was written."
         published, at = heads.pop(seq, (found, ""))
         if published != found:
-            yield f"Event {seq} is another than the one that was published as the head at {at}."
+            yield f"Event {seq} is not the one that was published as the head at {at}."
         last_seq, last_hash = seq, found
     yield from cut(last_seq, last_hash, written)
     if (seq := max(heads, default=0)) > last_seq:
-        yield f"The record ends at event {last_seq}, but event {seq} was published as its head at {heads[seq][1]}."
+        yield f"The audit log ends at event {last_seq}, but event {seq} was published as its head at {heads[seq][1]}."
 
 
 def cut(last_seq: int, last_hash: str, written: int) -> Iterator[str]:
@@ -94,6 +94,6 @@ def cut(last_seq: int, last_hash: str, written: int) -> Iterator[str]:
     if last_seq and not head_seq:
         yield "The head of the chain is missing."
     elif last_seq < written:
-        yield f"The record ends at event {last_seq}, but {written} were written."
+        yield f"The audit log ends at event {last_seq}, but {written} were written."
     elif last_seq > head_seq or (last_seq == head_seq and last_hash != head_hash):
-        yield f"The head of the chain is not event {last_seq}, with which the record ends."
+        yield f"The head of the chain is not event {last_seq}, the last event of the audit log."

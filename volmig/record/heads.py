@@ -40,7 +40,7 @@ def publish_due() -> None:
 def publish() -> None:
     """Appends heads that cover the events since the last one; none when there are none.
 
-    Raises OSError when they cannot be written whole; what was written of them is then taken back.
+    Raises OSError when they cannot be written whole; what was written of them is then cancelled.
     """
     seq, digest = head_now()
     if not seq:

@@ -38,7 +38,7 @@ class Publishing:
             except (DatabaseError, InterfaceError) as error:
                 pause = outage.failed(error)
             except Exception:  # whatever it is: if this thread ended, no machine might publish any more
-                log.exception("No head of the audit log is published. Trying again.")
+                log.exception("The head of the audit log could not be published. Retrying.")
                 pause = REST_SECONDS
 
     def turn(self) -> float:
@@ -56,7 +56,7 @@ class Publishing:
             self.said = ""
         except (OSError, ValueError) as error:  # a full disk, a key that was replaced: another machine may be able to
             if str(error) != self.said:
-                log.error("No head of the audit log is published to %s: %s", settings.AUDIT_HEADS, error)
+                log.error("The head of the audit log could not be published to %s: %s", settings.AUDIT_HEADS, error)
             self.said = str(error)
             Publisher.give_back(self.owner)
             return REST_SECONDS

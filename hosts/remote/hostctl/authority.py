@@ -16,7 +16,7 @@ from .policy import PATH, RULES, Objection
 
 SKEW = 300  # seconds by which this host's clock may be ahead of the one that set the expiry
 FIELDS = ("job", "verb", "bound", "digest", "expires")
-AGAIN = "Have a person press Resume in volmig: where the approval was used, that makes a new seal. Else ask anew."
+AGAIN = "Press Resume in volmig: if the approval was used, that makes a new seal. Otherwise request approval again."
 
 
 def canonical(body: Dict[str, Any]) -> bytes:
@@ -61,12 +61,12 @@ def objection(
             "Add the seal key that the hypervisor's page in volmig prints, then resume.",
         )
     if not seal:
-        return Objection("no-seal", "the request came without the seal of an approval", AGAIN)
+        return Objection("no-seal", "the request has no seal of an approval", AGAIN)
     body = {name: seal[name] for name in FIELDS}
     if not any(hmac.compare_digest(sign(key, body), seal["mac"]) for key in keys):
         return Objection(
             "seal-foreign",
-            "no key of this hypervisor made this seal",
+            "no key of this hypervisor matches this seal",
             "Compare the fingerprints of the seal key on the hypervisor's page in volmig, then resume.",
         )
     if seal["job"] != job:
@@ -78,7 +78,10 @@ def objection(
         return Objection("seal-other-arguments", "; ".join(differs)[:500], AGAIN)
     if now > seal["expires"] + SKEW:
         said = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
-        found = "the seal expired %d s ago by this host's clock, which says %s UTC" % (now - seal["expires"], said)
+        found = "the seal expired %d s ago by this hypervisor's clock, which shows %s UTC" % (
+            now - seal["expires"],
+            said,
+        )
         return Objection("seal-expired", found, "If that clock is wrong, set it. " + AGAIN)
     return None
 
@@ -91,5 +94,5 @@ def _differences(bound: Dict[str, Any], args: Args, wanted: Tuple[str, ...]) -> 
         if isinstance(value, dict) and value and isinstance(asked, dict):
             asked = {key: asked.get(key) for key in value}
         if asked != value:
-            found.append("%s: approved was %.100s, asked for is %.100s" % (name, value, asked))
+            found.append("%s: approved was %.100s, requested is %.100s" % (name, value, asked))
     return found

@@ -87,7 +87,7 @@ def keep(work: Work, place: Place) -> List[Dict[str, str]]:
         if image.objections:
             raise Refused(
                 "bad-image",
-                "keep what %s stands on" % image.path,
+                "keep the backing files of %s" % image.path,
                 ", ".join(image.objections),
                 "A rollback could not return to this disk. Repair it, or undo the migration.",
             )
@@ -106,7 +106,7 @@ def _link(place: Place, row: Standing, file: os.stat_result) -> Dict[str, str]:
     """One base; a filer that gives no second name (another qtree, a file of another owner) is no reason to stop."""
     found = {"path": plain(row.base.text), "kept": row.name, "why": ""}
     if OF_AN_INSTANCE.match(row.base.relative):  # its own migration would refuse a disk with two names
-        return dict(found, kept="", why="it lies in the directory of an instance")
+        return dict(found, kept="", why="it is in the directory of an instance")
     if row.kept is None:
         try:
             with place.share.within(row.base.relative) as (above, name), _owner_of(place, file):
@@ -121,7 +121,7 @@ def _link(place: Place, row: Standing, file: os.stat_result) -> Dict[str, str]:
             "unknown-files",
             "keep %s as %s/%s" % (plain(row.base.text), place.path, row.name),
             "another file has that name",
-            "Find out who put it there. Nothing was exchanged.",
+            "Find out who put it there. No disk was exchanged.",
         )
     return found
 
@@ -158,7 +158,7 @@ def demand(work: Work, place: Place, relative: str) -> None:
                 "use %s/%s" % (place.share.path, relative),
                 "; ".join(trouble),
                 "Put the file back from a backup, or move the other one away and link the kept one to its place "
-                "(%s), then resume. Until then the disk that is in use stays." % place.path,
+                "(%s), then resume. Until then the current disk stays in use." % place.path,
             )
         gone = [row for row in rows if row.gone]
         if not gone:
@@ -171,7 +171,7 @@ def _demand_one_name(image: Image) -> None:
     # Nothing was read of a file with a second name, so what it stands on is not known.
     if image.seen.st_nlink != 1:
         found = "it has %d names (hard links)" % image.seen.st_nlink
-        raise Refused("unknown-file", "read what %s stands on" % image.path, found, "Look at it by hand.")
+        raise Refused("unknown-file", "read the backing files of %s" % image.path, found, "Inspect it manually.")
 
 
 def _put_back(work: Work, place: Place, row: Standing) -> None:

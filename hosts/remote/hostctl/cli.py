@@ -48,7 +48,7 @@ def _from_card(job: str) -> Args:
     raise Refused(
         "no-card",
         "roll back job %s" % job,
-        "no share mounted here holds a card of a swap of this job",
+        "no share mounted here has a card of a swap of this job",
         "Run this on the instance's own hypervisor. If disk.old does not exist, nothing was swapped.",
     )
 

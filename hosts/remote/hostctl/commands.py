@@ -85,7 +85,7 @@ class _Child:
             while waiting.get_map() and not self.trouble:
                 self._take(waiting, watch)
                 if deadline is not None and time.monotonic() > deadline:
-                    self.trouble = "no answer within %g s" % (timeout or 0)
+                    self.trouble = "no response within %g s" % (timeout or 0)
         self._end()
 
     def _take(self, waiting: selectors.BaseSelector, watch: Optional[Watch]) -> None:
@@ -150,7 +150,7 @@ class Work:
                 "probe-failed",
                 command(*words).tried,
                 output.said(),
-                "Run that command on the host by hand; resume when it answers.",
+                "Run that command on the host manually; resume when it responds.",
             )
         return output
 
@@ -172,7 +172,7 @@ class Work:
                 "act-failed",
                 act.tried,
                 output.said(),
-                "Look at the step's log; undo, or resume after the cause is gone.",
+                "Read the step's log; undo, or resume once the cause is fixed.",
             )
         return output
 

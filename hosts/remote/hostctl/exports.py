@@ -30,8 +30,8 @@ def exports(work: Work) -> List[Export]:
         raise Refused(
             "probe-failed",
             "run exportfs -s",
-            "it answered %.200r" % output.out,
-            "Run that command on the host by hand; resume when it answers.",
+            "it returned %.200r" % output.out,
+            "Run that command on the host manually; resume when it responds.",
         )
     rows = re.findall(r"^(/\S*)\s+([^\s()]+)\(([^)]*)\)\s*$", output.out, re.MULTILINE)
     return [Export(path, client, tuple(options.split(","))) for path, client, options in rows]

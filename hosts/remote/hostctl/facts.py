@@ -102,7 +102,7 @@ def inventory(work: Work) -> Dict[str, Any]:
     problems = ["%(name)s %(problem)s" % group for group in groups.found if group["problem"]]
     return dict(
         hello(work),
-        warnings=["LVM left something out: %s" % groups.skipped] * bool(groups.skipped) + sorted(set(problems)),
+        warnings=["LVM's report is incomplete: %s" % groups.skipped] * bool(groups.skipped) + sorted(set(problems)),
         volume_groups=groups.found,
         logical_volumes=[_volume(found) for found in lvm.volumes(work)] if has_lvm else [],
         mounts=[_mount(found) for found in mounts.mounts() if found.fstype in ("nfs", "nfs4")],
@@ -307,7 +307,7 @@ def _summary(table: str, partitions: List[Dict[str, Any]], filesystems: List[Dic
     if unread:
         numbers = ", ".join(str(number) for number in unread)
         named.append("partition%s %s not read" % ("" if len(unread) == 1 else "s", numbers))
-    holds = ", ".join(named) or "no filesystem that is known here"
+    holds = ", ".join(named) or "no known filesystem"
     if table:
         return "%s table with %d partition%s: %s" % (
             table.upper(),

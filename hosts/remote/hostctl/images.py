@@ -33,7 +33,7 @@ class Image:
             base = Base(header.base, folder, self.share.path)
             self.bases.append(base)
             if base.trouble or len(self.bases) > CHAIN_CAP:
-                self.objections.append(base.trouble or "it stands on more than %d files" % CHAIN_CAP)
+                self.objections.append(base.trouble or "it has more than %d backing files" % CHAIN_CAP)
                 return
             is_raw, header = header.base_format == b"raw", self._opened(base)
             if is_raw:  # a raw file is never probed: its bytes are the guest's

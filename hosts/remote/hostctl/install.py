@@ -47,7 +47,7 @@ def main(archive: str, program: str = PROGRAM, state: str = STATE) -> int:
         why = "a migration on this host began with it" if digest in needed else "it was the current version before"
         sys.stdout.write("hostctl %s stays: %s.\n" % (digest, why))
     for digest in removed:
-        sys.stdout.write("hostctl %s is removed: nothing on this host needs it.\n" % digest)
+        sys.stdout.write("hostctl %s was removed: no migration on this host needs it.\n" % digest)
     return 0
 
 

@@ -47,7 +47,7 @@ class Place:
                 "foreign-directory",
                 "use %s" % self.path,
                 "it belongs to user %d" % os.fstat(self.fd).st_uid,
-                "Look at it by hand.",
+                "Inspect it manually.",
             )
 
     # A stage that belongs to root can be inspected as nobody only if others may read it; that user gets no listing.

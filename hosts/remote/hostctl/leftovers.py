@@ -111,7 +111,7 @@ def _mountpoints(work: Work) -> List[Thing]:
     covered = {row.target for row, _ in _own_mounts()}
     found = mounts.apart({place: _listing(place, covered) for place in ("/srv/volmig", "/mnt/volmig")}, SHARES_WITHIN)
     if None in found.values():
-        raise OSError("a directory of mount points does not answer")
+        raise OSError("a directory of mount points is not responding")
     rows = [row for listed in found.values() for row in listed or ()]
     return [_thing("directory", path, _dashed(path[-32:]), path, 0, since) for path, since in rows]
 

@@ -109,7 +109,7 @@ SOME_FAILED = 5  # lvs(8): some objects could not be processed; the rows that we
 class Volume(NamedTuple):
     """A logical volume as LVM reports it; size in bytes, `device` as MAJOR:MINOR (-1:-1 when inactive).
 
-    `open` is False for a volume that is not active: LVM knows nothing of its openers then, and there can be none.
+    `open` is False for a volume that is not active: LVM has no data about its openers then, and there can be none.
     """
 
     vg: str
@@ -211,8 +211,8 @@ def volume(work: Work, vg: str, lv: str) -> Optional[Volume]:
         raise Refused(
             "volume-not-known",
             "find %s/%s" % (vg, lv),
-            "LVM did not read everything: %s" % found.skipped,
-            "Repair what LVM names (lvs and vgs on the host show it), then resume.",
+            "LVM's report is incomplete: %s" % found.skipped,
+            "Repair what LVM reports (run lvs and vgs on the host), then resume.",
         )
     if len(found.rows) > 1:
         raise Refused(
@@ -430,9 +430,9 @@ class Source:
             raise Refused(
                 "unknown-volume",
                 "read %s" % self.path,
-                "the kernel says %s with %d bytes; planned was %s with %d bytes"
+                "the kernel reports %s with %d bytes; the plan has %s with %d bytes"
                 % (uuid or "no LVM volume", size, self.args["lv_uuid"], self.args["size"]),
-                "Somebody replaced or resized the volume. Find out who; undo the job.",
+                "The volume was replaced or resized. Find out by whom; undo the job.",
             )
         if self._sys("ro") != "1":
             raise Refused("not-fenced", "read %s" % self.path, "it is writeable", "Run the step source_fence again.")
@@ -535,7 +535,7 @@ def check_ours(work: Work, found: Volume, size: int, tag: str, uuid: str = "") -
             "use %s/%s" % (found.vg, found.lv),
             "it lacks %s (it has %s, %d bytes, tags %s)"
             % (", ".join(wrong), found.uuid, found.size, " ".join(found.tags) or "none"),
-            "This volume is not this job's. Look at it by hand; volmig does not touch it.",
+            "This volume does not belong to this job. Inspect it manually; volmig does not change it.",
         )
 
 
@@ -552,8 +552,8 @@ def remove(work: Work) -> Dict[str, Any]:
         raise Refused(
             "unknown-volume",
             "remove %s" % name(args),
-            "this host has no record of having made it",
-            "Look at the volume by hand: its tags name the job.",
+            "this host has no note of having created it",
+            "Inspect the volume manually: its tags name the job.",
         )
     check_ours(work, found, args["size"], "volmig.job=%s" % work.job, uuid)
     check_closed(found)
@@ -571,7 +571,7 @@ def remove(work: Work) -> Dict[str, Any]:
             "still-there",
             drop.tried,
             "%s is still there" % name(args),
-            "Look at the step's log for LVM's message, then resume.",
+            "Read LVM's message in the step's log, then resume.",
         )
     return {"erased_bytes": found.size, "lv_uuid": found.uuid}
 
@@ -582,7 +582,7 @@ def check_closed(found: Volume) -> None:
         raise Refused(
             "volume-open",
             "use %s/%s" % (found.vg, found.lv),
-            "it is open: %s" % (", ".join(holders(found)) or "LVM does not say by whom"),
+            "it is open: %s" % (", ".join(holders(found)) or "LVM does not report by what"),
             "Stop what uses it (unmount, unexport), then resume.",
         )
 
@@ -628,7 +628,7 @@ def _check_device(fd: int, uuid: str, size: int) -> None:
             "foreign-device",
             "erase a volume",
             "the opened device is %s with %d bytes" % (known or "no volume", real),
-            "The device node points elsewhere. Look at it by hand.",
+            "The device node points elsewhere. Inspect it manually.",
         )
 
 
@@ -750,7 +750,7 @@ def unfence(work: Work) -> Dict[str, Any]:
             "foreign-volume",
             "release %s" % name(args),
             "its UUID is %s, fenced was %s" % (found.uuid, work.made["lv_uuid"]),
-            "Another volume took the name. Look at it by hand.",
+            "Another volume has the name. Inspect it manually.",
         )
     for act in unfence_acts(work.args, work.job)[1:]:
         if "-prw" not in act.argv or found.permission != "writeable":  # which lvchange calls an error

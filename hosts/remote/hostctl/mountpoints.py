@@ -27,7 +27,7 @@ def make_mountpoint(path: str) -> None:
                 "foreign-directory",
                 "use %s as mount point" % path,
                 "it is not an empty directory",
-                "Look at what lies there; volmig does not cover it.",
+                "Inspect what is there; volmig does not mount over it.",
             )
 
 
@@ -42,7 +42,7 @@ def check_private(directory: str) -> None:
             "use %s for mount points" % directory,
             "it is %s"
             % ("no directory" if not stat.S_ISDIR(found.st_mode) else "owned by user %d, not by root" % found.st_uid),
-            "Move it away, or give it to root; volmig makes it anew (root, mode 0700).",
+            "Move it away, or give it to root; volmig creates it again (root, mode 0700).",
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         os.chmod(directory, 0o700)
@@ -91,8 +91,8 @@ def check_target(args: Args, job: str) -> None:
         raise Refused(
             "not-mounted",
             "write under %s" % mountpoint,
-            "what should be mounted there does not answer: %s" % reason(error),
-            "See on the relay whether it is still exported (exportfs -s), then resume.",
+            "the filesystem mounted there is not responding: %s" % reason(error),
+            "Check on the relay whether it is still exported (exportfs -s), then resume.",
         )
     if len(found) != 1 or not own or sentinel(mountpoint) != args.get("fs_uuid", job):
         raise Refused(
@@ -100,7 +100,7 @@ def check_target(args: Args, job: str) -> None:
             "write under %s" % mountpoint,
             "the job's filesystem is not (only) mounted there: %d mounts, sentinel %r%s"
             % (len(found), sentinel(mountpoint), _why_unread(mountpoint)),
-            "See on the relay whether it is still exported (exportfs -s). Mount it again, then resume.",
+            "Check on the relay whether it is still exported (exportfs -s). Mount it again, then resume.",
         )
 
 
@@ -118,7 +118,7 @@ def unmount_patiently(work: Work, unmount: Act, seconds: float = 60, served: boo
                 "mount-busy",
                 unmount.tried,
                 "%s; %s" % (output.said(), "used by %s" % ", ".join(users) if users else "no process here has it open"),
-                "End what uses %s; where nothing does, the kernel has it (a mount below, a loop device, the NFS "
+                "End what uses %s; if no process does, the kernel does (a mount below, a loop device, the NFS "
                 "server: fuser -vm, losetup -a). Then resume." % mountpoint,
             )
         if served and os.path.exists(UNLOCK):

@@ -45,7 +45,7 @@ def mount(work: Work) -> Dict[str, Any]:
                 attach.tried,
                 "%s; %s" % (output.said(), _way(args["address"])),
                 "Compare that address with the one that the relay exports to (exportfs -s there), and check the "
-                "firewall (111, 2049, 20048). Where this host's addresses or routes changed, undo and plan again.",
+                "firewall (111, 2049, 20048). If this host's addresses or routes changed, undo and plan again.",
             )
     mountpoints.check_target(args, work.job)
     work.must(probe, lambda: _prove(mountpoint))
@@ -82,7 +82,7 @@ def _is_mounted(work: Work) -> bool:
         "foreign-mount",
         "mount on %s" % args["mountpoint"],
         "%s (%s, %s) is mounted there" % (row.source, row.fstype, row.options),
-        "Something else is mounted there. Look at it by hand.",
+        "Something else is mounted there. Inspect it manually.",
     )
 
 
@@ -111,7 +111,7 @@ def _prove(mountpoint: str) -> None:
         raise Failed(
             "mangled",
             "write 8 MiB to %s and read them back" % mountpoint,
-            "other bytes came back",
+            "the data read back differs",
             "The network or the relay's disk corrupts data. Do not use this relay.",
         )
 
@@ -128,7 +128,7 @@ def unmount(work: Work) -> Dict[str, Any]:
                 "foreign-mount",
                 "unmount %s" % mountpoint,
                 "%s (%s) is mounted there" % (found[0].source, found[0].fstype),
-                "This is not the job's mount. Look at it by hand.",
+                "This is not the job's mount. Inspect it manually.",
             )
         mountpoints.unmount_patiently(work, detach)
     already = not found and not os.path.lexists(mountpoint)

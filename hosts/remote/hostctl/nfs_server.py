@@ -57,9 +57,9 @@ def unit_state(work: Work, unit: str) -> str:
     if not ("LoadState" in facts and "ActiveState" in facts):
         raise Refused(
             "probe-failed",
-            "ask systemd for %s" % unit,
-            "it answered %.200r" % shown,
-            "Run systemctl show on the host by hand; resume when it answers.",
+            "read %s from systemd" % unit,
+            "it returned %.200r" % shown,
+            "Run systemctl show on the host manually; resume when it responds.",
         )
     if facts.get("LoadState") != "loaded":
         return "masked" if facts.get("LoadState") == "masked" else "missing"
@@ -128,7 +128,7 @@ def _exported(work: Work) -> bool:
         "foreign-export",
         "export %s to %s" % (args["mountpoint"], args["client"]),
         "it is exported as %s" % "; ".join("%s(%s)" % (row.client, ",".join(row.options)) for row in rows),
-        "Somebody else exported it, or otherwise (missing: %s). Look at it by hand."
+        "It was exported by someone else or with other options (missing: %s). Inspect it manually."
         % (", ".join(sorted(missing)) or "nothing"),
     )
 
@@ -179,7 +179,7 @@ def unexport(work: Work) -> Dict[str, Any]:
             "foreign-export",
             "unexport %s" % args["mountpoint"],
             "it is exported to %s" % ", ".join(row.client for row in rows),
-            "Somebody else exported it too. Look at it by hand.",
+            "Someone else exported it too. Inspect it manually.",
         )
     path = exports_file(args["mountpoint"])
     had_file = os.path.lexists(path)
@@ -209,6 +209,6 @@ def _stop_services(work: Work) -> Dict[str, Any]:
             "services-left",
             "stop the NFS server",
             "still active: %s" % ", ".join(active),
-            "Stop them by hand, then resume.",
+            "Stop them manually, then resume.",
         )
     return {"stopped": units, "kept": []}

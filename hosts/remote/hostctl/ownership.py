@@ -53,7 +53,7 @@ class Ownership:
                 "other-owner",
                 "act for session %s" % session[:8],
                 "session %s acted here last" % owner["session"][:8],
-                "Nothing to do: volmig compares that with its database.",
+                "Nothing to do: volmig compares it with its database.",
                 owner=owner,
             )
 
@@ -69,7 +69,7 @@ class Ownership:
                 "other-owner",
                 "act for session %s at count %d" % (session[:8], claim),
                 "it had counted to %d when it last acted for this migration" % seen,
-                "Nothing to do: volmig compares that with its database.",
+                "Nothing to do: volmig compares it with its database.",
                 owner=owner,
             )
 

@@ -142,7 +142,7 @@ WORDS = {
 }
 
 
-UNKNOWN = "This is a fault in volmig: report it with the evidence archive of this migration."
+UNKNOWN = "This is a bug in volmig: report it with the evidence archive of this migration."
 
 
 def objections(reading: Reading, verb: str, args: Args, reads: bool) -> List[Objection]:
@@ -152,7 +152,7 @@ def objections(reading: Reading, verb: str, args: Args, reads: bool) -> List[Obj
     """
     policy, rule = reading.policy, RULES.get(verb)
     if rule is None:
-        return [Objection("bad-request", "no policy knows the verb %.100r" % verb, UNKNOWN)]
+        return [Objection("bad-request", "the policy has no verb %.100r" % verb, UNKNOWN)]
     if policy is None:
         return [] if reads else [reading.fault or missing()]
     found = []
@@ -166,7 +166,11 @@ def objections(reading: Reading, verb: str, args: Args, reads: bool) -> List[Obj
             )
         )
     if rule.stops and not policy.stop_guests:
-        found.append(Objection("policy-stop", "guests of this hypervisor may not be shut down", _allow("stop_guests")))
+        found.append(
+            Objection(
+                "policy-stop", "this hypervisor's policy does not allow guests to be shut down", _allow("stop_guests")
+            )
+        )
     for name, value in _named(args):
         limit = LIMITED.get(name)
         if limit and not _allowed(limit, value, getattr(policy, limit)):
@@ -223,7 +227,7 @@ def _lies_in(address: str, network: str) -> bool:
 def missing() -> Objection:
     return Objection(
         "no-policy",
-        "%s does not exist, so this hypervisor only answers questions" % PATH,
+        "%s does not exist, so hostctl only reads on this hypervisor" % PATH,
         "Install the policy that the hypervisor's page in volmig prints, as root, then resume.",
     )
 
@@ -256,7 +260,7 @@ def read(path: str = PATH) -> Reading:
         above = os.path.dirname(path)
         while True:
             if not _only_roots(os.lstat(above)):
-                return _unsafe("%s can be changed by others than root, or is no directory" % above)
+                return _unsafe("%s can be changed by others than root, or is not a directory" % above)
             if above == "/":
                 break
             above = os.path.dirname(above)
@@ -318,7 +322,7 @@ def _policy(value: Dict[str, Any]) -> Tuple[Optional[Policy], str]:
 def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a field stands there twice")
+        raise ValueError("a field appears twice")
     return found
 
 

@@ -107,7 +107,7 @@ class Header:
             (self.snapshots > MAX_SNAPSHOTS, "it has %d internal snapshots" % self.snapshots),
             (self.bitmaps > MAX_BITMAPS, "it has %d bitmaps" % self.bitmaps),
             (self.bitmap_directory > MAX_BITMAP_DIRECTORY, tables % ("bitmap directory", self.bitmap_directory)),
-            (self._is_base_misplaced(), "the name of its backing file lies outside the header"),
+            (self._is_base_misplaced(), "the name of its backing file is outside the header"),
         )
 
     def _is_length(self) -> bool:
@@ -120,12 +120,12 @@ class Header:
     def objections(self, size: int) -> List[str]:
         """Why this is not the plain, self-contained image of `size` bytes that we wrote; empty when it is."""
         if not self.is_qcow2:
-            return ["it is no qcow2 image"]
+            return ["it is not a qcow2 image"]
         ours: Judged = (
             (bool(self.backing), "it names a backing file"),
             (bool(self.incompatible), "it has incompatible features %#x" % self.incompatible),
-            (bool(self.snapshots), "it holds internal snapshots"),
-            (bool(self.bitmaps), "it holds bitmaps"),
+            (bool(self.snapshots), "it has internal snapshots"),
+            (bool(self.bitmaps), "it has bitmaps"),
             (self.size != size, "its virtual size is %d, not %d" % (self.size, size)),
         )
         return self.hazards() + list(_holding(ours))

@@ -170,7 +170,7 @@ def _check_part(path: str) -> None:
     if os.path.lexists(path):
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise Refused("foreign-file", "write %s" % path, "it is not a plain file of ours", "Look at it by hand.")
+            raise Refused("foreign-file", "write %s" % path, "it is not a plain file of ours", "Inspect it manually.")
 
 
 def compare(work: Work) -> Dict[str, Any]:

@@ -64,8 +64,8 @@ def _death(verb: str, doing: str) -> Refused:
     return Refused(
         "no-answer",
         "run %s" % verb,
-        "its process ended without an answer at: %s" % (doing or "its beginning"),
-        "See the kernel's log on this host (journalctl -k): it may have run out of memory. volmig asks again.",
+        "its process ended without a response at: %s" % (doing or "its beginning"),
+        "Check the kernel's log on this host (journalctl -k): it may have run out of memory. volmig retries.",
     )
 
 
@@ -74,7 +74,7 @@ def _silence(verb: str, doing: str, seconds: float) -> Refused:
         "timed-out",
         "run %s" % verb,
         "%s did not end within %d s" % (doing or "it", seconds),
-        "Find out what does not answer on this host: a share, a disk or a service. volmig asks again.",
+        "Find out what is not responding on this host: a share, a disk or a service. volmig retries.",
     )
 
 
@@ -88,7 +88,7 @@ def _demand_few(there: List[Stuck], verb: str, kind: str) -> None:
         "run %s" % verb,
         "%d earlier questions hang on this host: %s"
         % (len(shown), "; ".join("process %d at: %s" % (each.pid, each.doing) for each in shown[:STUCK_OF_A_KIND])),
-        "Repair what does not answer (a dead NFS server keeps a process for ever), or restart the host.",
+        "Repair what is not responding (a dead NFS server blocks a process for ever), or restart the host.",
         stuck=[each._asdict() for each in shown],
     )
 

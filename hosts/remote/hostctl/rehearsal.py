@@ -68,8 +68,8 @@ def _name(work: Work) -> str:
         raise Refused(
             "bad-request",
             "rehearse %s" % path,
-            "this job keeps nothing there",
-            "This is a fault in volmig: report it with the evidence archive of this migration.",
+            "this job has no backup there",
+            "This is a bug in volmig: report it with the evidence archive of this migration.",
         )
     return str(name)
 

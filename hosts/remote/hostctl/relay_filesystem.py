@@ -90,7 +90,7 @@ def _is_mounted(work: Work, volume: lvm.Volume) -> bool:
         "foreign-mount",
         "mount %s on %s" % (lvm.name(work.args), work.args["mountpoint"]),
         "mounted: %s" % seen,
-        "Something else is mounted there. Look at it by hand.",
+        "Something else is mounted there. Inspect it manually.",
     )
 
 
@@ -105,7 +105,7 @@ def _has_filesystem(work: Work) -> bool:
             "foreign-signature",
             "make a filesystem on %s" % lvm.name(work.args),
             "it holds %s" % (facts.get("TYPE") or facts.get("PTTYPE") or "something"),
-            "The volume is not blank. Look at it by hand.",
+            "The volume is not blank. Inspect it manually.",
         )
     lvm.check_closed(_our_volume(work))
     return False
@@ -143,7 +143,7 @@ def _check_ours_to_unmount(work: Work) -> None:
             "foreign-mount",
             "unmount %s" % mountpoint,
             "%s with UUID %s is mounted there" % (found[0].source, known.get("UUID")),
-            "This is not the job's filesystem. Look at it by hand.",
+            "This is not the job's filesystem. Inspect it manually.",
         )
     if any(row.path == mountpoint for row in exports.exports(work)):
         raise Refused("still-exported", "unmount %s" % mountpoint, "it is still exported", "Unexport it first.")

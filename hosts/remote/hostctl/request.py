@@ -121,7 +121,7 @@ def _bad(what: str, found: object) -> Refused:
         "bad-request",
         "read the request",
         "%s: %.200r" % (what, found),
-        "This is a fault in volmig: report it with the evidence archive of this migration.",
+        "This is a bug in volmig: report it with the evidence archive of this migration.",
     )
 
 
@@ -289,7 +289,7 @@ def bug(work: Optional[Work], unit: str = "") -> Dict[str, Any]:
         "found": ("hostctl failed: %s, at %s" % (last[-1][:400], " ".join(where))).rstrip(". "),
         "touched": None,
         "evidence": {},
-        "next": "This is a fault in volmig: report it with the evidence archive, and check this host first.",
+        "next": "This is a bug in volmig: report it with the evidence archive, and check this host first.",
     }
     return answer("failed", {}, work, error, unit)
 
@@ -335,7 +335,7 @@ class Desk:
                 raise Refused(
                     "hostctl-differs",
                     "run %s" % request.verb,
-                    "this hostctl is %s, asked for %s" % (source_hash(), request.hash),
+                    "this hostctl is %s, requested was %s" % (source_hash(), request.hash),
                     "Install version %s of hostctl beside it." % request.hash,
                     versions=installed(),
                 )
@@ -566,10 +566,10 @@ class Desk:
             "tried": "run %s" % unit,
             "touched": None,
             "evidence": {},
-            "found": "the host rebooted meanwhile"
+            "found": "the host has rebooted"
             if begun != transient_units.boot_id()
             else "it ended without a result (killed?)",
-            "next": "Probe what it left, then use the next attempt.",
+            "next": "Check what it left behind, then use the next attempt.",
         }
         kept.finish(key, answer("lost", {}, None, error, unit))
         return kept.result(key) or {}

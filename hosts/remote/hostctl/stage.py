@@ -94,7 +94,7 @@ def _clear(place: Place, there: Optional[os.stat_result]) -> None:
     """A partial copy of an attempt that died is ours to remove; a file with other names is a live disk and is not."""
     if place.look("disk.old") or place.look("disk.rejected"):
         raise Refused(
-            "unknown-stage", "stage into %s" % place.path, "a swap of this job has begun there", "Look at it by hand."
+            "unknown-stage", "stage into %s" % place.path, "a swap of this job has begun there", "Inspect it manually."
         )
     if there is not None:
         if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
@@ -102,7 +102,7 @@ def _clear(place: Place, there: Optional[os.stat_result]) -> None:
                 "foreign-file",
                 "replace %s/disk.new" % place.path,
                 "it is not a plain file with one name",
-                "Look at it by hand.",
+                "Inspect it manually.",
             )
         os.unlink("disk.new", dir_fd=place.fd)
 
@@ -123,7 +123,7 @@ def _copy_in(work: Work, place: Place, image: int) -> Dict[str, Any]:
             "wrong-bytes",
             "stage %s" % whole(work.args),
             "its SHA-256 is %s; before it was compared it was %s" % (digest, work.args["sha256"]),
-            "Something changed the copy on the relay: look at its memory and its disks. Then start again.",
+            "The copy changed on the relay: check its memory and its disks. Then start again.",
         )
     work.report(total, total, total, total, last=True)
     return {"sha256": digest, "file_size": found.st_size, "inode": found.st_ino}
@@ -166,7 +166,7 @@ def unstage(work: Work) -> Dict[str, Any]:
         strange = sorted(names - {"disk.new", "card.json", "README", "card.json.tmp", "README.tmp"})
         if strange:
             raise Refused(
-                "unknown-files", "remove %s" % place.path, "it holds %s" % ", ".join(strange), "Look at it by hand."
+                "unknown-files", "remove %s" % place.path, "it holds %s" % ", ".join(strange), "Inspect it manually."
             )
         there = place.look("disk.new")
         if there is not None and (not stat.S_ISREG(there.st_mode) or there.st_nlink != 1):
@@ -174,14 +174,14 @@ def unstage(work: Work) -> Dict[str, Any]:
                 "foreign-file",
                 "remove %s/disk.new" % place.path,
                 "it has another name too: it may be a live disk",
-                "Look at it by hand.",
+                "Inspect it manually.",
             )
         if there is not None and there.st_ino != work.args.get("expect_inode", there.st_ino):
             raise Refused(
                 "foreign-file",
                 "remove %s/disk.new" % place.path,
                 "its inode is %d, recorded was %d" % (there.st_ino, work.args["expect_inode"]),
-                "Another file took the name. Look at it by hand.",
+                "Another file has the name. Inspect it manually.",
             )
         work.must(unstage_acts(work.args, work.job)[0], lambda: remove_place(place, work.job, names))
     return {"already": False}
@@ -204,7 +204,7 @@ def verify(work: Work) -> Dict[str, Any]:
             facts = dict(read_card(place), sha256=args["sha256"], stage=identity(found) if found else {})
             write_card(place, facts)
     if found is None or found.st_nlink != 1:
-        raise Refused("foreign-file", info.tried, "disk.new vanished or has another name", "Look at it by hand.")
+        raise Refused("foreign-file", info.tried, "disk.new vanished or has another name", "Inspect it manually.")
     return {"inode": found.st_ino, "mtime_ns": found.st_mtime_ns, "file_size": found.st_size, "sha256": args["sha256"]}
 
 
@@ -246,7 +246,7 @@ def _check_bytes(work: Work, place: Place) -> Shown:
             "wrong-bytes",
             "read %s/disk.new" % place.path,
             "%d bytes with SHA-256 %s; staged were %d with %s" % (done, digest, args["file_size"], args["sha256"]),
-            "Something changed the stage on its way. Discard it and find out what.",
+            "The staged copy changed in transit. Discard it and find out why.",
         )
     return shown
 

@@ -69,7 +69,7 @@ class Store(Memory):
                 "stale-fence",
                 "act under fence %d" % fence,
                 "fence %d was already seen for this job%s" % (highest, by),
-                "Nothing to do: volmig compares that with its database.",
+                "Nothing to do: volmig compares it with its database.",
             )
 
     def raise_fence(self, fence: int, session: str = "", claim: int = 0) -> None:
@@ -201,7 +201,7 @@ def read_json(path: str) -> Optional[Dict[str, Any]]:
         raise Refused(
             "state-damaged",
             "read %s" % path,
-            "it is no JSON object (%d bytes)" % os.path.getsize(path),
+            "it is not a JSON object (%d bytes)" % os.path.getsize(path),
             "Restore this file from a backup of this host. If there is none: find out what this host had done last, "
             "then remove the file.",
         )

@@ -131,7 +131,7 @@ def _field(work: Work) -> Field:
         return Field(work)
     except FileNotFoundError:
         tried, found = "swap %s" % live_path(work.args), "there is no %s" % directory(work.args, work.job)
-        raise Refused("stage-lost", tried, found, "Nothing was touched. Run the step stage again.")
+        raise Refused("stage-lost", tried, found, "Nothing was changed. Run the step stage again.")
 
 
 def swap(work: Work) -> Dict[str, Any]:
@@ -281,10 +281,10 @@ def _demand_state(field: Field, names: Names, old: int, new: int, wanted: str, a
         raise Refused(
             "unknown-state",
             act.tried,
-            "the disks are in no state that the swap knows",
-            "Look at both directories by hand; touch nothing yet.",
+            "the disks are in a state that the swap does not know",
+            "Inspect both directories manually; change nothing yet.",
         )
-    next_step = "Resume, or undo: both go on from where it stands."
+    next_step = "Resume or undo: both continue from the current state."
     raise Failed("not-" + wanted, act.tried, "the state is still: %s" % found, next_step)
 
 
@@ -305,7 +305,7 @@ def _demand_startable(work: Work, field: Field, state: str, names: Names) -> Non
         code,
         "exchange %s" % live_path(work.args),
         inodes,
-        "The live disk was not touched by this call. Look at both directories by hand.",
+        "This call did not change the live disk. Inspect both directories manually.",
     )
 
 
@@ -315,8 +315,8 @@ def _demand_off(work: Work) -> None:
         raise Refused(
             "not-shut-off",
             "exchange %s" % live_path(work.args),
-            "libvirt says %r" % (found or "no such domain"),
-            "Somebody started the instance. Stop it and find out who.",
+            "libvirt reports %r" % (found or "no such domain"),
+            "Someone started the instance. Stop it and find out who did.",
         )
 
 
@@ -326,7 +326,7 @@ def _demand_recorded(what: str, found: Optional[os.stat_result], recorded: Dict[
             "unknown-file",
             "use %s" % what,
             "it is %s" % ("absent" if found is None else "mode %o with %d names" % (found.st_mode, found.st_nlink)),
-            "Look at it by hand.",
+            "Inspect it manually.",
         )
     seen = live_disk.identity(found)
     wrong = [
@@ -339,7 +339,10 @@ def _demand_recorded(what: str, found: Optional[os.stat_result], recorded: Dict[
         wrong = [word for word in wrong if word.split()[0] in ("inode", "file_size", "mtime_ns")]
     if wrong:
         raise Refused(
-            "changed", "use %s" % what, "; ".join(wrong), "It changed since it was recorded: ask for approval again."
+            "changed",
+            "use %s" % what,
+            "; ".join(wrong),
+            "It has changed since it was recorded: request approval again.",
         )
 
 
@@ -365,7 +368,7 @@ def _demand_unlocked(home: int, disk: str) -> None:
             "not-ours-to-lock",
             "open %s for its lock bytes" % disk,
             reason(error),
-            "The filer turns root away and the disk is somebody else's: give it to the share's owner, or undo.",
+            "The filer squashes root and another user owns the disk: give it to the share's owner, or undo.",
         )
 
 
@@ -397,7 +400,7 @@ def _dress(field: Field) -> None:
     live = field.live()
     if live is None:
         raise Refused(
-            "unknown-state", "read the live disk", "it is absent", "Look at the instance's directory by hand."
+            "unknown-state", "read the live disk", "it is absent", "Inspect the instance's directory manually."
         )
     disk, there = field.args["disk"], field.place.fd
     with _as_owner_of(live, field), opened("disk.new", there) as new, opened(disk, field.home) as old:
@@ -417,7 +420,7 @@ def _dress(field: Field) -> None:
     if differs:
         raise Refused(
             "attributes-differ",
-            "make the stage look like the live disk",
+            "copy the live disk's owner, mode and label to the stage",
             "%s cannot be made equal (%d:%d %o, wanted %d:%d %o)"
             % (
                 ", ".join(differs),
@@ -428,7 +431,7 @@ def _dress(field: Field) -> None:
                 live.st_gid,
                 stat.S_IMODE(live.st_mode),
             ),
-            "The filer turns root away and the live disk is somebody else's: give it to the share's owner, or undo.",
+            "The filer squashes root and another user owns the live disk: give it to the share's owner, or undo.",
         )
 
 
@@ -529,7 +532,7 @@ def _nothing_swapped(work: Work) -> Dict[str, Any]:
             "unknown-inode",
             "swap back %s" % live_path(work.args),
             "the job's directory is gone and the live disk has inode %d" % found,
-            "Look at both directories by hand.",
+            "Inspect both directories manually.",
         )
     return {"live_inode": found, "already": True}
 
@@ -544,7 +547,7 @@ def _both(work: Work, field: Field) -> Tuple[int, int]:
             "unknown-identity",
             "swap back %s" % live_path(args),
             "no inode numbers are recorded",
-            "Look at both directories by hand.",
+            "Inspect both directories manually.",
         )
     return int(new), int(old)
 
@@ -575,7 +578,7 @@ def purge(work: Work) -> Dict[str, Any]:
         if live is None or live.st_ino != args["live_inode"]:
             raise Refused(
                 "unknown-inode",
-                "delete the disk that is not in use",
+                "delete the unused disk",
                 "the live disk has inode %s, recorded %d" % (live and live.st_ino, args["live_inode"]),
                 "The live disk is another file than the swap left there, as after a resize or a rebuild. "
                 "If the instance has its data, delete %s by hand." % field.place.path,
@@ -608,7 +611,7 @@ def _unused(field: Field, inode: int) -> List[str]:
             "unknown-files",
             "purge %s" % field.place.path,
             "not the recorded backup: %s" % ", ".join(strange),
-            "Look at it by hand.",
+            "Inspect it manually.",
         )
     return disks
 

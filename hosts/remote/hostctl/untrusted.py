@@ -68,7 +68,7 @@ def open_file(
         if isinstance(error, PermissionError) and flags & os.O_ACCMODE == os.O_RDONLY:
             raise _unreadable(tried, error)
         if error.errno in NOT_A_FILE:
-            raise _foreign(tried, "it is no regular file any more (%s)" % reason(error))
+            raise _foreign(tried, "it is no longer a regular file (%s)" % reason(error))
         raise
     try:
         _demand_regular(os.fstat(fd), tried, links)
@@ -83,7 +83,7 @@ def _demand_regular(found: os.stat_result, tried: str, links: Optional[int]) -> 
         if is_kind(found.st_mode):
             raise _foreign(tried, "it is %s, not a regular file" % named)
     if not stat.S_ISREG(found.st_mode):
-        raise _foreign(tried, "it is no regular file (mode %o)" % found.st_mode)
+        raise _foreign(tried, "it is not a regular file (mode %o)" % found.st_mode)
     if links is not None and found.st_nlink != links:
         raise _foreign(tried, "it has %d names (hard links), not %d" % (found.st_nlink, links))
 
@@ -151,7 +151,7 @@ def names(dir_fd: int) -> List[str]:
         raise Refused(
             "foreign-files",
             "list a directory on the share",
-            "it holds %d names; at most %d are read" % (len(found), NAMES_CAP),
+            "it has %d entries; at most %d are read" % (len(found), NAMES_CAP),
             "Find out who put them there, and remove them.",
         )
     return sorted(found)
@@ -202,7 +202,7 @@ class Share:
                 except OSError as error:
                     if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                         raise
-                    found = "%s is no directory (%s)" % (plain(name), reason(error))
+                    found = "%s is not a directory (%s)" % (plain(name), reason(error))
                     raise _foreign("%s/%s" % (self.path, relative), found)
                 finally:
                     os.close(above)
@@ -276,7 +276,7 @@ class Base:
         if not self.text.isprintable() or not self.text:
             self.trouble = "%s has no plain name" % named
         elif PROTOCOL.match(self.text):
-            self.trouble = "%s is no plain path" % named
+            self.trouble = "%s is not a plain path" % named
         elif self.is_relative:
             self._climb(folder, named)
         elif not self.text.startswith(share + "/"):
@@ -297,5 +297,5 @@ class Base:
     def _below(self, words: List[str], named: str) -> None:
         # Only at its beginning: what lies before a later ".." might be a link, and lead elsewhere than the text says.
         if ".." in words or not all(words[-1:]):
-            self.trouble = "%s goes up and down again" % named
+            self.trouble = "%s leads up and down again" % named
         self.relative = "/".join(word for word in words if word not in ("", "."))

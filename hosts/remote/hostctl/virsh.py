@@ -73,7 +73,7 @@ def state(work: Work, instance: str) -> str:
     if not installed():
         raise Refused(
             "no-libvirt",
-            "ask for the state of %s" % instance,
+            "read the state of %s" % instance,
             "virsh is not installed on this host",
             "Run this step on the instance's own hypervisor.",
         )
@@ -84,9 +84,9 @@ def state(work: Work, instance: str) -> str:
         return ""
     raise Refused(
         "unknown-state",
-        "ask for the state of %s" % instance,
+        "read the state of %s" % instance,
         output.said(),
-        "Look at libvirt on this host, then resume.",
+        "Check libvirt on this host, then resume.",
     )
 
 
@@ -175,7 +175,7 @@ def lock(work: Work) -> Dict[str, Any]:
             "foreign-lock",
             "mark %s" % work.args["instance"],
             "it is marked: %s" % marked,
-            "Another job holds it. Wait for that job.",
+            "Another job uses it. Wait for that job.",
         )
     if not marked:
         output = work.do(lock_acts(work.args, work.job)[0])
@@ -190,7 +190,7 @@ def _mark(work: Work) -> str:
     """The reason in our own metadata of the domain, or an empty text when libvirt says that there is none."""
     if not state(work, work.args["instance"]):
         raise Refused(
-            "no-domain", "mark %s" % work.args["instance"], "libvirt does not know it", "Check where the instance is."
+            "no-domain", "mark %s" % work.args["instance"], "libvirt has no such domain", "Check where the instance is."
         )
     output = work.ask(
         "virsh", "-c", URI, "metadata", "--domain", work.args["instance"], "--config", "--uri", MARK, good=None
@@ -202,7 +202,7 @@ def _mark(work: Work) -> str:
             "probe-failed",
             "read our mark on %s" % work.args["instance"],
             output.said(),
-            "Look at libvirt on this host, then resume.",
+            "Check libvirt on this host, then resume.",
         )
     return ElementTree.fromstring(output.out).get("reason", "?")  # noqa: S314  from the host's own libvirt
 
@@ -251,7 +251,7 @@ def stop(work: Work) -> Dict[str, Any]:
                 "stop-deadline",
                 "run virsh shutdown %s" % instance,
                 "still %s after %d s; %s" % (state(work, instance), args.get("deadline", 180), output.said()),
-                "The guest does not react to ACPI. Stop it from inside, or through the cloud, then resume.",
+                "The guest does not react to ACPI. Shut it down from inside or through the cloud, then resume.",
             )
     path = "%s/%s/%s" % (args["instances"], instance, args["disk"])
     return {
@@ -331,5 +331,5 @@ def _check_inode(work: Work) -> None:
             "unknown-inode",
             "start %s" % args["instance"],
             "%s has inode %d, expected %d" % (path, found, args["expect_inode"]),
-            "Somebody replaced the disk. Look at it by hand.",
+            "The disk was replaced. Inspect it manually.",
         )

@@ -15,15 +15,18 @@ from volmig import incarnation
 
 
 class Command(BaseCommand):
-    help = "Shows each migration beside what its hosts report; adopts one; takes one host over; ends read-only mode."
+    help = (
+        "Compares each migration with what its hypervisors report; adopts one; takes over a hypervisor; "
+        "ends read-only mode."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--as", dest="person", default="", help="the administrator who confirms")
         one = parser.add_mutually_exclusive_group()
-        one.add_argument("--migration", type=int, help="adopt this migration, as it was shown last")
+        one.add_argument("--migration", type=int, help="adopt this migration, as last shown")
         one.add_argument("--host", help="take this hypervisor over from another volmig")
         one.add_argument("--finish", action="store_true", help="end read-only mode")
-        one.add_argument("--join", action="store_true", help="this data directory is one more of this database")
+        one.add_argument("--join", action="store_true", help="let this data directory join this database")
 
     def handle(self, *args: Any, **options: Any) -> None:
         state = incarnation.check()
@@ -60,7 +63,7 @@ class Command(BaseCommand):
     def show(self, state: incarnation.State) -> None:
         rows = Adoption.objects.filter(episode=state.episode)
         for row in rows.exclude(hypervisor=None).select_related("hypervisor"):
-            self.stdout.write(f"{row.hypervisor}: {row.trouble or row.words or 'nothing that is not known here'}")
+            self.stdout.write(f"{row.hypervisor}: {row.trouble or row.words or 'nothing new'}")
         for row in rows.exclude(job=None).select_related("job__source", "job__relay", "job__destination"):
             self.show_one(row)
         self.show_unknown(state)
@@ -110,8 +113,8 @@ class Command(BaseCommand):
     def take(self, name: str, by: Any) -> None:
         hypervisor = Hypervisor.objects.reachable().filter(name=name).first()
         if hypervisor is None:
-            raise CommandError(f"There is no hypervisor {name} that volmig may call.")
-        self.typed(name, f"Take {name} over from whoever owns it?")
+            raise CommandError(f"volmig has no usable hypervisor {name}.")
+        self.typed(name, f"Take {name} over from its current owner?")
         adopting.take_host(adopting.confirm_host(hypervisor, by, name), hypervisor)
         self.stdout.write(f"{name} belongs to this volmig.")
 
@@ -129,8 +132,8 @@ class Command(BaseCommand):
 def reported(said: Mapping[str, Any]) -> str:
     """What one host, or Nova, says of a migration, in a line."""
     if silent := said.get("silent"):
-        return f"no answer: {silent}"
+        return f"no response: {silent}"
     runs = said.get("runs") or []
     last = f", last {runs[-1]['step']} {runs[-1]['direction']} {runs[-1]['state']}" if runs else ""
-    known = {"no": "knows nothing of it", "forgotten": "has removed its working data"}.get(said.get("known") or "", "")
+    known = {"no": "has no data about it", "forgotten": "has removed its working data"}.get(said.get("known") or "", "")
     return ", ".join(each for each in (known, said.get("shown", ""), f"{len(runs)} steps{last}") if each)

@@ -14,7 +14,7 @@ from volmig.backup.make import UnsteadyError, make
 
 
 class Command(BaseCommand):
-    help = "Writes one archive: database, keys, audit heads and settings. volmig may run meanwhile."
+    help = "Writes one archive: database, keys, audit heads and settings. volmig can keep running."
 
     def add_arguments(self, parser: CommandParser) -> None:
         text = "new file (default: volmig-backup-<time>.tar.gz[.age] in the current directory)"
@@ -31,7 +31,7 @@ class Command(BaseCommand):
             target = options["output"] or Path(f"volmig-backup-{timezone.now():%Y%m%d-%H%M%S}{ending}")
             folder = target.absolute().parent
             if not folder.is_dir():
-                raise ValueError(f"There is no directory {folder}. Make it first, with mode 0700.")
+                raise ValueError(f"There is no directory {folder}. Create it first, with mode 0700.")
             made = make(target.absolute(), recipients, {"hostctl": hostctl.source_hash()})
         except FileExistsError as error:
             raise CommandError(f"{target} exists already. Nothing was written.") from error
@@ -42,5 +42,5 @@ class Command(BaseCommand):
         for name, why in made.about["left_out"].items():
             self.stdout.write(f"Not in it: {name} ({why})")
         if not recipients:
-            said = "It is NOT encrypted, and holds the keys. Set VOLMIG_BACKUP_RECIPIENTS, or guard it like the keys."
+            said = "It is NOT encrypted and has the keys. Set VOLMIG_BACKUP_RECIPIENTS, or protect it like the keys."
             self.stderr.write(self.style.WARNING(said))

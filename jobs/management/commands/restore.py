@@ -19,7 +19,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", type=Path)
         what = parser.add_mutually_exclusive_group(required=True)
-        what.add_argument("--check", action="store_true", help="read all of it and say what it is; changes nothing")
+        what.add_argument("--check", action="store_true", help="verify it completely and describe it; changes nothing")
         text = "an empty or new data directory, and for PostgreSQL also the address of an empty database"
         what.add_argument("--into", nargs="+", metavar="TARGET", help=text)
         text = "file with the key that decrypts it: an age identity, or an SSH private key without a passphrase"
@@ -46,7 +46,9 @@ class Command(BaseCommand):
         listed = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in active.items())
         self.stdout.write(f"Migrations that were active then: {listed or 'none'}.")
         if newer := found.newer():
-            raise CommandError(f"It does not fit: a later version of volmig made it ({', '.join(newer[:3])}).")
+            raise CommandError(
+                f"It does not fit this version: a later version of volmig made it ({', '.join(newer[:3])})."
+            )
         pending = found.pending()
         fits = f"{len(pending)} database migrations will be applied at the first start" if pending else "as it is"
         self.stdout.write(f"It fits this version: {fits}.")
@@ -59,9 +61,11 @@ class Command(BaseCommand):
         hours = found.age().total_seconds() / 3600
         self.stdout.write(f"Restored into {directory}: as of {found.about['made_at'][:19]} UTC, {age(hours)} ago.")
         start = f"VOLMIG_DATA={directory}" + (" VOLMIG_DB=postgres://…" if database is not None else "")
-        self.stdout.write(f"Start it with {start} manage.py up. It starts read-only: no host is changed before you")
-        self.stdout.write("have compared each active migration with its hosts and adopted it.")
-        self.stdout.write(f"The settings of then are in {directory / 'restored-settings.json'}.")
+        self.stdout.write(
+            f"Start it with {start} manage.py up. It starts read-only: no hypervisor is changed before you"
+        )
+        self.stdout.write("have compared each active migration with its hypervisors and adopted it.")
+        self.stdout.write(f"Its settings are in {directory / 'restored-settings.json'}.")
 
 
 def targets(words: list[str]) -> tuple[Path, dict[str, Any] | None]:
@@ -77,7 +81,7 @@ def targets(words: list[str]) -> tuple[Path, dict[str, Any] | None]:
     try:
         return directory, postgresql(addresses[0]) if addresses else None
     except ImproperlyConfigured as error:
-        raise restore.RestoreError(f"{addresses[0]} is no address of a database: {error}") from error
+        raise restore.RestoreError(f"{addresses[0]} is not a database address: {error}") from error
 
 
 def age(hours: float) -> str:

@@ -11,7 +11,7 @@ from volmig.accounts.roles import ALLOWS
 
 
 class Command(BaseCommand):
-    help = "Makes a person, or changes one's password and roles. Without --role: an administrator with every role."
+    help = "Creates an account, or changes its password and roles. Without --role: an administrator with every role."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")

@@ -16,7 +16,7 @@ from volmig.record.models import Event
 COSTS = {
     "secret_key": "Everyone is logged out, and recovery codes of second factors no longer work.",
     "factor_key": "Second factors can no longer be read: remove each on its account's page.",
-    "seal_key": "Hypervisors refuse every seal until each has a new policy (Hosts, the hypervisor, Show the policy).",
+    "seal_key": "Hypervisors refuse every seal until each has a new policy (its page, Show the policy).",
     "worker_key": "Nothing is lost.",
     "ssh_key": "volmig cannot log in to any hypervisor until the new public key is installed there.",
     "audit_key": "verify_audit will report every event up to now, because it can no longer verify their signatures.",

@@ -11,7 +11,9 @@ from volmig.record import signing
 
 
 class Command(BaseCommand):
-    help = "Makes a new key for evidence, signed by the old one, whose private half is then gone. Both stay published."
+    help = (
+        "Creates a new key for evidence, signed by the old one, whose private half is then gone. Both stay published."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         text = "write the new file of keys here, where VOLMIG_EVIDENCE_KEY_FILE names one that volmig does not write"

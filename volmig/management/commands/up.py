@@ -271,9 +271,7 @@ def alone() -> Iterator[None]:
             lock = stack.enter_context((settings.DATA / "up-prepare.lock").open("w"))
             take, release = partial(try_flock, lock), partial(fcntl.flock, lock, fcntl.LOCK_UN)
         if not take():
-            print(
-                "Another process is preparing the database or asking for its first administrator. Waiting.", flush=True
-            )
+            print("Another process is preparing the database or creating its first administrator. Waiting.", flush=True)
             # One that waited within a statement would hold a snapshot, for whose end the building of an index waits.
             while not take():
                 time.sleep(LOCK_PAUSE)
@@ -342,7 +340,7 @@ def prepare() -> None:
         if still_to_do := first_administrator():
             print(still_to_do, flush=True)
     except (EOFError, KeyboardInterrupt) as error:
-        raise CommandError("\nNot started: volmig needs an administrator. Start it again to be asked again.") from error
+        raise CommandError("\nNot started: volmig needs an administrator. Start it again to create one.") from error
     except ValidationError as error:
         raise CommandError(f"VOLMIG_ADMIN_USER, VOLMIG_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
 

@@ -17,14 +17,14 @@ SHOWN = 10
 
 
 class Command(BaseCommand):
-    help = "Walks the audit log's hash chain; exits with 1 and names the first bad event when it was tampered with."
+    help = "Verifies the audit log's hash chain; exits with 1 and names the first bad event if it was tampered with."
 
     def add_arguments(self, parser: CommandParser) -> None:
         text = (
             "file of published heads (default: VOLMIG_AUDIT_HEADS, when it exists); finds an audit log that was cut off"
         )
         parser.add_argument("--heads", type=Path, metavar="FILE", help=text)
-        text = "a migration's evidence, or exported JSON lines: are its events this audit log's, as they were written?"
+        text = "a migration's evidence, or exported JSON lines: are its events unchanged events of this audit log?"
         parser.add_argument("--bundle", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -55,7 +55,7 @@ class Command(BaseCommand):
             raise CommandError(f"{path} cannot be read: {error}") from error
         if faults:
             raise CommandError("\n".join(faults[:SHOWN]))
-        self.stdout.write(f"All {len(lines)} events are this audit log's, as they were written.")
+        self.stdout.write(f"All {len(lines)} events are unchanged events of this audit log.")
 
     def summary(self, heads: Heads | None) -> str:
         head = ChainHead.objects.filter(pk=1).first()
@@ -63,7 +63,7 @@ class Command(BaseCommand):
             return "No events yet."
         compared = len(heads.heads) if heads else 0
         agree = f" {compared} published heads agree." if compared else " No published head was compared."
-        return f"The audit log is whole: {head.seq} events, head {head.hash}.{agree}"
+        return f"The audit log is intact: {head.seq} events, head {head.hash}.{agree}"
 
 
 def signature_faults(path: Path) -> list[str]:

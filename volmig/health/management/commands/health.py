@@ -27,9 +27,9 @@ class Command(BaseCommand):
             return
         except (DatabaseError, InterfaceError, ready.TooSlow):
             # Nothing is known of this part, and to start it anew would not bring the database back.
-            self.stdout.write("The database does not answer, so the heartbeats cannot be read.")
+            self.stdout.write("The database does not respond, so the heartbeats cannot be read.")
             return
-        for sentence in faults or ["Every heartbeat of this part is recent."]:
+        for sentence in faults or ["All heartbeats of this part are recent."]:
             self.stdout.write(sentence)
         if faults:
             sys.exit(1)
