@@ -18,6 +18,7 @@ USAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
+    """Runs one request from standard input, or a command typed by root; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
     archive = os.path.abspath(sys.argv[0])

@@ -58,6 +58,7 @@ class Stop(Exception):  # noqa: N818  what it says is an answer, not a fault
         self.next_step, self.evidence = next_step, evidence
 
     def error(self, touched: Optional[bool]) -> Dict[str, Any]:
+        """The refusal as JSON; `touched` is None while it is unknown whether anything was changed."""
         return {
             "code": self.code,
             "tried": self.tried,

@@ -29,11 +29,13 @@ def second_name(number: int) -> str:
 
 
 def keep_act(args: Args, job: str) -> Act:
+    """What the swap announces for the second names of backing files."""
     live = "%s/%s/%s" % (args["instances"], args["instance"], args["disk"])
     return syscall("link each file that %s stands on, if any, to %s/base.0 and so on" % (live, directory(args, job)))
 
 
 def kept_names(place: Place) -> List[str]:
+    """The second names (base.0, base.1, …) that exist in the directory of the migration."""
     with place.mine():
         return [name for name in untrusted.names(place.fd) if SECOND_NAME.match(name)]
 
@@ -53,6 +55,7 @@ class Standing(NamedTuple):
 
     @property
     def gone(self) -> bool:
+        """True when only the second name is left."""
         return self.there is None and self.kept is not None
 
     @property

@@ -39,6 +39,7 @@ def unpacked(archive: str, digest: str) -> str:
 
 
 def only_roots(path: str) -> bool:
+    """True for a directory that only root can write; OSError when it does not exist."""
     found = os.lstat(path)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022
 
@@ -80,13 +81,16 @@ def is_needed(beside: str, digest: str) -> bool:
 
 
 def requests_of(job: str) -> "list[str]":
+    """File names of the requests that this host has stored for a migration."""
     return [name for name in listed(os.path.join(STATE, job)) if name.endswith(".request.json")]
 
 
 def listed(path: str) -> "list[str]":
+    """Names in a directory; none when it does not exist."""
     return os.listdir(path) if os.path.isdir(path) else []
 
 
 def read(path: str) -> bytes:
+    """The whole file."""
     with open(path, "rb") as file:
         return file.read()

@@ -133,6 +133,7 @@ class Work:
 
     @property
     def made(self) -> Args:
+        """What the step reported when it was done; an undo is given it. Empty when it reported nothing."""
         found = self.args.get("made", {})
         return found if isinstance(found, dict) else {}
 
@@ -236,10 +237,12 @@ class Memory:
     """What a job remembers on this host between calls; this one forgets (the store's writes to disk)."""
 
     def recall(self, name: str) -> Dict[str, Any]:
+        """Facts under that name; none are kept here, see Store."""
         return {}
 
     def remember(self, name: str, **facts: Any) -> None:
-        return None
+        """Keeps facts for later requests of the same migration; not here, see Store."""
+        return
 
 
 def _execute(

@@ -6,6 +6,7 @@ from typing import Iterator
 
 
 def write_all(fd: int, data: bytes) -> None:
+    """Writes all of it: write(2) may write less than it is given."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -12,6 +12,7 @@ EXPORTS = "/etc/exports.d"  # exportfs(8): every file there whose name ends in .
 
 
 def exports_file(mountpoint: str) -> str:
+    """The file under exports.d that keeps one export of volmig, exports(5)."""
     return "%s/volmig-%s.exports" % (EXPORTS, os.path.basename(mountpoint))
 
 

@@ -77,6 +77,7 @@ class Image:
         return Cage(shown=shown, user=self.user, **how)
 
     def close(self) -> None:
+        """Closes the image and its backing files."""
         while self.opened:
             os.close(self.opened.pop()[1])
 

@@ -53,10 +53,12 @@ class Place:
     # A stage that belongs to root can be inspected as nobody only if others may read it; that user gets no listing.
     @property
     def dir_mode(self) -> int:
+        """0711 where the share's owner is root: the owner of the disk has to reach it."""
         return 0o700 if self.owner.st_uid else 0o711
 
     @property
     def file_mode(self) -> int:
+        """0644 where the share's owner is root, or the image's own user could not read it."""
         return 0o600 if self.owner.st_uid else 0o644
 
     def mine(self) -> Any:
@@ -73,6 +75,7 @@ class Place:
         return ".volmig/%s/%s" % (self.job, name)
 
     def close(self) -> None:
+        """Closes the directory and the share; may be called twice."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

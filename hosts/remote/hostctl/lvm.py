@@ -30,6 +30,7 @@ def holder(job: str) -> str:
 
 
 def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that create the temporary volume with its tags; `size` in bytes."""
     return (
         command(
             "lvcreate",
@@ -51,6 +52,7 @@ def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def remove_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that overwrite the temporary volume with zeros and remove it, by UUID and tag."""
     made = args.get("made", {})
     which = 'lv_uuid="%s" && lv_tags={"volmig.job=%s"}' % (made.get("lv_uuid", "«lv_uuid»"), job)
     return (
@@ -61,6 +63,7 @@ def remove_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def fence_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that mark the source volume, make it read-only and keep it open in a unit."""
     return (
         command("lvchange", "--addtag", "volmig", "--addtag", "volmig.src=%s" % job, "--", name(args)),
         command("lvchange", "-pr", "--", name(args)),
@@ -79,6 +82,7 @@ def fence_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unfence_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that release the source volume; it stays read-only if it was so before."""
     made = args.get("made", {})
     stop = command("systemctl", "stop", "--", holder(job))
     writeable = command("lvchange", "-prw", "--", name(args))
@@ -129,6 +133,7 @@ class Volume(NamedTuple):
 
     @property
     def device(self) -> str:
+        """Major and minor number as sysfs writes them, 253:7."""
         return "%d:%d" % (self.major, self.minor)
 
 
@@ -237,10 +242,12 @@ class Groups(NamedTuple):
     skipped: str
 
     def named(self, name: str) -> Optional[Dict[str, Any]]:
+        """The volume group of that name, None when LVM does not report it."""
         return next((group for group in self.found if group["name"] == name), None)
 
 
 def groups(work: Work) -> Groups:
+    """All volume groups with sizes in bytes, vgs(8), and what LVM skipped."""
     rows, skipped = report(work, "vgs", "vg", GROUP_FIELDS)
     found = [
         {
@@ -329,6 +336,7 @@ def _process(pid: str) -> Dict[str, Any]:
 
 
 def first_line(path: str) -> str:
+    """The first line of a file in sysfs or procfs; empty when it cannot be read."""
     try:
         with open(path, errors="replace") as file:
             return file.readline().strip()

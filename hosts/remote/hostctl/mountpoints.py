@@ -49,6 +49,7 @@ def check_private(directory: str) -> None:
 
 
 def write_sentinel(mountpoint: str, fs_uuid: str) -> None:
+    """Writes the file by which a job's own filesystem is recognised; its content is the UUID."""
     path = os.path.join(mountpoint, SENTINEL)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

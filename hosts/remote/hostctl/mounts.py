@@ -24,6 +24,7 @@ class Mount(NamedTuple):
 
 
 def mounts() -> List[Mount]:
+    """All mounts that this process sees, proc_pid_mountinfo(5), the uppermost last."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         return [_row(line) for line in file]
 
@@ -64,6 +65,7 @@ def _holds(mount: Mount, files: Tuple[str, ...]) -> bool:
 
 
 def holding(device: str) -> List[Mount]:
+    """The mounts of one block device, `device` as major:minor."""
     return [mount for mount in mounts() if mount.device == device]
 
 

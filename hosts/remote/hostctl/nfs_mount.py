@@ -17,6 +17,7 @@ PROBE_BYTES = 8 << 20
 
 
 def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that mount the relay's export on the source and prove it with 8 MiB."""
     mountpoint = args["mountpoint"]
     return (
         syscall("mkdir %s (mode 000)" % mountpoint),
@@ -28,6 +29,7 @@ def mount_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unmount_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that unmount the relay's export."""
     return (command("umount", "--", args["mountpoint"]), syscall("rmdir %s" % args["mountpoint"]))
 
 

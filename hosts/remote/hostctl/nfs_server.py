@@ -16,6 +16,7 @@ THREADS = "/proc/fs/nfsd/threads"
 
 
 def export_options(args: Args) -> str:
+    """Options of the export, exports(5): `mp` exports nothing when the filesystem is not mounted."""
     return "rw,sync,no_subtree_check,mp,fsid=%s,all_squash,anonuid=%s,anongid=%s" % (
         args["fs_uuid"],
         args["uid"],
@@ -24,6 +25,7 @@ def export_options(args: Args) -> str:
 
 
 def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that start the server where needed and export the filesystem to one client."""
     mountpoint = args["mountpoint"]
     starts = tuple(command("systemctl", "start", "--", unit) for unit in ordered(args["start"]))
     return (
@@ -35,6 +37,7 @@ def export_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unexport_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that end the export and stop the units that the export started."""
     where = "%s:%s" % (args["client"], args["mountpoint"])
     started = args.get("made", {}).get("started", ())
     stops = tuple(command("systemctl", "stop", "--", unit) for unit in reversed(ordered(started)))

@@ -225,6 +225,7 @@ def _lies_in(address: str, network: str) -> bool:
 
 
 def missing() -> Objection:
+    """The objection of a host without a policy: no verb that changes anything is allowed."""
     return Objection(
         "no-policy",
         "%s does not exist, so hostctl only reads on this hypervisor" % PATH,

@@ -75,10 +75,12 @@ class Header:
 
     @property
     def dirty(self) -> bool:
+        """Reference counts may be wrong: the image was in use with lazy refcounts, docs/interop/qcow2.txt of QEMU."""
         return bool(self.incompatible & DIRTY)
 
     @property
     def corrupt(self) -> bool:
+        """QEMU found its metadata damaged; it then opens the image read-only."""
         return bool(self.incompatible & CORRUPT)
 
     def hazards(self) -> List[str]:

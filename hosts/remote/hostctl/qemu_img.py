@@ -24,14 +24,17 @@ CAPABILITIES = (
 
 
 def part(args: Args) -> str:
+    """The copy before it is compared."""
     return "%s/disk.part" % args["mountpoint"]
 
 
 def whole(args: Args) -> str:
+    """The copy once it was compared."""
     return "%s/disk.qcow2" % args["mountpoint"]
 
 
 def convert_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The command that converts the volume; `rate` in bytes per second, 0 for no limit."""
     rate = ("-r", args["rate"]) if args["rate"] else ()
     # -t none -T none: the default cache mode of convert may lose what it reported as written.
     return (
@@ -58,6 +61,7 @@ def convert_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def compare_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that check the copy and compare it with the volume, and its rename when they are equal."""
     return (
         command("qemu-img", "check", "-f", "qcow2", "--output=json", "--", part(args)),
         command(
@@ -68,6 +72,7 @@ def compare_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def discard_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What is deleted of a copy, compared or not."""
     return (syscall("unlink disk.part and disk.qcow2 in %s" % args["mountpoint"]),)
 
 
@@ -116,10 +121,12 @@ class Following:
 
 
 def inspect(work: Work, path: str, become: Cage) -> Dict[str, Any]:
+    """What qemu-img info says of an image; run without privileges, at most 60 s."""
     return _facts(work.ask(*info_words(path), become=become, timeout=60))
 
 
 def info_words(path: str) -> Tuple[str, ...]:
+    """The command line of qemu-img info; the format is given, so that QEMU guesses none from the data."""
     return ("qemu-img", "info", "-f", "qcow2", "--output=json", "--", path)
 
 

@@ -11,6 +11,7 @@ from .sandbox import Cage
 
 
 def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that make a filesystem on the temporary volume and mount it."""
     mountpoint = args["mountpoint"]
     return (
         command(
@@ -34,6 +35,7 @@ def create_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def remove_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The commands that unmount the temporary filesystem."""
     return (command("umount", "--", args["mountpoint"]), syscall("rmdir %s" % args["mountpoint"]))
 
 

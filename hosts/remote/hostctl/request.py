@@ -110,6 +110,7 @@ class Request(NamedTuple):
 
     @property
     def key(self) -> str:
+        """Names the attempt in files and units: step, direction, number."""
         return "%s-%s-%d" % (self.step, self.direction, self.attempt)
 
 
@@ -259,6 +260,7 @@ def answer(
     error: Optional[Dict[str, Any]] = None,
     unit: str = "",
 ) -> Dict[str, Any]:
+    """The response as JSON; `state` is done, running, failed, refused or unknown."""
     return {
         "state": state,
         "evidence": evidence or {},
@@ -322,6 +324,7 @@ class Desk:
         self.rules = rules  # reads the policy of this host
 
     def store(self, job: str) -> Store:
+        """What this host has stored of one migration."""
         return Store(job, self.state, self.run)
 
     def handle(self, data: bytes) -> Dict[str, Any]:
@@ -479,6 +482,7 @@ class Desk:
         return dict(run, state="running" if self._alive(kept, key) else "lost")
 
     def ownership(self) -> Ownership:
+        """Which volmig owns this host."""
         return Ownership(self.state)
 
     def _running(self, kept: Store) -> List[str]:

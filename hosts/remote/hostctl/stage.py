@@ -20,10 +20,12 @@ from .sandbox import Cage, Shown
 
 
 def seal_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What hashing the copy announces; it is read past the page cache."""
     return (syscall("read %s past the cache (O_DIRECT) and note its SHA-256" % part(args)),)
 
 
 def stage_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What staging announces: the directory, its card, and the copy with its hash."""
     there = directory(args, job)
     return (
         syscall("mkdir %s as the owner of %s" % (there, args["instances"])),
@@ -33,10 +35,12 @@ def stage_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unstage_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What removing the staged copy announces."""
     return (syscall("unlink disk.new and card.json in %s, rmdir it" % directory(args, job)),)
 
 
 def verify_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What verifying announces: the hash as the filer returns it, and qemu-img info."""
     new = "%s/disk.new" % directory(args, job)
     return (
         syscall("read %s past the cache (O_DIRECT) and compare its SHA-256" % new),

@@ -30,22 +30,28 @@ class Store(Memory):
         self.forgotten = os.path.join(state, "forgotten")
 
     def exists(self) -> bool:
+        """True once a request of this migration was stored, until it is forgotten."""
         return os.path.isdir(self.directory)
 
     def open(self) -> None:
+        """Creates its directories, for root only."""
         for directory in (self.directory, self.run):
             os.makedirs(directory, 0o700, exist_ok=True)
 
     def read(self, name: str) -> Optional[Dict[str, Any]]:
+        """A stored document, None when there is none; Refused when it is damaged."""
         return read_json(os.path.join(self.directory, name + ".json"))
 
     def write(self, name: str, value: Dict[str, Any]) -> None:
+        """Replaces a document atomically and syncs it: it survives a power cut."""
         write_json(os.path.join(self.directory, name + ".json"), value, sync=True)
 
     def recall(self, name: str) -> Dict[str, Any]:
+        """Facts kept under a name; empty when there are none."""
         return self.read("fact." + name) or {}
 
     def remember(self, name: str, **facts: Any) -> None:
+        """Adds facts under a name; those of other keys stay."""
         self.write("fact." + name, dict(self.recall(name), **facts))
 
     def fence(self) -> int:
@@ -92,6 +98,7 @@ class Store(Memory):
         )
 
     def result(self, key: str) -> Optional[Dict[str, Any]]:
+        """The result of an attempt, None while it has none."""
         return self.read(key + ".result")
 
     def buried(self) -> Dict[str, Any]:
@@ -119,9 +126,11 @@ class Store(Memory):
         return os.stat(os.path.join(self.directory, key + ".result.json")).st_mtime
 
     def progress(self, key: str, figures: Dict[str, Any]) -> None:
+        """Replaces the figures of a running attempt; not synced, they are worth nothing after a crash."""
         write_json(os.path.join(self.run, key + ".json"), figures, sync=False)
 
     def finish(self, key: str, answer: Dict[str, Any]) -> None:
+        """Stores the result of an attempt; its figures are removed."""
         self.write(key + ".result", answer)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.run, key + ".json"))
@@ -174,6 +183,7 @@ def forgotten(state: str) -> List[str]:
 
 
 def flock(fd: int, wait: float) -> bool:
+    """Takes an exclusive lock, flock(2); False when it is still taken after `wait` seconds."""
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -229,6 +239,7 @@ def write_json(path: str, value: Dict[str, Any], sync: bool) -> None:
 
 
 def sync_directory(path: str) -> None:
+    """Makes renames and new names in it survive a power cut, fsync(2)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -22,6 +22,7 @@ READERS_WITHIN = 5.0  # seconds that the swap waits for others to close the disk
 
 
 def live_path(args: Args) -> str:
+    """The path of the instance's disk, as libvirt has it."""
     return "%s/%s/%s" % (args["instances"], args["instance"], args["disk"])
 
 
@@ -40,14 +41,17 @@ def _exchange_acts(args: Args, job: str, incoming: str, aside: str) -> Tuple[Act
 
 
 def swap_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What the swap announces: second names of bases, owner and mode of the new disk, link and rename."""
     return (bases.keep_act(args, job), _dress_act(args, job), *_exchange_acts(args, job, "disk.new", "disk.old"))
 
 
 def swap_back_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What the swap back announces: the same exchange, the new disk becomes disk.rejected."""
     return _exchange_acts(args, job, "disk.old", "disk.rejected")
 
 
 def purge_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What the purge announces; the disk is named by its inode."""
     there = directory(args, job)
     return (
         syscall(
@@ -104,10 +108,12 @@ class Field:
             raise
 
     def live(self) -> Optional[os.stat_result]:
+        """The live disk as lstat(2) shows it now, None when there is none."""
         with self.place.mine():
             return untrusted.look(self.args["disk"], self.home)
 
     def state(self, names: Names, old: int, new: int) -> str:
+        """Where the exchange stands, by inodes alone: one of the states of `state_of`."""
         with self.place.mine():
             live, incoming, aside = [
                 one.st_ino if one else None
@@ -116,6 +122,7 @@ class Field:
         return state_of(live, incoming, aside, old, new)
 
     def close(self) -> None:
+        """Closes the instance's directory and that of the migration."""
         os.close(self.home)
         self.place.close()
 

@@ -18,6 +18,7 @@ NEVER = -1.0
 
 
 def forget_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """What forgetting announces; the fence stays, so that an earlier worker is still refused."""
     return (
         command("systemctl", "reset-failed", "--", "volmig-%s-*" % job.replace("-", "")),
         syscall("remove /var/lib/volmig/%s and /run/volmig/%s, but remember the job's fence" % (job, job)),
@@ -25,6 +26,7 @@ def forget_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unit_name(job: str, key: str) -> str:
+    """The unit of an attempt, without .service; it has the migration's id."""
     return "volmig-%s-%s" % (job.replace("-", ""), key)
 
 
@@ -53,6 +55,7 @@ class Units:
         return self.work.do(act, recovery=True)
 
     def stop(self, unit: str) -> None:
+        """Stops a unit and waits for its end, at most 100 s."""
         self.work.do(command("systemctl", "stop", "--", unit + ".service"), recovery=True, timeout=100)
 
 
@@ -62,11 +65,13 @@ def program() -> List[str]:
 
 
 def boot_id() -> str:
+    """Another one after each boot, random(4): a unit of an earlier boot has no result any longer."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
 
 def reporter(job: store.Store, key: str) -> Callable[[Dict[str, int]], None]:
+    """Returns what a running attempt calls with its figures (bytes); the watch reads them."""
     step, direction, attempt = key.split("-")
 
     def report(figures: Dict[str, int]) -> None:
@@ -100,6 +105,7 @@ class Watch:
         self.first = True
 
     def changes(self) -> Iterator[Dict[str, Any]]:
+        """Figures and ends of all attempts that changed since the last call; the first call gives all."""
         for name in listed(self.state):
             job = store.Store(name, self.state, self.run)
             for key in job.started():
@@ -131,6 +137,7 @@ class Watch:
 
 
 def listed(directory: str) -> List[str]:
+    """Ids of migrations in a directory; none when it does not exist."""
     try:
         return sorted(name for name in os.listdir(directory) if len(name) == 36)
     except FileNotFoundError:

@@ -248,6 +248,7 @@ class Share:
         return Shown(path, found.st_dev, found.st_ino, user)
 
     def close(self) -> None:
+        """Closes the share's directory; may be called twice."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

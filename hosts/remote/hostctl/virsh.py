@@ -26,6 +26,7 @@ def _virsh(*words: object) -> Act:
 
 
 def lock_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The command that marks the domain as a migration's, in its persistent metadata."""
     return (
         _virsh(
             "metadata",
@@ -43,14 +44,17 @@ def lock_acts(args: Args, job: str) -> Tuple[Act, ...]:
 
 
 def unlock_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The command that removes the mark."""
     return (_virsh("metadata", "--domain", args["instance"], "--config", "--uri", MARK, "--remove"),)
 
 
 def stop_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The command that shuts the guest down by ACPI; it is never powered off."""
     return (_virsh("shutdown", "--domain", args["instance"]),)
 
 
 def start_acts(args: Args, job: str) -> Tuple[Act, ...]:
+    """The command that starts the domain."""
     return (_virsh("start", "--domain", args["instance"]),)
 
 
@@ -61,6 +65,7 @@ NO_MARK = "metadata not found"
 
 
 def installed() -> bool:
+    """False where libvirt runs in a container and the host has no virsh."""
     return bool(find("virsh"))
 
 
@@ -134,6 +139,7 @@ def _still_there(work: Work, uuid: str) -> List[Dict[str, Any]]:
 
 
 def domain(work: Work, uuid: str) -> Dict[str, Any]:
+    """The domain with its state and disks; Refused when libvirt does not have it."""
     tree = _tree(work, uuid)
     return {"uuid": uuid, "name": tree.findtext("name") or "", "state": state(work, uuid), "disks": _disks(tree)}
 
