@@ -56,7 +56,10 @@ def sent_to(values: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class CloudQuerySet(models.QuerySet["Cloud"]):
+    """Clouds, by how their instances are controlled."""
+
     def with_nova(self) -> Self:
+        """Those whose instances Nova stops and starts."""
         return self.filter(control="openstack")
 
 
@@ -91,6 +94,7 @@ class Cloud(models.Model):
 
     @property
     def through_nova(self) -> bool:
+        """True when Nova stops and starts its instances, False for libvirt."""
         return self.control == "openstack"
 
     def registration(self) -> dict[str, Any]:
@@ -229,6 +233,8 @@ class Compute(models.Model):
 
 
 class ServerQuerySet(models.QuerySet["Server"]):
+    """Instances as Nova last reported them."""
+
     def visible_to(self, user: Any) -> Self:
         """All of them for whoever sees every hypervisor; else those on hypervisors that the person sees."""
         if not may(user, "view"):
@@ -287,4 +293,5 @@ class Server(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
+        """The page of the instance, by its id in Nova."""
         return f"/instances/{self.uuid}/"

@@ -18,12 +18,14 @@ TYPED = 8
 
 
 def look_of(widget: forms.Widget) -> str:
+    """Bootstrap's class for a field of this kind."""
     if isinstance(widget, forms.CheckboxInput | forms.CheckboxSelectMultiple):
         return "form-check-input"
     return "form-select" if isinstance(widget, forms.Select) else "form-control"
 
 
 def dress(form: forms.BaseForm) -> None:
+    """Gives all fields of a form Bootstrap's classes."""
     for field in form.fields.values():
         field.widget.attrs["class"] = look_of(field.widget)
 
@@ -72,6 +74,7 @@ class RegisterForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's own c
         return host
 
     def save(self, commit: bool = True) -> Hypervisor:
+        """Saves the hypervisor; the limit goes from MiB/s to bytes per second."""
         self.instance.rate_limit = self.told()["rate_limit"]
         saved: Hypervisor = super().save(commit)
         return saved
@@ -104,6 +107,7 @@ class Members(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
     widget = forms.CheckboxSelectMultiple
 
     def label_from_instance(self, obj: Any) -> str:
+        """The hypervisor's name, and the cloud that it would leave."""
         return f"{obj.name} (in {obj.cloud.name})" if obj.cloud else str(obj.name)
 
 
@@ -161,6 +165,7 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         dress(self)
 
     def clean_auth_url(self) -> str:
+        """Refuses schemes other than http(s), and metadata addresses: the secret would be sent there."""
         url = str(self.cleaned_data["auth_url"])
         if url and not url.startswith(("https://", "http://")):
             raise forms.ValidationError("It has to begin with https:// or http://.")
@@ -169,6 +174,7 @@ class CloudForm(forms.ModelForm):  # type: ignore[type-arg]
         return url
 
     def clean(self) -> dict[str, Any]:
+        """Checks that the credential is complete, and asks for the secret again when its destination changes."""
         values: dict[str, Any] = super().clean() or {}
         kind = values.get("auth_type") or ""
         if values.get("control") != "openstack" or values.get("entry"):
@@ -224,12 +230,14 @@ class PinForm(forms.Form):
         self.offered = offered
 
     def clean_shown(self) -> str:
+        """Refuses (`other-key`) when the hypervisor has offered another key since the page was shown."""
         if self.cleaned_data["shown"] != self.offered:
             said = "The hypervisor has offered another key since this page was loaded. Compare it again."
             raise forms.ValidationError(said, code="other-key")
         return str(self.cleaned_data["shown"])
 
     def clean_typed(self) -> str:
+        """Refuses (`other-fingerprint`) what does not match the end of the fingerprint."""
         if self.cleaned_data["typed"].strip() != self.offered[-TYPED:]:
             said = "These are not the last characters of the fingerprint that the hypervisor offers."
             raise forms.ValidationError(said, code="other-fingerprint")
@@ -252,6 +260,7 @@ class RetireForm(forms.Form):
         self.host = host
 
     def clean_name(self) -> str:
+        """Refuses another name, and a hypervisor that migrations or others still need."""
         if self.cleaned_data["name"] != self.host.name:
             raise forms.ValidationError(f"Type {self.host.name} to retire it.", code="name-not-typed")
         if why := self.host.still_needed():

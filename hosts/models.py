@@ -60,6 +60,8 @@ def standard_team() -> int:
 
 
 class HostctlVersionQuerySet(models.QuerySet["HostctlVersion"]):
+    """Files of hostctl, this version's and those that migrations began with."""
+
     def keep(self) -> None:
         """Keeps this volmig's own version, before a migration begins with it."""
         if not self.filter(pk=hostctl.source_hash()).exists():
@@ -115,12 +117,16 @@ class Lateness:
 
     @property
     def sentence(self) -> str:
+        """How many hypervisors are late, and the limit that they exceed."""
         many = f"{self.count} hypervisors have" if self.count > 1 else "1 hypervisor has"
         return f"{many} not been refreshed for more than {spoken(late_after().total_seconds())}."
 
 
 class HypervisorQuerySet(OwnedQuerySet["Hypervisor"]):
+    """Hypervisors, by whether volmig may call them and by what they have."""
+
     def active(self) -> Self:
+        """Those that are not retired."""
         return self.filter(retired_at=None)
 
     def reachable(self) -> Self:
@@ -239,6 +245,7 @@ class Hypervisor(models.Model):
         return [self.team]
 
     def clean(self) -> None:
+        """ValidationError for metadata addresses, uploads without root, and a bastion that leads back to itself."""
         if is_metadata(self.address):
             raise ValidationError(
                 {"address": "This is a link-local or metadata address; no hypervisor is managed there."}
@@ -268,6 +275,7 @@ class Hypervisor(models.Model):
         return own if version in ("", hostctl.source_hash()) else HostctlVersion.objects.chosen(own, version)
 
     def registration(self) -> dict[str, Any]:
+        """What an administrator entered, for events of the audit log."""
         told = {name: getattr(self, name) for name in REGISTRATION}
         return told | {name: str(told[name] or "") for name in ("bastion", "cloud", "team")}
 
@@ -325,6 +333,7 @@ class Hypervisor(models.Model):
 
     @transaction.atomic
     def retire(self, by: Any) -> None:
+        """Stops using it; its history stays."""
         self.put(retired_at=timezone.now())
         Event.append("hypervisor.retire", actor=by, object=self.name)
 
@@ -429,6 +438,7 @@ class Hypervisor(models.Model):
         self.record_instances(inventory["domains"], now)
 
     def record_volumes(self, inventory: dict[str, Any], now: dt.datetime) -> None:
+        """Stores volume groups and volumes of an inventory, and deletes those that it no longer has; sizes in bytes."""
         names = ("name", "uuid", "size", "free", "extent_size")
         found = [
             VolumeGroup(hypervisor=self, seen_at=now, **{name: row[name] for name in names})
@@ -444,6 +454,7 @@ class Hypervisor(models.Model):
         keep(known, volumes, ("volume_group", "uuid"), now)
 
     def record_mounts(self, mounts: list[dict[str, Any]], now: dt.datetime) -> None:
+        """Stores NFS mounts of an inventory; volmig's own mounts are left out."""
         seen = [row for row in mounts if not row["target"].startswith(OWN_MOUNTS)]
         shares = Share.objects.known_as({row["source"] for row in seen})
         found = [
@@ -460,6 +471,7 @@ class Hypervisor(models.Model):
         Share.objects.forget_unmounted()
 
     def record_instances(self, domains: list[dict[str, Any]], now: dt.datetime) -> None:
+        """Stores domains of an inventory with those of their disks that are on a share."""
         paths = [PurePosixPath(path) for path in self.mounts.values_list("path", flat=True)]
         found = [
             Instance(
@@ -522,15 +534,18 @@ def member(
 
 
 def volume_row(row: dict[str, Any], now: dt.datetime) -> dict[str, Any]:
+    """The columns of a volume from a row of the inventory."""
     names = ("name", "uuid", "size", "attributes", "tags")
     return {name: row[name] for name in names} | {"is_open": bool(row["open"]), "seen_at": now}
 
 
 def disk_row(disk: dict[str, Any]) -> dict[str, Any]:
+    """Name, path and format of a disk from a domain's definition."""
     return {"name": PurePosixPath(disk["source"]).name, "path": disk["source"], "format": disk["format"]}
 
 
 def lies_under(source: str | None, paths: list[PurePosixPath]) -> bool:
+    """True for a path below one of these mounts."""
     return bool(source) and any(PurePosixPath(str(source)).is_relative_to(path) for path in paths)
 
 
@@ -645,6 +660,7 @@ def kept(**of: Any) -> Coalesce:
 
 
 def kept_count(**of: Any) -> Coalesce:
+    """The number of kept disks, as an expression for a query."""
     return of_ledger(Count("*"), **KEPT, **of)
 
 
@@ -668,11 +684,15 @@ def to_hypervisors_of(user: Any) -> dict[str, Any]:
 
 
 def seen_by(user: Any) -> HypervisorQuerySet:
+    """The hypervisors of the person's teams."""
     return Hypervisor.objects.visible_to(user)
 
 
 class VolumeGroupQuerySet(models.QuerySet["VolumeGroup"]):
+    """Volume groups, with what migrations have reserved in them."""
+
     def visible_to(self, user: Any) -> Self:
+        """Those on hypervisors of the person's teams."""
         return self.filter(hypervisor__in=seen_by(user))
 
     def with_held(self) -> Self:
@@ -680,6 +700,8 @@ class VolumeGroupQuerySet(models.QuerySet["VolumeGroup"]):
 
 
 class VolumeGroup(models.Model):
+    """A volume group of a hypervisor, as last reported by vgs(8); sizes in bytes."""
+
     hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="volume_groups")
     name = models.CharField(max_length=128)
     uuid = models.CharField(max_length=38)
@@ -699,11 +721,15 @@ class VolumeGroup(models.Model):
 
     @property
     def used(self) -> int:
+        """Bytes that volumes take."""
         return self.size - self.free
 
 
 class LogicalVolumeQuerySet(models.QuerySet["LogicalVolume"]):
+    """Logical volumes, by hypervisor and by the instance in their name."""
+
     def visible_to(self, user: Any) -> Self:
+        """Those on hypervisors of the person's teams."""
         return self.filter(volume_group__hypervisor__in=seen_by(user))
 
     def of_instances(self, uuids: Iterable[str]) -> Self:
@@ -715,6 +741,8 @@ class LogicalVolumeQuerySet(models.QuerySet["LogicalVolume"]):
 
 
 class LogicalVolume(models.Model):
+    """A logical volume, as last reported by lvs(8); `size` in bytes, `attributes` are lv_attr."""
+
     volume_group = models.ForeignKey(VolumeGroup, models.CASCADE, related_name="logical_volumes")
     name = models.CharField(max_length=128)
     uuid = models.CharField(max_length=38)
@@ -752,6 +780,8 @@ class LogicalVolume(models.Model):
 
 
 class ShareQuerySet(models.QuerySet["Share"]):
+    """NFS shares, with what migrations have reserved and keep on them."""
+
     def known_as(self, sources: set[str]) -> dict[str, "Share"]:
         """The shares with these sources, by source; those that are new are added."""
         known = {share.source: share for share in self.filter(source__in=sources)}
@@ -817,6 +847,8 @@ class Share(models.Model):
 
 
 class Mount(models.Model):
+    """A share as one hypervisor mounts it, statvfs(3) in bytes."""
+
     hypervisor = models.ForeignKey(Hypervisor, models.CASCADE, related_name="mounts")
     share = models.ForeignKey(Share, models.CASCADE, related_name="mounts")
     path = models.CharField(max_length=255)
@@ -834,7 +866,10 @@ class Mount(models.Model):
 
 
 class InstanceQuerySet(models.QuerySet["Instance"]):
+    """Domains of libvirt, as last reported."""
+
     def visible_to(self, user: Any) -> Self:
+        """Those on hypervisors of the person's teams."""
         return self.filter(hypervisor__in=seen_by(user))
 
     def search(self, words: str) -> Self:

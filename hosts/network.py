@@ -20,6 +20,7 @@ RELAYS = 64  # that one source is probed for at most; see Site.relays_of
 
 @lru_cache(maxsize=1 << 14)
 def network(address: str, prefix: int) -> Network:
+    """The network of an address, 10.0.0.9 and 24 give 10.0.0.0/24; cached, a large site has many pairs."""
     return str(ip_interface(f"{address}/{prefix}").network)
 
 
@@ -61,6 +62,7 @@ class Networks:
         self.crowd = Counter(net for on in self.addresses.values() for net in {net for _, net in on})
 
     def of(self, key: int) -> list[tuple[str, Network]]:
+        """Data addresses of a hypervisor with their networks; none when it was not refreshed yet."""
         return self.addresses.get(key, [])
 
     def data_address(self, source: int, relay: int, management: Iterable[str]) -> str:

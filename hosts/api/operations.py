@@ -31,6 +31,7 @@ def full(rows: Any) -> Any:
 
 
 def found(request: HttpRequest, verb: str, number: int) -> Hypervisor:
+    """The hypervisor, if the person may use this verb on it; Http404 or PermissionDenied otherwise."""
     row: Hypervisor = full(Hypervisor.objects).find(request.user, verb, pk=number)
     return row
 
@@ -76,6 +77,7 @@ def registration(request: HttpRequest, response: HttpResponse, number: Number) -
 
 
 def active(request: HttpRequest, number: int) -> Hypervisor:
+    """The same for administrators, without retired hypervisors."""
     return full(Hypervisor.objects.active()).find(request.user, "administer", pk=number)  # type: ignore[no-any-return]
 
 
@@ -165,6 +167,7 @@ def clouds(request: HttpRequest) -> Any:
 
 
 def ask_cloud(request: HttpRequest, number: int, task: str) -> Any:
+    """Queues a task for a cloud that Nova controls; 202 with a sentence."""
     said = ask(task, get_object_or_404(Cloud.objects.with_nova(), pk=number).pk, by=request.user)
     return Status(202, {"detail": said or "The request was queued. `seen_at` shows when the data is new."})
 

@@ -24,6 +24,8 @@ class Group(Schema):
 
 
 class MountedShare(Schema):
+    """A share and the path where the hypervisor mounts it."""
+
     share: str
     path: str
 
@@ -55,6 +57,7 @@ class Hypervisor(Schema):
 
     @classmethod
     def of(cls, row: HypervisorRow) -> Self:
+        """The document of a row that `operations.full` has read."""
         names = ("name", "quarantine_reason", "address", "port", "user", "seen_at", "last_error", "hostctl_hash")
         return cls(
             id=row.pk,
@@ -72,6 +75,7 @@ class Hypervisor(Schema):
 
 
 def state_of(row: HypervisorRow) -> Literal["registered", "usable", "quarantined", "retired"]:
+    """Retired before quarantined before usable: the first that is true."""
     if row.retired_at:
         return "retired"
     if row.quarantined_at:
@@ -97,6 +101,7 @@ class Registration(Told):
 
     @classmethod
     def of(cls, row: HypervisorRow) -> "Registration":
+        """The document of a hypervisor's registration; the limit in MiB/s."""
         return Registration(
             bastion=row.bastion.name if row.bastion else None,
             cloud=row.cloud.name if row.cloud else None,
@@ -140,6 +145,7 @@ class Volume(Schema):
 
     @classmethod
     def of(cls, row: LogicalVolume) -> Self:
+        """The document of a volume; `size` in bytes."""
         return cls(
             id=row.pk,
             hypervisor=row.volume_group.hypervisor.name,
@@ -175,6 +181,7 @@ class Share(Schema):
 
     @classmethod
     def of(cls, row: Any) -> Self:
+        """The document of a share with its mounts; sizes in bytes."""
         mounts = [
             ShareAt(hypervisor=each.hypervisor.name, **same(each, "path", "size", "free", "seen_at"))
             for each in row.mounts.all()
@@ -194,11 +201,14 @@ class Cloud(Schema):
 
     @classmethod
     def of(cls, row: CloudRow) -> Self:
+        """The document of a cloud; retired hypervisors are left out."""
         names = sorted(each.name for each in row.hypervisors.all() if not each.retired_at)
         return cls(id=row.pk, hypervisors=names, **same(row, "name", "control", "seen_at", "last_error"))
 
 
 class Disk(Schema):
+    """A disk of an instance on a share."""
+
     name: str
     path: str
     format: str
@@ -218,32 +228,44 @@ class Server(Schema):
 
     @classmethod
     def in_nova(cls, row: ServerRow, here: Iterable[Instance], hypervisor: str | None) -> Self:
+        """An instance as Nova has it, with the disks that hypervisors report."""
         disks = [Disk(**each) for mine in here for each in mine.disks]
         names = {"id": row.uuid, "name": row.name, "project": row.project_name or row.project, "status": row.status}
         return cls(**names, cloud=row.cloud.name, hypervisor=hypervisor, disks=disks, seen_at=row.seen_at)
 
     @classmethod
     def in_libvirt(cls, row: Instance) -> Self:
+        """An instance that only libvirt on a hypervisor has."""
         names = {"id": row.uuid, "name": row.name, "project": "", "status": row.state}
         disks = [Disk(**each) for each in row.disks]
         return cls(**names, cloud=None, hypervisor=row.hypervisor.name, disks=disks, seen_at=row.seen_at)
 
 
 class Hypervisors(Page):
+    """One page of hypervisors."""
+
     items: list[Hypervisor]
 
 
 class Volumes(Page):
+    """One page of volumes."""
+
     items: list[Volume]
 
 
 class Shares(Page):
+    """One page of shares."""
+
     items: list[Share]
 
 
 class Clouds(Page):
+    """One page of clouds."""
+
     items: list[Cloud]
 
 
 class Servers(Page):
+    """One page of instances."""
+
     items: list[Server]

@@ -23,7 +23,10 @@ WITH_STUCK = 4  # times as many as may count, of all that are under way
 
 
 class Closable(Protocol):
-    def close(self) -> None: ...
+    """What can be closed: a client, a tunnel, a connection."""
+
+    def close(self) -> None:
+        """Ends it; never raises."""
 
 
 @dataclass
@@ -36,11 +39,13 @@ class Connection:
     idle_since: float = 0.0
 
     def close(self) -> None:
+        """Ends the connection and the one to its bastion."""
         self.client.close()
         if self.bastion:
             self.bastion.close()
 
     def is_usable(self, now: float) -> bool:
+        """False when it is closed, too old or too long idle; `now` by the monotonic clock."""
         transport = self.client.get_transport()
         is_young = now - self.began < OLDEST_SECONDS and now - self.idle_since < IDLE_SECONDS
         return is_young and transport is not None and transport.is_active()
@@ -145,6 +150,8 @@ class Pace:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
+        """Waits for a turn to log in; at most a fixed number are in progress, and each begins a moment after the
+        last."""
         mine = object()
         with self.turns:
             while (seconds := self._full_for(time.monotonic())) > 0:

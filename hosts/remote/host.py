@@ -172,9 +172,14 @@ class Answer:
 class Host(Protocol):
     """A way to call hostctl; `watch` yields its lines and raises Unreachable after 10 s of silence."""
 
-    def call(self, request: Request, timeout: float = 20) -> Answer: ...
-    def watch(self) -> Iterator[dict[str, Any]]: ...
-    def close(self) -> None: ...
+    def call(self, request: Request, timeout: float = 20) -> Answer:
+        """The response to one request; Unreachable, HostError or HostctlDiffers otherwise, within `timeout` seconds."""
+
+    def watch(self) -> Iterator[dict[str, Any]]:
+        """Progress and ends of units, one document each, until the connection ends."""
+
+    def close(self) -> None:
+        """Gives the connection back; the host can be called again."""
 
 
 def skew(said: Any, began: float, ended: float) -> float:

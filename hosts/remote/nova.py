@@ -68,12 +68,15 @@ class Nova:
         return dict(found["instanceAction"]) if found else {}
 
     def migrations(self, uuid: str) -> list[dict[str, Any]]:
+        """Migrations, resizes and evacuations of an instance, GET /os-migrations."""
         return list(self.get(f"/os-migrations?instance_uuid={uuid}", MIGRATIONS)["migrations"])
 
     def services(self) -> list[dict[str, Any]]:
+        """The nova-compute services with state and status, GET /os-services."""
         return list(self.get("/os-services?binary=nova-compute", PLAIN)["services"])
 
     def hypervisors(self) -> Iterator[dict[str, Any]]:
+        """All hypervisors of Nova, page after page, GET /os-hypervisors/detail."""
         yield from self._pages("/os-hypervisors/detail?", "hypervisors", PLAIN)
 
     def servers(self, marker: str, limit: int) -> list[dict[str, Any]]:
@@ -87,6 +90,7 @@ class Nova:
         return self.get(f"/v2/images/{uuid}", service="image", none=True) or {}
 
     def projects(self) -> list[dict[str, Any]]:
+        """The projects that the credential may list, from Keystone."""
         return list(self.get("/projects", service="identity")["projects"])
 
     def who(self) -> dict[str, Any]:
@@ -220,6 +224,7 @@ class Nova:
 
 
 def dotted(version: tuple[int, int]) -> str:
+    """A version as Nova writes it, 2.73."""
     return f"{version[0]}.{version[1]}"
 
 

@@ -21,15 +21,32 @@ Document = dict[str, Any]
 class Nova(Protocol):
     """What this needs of hosts.remote.nova, which is the one that speaks to the cloud."""
 
-    def version(self) -> str: ...
-    def server(self, uuid: str) -> Document | None: ...
-    def actions(self, uuid: str, limit: int = 20) -> list[Document]: ...
-    def action(self, uuid: str, request: str) -> Document: ...
-    def migrations(self, uuid: str) -> list[Document]: ...
-    def services(self) -> list[Document]: ...
-    def image(self, uuid: str) -> Document: ...
-    def who(self) -> Document: ...
-    def post(self, path: str, body: Document) -> tuple[int, str, str]: ...
+    def version(self) -> str:
+        """The newest API version of this Nova, 2.95."""
+
+    def server(self, uuid: str) -> Document | None:
+        """The instance, None when Nova has none by that id."""
+
+    def actions(self, uuid: str, limit: int = 20) -> list[Document]:
+        """What was done to the instance, the newest first, os-instance-actions."""
+
+    def action(self, uuid: str, request: str) -> Document:
+        """One of its actions with its events and their tracebacks."""
+
+    def migrations(self, uuid: str) -> list[Document]:
+        """Its migrations, resizes and evacuations."""
+
+    def services(self) -> list[Document]:
+        """The nova-compute services."""
+
+    def image(self, uuid: str) -> Document:
+        """An image with its properties, from Glance."""
+
+    def who(self) -> Document:
+        """User, project and roles of the credential."""
+
+    def post(self, path: str, body: Document) -> tuple[int, str, str]:
+        """Status, text and request id of a POST; it is never sent twice."""
 
 
 # What will be asked for: pure, so that a plan can show it
@@ -143,14 +160,17 @@ class Said:
 
     @property
     def args(self) -> Args:
+        """The arguments of the request."""
         return self.request.args
 
     @property
     def instance(self) -> str:
+        """The instance's id."""
         return str(self.request.args["instance"])
 
     @property
     def undoing(self) -> bool:
+        """True when the verb puts back what it did before."""
         return self.request.direction == "undo"
 
     @property
@@ -170,6 +190,7 @@ class Said:
         return now - next((float(at) for at in times if at and float(at) <= now + SKEW), now)
 
     def note(self, act: Act, began: float, status: int, out: str, err: str = "") -> None:
+        """Adds a call to the commands of the step, as hostctl reports those that it ran."""
         self.commands.append(
             {
                 "kind": act.kind,
@@ -202,6 +223,7 @@ class Control:
         self.nova, self.hypervisor, self.names, self.intend = nova, hypervisor, names, intend
 
     def call(self, request: Request, timeout: float = 20) -> Answer:
+        """Carries a verb of hostctl out through Nova; the answer has the same shape."""
         said = Said(request)
         try:
             state = getattr(self, request.verb)(said)
@@ -214,9 +236,11 @@ class Control:
         return Answer(state, said.this, said.commands, again=AGAIN if state == "running" else 0)
 
     def watch(self) -> Iterator[dict[str, Any]]:
+        """Nothing: Nova's actions are polled by the verbs."""
         yield from ()
 
     def close(self) -> None:
+        """Nothing: the connection is the cloud's."""
         pass
 
     # Facts
@@ -275,6 +299,7 @@ class Control:
     # Lock and unlock
 
     def instance_lock(self, said: Said) -> str:
+        """Locks the instance with the migration's reason; refuses a lock of someone else (`foreign-lock`)."""
         reason, found = said.args["reason"], self._here(said)
         if found["locked"] and found["locked_reason"] != reason:
             why = found["locked_reason"] or "no reason given"
@@ -312,6 +337,7 @@ class Control:
     # Stop
 
     def instance_stop(self, said: Said) -> str:
+        """Shuts it down, and is done once Nova and libvirt both report it off."""
         found = self._state(said)
         if found is None:
             return "done"
@@ -359,6 +385,7 @@ class Control:
     # Start
 
     def instance_start(self, said: Said) -> str:
+        """Starts it, and is done once Nova and libvirt both report it running."""
         found = self._state(said)
         if found is None:
             return "done"

@@ -78,6 +78,7 @@ logins_lock = threading.Lock()
 
 
 def public_text(key: paramiko.PKey) -> str:
+    """The public half as in authorized_keys, without a comment."""
     return f"{key.get_name()} {key.get_base64()}"
 
 
@@ -132,6 +133,7 @@ def connect(address: Address) -> "SSHHost":
 
 
 def log_in(address: Address) -> Connection:
+    """A new connection, through the bastion if there is one; Unreachable, Denied, HostKeyUnknown or HostKeyChanged."""
     pinned = pinned_key(address)  # without one nothing is dialled, not even the bastion
     bastion = connect_bastion(address.bastion) if address.bastion else None
     connection = Connection(paramiko.SSHClient(), bastion)
@@ -167,6 +169,7 @@ def connect_bastion(address: Address) -> "SSHHost":
 def enter(
     client: paramiko.SSHClient, address: Address, pinned: paramiko.PKey, sock: paramiko.Channel | socket.socket
 ) -> None:
+    """Logs in with the pinned key only: no agent, no keys of the user, no known_hosts."""
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
     client.get_host_keys().add(name, pinned.get_name(), pinned)
@@ -187,6 +190,7 @@ def enter(
 
 
 def pinned_key(address: Address) -> paramiko.PKey:
+    """The key that an administrator pinned; HostKeyUnknown without a usable one."""
     try:
         kind, body = address.host_key.split()[:2]
         return paramiko.PKey.from_type_string(kind, base64.b64decode(body, validate=True))
@@ -251,6 +255,7 @@ class SSHHost:
         self.close()
 
     def close(self) -> None:
+        """Keeps the connection for the next call; one that streams is ended."""
         connection, self.connection = self.connection, None
         if connection and self.is_streaming:
             connection.close()
@@ -262,6 +267,7 @@ class SSHHost:
         return self.transport().open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=CONNECT_SECONDS)
 
     def transport(self) -> paramiko.Transport:
+        """The open transport; EOFError when the connection is closed."""
         transport = self.connection.client.get_transport() if self.connection else None
         if transport is None:
             raise EOFError("the connection is closed")
@@ -276,10 +282,12 @@ class SSHHost:
         return self.understood(request, output)
 
     def ask(self, request: Request, timeout: float) -> "Output":
+        """Sends one request to hostctl; what it wrote and its exit status."""
         document = self.document(request)
         return self.run(f"{phrase(request.verb)} on {self.address}", self.command(), document, timeout)
 
     def document(self, request: Request) -> bytes:
+        """The request as one line of JSON, in the protocol of the version that it names."""
         return json.dumps(request.document(self.address.protocol) | {"hash": self.hash}).encode()
 
     def command(self) -> str:
@@ -287,6 +295,7 @@ class SSHHost:
         return f"/usr/bin/python3 -I {self.shipped_path()}" if self.address.shipped else "hostctl"
 
     def shipped_path(self) -> str:
+        """Where an uploaded hostctl is, by its hash."""
         return f"{SHIPPED_DIRECTORY}/hostctl-{self.hash}"
 
     def ship(self, timeout: float) -> None:
@@ -306,6 +315,7 @@ class SSHHost:
             raise self.differs(tried, output.complaint(), "Check that /var/lib/volmig can be written by root.")
 
     def run(self, tried: str, command: str, stdin: bytes, timeout: float) -> "Output":
+        """Runs a command; a kept connection that turns out dead is replaced once, if nothing was sent yet."""
         if self.is_kept:
             try:
                 return self.run_once(tried, command, stdin, timeout, STALE_SECONDS)
@@ -319,6 +329,7 @@ class SSHHost:
         return self.run_once(tried, command, stdin, timeout, CONNECT_SECONDS)
 
     def run_once(self, tried: str, command: str, stdin: bytes, timeout: float, to_open: float) -> "Output":
+        """The same without another try; `to_open` seconds for the channel, `timeout` for all of it."""
         output, sent = Output(), False
         with told_plainly(tried), self.deadline(timeout) as expired:
             channel = self.transport().open_session(timeout=min(timeout, to_open))
@@ -354,6 +365,8 @@ class SSHHost:
             timer.cancel()
 
     def understood(self, request: Request, output: "Output") -> Answer:
+        """The response of hostctl; HostctlDiffers when it is missing or of another version, Garbled when it is not
+        hostctl's."""
         tried = f"{phrase(request.verb)} on {self.address}"
         if output.says_missing():
             found = f"hostctl is not there ({output.complaint()})"
@@ -363,6 +376,7 @@ class SSHHost:
         return self.answer(tried, output.stdout, output.complaint())
 
     def answer(self, tried: str, text: bytes, complaint: str) -> Answer:
+        """The response, checked field by field; Garbled names those that are wrong."""
         document = parsed(text)
         if document is None:
             self.garbled(tried, f"{excerpt(text)} {complaint}".strip())
@@ -379,6 +393,7 @@ class SSHHost:
         return Answer(**{name: value for name, value in document.items() if name not in ("hash", "protocol")})
 
     def same_hostctl(self, tried: str, document: dict[str, Any]) -> None:
+        """Refuses (HostctlDiffers) a response of another version, with the way to install the right one."""
         found = document.get("hash")
         if not isinstance(found, str) or found == self.hash:
             return
@@ -392,11 +407,13 @@ class SSHHost:
         raise error
 
     def differs(self, tried: str, found: str, next_step: str) -> HostctlDiffers:
+        """The error with the version that the migration needs."""
         error = HostctlDiffers(tried, found, next_step)
         error.needs = self.hash
         return error
 
     def way_out(self, protocol: Any) -> str:
+        """What to install, by the protocol of the other version."""
         if isinstance(protocol, int) and protocol > hostctl.PROTOCOL:
             speaks = f"This volmig speaks protocol {OLDEST} to {hostctl.PROTOCOL}; that hostctl speaks {protocol}"
             beside = f"Install version {self.hash} beside it, or upgrade this volmig."
@@ -406,6 +423,7 @@ class SSHHost:
         return BESIDE.format(hash=self.hash)
 
     def garbled(self, tried: str, found: str) -> NoReturn:
+        """Raises Garbled: it is unknown whether anything was changed."""
         next_step = "Look for a banner or a shell start-up file that prints something."
         raise Garbled(tried, f"the response is not hostctl's: {found}", next_step, None)
 
