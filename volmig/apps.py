@@ -10,9 +10,12 @@ from volmig import environment, webhook
 
 
 class VolmigConfig(AppConfig):
+    """The floor: settings that are unsafe are refused by system checks, see below."""
+
     name = "volmig"
 
     def ready(self) -> None:
+        """Registers the system checks, django.core.checks."""
         register(queue_is_safe)
         register(sqlite_is_safe)
         register(requests_are_not_atomic)
@@ -23,10 +26,12 @@ class VolmigConfig(AppConfig):
 
 
 def queue_is_safe(**_: Any) -> list[CheckMessage]:
+    """volmig.Q…: an error for each setting of the queue that would lose, repeat or forge tasks."""
     return [Error(f"Q_CLUSTER: {why}", id=f"volmig.Q{index}") for index, why in enumerate(queue_faults(), 1)]
 
 
 def queue_faults() -> list[str]:
+    """What is wrong with Q_CLUSTER, TASKS and EVERY_MINUTE, one sentence each."""
     cluster: dict[str, Any] = dict(settings.Q_CLUSTER)
     others: dict[str, dict[str, Any]] = cluster.get("ALT_CLUSTERS", {})
     clusters = [cluster, *(cluster | other for other in others.values())]
@@ -64,6 +69,7 @@ def queue_faults() -> list[str]:
 
 
 def sqlite_is_safe(**_: Any) -> list[CheckMessage]:
+    """volmig.S…: WAL, full sync and immediate transactions, or commits are lost and writers starve."""
     database = settings.DATABASES["default"]
     if not database["ENGINE"].endswith("sqlite3"):
         return []
@@ -81,12 +87,14 @@ def sqlite_is_safe(**_: Any) -> list[CheckMessage]:
 
 
 def requests_are_not_atomic(**_: Any) -> list[CheckMessage]:
+    """volmig.D1: no transaction around each request."""
     if settings.DATABASES["default"].get("ATOMIC_REQUESTS"):
         return [Error("ATOMIC_REQUESTS must be off: it makes every page view a writer", id="volmig.D1")]
     return []
 
 
 def webhook_is_signed(**_: Any) -> list[CheckMessage]:
+    """volmig.W…: notices need secrets of Standard Webhooks."""
     if not settings.WEBHOOK_URL:
         return []
     found: list[CheckMessage] = [Error(why, id="volmig.W1") for why in webhook.faults(settings.WEBHOOK_SECRETS)]
@@ -98,6 +106,7 @@ def webhook_is_signed(**_: Any) -> list[CheckMessage]:
 
 
 def variables_are_known(**_: Any) -> list[CheckMessage]:
+    """A warning for each VOLMIG_… variable that nothing reads, with the one that may be meant."""
     return [
         Warning(
             f"VOLMIG_{name} is set, but nothing reads it",
@@ -109,6 +118,7 @@ def variables_are_known(**_: Any) -> list[CheckMessage]:
 
 
 def roles_are_known(**_: Any) -> list[CheckMessage]:
+    """An error for roles in VOLMIG_NEED_TOTP that do not exist."""
     from volmig.accounts.roles import ALLOWS  # it needs models
 
     known = ", ".join(sorted(ALLOWS))

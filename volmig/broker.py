@@ -60,6 +60,7 @@ class TableBroker(Broker):  # type: ignore[misc]
         return [(str(task.run), package(task))]
 
     def next(self) -> QueuedTask | None:
+        """Takes the next task of its queue; None when there is none, or the disk of the data directory is full."""
         close_old_connections()
         if self.is_full():
             return None
@@ -91,15 +92,19 @@ class TableBroker(Broker):  # type: ignore[misc]
         """What cannot be unpacked never began: its row waits again after a while."""
 
     def queue_size(self) -> int:
+        """How many tasks wait in this queue."""
         return QueuedTask.objects.filter(queue=self.list_key).waiting().count()
 
     def lock_size(self) -> int:
+        """How many tasks of this queue run."""
         return QueuedTask.objects.filter(queue=self.list_key).running().count()
 
     def ping(self) -> bool:
+        """True: there is no broker beside the database."""
         return True
 
     def info(self) -> str:
+        """The name that django-q prints."""
         return "volmig's queued tasks"
 
 

@@ -72,6 +72,7 @@ def token() -> str:
 
 
 def kept(file: Path) -> str:
+    """The token in a file; Stop when others can read the file, or there is none."""
     try:
         with file.open(errors="replace") as opened:
             if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & 0o077:
@@ -84,6 +85,7 @@ def kept(file: Path) -> str:
 
 
 def where() -> str:
+    """The address of volmig without a path; Stop when none is set or it is malformed."""
     url = os.environ.get("VOLMIG_URL", "")
     if not url and (HOME / "url").is_file():
         url = (HOME / "url").read_text().strip()
@@ -98,6 +100,7 @@ def where() -> str:
 
 
 def trusted() -> ssl.SSLContext:
+    """The certificates to trust; Stop when VOLMIG_CA_FILE has none."""
     file = os.environ.get("VOLMIG_CA_FILE") or None
     try:
         return ssl.create_default_context(cafile=file)
@@ -109,15 +112,19 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
     """A token goes to the machine that it is for, and nowhere else."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+        """Follows none: the token would go to another server."""
+        return
 
 
 class Answer(NamedTuple):
+    """A response of the server."""
+
     status: int
     body: bytes
     headers: Any
 
     def json(self) -> Any:
+        """The body as JSON; Stop when it is none."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -168,6 +175,7 @@ class Server:
         raise Stop(code, told["detail"], told)
 
     def get(self, path: str, **asked: Any) -> Any:
+        """The document at a path; parameters without a value are left out."""
         query = urllib.parse.urlencode({name: value for name, value in asked.items() if value not in (None, "")})
         return self.ask("GET", path + ("?" + query if query else "")).json()
 
@@ -181,6 +189,7 @@ class Server:
         return found[:most]
 
     def post(self, path: str, sent: Optional[Row] = None, **headers: str) -> Any:
+        """Sends a document and returns the one that comes back."""
         return self.ask("POST", path, sent, **headers).json()
 
     def patiently(self, seconds: float, call: Callable[[], Answer]) -> Answer:
@@ -201,6 +210,7 @@ class Server:
 
 
 def say(sentence: str) -> None:
+    """Writes a sentence to standard error, without control characters."""
     sys.stderr.write(clean(sentence) + "\n")
 
 
@@ -210,6 +220,7 @@ def clean(text: Any) -> str:
 
 
 def size(count: Optional[float]) -> str:
+    """Bytes in the largest binary unit below 1024; - for None."""
     if count is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -220,6 +231,7 @@ def size(count: Optional[float]) -> str:
 
 
 def span(seconds: Optional[float]) -> str:
+    """Seconds as people say them; - for None."""
     if seconds is None:
         return "-"
     whole = int(seconds)
@@ -231,6 +243,7 @@ def span(seconds: Optional[float]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Prints rows under a heading, each column as wide as its widest cell."""
     cells = [[clean("-" if cell in (None, "") else cell) for cell in row] for row in rows]
     if not cells:
         say("None.")
@@ -249,6 +262,7 @@ def show(args: argparse.Namespace, told: Any, people: Callable[[], Any]) -> None
 
 
 def one_job(job: Row, now: Row) -> None:
+    """Prints a migration with its progress."""
     state = now.get("condition") or {"sentence": job["sentence"], "advice": "", "attention": False, "detail": ""}
     rows = [
         ("migration", job["number"]),
@@ -284,6 +298,7 @@ def one_job(job: Row, now: Row) -> None:
 
 
 def hosts(server: Server, args: argparse.Namespace) -> int:
+    """`volmig hosts`: hypervisors with their roles and free bytes."""
     found = server.items("/hypervisors", args.most, name=args.name)
     show(args, found, lambda: table(
         ["name", "state", "address", "fits as", "free in groups", "seen"],
@@ -298,6 +313,7 @@ def hosts(server: Server, args: argparse.Namespace) -> int:
 
 
 def hypervisor(server: Server, name: str) -> Row:
+    """The hypervisor of that name; Stop when there is none."""
     found = server.items("/hypervisors", 1, name=name)
     if not found:
         raise Stop(NOT_FOUND, f"No hypervisor {name}, or you do not have access.")
@@ -305,6 +321,7 @@ def hypervisor(server: Server, name: str) -> Row:
 
 
 def volumes(server: Server, args: argparse.Namespace) -> int:
+    """`volmig volumes`: logical volumes, of one hypervisor or by a part of their path."""
     if args.host:
         number = hypervisor(server, args.host)["id"]
         every = server.items(f"/hypervisors/{number}/volumes", sys.maxsize)
@@ -320,6 +337,7 @@ def volumes(server: Server, args: argparse.Namespace) -> int:
 
 
 def instances(server: Server, args: argparse.Namespace) -> int:
+    """`volmig instances`: instances and their disks on shares."""
     found = server.items("/servers", args.most, q=args.words)
     rows = [
         [
@@ -337,6 +355,7 @@ def instances(server: Server, args: argparse.Namespace) -> int:
 
 
 def wish(args: argparse.Namespace) -> Row:
+    """The request as the API takes it; rate in MiB/s, rollback in minutes."""
     names = (
         "source",
         "volume",
@@ -360,6 +379,7 @@ def asked(server: Server, args: argparse.Namespace, path: str, sent: Row) -> Row
 
 
 def submit(server: Server, args: argparse.Namespace) -> int:
+    """`volmig submit`: creates a migration, and watches it with --watch."""
     job = asked(server, args, "/jobs", {**wish(args), "start": not args.no_start})
     if args.watch:
         say(f"Migration {job['number']}.")
@@ -401,6 +421,7 @@ def outlast(server: Server, args: argparse.Namespace, number: int, statuses: Ite
 
 
 def print_plan(made: Row) -> None:
+    """Prints checks, steps and commands."""
     marks = {"blocks": "STOP", "warns": "warn", "informs": "info"}
     table(
         ["", "check"],
@@ -415,6 +436,7 @@ def print_plan(made: Row) -> None:
 
 
 def bar(now: Row, width: int = 16) -> str:
+    """One line of progress; the condition's sentence when nothing moves."""
     run, state = now["running"], now.get("condition")  # which a volmig before it does not send
     if state and state["kind"] != "running":
         return down(now) + str(state["sentence"]) + (f" {state['advice']}" if state["attention"] else "")
@@ -453,6 +475,7 @@ def over(now: Row, until: str) -> Optional[int]:
 
 
 def look(server: Server, args: argparse.Namespace, tag: str) -> Answer:
+    """The progress, or 304 when its ETag is still `tag`; retries for --patience seconds."""
     path = f"/jobs/{args.number}/progress"
     return server.patiently(args.patience, lambda: server.ask("GET", path, If_None_Match=tag))
 
@@ -491,6 +514,7 @@ def told(now: Row, live: bool, shown: str, last: str) -> Tuple[str, str]:
 
 
 def columns() -> int:
+    """Width of the terminal, 80 when it is unknown."""
     try:
         return os.get_terminal_size(2).columns or 80  # a serial console does not know
     except OSError:
@@ -498,6 +522,7 @@ def columns() -> int:
 
 
 def job(server: Server, args: argparse.Namespace) -> int:
+    """`volmig job`: one migration."""
     found = server.get(f"/jobs/{args.number}")
     show(args, found, lambda: one_job(found, server.get(f"/jobs/{args.number}/progress")))
     return 0
@@ -521,6 +546,7 @@ def approve(server: Server, args: argparse.Namespace) -> int:
 
 
 def review(asked: Row) -> None:
+    """Prints what an approval binds."""
     print(clean(asked["question"]))
     rows = [("when", [asked["when"]]), ("if it goes wrong", [asked["if_wrong"]]), ("proved", asked["proofs"])]
     rows += [("NOT PROVED", asked["unproved"]), ("warning", asked["warnings"]), ("differs", asked["differs"])]
@@ -530,6 +556,7 @@ def review(asked: Row) -> None:
 
 
 def typed(args: argparse.Namespace, question: str) -> str:
+    """A line from the terminal; Stop without one, and with --json."""
     if args.json or not sys.stdin.isatty():
         raise Stop(USAGE, "Without a terminal, --instance and --reason are required.")
     sys.stderr.write(question)
@@ -538,32 +565,39 @@ def typed(args: argparse.Namespace, question: str) -> str:
 
 
 def reason(args: argparse.Namespace) -> str:
+    """The reason from the command line or the terminal."""
     return args.reason or typed(args, "Reason, for the audit log: ")
 
 
 def reject(server: Server, args: argparse.Namespace) -> int:
+    """`volmig reject`: needs a reason."""
     return verb(server, args, "reject", {"reason": reason(args)})
 
 
 def withdraw(server: Server, args: argparse.Namespace) -> int:
+    """`volmig withdraw`: takes one's own decision back."""
     return verb(server, args, "withdraw", {"reason": reason(args)})
 
 
 def rollback(server: Server, args: argparse.Namespace) -> int:
+    """`volmig rollback`: requests one, or uses the pre-approved one with --now."""
     return verb(server, args, "rollback", {"now": args.now})
 
 
 def plain(name: str) -> Callable[[Server, argparse.Namespace], int]:
+    """A command that only sends a verb."""
     return lambda server, args: verb(server, args, name)
 
 
 def verb(server: Server, args: argparse.Namespace, name: str, sent: Optional[Row] = None) -> int:
+    """Sends a verb of a migration and prints where it is then."""
     after = server.post(f"/jobs/{args.number}/{name}", sent)
     show(args, after, lambda: print(clean(after["sentence"])))
     return 0
 
 
 def history(server: Server, args: argparse.Namespace) -> int:
+    """`volmig history`: migrations with the filters of the page."""
     names = ("host", "person", "status", "since", "until", "sort")
     asked = {name: getattr(args, name) for name in names}
     found = server.items("/jobs", args.most, q=args.words, limit=min(args.most, 200), **asked)
@@ -579,6 +613,7 @@ def history(server: Server, args: argparse.Namespace) -> int:
 
 
 def events(server: Server, args: argparse.Namespace) -> int:
+    """`volmig events`: the audit log, or one migration's events."""
     path = f"/jobs/{args.number}/events" if args.number else "/events"
     found = server.items(path, args.most)
     rows = [[each["seq"], each["at"][:19], each["actor"], each["action"], each["object"]] for each in found]
@@ -587,6 +622,7 @@ def events(server: Server, args: argparse.Namespace) -> int:
 
 
 def evidence(server: Server, args: argparse.Namespace) -> int:
+    """`volmig evidence`: writes the archive; a file that exists is never overwritten."""
     file = Path(args.output or f"volmig-migration-{args.number}.zip")
     if file.exists():
         raise Stop(USAGE, f"{file} already exists.")
@@ -599,6 +635,7 @@ def evidence(server: Server, args: argparse.Namespace) -> int:
 
 
 def leftovers(server: Server, args: argparse.Namespace) -> int:
+    """`volmig leftovers`: drift, after a scan with --scan."""
     if args.scan:
         say(server.post("/leftovers/scan")["detail"])
     page = server.get("/leftovers", all="true" if args.all else "")
@@ -610,6 +647,7 @@ def leftovers(server: Server, args: argparse.Namespace) -> int:
 
 
 def whoami(server: Server, args: argparse.Namespace) -> int:
+    """`volmig whoami`: the token's owner and scope."""
     me = server.get("/me")
     show(
         args,
@@ -646,20 +684,26 @@ complete -F _volmig volmig"""
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser that ends with the client's own exit code for usage."""
+
     def error(self, message: str) -> NoReturn:
+        """Prints the usage and ends with 2."""
         self.print_usage(sys.stderr)
         raise SystemExit(self.exit(USAGE, f"volmig: {message}\n"))
 
 
 def numbered(parser: argparse.ArgumentParser) -> None:
+    """Adds the migration's number."""
     parser.add_argument("number", type=int, help="the migration's number")
 
 
 def listed(parser: argparse.ArgumentParser, most: int = 100) -> None:
+    """Adds --most."""
     parser.add_argument("--most", type=int, default=most, help="maximum number")
 
 
 def patient(parser: argparse.ArgumentParser) -> None:
+    """Adds --patience, in seconds."""
     parser.add_argument(
         "--patience",
         type=float,
@@ -671,6 +715,7 @@ def patient(parser: argparse.ArgumentParser) -> None:
 
 
 def wishing(parser: argparse.ArgumentParser) -> None:
+    """Adds the two ends and the options of a migration."""
     parser.add_argument("--source", required=True, metavar="HYPERVISOR")
     parser.add_argument("--volume", required=True, metavar="VG/LV")
     parser.add_argument("--instance", required=True, metavar="UUID", help="whose disk is replaced")
@@ -686,16 +731,19 @@ def wishing(parser: argparse.ArgumentParser) -> None:
 
 
 def until(parser: argparse.ArgumentParser) -> None:
+    """Adds --until, a status."""
     words = "keep watching past approval requests, until this status: " + ", ".join(STATUSES)
     parser.add_argument("--until", default="", choices=STATUSES, metavar="STATUS", help=words)
 
 
 def reasoned(parser: argparse.ArgumentParser) -> None:
+    """Adds the number and --reason."""
     numbered(parser)
     parser.add_argument("--reason", help="for the audit log")
 
 
 def build() -> argparse.ArgumentParser:
+    """The parser with all commands; `parts` has the parser of each."""
     codes = "\n".join(f"  {code}  {means}" for code, means in CODES.items())
     parser = Parser(
         prog="volmig",
@@ -716,19 +764,24 @@ def build() -> argparse.ArgumentParser:
 
 
 def commands() -> Dict[str, argparse.ArgumentParser]:
+    """The parsers of all commands, for the reference and the completion."""
     return build().parts  # type: ignore[attr-defined,no-any-return]
 
 
 def options(parser: argparse.ArgumentParser) -> List[str]:
+    """The long options of a command."""
     return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
 
 
 def words_of(parser: argparse.ArgumentParser) -> None:
+    """Adds search words and --most."""
     parser.add_argument("words", nargs="?", default="", help="search terms")
     listed(parser)
 
 
 def with_flag(flag: str, words: str, **more: Any) -> Callable[[argparse.ArgumentParser], None]:
+    """What adds one option to a command."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, help=words, **(more or {"action": "store_true"}))
 
@@ -736,6 +789,7 @@ def with_flag(flag: str, words: str, **more: Any) -> Callable[[argparse.Argument
 
 
 def filters(parser: argparse.ArgumentParser) -> None:
+    """Adds the filters of the history."""
     for name in ("host", "person", "status", "since", "until", "sort"):
         parser.add_argument("--" + name, default="")
 
@@ -770,6 +824,7 @@ COMMANDS: Dict[str, Tuple[Any, ...]] = {
 
 
 def main(words: Optional[Sequence[str]] = None) -> int:
+    """Runs one command; returns its exit status, see CODES."""
     args = build().parse_args(words)
     try:
         server = None if args.run is completion else Server(where(), token())

@@ -156,6 +156,7 @@ def may_ask() -> bool:
 
 
 def one_line(error: BaseException | str) -> str:
+    """An error of the database in one line, 300 characters at most."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -170,6 +171,7 @@ def is_away(error: BaseException | None) -> bool:
 
 
 def is_postgresql() -> bool:
+    """False for SQLite."""
     return bool(connection.vendor == "postgresql")
 
 

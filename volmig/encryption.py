@@ -20,10 +20,12 @@ def sealing_keys() -> list[str]:
 
 
 def box() -> MultiFernet:
+    """Decrypts with any key in the file, encrypts with the first."""
     return MultiFernet([Fernet(key) for key in sealing_keys()])
 
 
 def seal(text: str) -> str:
+    """Encrypts with the first key, Fernet."""
     return box().encrypt(text.encode()).decode()
 
 

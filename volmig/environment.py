@@ -53,6 +53,8 @@ def text(name: str, default: str = "") -> str:
 
 
 def from_file(name: str, file: str) -> str:
+    """A value from VOLMIG_…_FILE without its last line feed; ImproperlyConfigured when it cannot be read or is
+    empty."""
     try:
         value = Path(file).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeError) as error:
@@ -64,6 +66,7 @@ def from_file(name: str, file: str) -> str:
 
 
 def number(name: str, default: int) -> int:
+    """A whole number; ImproperlyConfigured for anything else."""
     typed = text(name).strip()
     try:
         return int(typed or default)
@@ -72,6 +75,7 @@ def number(name: str, default: int) -> int:
 
 
 def flag(name: str, default: bool) -> bool:
+    """yes or no; ImproperlyConfigured for anything else."""
     typed = text(name).strip().lower()
     if typed and typed not in YES | NO:
         raise ImproperlyConfigured(f"VOLMIG_{name} must be yes or no, not {typed!r}.")
@@ -135,6 +139,7 @@ def postgresql(address: str) -> dict[str, Any]:
 
 
 def parameters(query: str) -> list[tuple[str, str]]:
+    """Name and value of each parameter after the ? of an address."""
     try:
         found = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:

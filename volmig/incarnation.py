@@ -80,6 +80,7 @@ class State:
 
     @property
     def what_to_do(self) -> str:
+        """The sentence that ends read-only mode: join a directory, or adopt."""
         return WHERE_ADDED if self.is_local else WHAT_TO_DO
 
 

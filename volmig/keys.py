@@ -80,6 +80,7 @@ def not_here(registered: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_here(name: str) -> bool:
+    """True when this process can read the key."""
     try:
         return data_dir.key(name) is not None
     except PermissionError:  # of the user of another kind of process
@@ -105,6 +106,7 @@ def fingerprints(name: str, content: bytes) -> list[str]:
 
 
 def evidence_keys(document: bytes) -> list[bytes]:
+    """The public evidence keys, the one in use first; ValueError when the file is damaged."""
     try:
         return [str(key["public"]).encode() for key in reversed(json.loads(document)["keys"])]
     except (KeyError, TypeError, ValueError) as error:
@@ -203,6 +205,7 @@ def sentence(host: str, rows: Mapping[str, RegisteredKey], by: Mapping[str, list
 
 
 def unusable(name: str, error: Exception) -> str:
+    """The sentence for a key that cannot be used here."""
     return f"Machine {here()} cannot use its {name}: {str(error).rstrip('.')}."
 
 
@@ -340,6 +343,7 @@ def put_in_place(name: str, mark: str) -> None:
 
 
 def how_to_settle(name: str, output: Path | None = None) -> str:
+    """The sentence that tells an operator how to complete an interrupted replacement."""
     if output:
         differs = (
             f"if it says that this machine has another {name}, put {output} in its place, otherwise delete {output}"
@@ -489,6 +493,7 @@ def setting_fingerprints() -> dict[str, str]:
 
 
 def ssh_key_setting() -> str:
+    """The SSH key to compare between machines, or `agent`."""
     if settings.SSH_KEY in ("", "agent"):
         return str(settings.SSH_KEY)
     try:

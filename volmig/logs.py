@@ -65,6 +65,7 @@ class NoTraceback(logging.Filter):
     """A database that is away is one line for each request, and no traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """An outage of the database is one line, without its traceback."""
         if record.exc_info and database.is_away(record.exc_info[1]):
             record.msg, record.args = f"{record.getMessage()}: {database.one_line(record.exc_info[1] or '')}", ()
             record.exc_info = None
@@ -75,6 +76,7 @@ class Line(logging.Formatter):
     """Time, level, logger, [fields]: message. Lines of a traceback follow, each behind a bar."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line with the fields, and the traceback indented below it."""
         fields = " ".join(f"{name}={plain(str(value))}" for name, value in fields_of(record).items())
         named = f"{record.name} [{fields}]" if fields else record.name
         first = f"{self.formatTime(record)} {record.levelname} {named}: {plain(record.getMessage())}"
@@ -88,6 +90,7 @@ class Json(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        """One JSON document a line; times in UTC with milliseconds."""
         values: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -103,6 +106,7 @@ class Json(logging.Formatter):
 
 
 def shortened(text: str) -> str:
+    """The first characters of a long text, and how many more there are."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
 
 
@@ -116,6 +120,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Traceback and stack, empty without them."""
     parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
     parts += [formatter.formatStack(record.stack_info)] if record.stack_info else []
     return "\n".join(parts)

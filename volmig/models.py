@@ -23,6 +23,8 @@ CLOCKS_DIFFER = dt.timedelta(seconds=60)  # by which the clocks of several machi
 
 
 class Notice(models.Model):
+    """A notice to send to the webhook, and whether it was sent."""
+
     kind = models.CharField(max_length=40)
     subject = models.CharField(max_length=200)
     text = models.TextField()
@@ -49,6 +51,8 @@ def runs_of(cluster: str) -> tuple[uuid.UUID, uuid.UUID]:
 
 
 class QueuedTaskQuerySet(models.QuerySet["QueuedTask"]):
+    """Calls in the queue: waiting, running, and those that equal another."""
+
     def waiting(self) -> Self:
         """Those that no worker has, or whose worker was lost.
 

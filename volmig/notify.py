@@ -78,6 +78,7 @@ def send(notice_id: int) -> None:
 
 
 def attempt(notice: Notice, column: str, way: Callable[[Notice], None]) -> None:
+    """Sends one way and notes the time; a failure is logged and tried again later."""
     try:
         way(notice)
     except (OSError, ValueError) as error:
@@ -88,10 +89,12 @@ def attempt(notice: Notice, column: str, way: Callable[[Notice], None]) -> None:
 
 
 def link(notice: Notice) -> str:
+    """The address of the page that a notice is about; empty without one."""
     return urljoin(settings.PUBLIC_URL, notice.url_path) if notice.url_path else ""
 
 
 def email(notice: Notice) -> None:
+    """Sends it to VOLMIG_NOTIFY_EMAILS."""
     body = f"{notice.text}\n\n{link(notice)}".strip()
     send_mail(f"[volmig] {notice.subject}", body, settings.DEFAULT_FROM_EMAIL, settings.NOTIFY_EMAILS)
 

@@ -44,6 +44,7 @@ class AddIndexOnline(AddIndex):
     """AddIndex for a big table."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Builds the index concurrently; an incomplete one of that name is dropped first."""
         refuse_transaction(schema_editor)
         model = to_state.apps.get_model(app_label, self.model_name)
         valid = validity(schema_editor, model, self.index.name)
@@ -55,6 +56,7 @@ class AddIndexOnline(AddIndex):
                 schema_editor.add_index(model, self.index, **online)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Drops the index concurrently."""
         refuse_transaction(schema_editor)
         drop(schema_editor, self.index.name)
 
@@ -63,10 +65,12 @@ class RemoveIndexOnline(RemoveIndex):
     """RemoveIndex for a big table."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Drops the index concurrently; it may be gone already."""
         refuse_transaction(schema_editor)
         drop(schema_editor, self.name)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Builds the index again, concurrently."""
         model = to_state.models[app_label, self.model_name_lower]
         AddIndexOnline(self.model_name, model.get_index_by_name(self.name)).database_forwards(
             app_label, schema_editor, from_state, to_state
@@ -82,16 +86,20 @@ class RemoveUnlistedIndexOnline(Operation):
         self.name = name
 
     def state_forwards(self, app_label: str, state: Any) -> None:
+        """Nothing: Django's models never had this index."""
         pass
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Drops the index concurrently; it may be gone already."""
         refuse_transaction(schema_editor)
         drop(schema_editor, self.name)
 
     def describe(self) -> str:
+        """The line that migrate prints."""
         return f"Remove the index {self.name}"
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        """For Django's writer of migrations."""
         return self.__class__.__name__, [], {"name": self.name}
 
 
@@ -108,12 +116,15 @@ class AddTriggersOnline(Operation):
         self.make, self.drop = make, drop
 
     def state_forwards(self, app_label: str, state: Any) -> None:
+        """Nothing: Django's models do not have triggers."""
         pass
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Creates the triggers, waiting two seconds at most for the table's lock."""
         self._run(schema_editor, self.make)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Drops the triggers, waiting two seconds at most for the table's lock."""
         self._run(schema_editor, self.drop)
 
     def _run(self, schema_editor: Any, statements: list[str]) -> None:
@@ -122,9 +133,11 @@ class AddTriggersOnline(Operation):
             schema_editor.execute(each)
 
     def describe(self) -> str:
+        """The line that migrate prints."""
         return "Add triggers"
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        """For Django's writer of migrations."""
         return self.__class__.__name__, [], {"make": self.make, "drop": self.drop}
 
 
@@ -138,18 +151,21 @@ class RemoveKeyIndexOnline(Operation):
         self.model_name, self.name = model_name, name
 
     def state_forwards(self, app_label: str, state: Any) -> None:
+        """The foreign key without the index that Django gives it."""
         key = (app_label, self.model_name.lower())
         field = state.models[key].fields[self.name].clone()
         field.db_index = False
         state.alter_field(*key, self.name, field, preserve_default=True)
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Drops the key's index concurrently; the constraint stays."""
         refuse_transaction(schema_editor)
         model = to_state.apps.get_model(app_label, self.model_name)
         for name in self._names(schema_editor, model):
             drop(schema_editor, name)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Builds the key's index again, concurrently."""
         refuse_transaction(schema_editor)
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self._names(schema_editor, model):
@@ -176,6 +192,7 @@ class RemoveKeyIndexOnline(Operation):
 
 
 def refuse_transaction(schema_editor: Any) -> None:
+    """NotSupportedError in a transaction: PostgreSQL builds no index concurrently there."""
     if schema_editor.connection.in_atomic_block and is_postgresql():
         raise NotSupportedError("A big table is changed outside of transactions: set atomic = False.")
 
@@ -199,6 +216,7 @@ def validity(schema_editor: Any, model: Any, name: str) -> bool | None:
 
 
 def drop(schema_editor: Any, name: str) -> None:
+    """Drops an index without blocking writers, if it is there."""
     online = "CONCURRENTLY " if is_postgresql() else ""
     with waits_for_locks(NO_LIMIT):
         schema_editor.execute(f"DROP INDEX {online}IF EXISTS {schema_editor.quote_name(name)}")

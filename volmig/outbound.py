@@ -35,13 +35,19 @@ def require_allowed(sock: socket.socket) -> None:
 
 
 class PlainConnection(http.client.HTTPConnection):
+    """HTTP that checks the address it is connected to, after resolving the name."""
+
     def connect(self) -> None:
+        """Raises OSError for a metadata or link-local address."""
         super().connect()
         require_allowed(self.sock)
 
 
 class TLSConnection(http.client.HTTPSConnection):
+    """HTTPS that checks the address it is connected to, after resolving the name."""
+
     def connect(self) -> None:
+        """Raises OSError for a metadata or link-local address."""
         super().connect()
         require_allowed(self.sock)
 
@@ -60,7 +66,8 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect is an error: what was signed for one address is for no other."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        """Follows none: it could lead to an address that was not checked."""
+        return
 
 
 def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> None:

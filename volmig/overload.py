@@ -78,11 +78,13 @@ class Lane:
         return True
 
     def leave(self, who: str = "") -> None:
+        """Gives the place to the next one who waits."""
         self.inside -= 1
         self.places.release()
 
     @property
     def is_empty(self) -> bool:
+        """True when nobody waits or is inside."""
         return not (self.waiting or self.inside)
 
 
@@ -98,6 +100,7 @@ class FairLane(Lane):
         self.share, self.own = width - 1, dict[str, Lane]()
 
     async def enter(self, who: str = "") -> bool:
+        """Waits for a place of one's own share first; False when there is none in time."""
         own, entered = self.own.setdefault(who, Lane(self.share, self.room, self.patience)), False
         try:
             if await own.enter():
@@ -111,6 +114,7 @@ class FairLane(Lane):
         return entered
 
     def leave(self, who: str = "") -> None:
+        """Gives both places back."""
         super().leave()
         self.own[who].leave()
         self.forget(who)
@@ -186,6 +190,7 @@ class Request:
         return size <= BUFFER
 
     async def receive(self) -> Message:
+        """The messages of ASGI that were read already, then those that follow."""
         return self.read_already.pop(0) if self.read_already else await self.receive_more()
 
 
@@ -197,6 +202,7 @@ class Answer:
         self.pending, self.less, self.lost = 0, asyncio.Event(), False
 
     async def send(self, message: Message) -> None:
+        """Queues a message of ASGI; nothing more once the client has left."""
         if self.lost:
             return
         self.pending += len(message.get("body", b""))
@@ -216,6 +222,7 @@ class Answer:
             self.less.set()
 
     async def end(self, sending: asyncio.Task[None]) -> None:
+        """Waits until everything is sent."""
         self.messages.put_nowait(None)
         with suppress(OSError):  # the client left
             await sending
@@ -227,6 +234,7 @@ def count(reason: str) -> None:
 
 
 async def refuse(scope: Any, send: Send) -> None:
+    """Sends 503 and counts it."""
     count("busy")
     await respond(unavailable(scope["path"], BUSY, NOTHING_DONE), send)
 

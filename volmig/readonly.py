@@ -29,6 +29,7 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def name_of(request: HttpRequest) -> str:
+    """The name of a request's address, empty when there is none."""
     try:
         return resolve(request.path_info).url_name or ""
     except Resolver404:
@@ -36,6 +37,7 @@ def name_of(request: HttpRequest) -> str:
 
 
 def refused(request: HttpRequest) -> HttpResponse:
+    """503 with the reason, as a page or as a problem document."""
     if request.path_info.startswith("/api/"):
         return problem(503, [Sentence("read-only", WHY)])
     return render(request, "read_only.html", status=503)

@@ -73,6 +73,7 @@ def add(a: Point, b: Point) -> Point:
 
 
 def times(number: int, point: Point) -> Point:
+    """The point added to itself so many times, RFC 8032."""
     result = (0, 1, 1, 0)
     while number:
         if number & 1:
@@ -83,6 +84,7 @@ def times(number: int, point: Point) -> Point:
 
 
 def encoded(point: Point) -> bytes:
+    """A point in 32 bytes, RFC 8032, 5.1.2."""
     inverse = pow(point[2], P - 2, P)
     x, y = point[0] * inverse % P, point[1] * inverse % P
     return (y | (x & 1) << 255).to_bytes(32, "little")
@@ -148,6 +150,7 @@ def from_base64(text: str, size: int) -> bytes:
 
 
 def key_id(public: bytes) -> str:
+    """The first half of the key's SHA-256, in hexadecimal digits."""
     return hashlib.sha256(public).hexdigest()[:16]
 
 
@@ -158,6 +161,7 @@ class Keys:
         self.known: Dict[str, Tuple[bytes, str, str]] = {}
 
     def add(self, public: bytes, since: str = "", until: str = "") -> None:
+        """A key, and from when to when it signed."""
         self.known[key_id(public)] = (public, since or "", until or "")
 
     def check(self, name: str, message: bytes, signature: bytes, at: str = "") -> str:
@@ -220,10 +224,12 @@ def leaf(event: Event) -> bytes:
 
 
 def leaf_of(prev_hash: str, text: bytes, found: str) -> bytes:
+    """The leaf of an event, RFC 9162, 2.1.1."""
     return hashlib.sha256(b"\x00%s\n%s\n%s" % (prev_hash.encode(), text, found.encode())).digest()
 
 
 def node(left: bytes, right: bytes) -> bytes:
+    """The hash of two subtrees, RFC 9162, 2.1.1."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
@@ -233,6 +239,7 @@ def split(count: int) -> int:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
+    """The root of a tree, RFC 9162, 2.1.1."""
     if len(leaves) < 2:
         return leaves[0] if leaves else hashlib.sha256(b"").digest()
     at = split(len(leaves))
@@ -788,6 +795,7 @@ def verify(archive: str, keys: Keys, heads: str = "", export: str = "") -> Check
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Exit status: 0 no fault, 1 at least one, 2 nothing could be checked."""
     parser = argparse.ArgumentParser(
         description="Verifies volmig's evidence.", epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -61,6 +61,7 @@ class App(TOTPDevice):  # type: ignore[misc]
 
 
 def cipher() -> AESSIV:
+    """Encrypts TOTP secrets: AES-SIV (RFC 5297) with a key derived from factor_key."""
     return AESSIV(hashlib.sha256(settings.FACTOR_KEY.encode()).digest())
 
 
@@ -111,6 +112,7 @@ def new_codes(user: Any) -> list[str]:
 
 
 def codes_left(user: Any) -> int:
+    """How many recovery codes a person has not used yet."""
     return sum(device.token_set.count() for device in StaticDevice.objects.filter(user=user))
 
 
@@ -135,6 +137,7 @@ def is_right(user: Any, code: str) -> str:
 
 
 def verified(app: App, code: str) -> bool:
+    """True for the current code of the app, with or without spaces; False also when its secret cannot be decrypted."""
     digits = code.replace(" ", "")
     try:
         return digits.isascii() and digits.isdecimal() and bool(app.verify_token(digits))

@@ -29,6 +29,7 @@ def record() -> None:
 
 
 def pending(kinds: list[str]) -> QuerySet[Tries]:
+    """Rows of wrong or refused tries that are not in the audit log yet."""
     return Tries.objects.filter(kind__in=kinds).filter(Q(wrong__gt=0) | Q(refused__gt=0))
 
 
@@ -67,6 +68,7 @@ def record_group(action: str, rows: QuerySet[Tries]) -> None:
 
 
 def names_of(people: set[Any]) -> list[str]:
+    """Usernames in order, of people by their keys."""
     known = get_user_model().objects.filter(pk__in=people).order_by("username")
     return list(known.values_list("username", flat=True))
 
@@ -90,6 +92,7 @@ def notify() -> None:
 
 
 def listed(names: list[str]) -> str:
+    """The first names of a list and how many follow."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

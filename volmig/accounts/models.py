@@ -20,6 +20,8 @@ SEEN_EVERY = dt.timedelta(minutes=1)  # or every page would be a write to the da
 
 
 class TeamQuerySet(models.QuerySet["Team"]):
+    """Teams, and who is a member of which."""
+
     def is_single(self) -> bool:
         """Whether everything belongs to one team."""
         return self.count() < 2
@@ -47,10 +49,13 @@ class Team(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
+        """The page on which an administrator changes it."""
         return f"/teams/{self.pk}/"
 
 
 class LoginQuerySet(models.QuerySet["Login"]):
+    """Sessions of people: which are valid, and which have ended."""
+
     def alive(self) -> Self:
         """Those that still open pages."""
         sessions = Session.objects.filter(expire_date__gt=timezone.now())
@@ -110,10 +115,12 @@ class Login(models.Model):
 
 
 def idle_since() -> dt.datetime:
+    """The time before which a session's last activity ends it (VOLMIG_IDLE_MINUTES)."""
     return timezone.now() - dt.timedelta(minutes=settings.IDLE_MINUTES)
 
 
 def old_since() -> dt.datetime:
+    """The time before which a session's begin ends it (VOLMIG_SESSION_HOURS)."""
     return timezone.now() - dt.timedelta(hours=settings.SESSION_HOURS)
 
 

@@ -156,6 +156,7 @@ def ask_password(name: str) -> str:
 
 
 def say(error: ValidationError) -> None:
+    """Writes what is wrong with a password to the terminal."""
     sys.stderr.write(" ".join(error.messages) + "\n")
 
 

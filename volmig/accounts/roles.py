@@ -113,6 +113,7 @@ def why_not(user: Any, verb: str, teams: Iterable[Team]) -> list[Sentence]:
 
 
 def outsider(names: list[str]) -> Sentence:
+    """The refusal of a person who is not a member of these teams (`no-member`)."""
     team = "team" if len(names) == 1 else "teams"
     said = f"You are not a member of the {team} {' and '.join(names)}. An administrator can add you."
     return Sentence("no-member", said)
@@ -136,6 +137,7 @@ class OwnedQuerySet(models.QuerySet[Row]):
         return self.owned_by(teams_of(user))
 
     def owned_by(self, teams: set[int]) -> Self:
+        """Those of which every owner is one of these teams."""
         return self.filter(**{f"{owner}__in": teams for owner in self.owners})
 
     def find(self, user: Any, verb: str, **key: Any) -> Row:

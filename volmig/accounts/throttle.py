@@ -178,6 +178,7 @@ class Attempt:
         return Tries.objects.select_for_update().get_or_create(kind=kind, key=key, defaults=begun)[0]
 
     def person(self, kind: str) -> int | None:
+        """Key of the person whose name was tried; None for unknown names and for limits that are not about one."""
         if not self.name or kind in ("address", "all", "network"):
             return None
         return get_user_model().objects.filter(username=self.name).values_list("pk", flat=True).first()
@@ -202,6 +203,7 @@ class Attempt:
 
 
 def refuse(row: Tries) -> dt.datetime | None:
+    """Counts a try at a closed limit; returns until when it is closed."""
     Tries.objects.filter(pk=row.pk).update(refused=F("refused") + 1)
     return row.closed_until
 
@@ -210,6 +212,7 @@ def refuse(row: Tries) -> dt.datetime | None:
 
 
 def cookie_name() -> str:
+    """The __Host- prefix binds the cookie to this host over HTTPS (RFC 6265bis)."""
     return "__Host-device" if settings.SESSION_COOKIE_SECURE else "device"
 
 

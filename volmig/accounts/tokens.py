@@ -22,7 +22,10 @@ def kept(letters: str) -> str:
 
 
 class TokenQuerySet(models.QuerySet["Token"]):
+    """API tokens, found by the digest of their letters."""
+
     def alive(self) -> Self:
+        """Those that still work: neither revoked nor expired, of an account that is not disabled."""
         return self.filter(revoked_at=None, expires_at__gt=timezone.now(), person__is_active=True)
 
     def shown(self, letters: str) -> "Token | None":

@@ -43,6 +43,7 @@ class PasswordPage(LoginView):
     redirect_authenticated_user = True
 
     def form_valid(self, form: Any) -> HttpResponse:
+        """Logs the person in, or leads to the page of the second factor first."""
         person = form.get_user()
         if not factors.has(person):
             return super().form_valid(form)
@@ -112,6 +113,7 @@ def login_code(request: HttpRequest) -> HttpResponse:
 
 
 def enter(request: HttpRequest, person: Any, half: dict[str, Any], how: str) -> HttpResponse:
+    """Completes a login in two steps; a used recovery code is an event of the audit log."""
     del request.session["half"]
     log_in(request, person, backend=half["backend"])
     response = redirect(half["next"])
@@ -124,6 +126,7 @@ def enter(request: HttpRequest, person: Any, half: dict[str, Any], how: str) -> 
 
 
 def note_login(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Starts the session's limits, reports wrong passwords since the last login, and writes the event."""
     person: Any = request.user
     request.session["password_at"] = time.time()
     Login.objects.of(request)
@@ -152,6 +155,7 @@ def locked_out(request: HttpRequest, until: dt.datetime) -> HttpResponse:
 
 @posted_from("overview")
 def logout(request: HttpRequest) -> HttpResponseBase:
+    """Writes the event and ends the session."""
     Event.append("person.logout", actor=request.user, object=request.user.get_username())
     return LogoutView.as_view()(request)
 
@@ -207,6 +211,7 @@ def stay_alone(request: HttpRequest, person: Any) -> dict[str, int]:
 
 
 def factor_of(person: Any) -> dict[str, Any]:
+    """What the account page shows of the second factor."""
     return {
         "has_factor": factors.has(person),
         "codes_left": factors.codes_left(person),
@@ -228,6 +233,7 @@ class PasswordForm(forms.Form):
             field.widget.attrs["class"] = "form-check-input" if ticks else "form-control"
 
     def clean_password(self) -> str:
+        """Counts the try; ValidationError for a wrong password or a closed limit."""
         typed = str(self.cleaned_data["password"])
         if why := step_up.why_wrong(self.request, typed):
             raise ValidationError(why)

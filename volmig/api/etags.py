@@ -22,6 +22,7 @@ def tag(shape: Schema) -> str:
 
 
 def named(request: HttpRequest, header: str) -> list[str]:
+    """The ETags in a header, weak ones as strong (RFC 9110, 8.8.3)."""
     return [each.strip().removeprefix("W/") for each in request.headers.get(header, "").split(",") if each.strip()]
 
 

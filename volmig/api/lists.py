@@ -19,4 +19,5 @@ class Edge(Schema):
 
 
 def following(request: HttpRequest, found: Any) -> str | None:
+    """The address of the next page; None on the last one."""
     return f"{request.path}?{found.later}" if found.later else None

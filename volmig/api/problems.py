@@ -65,6 +65,7 @@ class Invalid(Exception):  # noqa: N818 - as Refused is
 
 
 def problem(status: int, sentences: Iterable[Sentence], fields: Iterable[str] = (), **headers: str) -> HttpResponse:
+    """A document of RFC 9457; its code is that of the first sentence, `fields` names what each is about."""
     reasons = list(sentences)
     about = [*fields, *[""] * len(reasons)]
     errors = [Why(code=each.code, detail=each, field=name) for each, name in zip(reasons, about, strict=False)]
@@ -84,11 +85,13 @@ def problem(status: int, sentences: Iterable[Sentence], fields: Iterable[str] = 
 
 
 def denied(request: HttpRequest, error: Any) -> HttpResponse:
+    """403 for PermissionDenied."""
     said = error.args[0] if error.args else ""
     return problem(403, [said if isinstance(said, Sentence) else Sentence("not-allowed", str(said))])
 
 
 def refused(request: HttpRequest, error: Any) -> HttpResponse:
+    """403 for refusals of a person, 429 for too many requests, 409 for the current state."""
     if any(each.code == "too-many-requests" for each in error.sentences):
         return problem(429, error.sentences, Retry_After=str(WINDOW))
     personal = any(each.code in PERSONAL for each in error.sentences)
@@ -106,27 +109,33 @@ BODIES = ("told", "wanted")  # the arguments of operations that stand for the wh
 
 
 def invalid(request: HttpRequest, error: Any) -> HttpResponse:
+    """422 for a ValidationError of a model."""
     return problem(422, [Sentence(getattr(error, "code", None) or "invalid", str(each)) for each in error.messages])
 
 
 def ill_filled(request: HttpRequest, error: Any) -> HttpResponse:
+    """422 for a form, with the field of each sentence."""
     return problem(422, error.sentences, error.about)
 
 
 def stopped(request: HttpRequest, error: Any) -> HttpResponse:
+    """The status that was raised, with its headers."""
     return problem(error.status, error.sentences, **error.headers)
 
 
 def not_understood(request: HttpRequest, error: Any) -> HttpResponse:
+    """400 for a body that is not JSON."""
     return problem(error.status_code, [Sentence("not-understood", str(error))])
 
 
 def faulty(request: HttpRequest, error: Any) -> HttpResponse:
+    """500 for everything else; the log has the traceback, the response has nothing of it."""
     log.exception("%s %s", request.method, request.path, exc_info=error)
     return problem(500, [FAULT])
 
 
 def say(status: int, sentence: Sentence, **headers: str) -> Callable[[HttpRequest, Any], HttpResponse]:
+    """A handler that always gives this status and sentence."""
     return lambda request, error: problem(status, [sentence], **headers)
 
 
@@ -147,6 +156,7 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
 
 
 def tell_problems(api: NinjaAPI) -> None:
+    """Registers the handlers: every refusal of the API is a problem document."""
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
 

@@ -74,7 +74,7 @@ def evidence_keys(request: HttpRequest) -> Any:
 @record.get("/evidence/heads", summary="Published heads of the audit log", openapi_extra=JSON_LINES)
 @needs("audit")
 def evidence_heads(request: HttpRequest) -> Any:
-    """The whole file as it is on disk, one head per line. A copy on another machine proves the state of the audit log."""
+    """The whole file as on disk, one head per line. A copy on another machine proves the state of the audit log."""
     return heads_file()
 
 
@@ -82,12 +82,15 @@ class Api(NinjaAPI):
     """Its document also lists the problems, which ninja does not know."""
 
     def get_root_path(self, path_params: Any) -> str:
+        """The prefix of all addresses, also behind a proxy."""
         return PREFIX
 
     def get_openapi_operation_id(self, operation: Any) -> str:
+        """The function's name, so that generated clients stay the same when modules move."""
         return str(operation.view_func.__name__).replace("_", "-")
 
     def get_openapi_schema(self, **where: Any) -> OpenAPISchema:
+        """The document with the problems of each operation."""
         described = super().get_openapi_schema(**where)
         described["components"]["schemas"] |= PROBLEM_SHAPES
         for address, methods in described["paths"].items():
@@ -152,6 +155,7 @@ def open_to_programs(view: Callable[..., Any]) -> Callable[..., Any]:
 
 @open_to_programs
 def nothing(request: HttpRequest, rest: str) -> HttpResponse:
+    """404 as a problem document for every other address of the API."""
     return problem(404, [NO_SUCH])
 
 
@@ -188,6 +192,7 @@ def chapters() -> list[dict[str, Any]]:
 
 
 def entry(address: str, method: str, operation: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """One operation for the page and docs/reference.md."""
     parameters = [each for each in operation["parameters"] if each["in"] != "path"]
     good = {status: each for status, each in operation["responses"].items() if int(status) < 300}
     body = content(operation.get("requestBody", {}))

@@ -44,6 +44,7 @@ class Me(Schema):
 
     @classmethod
     def of(cls, token: Token, roles: Iterable[str]) -> Self:
+        """The document of a token and its owner; the scope is what it may do now."""
         name = token.person.get_username()
         scope = sorted(token.verbs())
         return cls(person=name, roles=sorted(roles), scope=scope, token=token.name, expires_at=token.expires_at)
@@ -73,6 +74,7 @@ class Event(Schema):
 
     @classmethod
     def of(cls, row: EventRow) -> Self:
+        """The document of an event with its hashes."""
         names = ("seq", "at", "role", "session", "address", "action", "job", "object", "data", "prev_hash", "hash")
         return cls(actor=row.actor_name, **same(row, *names))
 
@@ -101,4 +103,6 @@ class Page(Schema):
 
 
 class Events(Page):
+    """One page of events."""
+
     items: list[Event]

@@ -36,6 +36,8 @@ class BadArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Member:
+    """A file of a backup: its name in the archive, bytes and hash."""
+
     name: str
     size: int
     sha256: str
@@ -53,10 +55,12 @@ class Manifest:
     members: list[Member] = field(default_factory=list)
 
     def to_json(self) -> bytes:
+        """The first member of an archive."""
         return json.dumps({"volmig_backup": FORMAT, **asdict(self)}, indent=1).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> "Manifest":
+        """The manifest that an archive begins with; BadArchiveError for another format, or one that is malformed."""
         try:
             found = json.loads(text)
             known, about = found["volmig_backup"], dict(found["about"])
@@ -70,6 +74,7 @@ class Manifest:
         return made
 
     def check_names(self) -> None:
+        """BadArchiveError for a name outside of what backups have, twice the same, or no database."""
         names = [member.name for member in self.members]
         for name in names:
             if not NAME.fullmatch(name):
@@ -81,6 +86,7 @@ class Manifest:
 
 
 def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -125,6 +125,7 @@ def tool(name: str) -> str:
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
+    """Runs a tool of PostgreSQL; DumpError with its message when it fails."""
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         said = one_line(done.stderr) or f"it ended with status {done.returncode}"
@@ -132,4 +133,5 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 
 
 def one_line(text: str) -> str:
+    """The message of a tool in one line, 2,000 characters at most."""
     return " ".join(text.split())[:2000].rstrip(".")

@@ -95,6 +95,7 @@ def files() -> Iterator[tuple[Path, str]]:
 
 
 def heads_size() -> int:
+    """Bytes of the file of published heads, 0 when there is none."""
     heads = Path(settings.AUDIT_HEADS)
     return heads.stat().st_size if heads.exists() else 0
 
@@ -116,6 +117,7 @@ def copy_heads(target: Path, known: int, last: int) -> None:
 
 
 def is_head_until(line: bytes, last: int) -> bool:
+    """True for a line that is a head of at most this event."""
     try:
         return bool(parse_head(line.strip()).seq <= last)
     except ValueError:
@@ -142,6 +144,7 @@ def environment() -> dict[str, str]:
 
 
 def spoken(name: str, value: str) -> str:
+    """A setting for the backup, without secrets and passwords."""
     if SECRET.search(name) and not name.endswith("_FILE"):
         return "(not in the backup)"
     if "://" in value and (password := urlsplit(value).password):

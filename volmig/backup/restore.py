@@ -29,13 +29,16 @@ class Proved:
 
     @property
     def about(self) -> dict[str, Any]:
+        """When and where it was made, its migrations of the database, and its active migrations."""
         return self.manifest.about
 
     @property
     def vendor(self) -> str:
+        """sqlite or postgresql."""
         return "sqlite" if (self.directory / "database.sqlite3").exists() else "postgresql"
 
     def age(self) -> dt.timedelta:
+        """How long ago it was made, by this machine's clock."""
         return timezone.now() - dt.datetime.fromisoformat(self.about["made_at"])
 
     def newer(self) -> list[str]:
@@ -68,6 +71,7 @@ def proved(path: Path, identities: list[Any], beside: Path | None = None) -> Ite
 
 
 def check_database(found: Proved) -> None:
+    """RestoreError or DumpError when the copy of the database is damaged."""
     if found.vendor == "postgresql":
         return databases.check_postgresql(found.directory / "database.pgdump")
     with contextlib.closing(sqlite.read_only(found.directory / "database.sqlite3")) as copy:
@@ -75,6 +79,7 @@ def check_database(found: Proved) -> None:
 
 
 def check_about(found: Proved) -> None:
+    """RestoreError when the manifest lacks a field or names another kind of database."""
     try:
         found.age()
         migrations, jobs = found.about["migrations"], found.about["jobs"]
@@ -116,6 +121,7 @@ def into(path: Path, identities: list[Any], directory: Path, database: dict[str,
 
 
 def refuse_used(directory: Path) -> None:
+    """RestoreError unless the directory is new or empty."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise RestoreError(f"{directory} is not a directory.")
     if directory.is_dir() and any(directory.iterdir()):
@@ -123,6 +129,7 @@ def refuse_used(directory: Path) -> None:
 
 
 def refuse_unfit(found: Proved, database: dict[str, Any] | None) -> None:
+    """RestoreError for a backup of a later version, or without the right place for its database."""
     if newer := found.newer():
         said = f"{newer[0]} and {len(newer) - 1} more" if len(newer) > 1 else newer[0]
         raise RestoreError(f"A later version of volmig made this backup ({said}). Install that version, then restore.")

@@ -180,10 +180,12 @@ class Group:
 
     @property
     def whom(self) -> str:
+        """The processes that noticed it."""
         return f"Noticed by: {', '.join(sorted({f'{row.part} on {row.machine}' for row in self.rows}))}."
 
     @property
     def when(self) -> str:
+        """From when to when it lasted."""
         return times(self.began, self.ended)
 
 
@@ -201,11 +203,13 @@ def over(rows: Iterable[Incident]) -> list[Trouble]:
 
 
 def outage(kind: str, group: Group) -> Trouble:
+    """The database was unreachable, or had no free connection."""
     what = "The database was unreachable" if kind == "database" else "The database had no free connection"
     return ended(kind, group, "", f"{what} {group.when}.", "It is over; migrations continue.", group.whom)
 
 
 def ended_unexpectedly(kind: str, group: Group) -> Trouble:
+    """A process ended and was started again, once or several times."""
     last = group.rows[-1]
     name, often = called(last.part), len(group.rows)
     how_often = f"ended unexpectedly {often} times, last" if often > 1 else "ended unexpectedly"
@@ -215,6 +219,7 @@ def ended_unexpectedly(kind: str, group: Group) -> Trouble:
 
 
 def lost_leases(kind: str, group: Group) -> Trouble:
+    """Workers no longer handled migrations, and others took over."""
     # In the order of numbers, although a row of the database could hold anything.
     numbers = sorted({row.part for row in group.rows}, key=lambda each: (len(each), each))
     one = len(numbers) == 1
@@ -226,6 +231,7 @@ def lost_leases(kind: str, group: Group) -> Trouble:
 
 
 def ended(kind: str, group: Group, machine: str, sentence: str, advice: str, detail: str = "") -> Trouble:
+    """A trouble that is over; it is listed but not counted."""
     part = f"{kind} {group.began:%Y%m%d%H%M%S} {len(group.rows)}"
     return Trouble("over", machine, part, sentence, advice, detail, bad=False)
 
@@ -245,10 +251,12 @@ def times(began: dt.datetime, ended: dt.datetime, first: str = "from", second: s
 
 
 def clock(at: dt.datetime, day: dt.date) -> str:
+    """The time, with its day when that is not `day`."""
     return f"{at:%H:%M:%S}" if at.date() == day else f"{at.day} {at:%B}, {at:%H:%M:%S}"
 
 
 def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None:
+    """The trouble of a data directory that is full, nearly full or cannot be read; None for none. In bytes."""
     if free is None or size is None:
         advice = "Check that its disk or its share works."
         return Trouble("disk", machine, "unreadable", "The data directory cannot be read.", advice)
@@ -261,6 +269,7 @@ def low_disk(machine: str, free: int | None, size: int | None) -> Trouble | None
 
 
 def wrong_clock(machine: str, skew: float) -> Trouble:
+    """The trouble of a clock that is off by `skew` seconds."""
     way = "ahead of" if skew > 0 else "behind"
     sentence = f"Its clock is {way} the database's."
     return Trouble("clock", machine, way, sentence, "Synchronise it (NTP).", f"By {abs(skew):.1f} s.", True)

@@ -10,13 +10,17 @@ SHORTEST = 24  # characters of VOLMIG_METRICS_TOKEN: wrong ones are not counted,
 
 
 class HealthConfig(AppConfig):
+    """Heartbeats, health checks and metrics."""
+
     name = "volmig.health"
 
     def ready(self) -> None:
+        """Registers the system check of the metrics' settings."""
         register(metrics_are_guarded)
 
 
 def metrics_are_guarded(**_: Any) -> list[CheckMessage]:
+    """volmig.M…: the token is long enough, and the port is one."""
     token, port = settings.METRICS_TOKEN, settings.METRICS_PORT
     faults = {
         "M1": token and len(token) < SHORTEST and f"VOLMIG_METRICS_TOKEN must have {SHORTEST} characters or more",

@@ -119,6 +119,8 @@ def skew() -> float | None:
 
 
 class Heart(threading.Thread):
+    """The thread that writes a process's heartbeat, every few seconds, until the process ends."""
+
     def __init__(self, part: str, patience: float | None) -> None:
         super().__init__(name=f"heartbeat of {part}", daemon=True)
         self.patience, self.turned, self.longest = patience, time.monotonic(), 0.0
@@ -135,10 +137,12 @@ class Heart(threading.Thread):
         )
 
     def turn(self) -> None:
+        """Called by the process for each turn of its loop: a loop that hangs stops the heartbeat."""
         now = time.monotonic()
         self.longest, self.turned = max(self.longest, now - self.turned), now
 
     def run(self) -> None:
+        """Beats until it is stopped; an outage of the database is logged once and does not end it."""
         # Not atexit: a process that was forked by multiprocessing leaves without it.
         util.Finalize(None, self.stop, exitpriority=10)
         while not self.over.is_set():

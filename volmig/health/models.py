@@ -38,6 +38,8 @@ def running_for(pid: int) -> float | None:
 
 
 class ProcessQuerySet(models.QuerySet["Process"]):
+    """Heartbeats of all processes on all machines."""
+
     def alive(self) -> Self:
         """Those whose last heartbeat is not late, by the database's clock."""
         return self.filter(beaten_at__gte=Now() - LATE)
@@ -93,6 +95,7 @@ class Process(models.Model):
 
     @property
     def late(self) -> bool:
+        """True when its heartbeat is older than it may be."""
         return self.age > LATE
 
     @property
@@ -120,6 +123,8 @@ class Process(models.Model):
 
 
 class IncidentQuerySet(models.QuerySet["Incident"]):
+    """What went wrong with volmig and is over."""
+
     def note(self, kind: str, machine: str, part: str, seconds: float, detail: str = "") -> None:
         """Something began so many seconds ago and is over now; times are by the database's clock.
 
@@ -133,6 +138,7 @@ class IncidentQuerySet(models.QuerySet["Incident"]):
             log.warning("An incident of %s on %s could not be stored: %s", part, machine, error)
 
     def lately(self, within: dt.timedelta) -> Self:
+        """Those that ended in this time, by the database's clock."""
         return self.filter(ended_at__gte=Now() - within)
 
 

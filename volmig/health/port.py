@@ -24,20 +24,25 @@ class Quiet(WSGIRequestHandler):
     timeout = 10
 
     def log_message(self, *_: Any) -> None:
+        """Nothing: Prometheus asks every few seconds."""
         return
 
 
 class Server6(ThreadingWSGIServer):
+    """The same server on IPv6."""
+
     address_family = socket.AF_INET6
 
 
 def application(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """WSGI (PEP 3333): /metrics and nothing else."""
     status, kind, body = answer(environ)
     start(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
     return [body]
 
 
 def answer(environ: dict[str, Any]) -> tuple[str, str, bytes]:
+    """Status line, content type and body for a request of Prometheus; 401 without the token."""
     if environ.get("PATH_INFO") != "/metrics" or environ.get("REQUEST_METHOD") != "GET":
         return "404 Not Found", "text/plain", b"/metrics is here, and nothing else.\n"
     if not metrics.may_read(environ.get("HTTP_AUTHORIZATION", "")):

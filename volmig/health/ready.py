@@ -50,6 +50,7 @@ def begin(call: Callable[[], T]) -> "Future[T]":
 
 
 def apart(call: Callable[[], T]) -> T:
+    """Calls in a connection of its own thread, outside of the pool, which may be exhausted."""
     connections["default"] = unpooled()  # of this thread
     try:
         return call()
@@ -80,6 +81,7 @@ def database() -> list[str]:
 
 
 def write() -> None:
+    """Writes a row and rolls back; raises what the database raises, after WRITE_SECONDS at most."""
     with connection.cursor() as cursor:
         if not is_postgresql():
             cursor.execute(f"PRAGMA busy_timeout = {WRITE_SECONDS * 1000}")
@@ -100,6 +102,7 @@ def unapplied() -> int:
 
 
 def migrations() -> list[str]:
+    """A sentence when database migrations are not applied."""
     missing = unapplied()
     if not missing:
         return []
@@ -108,6 +111,7 @@ def migrations() -> list[str]:
 
 
 def disk() -> list[str]:
+    """A sentence when the data directory is full or cannot be read."""
     free = heart.disk()["disk_free"]
     if free is None:
         return ["The data directory cannot be read."]
@@ -141,6 +145,7 @@ class Run:
         self.end = begin(self.go)
 
     def go(self) -> None:
+        """Runs all checks; `check` names the one that hangs, if any does."""
         for check in CHECKS:
             self.check = check
             self.found += check()
@@ -169,6 +174,7 @@ class Round:
         self.run: Run | None = None
 
     def reasons(self) -> list[str]:
+        """What is wrong, from checks that are at most FRESH seconds old; one run for all who ask."""
         with self.lock:
             if time.monotonic() - self.asked >= FRESH:
                 # What hangs must not use up one more thread and connection each time.

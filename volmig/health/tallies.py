@@ -83,6 +83,7 @@ def observe(name: str, seconds: float, **labels: str) -> None:
 
 
 def note(found: dict[Key, float]) -> None:
+    """Adds to the counters of this process; they reach the database with its heartbeat."""
     with lock:
         for key, value in found.items():
             counted[key] = counted.get(key, 0.0) + value

@@ -25,9 +25,12 @@ THERE = (
 
 
 class RecordConfig(AppConfig):
+    """The audit log; its table refuses changes by triggers."""
+
     name = "volmig.record"
 
     def ready(self) -> None:
+        """Renews the triggers after every migration of the database."""
         # After every migration, because SQLite's table rebuild (any AlterField) silently drops triggers.
         post_migrate.connect(make_triggers, sender=self)
 

@@ -67,6 +67,7 @@ def cut_heads(published: Heads, end: int | None = None) -> Iterator[str]:
 
 
 def walk(heads: dict[int, tuple[str, str]]) -> Iterator[str]:
+    """Yields each fault of the chain and of the heads, in the order of events."""
     written = head_now()[0]  # before the walk: what is appended meanwhile is no fault
     last_seq, last_hash = 0, ""
     # Plain values: making model instances would take longer than checking the signatures.

@@ -27,24 +27,29 @@ async def stream(events: EventQuerySet, header: str, write: Write) -> AsyncItera
 
 
 def chunk(events: EventQuerySet, after: int) -> list[tuple[Any, ...]]:
+    """The next rows of an export after event `after`."""
     return list(events.filter(seq__gt=after).order_by("seq").values_list(*COLUMNS)[:CHUNK])
 
 
 def plain(row: Sequence[Any]) -> dict[str, Any]:
+    """A row by its columns; times in UTC."""
     values = dict(zip(COLUMNS, row, strict=True))
     return values | {"at": values["at"].astimezone(UTC).isoformat(timespec="microseconds")}
 
 
 def json_line(row: Sequence[Any]) -> str:
+    """An event as a line of JSON."""
     return json.dumps(plain(row), ensure_ascii=False) + "\n"
 
 
 def csv_line(row: Sequence[Any]) -> str:
+    """An event as a line of CSV, RFC 4180."""
     values = plain(row)
     return cells((values | {"data": json.dumps(values["data"], ensure_ascii=False)}).values())
 
 
 def cells(values: Any) -> str:
+    """Cells as a line of CSV; none begins like a formula."""
     line = io.StringIO()
     csv.writer(line).writerow([harmless(value) for value in values])
     return line.getvalue()

@@ -88,11 +88,13 @@ def segments(covered: int, last: int, digest: str) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(first: int, last: int) -> list[tuple[Any, ...]]:
+    """What is signed of these events, first and last included."""
     found = Event.objects.filter(seq__gte=first, seq__lte=last).order_by("seq")
     return list(found.values_list("prev_hash", "hash", *SIGNED))
 
 
 def leaves(rows: Iterable[Sequence[Any]]) -> list[bytes]:
+    """The leaves of the tree of these events, RFC 9162."""
     return [leaf_of(before, signed_text(values).encode(), found) for before, found, *values in rows]
 
 
@@ -172,6 +174,7 @@ def covering(path: Path, seq: int) -> Head | None:
 
 
 def searched(path: Path, search: Callable[[int], Head | None]) -> Head | None:
+    """A head that `search` finds in the file by its size; None without a file."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -198,6 +201,7 @@ def find(descriptor: int, seq: int) -> Head | None:
 
 
 def covers(head: Head, seq: int) -> bool:
+    """True when the head's tree has the event."""
     return bool(head.root) and head.first <= seq <= head.seq and known(head)
 
 
@@ -231,6 +235,7 @@ def newest_first(descriptor: int) -> Iterator[Head]:
 
 
 def intact(line: bytes) -> Head | None:
+    """The head in a line, None when it is damaged."""
     try:
         return parse_head(line)
     except ValueError:
@@ -262,6 +267,7 @@ def proofs(path: Path, numbers: Sequence[int]) -> tuple[dict[str, Any], list[Hea
 
 
 def prove(head: Head, tree: list[bytes], seq: int) -> dict[str, Any]:
+    """The hashes from the event to the root; ValueError when the database's events are not those of the head."""
     if root(tree).hex() != head.root:
         raise ValueError(f"the events {head.first} to {head.seq} in its database were not those published at {head.at}")
     return {"head": head.seq, "path": [each.hex() for each in path(seq - head.first, tree)]}

@@ -34,6 +34,7 @@ def text(raw: bytes) -> str:
 
 
 def document(private: Ed25519PrivateKey, entries: list[dict[str, Any]]) -> bytes:
+    """The file of evidence keys: the private one, and all public ones, oldest first."""
     return json.dumps({"private": text(private.private_bytes_raw()), "keys": entries}, indent=1).encode() + b"\n"
 
 

@@ -152,7 +152,10 @@ class Publisher(models.Model):
 
 
 class EventQuerySet(models.QuerySet["Event"]):
+    """Events of the audit log, by migration, person, action and time."""
+
     def of_job(self, number: int) -> Self:
+        """Those of one migration."""
         return self.filter(job=number)
 
     def by(self, name: str) -> Self:
@@ -261,6 +264,7 @@ class Event(models.Model):
         return hmac.compare_digest(self.hash, self.signature())
 
     def signature(self) -> str:
+        """What its hash has to be, under audit_key."""
         return sign(self.prev_hash, [getattr(self, name) for name in SIGNED])
 
 

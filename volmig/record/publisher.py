@@ -29,6 +29,7 @@ class Publishing:
         self.said = ""
 
     def run(self, stop: threading.Event) -> None:
+        """Publishes a head a minute until it is stopped; failures are logged once."""
         outage, pause = database.Outage("audit heads"), 0.0
         while not stop.wait(pause):
             try:

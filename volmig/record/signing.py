@@ -41,6 +41,7 @@ def current() -> Signer:
 
 
 def signer(found: dict[str, Any]) -> Signer:
+    """The key in use."""
     private = Ed25519PrivateKey.from_private_bytes(base64.b64decode(found["private"]))
     return Signer(found["keys"][-1]["id"], found["keys"][-1]["from"], private.sign)
 

@@ -37,6 +37,7 @@ class EventFilter(forms.Form):
 @require_GET
 @needs("audit")
 def audit(request: HttpRequest) -> HttpResponse:
+    """The page of events with its filters, 100 at a time."""
     form = EventFilter(request.GET)
     for field in form.fields.values():
         field.widget.attrs["class"] = "form-control"

@@ -28,6 +28,7 @@ def spoken(seconds: float) -> str:
 
 @register.filter
 def duration(seconds: float | None) -> str:
+    """Seconds as people say them, a dash for None."""
     return "–" if seconds is None else spoken(seconds)
 
 
@@ -56,6 +57,7 @@ def size(count: int | None) -> str:
 
 @register.filter
 def rate(bytes_per_second: float | None) -> str:
+    """MiB/s with one decimal, a dash for None."""
     return "–" if bytes_per_second is None else f"{bytes_per_second / MIB:.1f} MiB/s"
 
 

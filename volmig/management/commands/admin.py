@@ -18,6 +18,7 @@ class Command(BaseCommand):
         parser.add_argument("--role", action="append", default=[], choices=sorted(ALLOWS), help="may be given again")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """CommandError without a password, or with one that Django's validators refuse."""
         name = options["name"]
         try:
             make_person(name, environment.text("ADMIN_PASSWORD") or ask_password(name), options["role"])

@@ -18,6 +18,7 @@ class Command(BaseCommand):
         parser.add_argument("--new", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Prints keys.json, or writes a first key; CommandError when the keys cannot be read."""
         try:
             if options["new"]:
                 data_dir.write_new(options["new"], key_file.first())

@@ -40,6 +40,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Compares, completes, registers or renews; exits with 1 when keys differ."""
         if name := options["register"] or options["renew"]:
             self.replace(name, renew=bool(options["renew"]))
             return
@@ -84,6 +85,7 @@ class Command(BaseCommand):
                 setattr(settings, keys.SETTINGS[name], content.decode().strip())
 
     def replace(self, name: str, renew: bool) -> None:
+        """Registers or renews a key after its name was typed; CommandError without."""
         self.stdout.write(f"{COSTS[name]} Stop all of volmig first, on every machine.")
         verb = "Make a new" if renew else "Register this machine's"
         if input(f"{verb} {name}? Type {name} to confirm: ").strip() != name:
@@ -105,8 +107,10 @@ class Command(BaseCommand):
         self.stdout.write(f"{name} is registered. Copy {path} to every other machine that needs it, then start them.")
 
     def renewed(self, name: str) -> bytes:
+        """The bytes of a new key."""
         return key_file.first() if name == data_dir.EVIDENCE_KEY else data_dir.new(name)
 
     def note(self, name: str, before: str, after: str) -> None:
+        """An event with the beginnings of both fingerprints; a new audit key starts a new chain and has none."""
         if name != data_dir.AUDIT_KEY:
             Event.append("keys.register", object=name, data={"before": before[:16], "after": after[:16]})

@@ -12,6 +12,7 @@ class Command(BaseCommand):
     help = "Migrates the database and prepares the rest. `up` does the same, except with --no-prepare."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """CommandError when the database cannot be used or keys differ."""
         try:
             when_possible("prepare", prepare)
         except (database.Unusable, keys.KeysDiffer) as error:

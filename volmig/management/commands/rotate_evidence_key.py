@@ -20,6 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("--output", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """CommandError when the new key cannot be written or registered; the old one then stays."""
         try:
             new = signing.rotate(options["output"])
         except (OSError, ValueError, DatabaseError, InterfaceError) as error:

@@ -75,6 +75,7 @@ def commands(bind: str, shared: socket.socket | None = None) -> dict[str, list[s
 
 
 def split(bind: str) -> tuple[str, int]:
+    """Host and port of --bind; CommandError when it has none."""
     host, _, port = bind.rpartition(":")
     try:
         return host.strip("[]"), int(port)
@@ -128,6 +129,7 @@ class Child:
     cluster: str = ""  # of workers: 16 hex digits, new at every start
 
     def start(self) -> None:
+        """Starts the process with its part and without keys of the other kind."""
         ours = {"DJANGO_SETTINGS_MODULE": "volmig.settings", "PYTHONUNBUFFERED": "1", "VOLMIG_PART": self.name}
         environment = os.environ | ours  # the part decides which keys it may read
         for each in data_dir.variables_of("worker" if self.name == "web" else "web"):
@@ -168,6 +170,7 @@ class Child:
 
     @property
     def beat_file(self) -> Path:
+        """The file that the process touches; a process that stops doing so is restarted."""
         return Path(settings.DATA / f"up-{self.name}.beat")
 
     def why_stuck(self) -> str:
@@ -181,6 +184,7 @@ class Child:
         return f"did not start within {self.patience:.0f} s"
 
     def ended(self, status: int) -> None:
+        """Restarts it after a pause; a process that never began to work ends `up`."""
         lasted = time.monotonic() - self.started
         self.kill()
         killed = status < 0  # from outside, so it was able to start
@@ -218,6 +222,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-prepare", action="store_true", help=only)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Runs until Ctrl-C or SIGTERM; CommandError when it cannot start."""
         groups = GROUPS if options["part"] == "all" else (options["part"],)
         locks = [only_one(group) for group in groups if group != "web"]  # of several for one port, only one gets it
         try:
@@ -236,6 +241,7 @@ class Command(BaseCommand):
 
 
 def children_of(groups: Iterable[str], bind: str, shared: socket.socket | None) -> list[Child]:
+    """The processes of these groups; web inherits the listening socket."""
     chosen, names = commands(bind, shared), [part.name for part in of_group(*groups)]
     inherits = (shared.fileno(),) if shared else ()
     return [
@@ -280,16 +286,19 @@ def alone() -> Iterator[None]:
 
 
 def try_lock(cursor: Any) -> bool:
+    """True when this process may prepare, pg_try_advisory_lock."""
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [PREPARES])
     return bool(cursor.fetchone()[0])
 
 
 def unlock(cursor: Any) -> None:
+    """Gives the advisory lock back."""
     with contextlib.suppress(*database.AWAY):  # the lock went with its connection
         cursor.execute("SELECT pg_advisory_unlock(%s)", [PREPARES])
 
 
 def try_flock(lock: IO[str]) -> bool:
+    """The same for SQLite, flock(2)."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -328,6 +337,7 @@ def when_possible(who: str, act: Callable[[], None]) -> None:
 
 
 def prepare() -> None:
+    """Migrates the database, registers keys and prints what an upgrade means for active migrations."""
     refuse_what_differs()
     online.migrate(lambda line: print(line, flush=True))
     compare_with_others()
@@ -354,6 +364,7 @@ def refuse_what_differs() -> None:
 
 
 def compare_with_others() -> None:
+    """Registers keys and settings of this machine, and prints settings that differ."""
     keys.ensure()
     keys.note_settings()
     for line in keys.differing_settings():
@@ -361,6 +372,7 @@ def compare_with_others() -> None:
 
 
 def say_if_read_only() -> None:
+    """Prints the reason and what to do."""
     if state := incarnation.check():
         print(f"volmig is read-only: {state.reason} {state.what_to_do}", flush=True)
 
@@ -423,6 +435,7 @@ def compare_keys(said: set[str]) -> None:
 
 
 def answers(bind: str) -> bool:
+    """True once the web processes answer /healthz/live."""
     address = bind.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what was asked for
     # Another name is refused, with a traceback in the log.
     name = settings.ALLOWED_HOSTS[0].lstrip(".") if settings.ALLOWED_HOSTS else address
@@ -437,6 +450,7 @@ def answers(bind: str) -> bool:
 
 
 def stop(children: list[Child]) -> None:
+    """Ends all processes; those that do not end within PATIENCE_SECONDS are killed."""
     for child in children:
         child.ask_to_stop()
     until = time.monotonic() + PATIENCE_SECONDS

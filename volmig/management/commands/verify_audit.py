@@ -28,12 +28,14 @@ class Command(BaseCommand):
         parser.add_argument("--bundle", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Exits with 1 when anything was changed."""
         if options["bundle"]:
             self.check_bundle(options["bundle"])
         else:
             self.check_log(options["heads"])
 
     def check_log(self, given: Path | None) -> None:
+        """Verifies the whole audit log against its heads."""
         heads = known_heads(given)
         end, note = expected(given)
         faults = verify(heads, end)
@@ -48,6 +50,7 @@ class Command(BaseCommand):
         self.stdout.write(whole)
 
     def check_bundle(self, path: Path) -> None:
+        """Verifies an archive and that its events are this audit log's."""
         try:
             lines = events_of(path)
             faults = [*signature_faults(path), *verify_lines(lines)]
@@ -58,6 +61,7 @@ class Command(BaseCommand):
         self.stdout.write(f"All {len(lines)} events are unchanged events of this audit log.")
 
     def summary(self, heads: Heads | None) -> str:
+        """What was verified: events, head, and how many published heads agree."""
         head = ChainHead.objects.filter(pk=1).first()
         if not head:
             return "No events yet."

@@ -20,6 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("part", choices=GROUPS)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Exits with 1, and a line for each fault of the part."""
         try:
             faults = ready.within(SECONDS, lambda: alive.faults(options["part"]))
         except ProgrammingError:  # as before the first migration: it has no such table
