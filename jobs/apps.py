@@ -17,9 +17,12 @@ LONGEST_WAIT = 100.0  # seconds; a task may take no longer than 120
 
 
 class JobsConfig(AppConfig):
+    """The app of migrations; failpoints are armed here, on labs only."""
+
     name = "jobs"
 
     def ready(self) -> None:
+        """Registers the system check, and arms VOLMIG_FAILPOINT."""
         register(failpoints_are_for_labs)
         if settings.FAILPOINT and not failpoint_faults():
             wanted = failpoints.chosen(settings.FAILPOINT, TABLE)
@@ -27,6 +30,7 @@ class JobsConfig(AppConfig):
 
 
 def failpoints_are_for_labs(**_: Any) -> list[CheckMessage]:
+    """volmig.F…: an error for failpoints outside of a lab, or unknown ones."""
     return [Error(f"VOLMIG_FAILPOINT: {why}", id=f"volmig.F{index}") for index, why in enumerate(failpoint_faults(), 1)]
 
 
@@ -44,6 +48,7 @@ def failpoint_faults() -> list[str]:
 
 
 def file_of(point: str) -> Path:
+    """The file by which a failpoint is known to have been reached."""
     directory = Path(settings.DATA) / "failpoints"
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory / point

@@ -45,6 +45,7 @@ class Affected:
 
 
 def own() -> Version:
+    """The version of this source tree."""
     return Version(hostctl.source_hash(), hostctl.PROTOCOL)
 
 
@@ -72,6 +73,7 @@ def downgrade() -> str:
 
 
 def newer_than_this() -> list[str]:
+    """What the database has of a later release, as sentences; empty when it fits."""
     if unknown := [" ".join(key) for key in schema.newer(MigrationRecorder(connection).applied_migrations())]:
         return [f"The database has tables of a newer volmig ({', '.join(unknown)})."]
     active = list(rows(Job, "pk", "plan", "hostctl", status__in=UNDER_WAY))
@@ -100,6 +102,7 @@ def affected(target: Version) -> list[Affected]:
 
 
 def of_job(job: dict[str, Any], hosts: dict[int, dict[str, Any]], kept: set[str]) -> Affected:
+    """What the upgrade means for one migration: which version it needs, and where that is missing."""
     mine = [hosts[job[f"{role}_id"]] for role in ROLES]
     approvals = list(rows(Approval, "pk", "bound", job=job["pk"], kind="swap", consumed_at=None, voided_at=None))
     named = [each["bound"].get("hostctl", "") for each in approvals]
@@ -155,6 +158,7 @@ def sentences(found: Iterable[Affected]) -> list[str]:
 
 
 def hypervisors(**which: Any) -> dict[int, dict[str, Any]]:
+    """Hypervisors by key, with the columns that every release has."""
     columns = ("pk", "name", "shipped", "hostctl_hash", "hostctl_versions")
     return {each["pk"]: each for each in rows(Hypervisor, *columns, **which)}
 
@@ -167,6 +171,7 @@ def rows(model: Any, *names: str, **which: Any) -> list[dict[str, Any]]:
 
 
 def columns_of(table: str) -> set[str]:
+    """The columns that a table has now; none when it does not exist."""
     with connection.cursor() as cursor:
         if table not in connection.introspection.table_names(cursor):
             return set()

@@ -91,6 +91,7 @@ def preflight(
 
 
 def asked(request: HttpRequest, response: HttpResponse, wanted: schemas.Wish, start: bool, key: str | None) -> Any:
+    """Submits once per Idempotency-Key: 201 with a new migration, 200 with the one that the key made."""
     user: Any = request.user
 
     def make() -> Job:
@@ -129,6 +130,7 @@ def chosen(user: Any, wanted: schemas.Wish) -> dict[str, Any]:
 
 
 def found(request: HttpRequest, verb: str, number: int) -> Job:
+    """The migration, if the person may use this verb on it; Http404 or PermissionDenied otherwise."""
     job: Job = Job.objects.with_names().with_runs().find(request.user, verb, pk=number)
     return job
 
@@ -147,6 +149,7 @@ def progress(request: HttpRequest, response: HttpResponse, number: Number) -> An
 
 @router.get("/{number}/plan", response={200: schemas.Plan, 304: None}, summary="Show its checks and plan")
 def plan(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """The checks with their findings, the steps with their commands, and the hash of both."""
     return tagged(request, response, schemas.Plan.of(found(request, "view", number)))
 
 
@@ -172,6 +175,7 @@ def evidence(request: HttpRequest, number: Number) -> HttpResponse:
 
 @router.get("/{number}/approvals", response=schemas.Approvals, summary="List its approval requests")
 def its_approvals(request: HttpRequest, number: Number) -> Any:
+    """All of them, also void and used ones."""
     row = found(request, "view", number)
     return {"items": [schemas.Wanted.of(each) for each in row.approvals.select_related("requester")]}
 
@@ -200,6 +204,7 @@ def as_read(request: HttpRequest, number: int) -> bool:
 
 @router.post("/{number}/start", response=schemas.Job, summary="Start a planned migration")
 def start(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Only once it is planned. Copies beside the live disk, then requests approval."""
     return does(request, response, number, lambda job: job.start(request.user))
 
 
@@ -211,27 +216,32 @@ def cancel(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
 
 @router.post("/{number}/resume", response=schemas.Job, summary="Resume a halted migration")
 def resume(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Checks the halted step again and continues if it finds the expected state."""
     return does(request, response, number, lambda job: job.resume(request.user))
 
 
 @router.post("/{number}/try-again", response=schemas.Job, summary="Retry now")
 def try_again(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Does not wait for the next automatic try; completed steps are kept."""
     return does(request, response, number, lambda job: job.try_again(request.user))
 
 
 @router.post("/{number}/confirm", response=schemas.Job, summary="Confirm the data")
 def confirm(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Ends the trial. Someone has to have checked the data in the instance."""
     return does(request, response, number, lambda job: job.confirm(request.user))
 
 
 @router.post("/{number}/rate", response=schemas.Job, summary="Limit the bandwidth of later copy passes")
 def rate(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Rate) -> Any:
+    """In MiB/s; null for the relay's own limit."""
     form = checked(RateForm({"rate": told.rate_mib and round(told.rate_mib, 1)}), rate="rate_mib")
     return does(request, response, number, lambda job: job.set_rate(request.user, form.rate_in_bytes()))
 
 
 @router.post("/{number}/rollback", response=schemas.Job, summary="Request a rollback, or use a pre-approved one")
 def rollback(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Rollback) -> Any:
+    """With `now` the pre-approved one, which only the requester may use."""
     user = request.user
     if told.now:
         return does(request, response, number, lambda job: job.roll_back(user))
@@ -240,16 +250,19 @@ def rollback(request: HttpRequest, response: HttpResponse, number: Number, told:
 
 @router.post("/{number}/purge", response=schemas.Job, summary="Request the purge of the unused disk")
 def purge(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Another person has to approve it."""
     return does(request, response, number, lambda job: job.ask("purge", request.user))
 
 
 @router.post("/{number}/rehearse", response=schemas.Job, summary="Rehearse the backup")
 def rehearse(request: HttpRequest, response: HttpResponse, number: Number) -> Any:
+    """Reads the kept disk completely and compares it with its recorded data; changes nothing."""
     return does(request, response, number, lambda job: job.rehearse(request.user))
 
 
 @router.post("/{number}/extend", response=schemas.Job, summary="Keep the unused disk longer")
 def extend(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Longer) -> Any:
+    """Until the end of a day at most a year from now, with a reason; voids a request for its purge."""
     form = checked(ExtendForm(told.dict()))
     return does(request, response, number, lambda job: job.extend(request.user, form.until(), told.reason))
 
@@ -293,6 +306,7 @@ def reject(request: HttpRequest, response: HttpResponse, number: Number, told: s
 
 @router.post("/{number}/withdraw", response=schemas.Job, summary="Withdraw your approval")
 def withdraw(request: HttpRequest, response: HttpResponse, number: Number, told: schemas.Reason) -> Any:
+    """As long as the request was not used."""
     return decides(request, response, number, told.kind, lambda asked: asked.withdraw(request.user, told.reason))
 
 
@@ -306,6 +320,7 @@ def inbox(request: HttpRequest) -> Any:
 
 @around.get("/approvals/{number}", response=schemas.Approval, summary="Show what an approval binds")
 def approval(request: HttpRequest, number: Number) -> Any:
+    """Question, proofs, warnings and commands, as on its page, and the digest to approve with."""
     rows = Approval.objects.select_related("job__source", "job__relay", "job__destination", "requester", "last_editor")
     return schemas.Approval.read(rows.find(request.user, "view", pk=number), request.user)
 
@@ -334,12 +349,14 @@ def leftovers(request: HttpRequest, all: bool = False) -> Any:  # noqa: A002 - a
 
 
 def all_told(times: list[Any]) -> bool:
+    """True when every hypervisor was scanned at least once."""
     return bool(times) and None not in times
 
 
 @around.post("/leftovers/scan", response={202: api_schemas.Done}, summary="Scan all hypervisors")
 @needs("view")
 def scan(request: HttpRequest) -> Any:
+    """Hypervisors that were scanned a moment ago are left out; `detail` says how many scans are queued."""
     return Status(202, {"detail": scans_queued(ask_anew(request.user))})
 
 

@@ -62,11 +62,14 @@ class Wanted(Schema):
 
     @classmethod
     def of(cls, row: ApprovalRow) -> Self:
+        """The document of an approval request in a list."""
         names = ("kind", "state", "digest", "approvers", "created_at", "expires_at")
         return cls(id=row.pk, consents=row.count(), requester=row.requester.get_username(), **same(row, *names))
 
 
 class Decision(Schema):
+    """One person's yes or no."""
+
     person: str
     verdict: str
     reason: str
@@ -92,6 +95,7 @@ class Approval(Wanted):
 
     @classmethod
     def read(cls, row: ApprovalRow, by: Any) -> Self:
+        """The document of a request with everything that it binds, for one person."""
         review = Reading(row)
         said = row.decisions.select_related("person").order_by("pk")
         names = ("verdict", "reason", "at", "withdrawn_at")
@@ -123,6 +127,7 @@ class Halt(Schema):
 
     @classmethod
     def of(cls, job: JobRow) -> "Halt | None":
+        """Why it is halted; None when it is not."""
         if not job.halt_reason:
             return None
         data = job.halt_data if isinstance(job.halt_data, dict) else {}
@@ -161,6 +166,7 @@ class JobLine(Schema):
 
     @classmethod
     def of(cls, row: JobRow, **more: Any) -> Self:
+        """The document of a migration in a list; `size` in bytes."""
         names = ("number", "status", "outcome", "instance_id", "instance_name", "disk", "ticket")
         return cls(
             source=End(hypervisor=row.source.name, path=f"{row.source_vg}/{row.source_lv}"),
@@ -198,6 +204,7 @@ class Job(JobLine):
 
     @classmethod
     def read(cls, row: JobRow, by: Any) -> Self:
+        """The document of a migration with the actions of one person."""
         asked, kept = row.open_approval(), row.backup()
         names = ("uuid", "lv_uuid", "outcome_reason", "waiting_for", "rate", "rollback_minutes")
         return cls.of(
@@ -218,6 +225,7 @@ SPOKEN = {"ask-rollback": "rollback", "roll-back": "rollback-now", "ask-purge": 
 
 
 def actions(job: JobRow, by: Any) -> list[Action]:
+    """What one person may do with it now, and why not."""
     return [
         Action(verb=SPOKEN.get(each.verb, each.verb), does=each.explains, allowed=each.allowed, why_not=each.why_not)
         for each in job.actions(by)
@@ -247,6 +255,7 @@ class Pass(Schema):
 
     @classmethod
     def of(cls, run: StepRun, moving: bool) -> Self:
+        """The figures of the running step: bytes, bytes per second, seconds left while data moves."""
         figures = same(run, "bytes_done", "bytes_total", "rate", "silent_since")
         left = run.seconds_left if moving else None
         return cls(
@@ -272,6 +281,7 @@ class Condition(Schema):
 
     @classmethod
     def of(cls, row: JobRow) -> Self:
+        """The status sentence with its tone and advice."""
         state = row.condition()
         return cls(**same(state, "kind", "sentence", "tone", "since", "attention", "advice", "detail"))
 
@@ -287,6 +297,7 @@ class Down(Schema):
 
     @classmethod
     def of(cls, row: JobRow) -> Self | None:
+        """Since when the instance is down and the forecast in seconds; None while it runs."""
         down = row.down()
         if down is None:
             return None
@@ -315,6 +326,7 @@ class Progress(Schema):
 
     @classmethod
     def of(cls, row: JobRow) -> Self:
+        """The document for polling: status, running step, steps, seconds left."""
         run, left = row.running(), row.time_left()
         steps = [
             Step(name=each.step, title=each.title, phase=each.phase, state=each.state, seconds=ended(each))
@@ -350,6 +362,7 @@ class Plan(Schema):
 
     @classmethod
     def of(cls, row: JobRow) -> Self:
+        """Checks, steps and the hash that an approval binds."""
         steps = (row.plan or {}).get("steps") or []
         figures: dict[str, Any] = {"number": row.number, "version": row.version, "sha256": row.digest}
         return cls(**figures, facts_at=row.facts_at, checks=row.checks or [], steps=steps)
@@ -406,6 +419,7 @@ class Backup(Schema):
 
     @classmethod
     def of(cls, row: Footprint) -> Self:
+        """The document of a kept disk; `size` in bytes."""
         return cls(
             job=row.job_id,
             instance_name=row.job.instance_name,
@@ -447,6 +461,7 @@ class Leftover(Schema):
 
     @classmethod
     def of(cls, row: Row) -> Self:
+        """The document of an object of volmig on a hypervisor or share."""
         return cls(
             verdict=row.found.verdict,
             number=row.job.pk if row.job else None,
@@ -462,14 +477,20 @@ class Leftover(Schema):
 
 
 class Jobs(Page):
+    """One page of migrations."""
+
     items: list[JobLine]
 
 
 class Approvals(Page):
+    """One page of approval requests."""
+
     items: list[Wanted]
 
 
 class Backups(Page):
+    """One page of kept disks."""
+
     items: list[Backup]
 
 

@@ -30,6 +30,8 @@ DECIDED = Sentence("decided-already", "You have already decided.")
 
 
 class ApprovalQuerySet(OwnedQuerySet["Approval"]):
+    """Approval requests: open ones, and those that a person may decide."""
+
     owners = ("job__source__team", "job__relay__team", "job__destination__team")
 
     def open(self) -> Self:

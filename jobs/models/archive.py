@@ -32,6 +32,7 @@ class ArchivedJSONField(models.JSONField):
     """JSON that may lie in an archive; reading it is the same, and costs a query when it does."""
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        """The document, read from its archive where the column only refers to one."""
         found = super().from_db_value(value, expression, connection)
         if isinstance(found, str) and found.startswith(REFERENCE):
             number, check, name = found.removeprefix(REFERENCE).split(":")
@@ -54,19 +55,24 @@ def parts(alias: str, number: int, check: str) -> dict[str, str]:
 
 
 def packed(values: dict[str, str]) -> bytes:
+    """Documents by name, compressed (zlib)."""
     return zlib.compress(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(), 9)
 
 
 def unpacked(content: bytes) -> dict[str, str]:
+    """The documents of an archive by name; zlib.error when it is damaged."""
     found: dict[str, str] = json.loads(zlib.decompress(content))
     return found
 
 
 def check_of(content: bytes) -> str:
+    """The beginning of the archive's SHA-256; each reference has it."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 class ArchiveQuerySet(models.QuerySet["Archive"]):
+    """Archives of plans and journals of ended migrations."""
+
     def keep(self, job: int) -> None:
         """Archives what the migration with this key has in its own columns, in the caller's transaction, which has
         locked it; again is harmless."""
@@ -110,6 +116,7 @@ class Archive(models.Model):
 
 
 def part(run: Any, column: str) -> str:
+    """The name of a document of the journal in the archive."""
     return ".".join(str(each) for each in (*run.key, column))
 
 
@@ -119,8 +126,10 @@ def raw(names: Iterable[str]) -> dict[str, Any]:
 
 
 def is_bulky(value: str | None) -> bool:
+    """False for what is too small to gain anything, and for what is archived already."""
     return value is not None and len(value) > SMALLEST and not value.startswith(f'"{REFERENCE}')
 
 
 def compact(value: str) -> str:
+    """The same JSON without spaces."""
     return json.dumps(json.loads(value), ensure_ascii=False, separators=(",", ":"))

@@ -40,6 +40,8 @@ def is_count(found: Any) -> bool:
 
 
 class RehearsalQuerySet(models.QuerySet["Rehearsal"]):
+    """Rehearsals of kept disks."""
+
     def open(self) -> Self:
         """Asked for and not at its end."""
         return self.filter(ended_at=None)
@@ -127,6 +129,7 @@ def mind(job: Job) -> None:
 
 @transaction.atomic
 def say_due(job: Job, backup: Footprint) -> None:
+    """Writes the event and queues the notice that a backup has expired."""
     data = {"path": backup.name, "bytes": backup.bytes, "keep_until": backup.keep_until}
     Event.append("backup.due", job=job.pk, object=str(job), data=data)
     who = job.requester.get_username()

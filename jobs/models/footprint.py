@@ -19,6 +19,8 @@ STATES = ("reserved", "present", "gone")
 
 
 class FootprintQuerySet(OwnedQuerySet["Footprint"]):
+    """The inventory: what volmig reserved or created, by state and place."""
+
     owners = ("job__source__team", "job__relay__team", "job__destination__team")
 
     def left(self) -> Self:
@@ -58,6 +60,7 @@ class FootprintQuerySet(OwnedQuerySet["Footprint"]):
         return self.left().filter(state="reserved", **where).aggregate(sum=Sum("bytes"))["sum"] or 0
 
     def mark(self, kind: str, state: str, **found: Any) -> int:
+        """Sets the state of the objects of this kind, and what was measured."""
         return self.filter(kind=kind).update(state=state, since=timezone.now(), **found)
 
 

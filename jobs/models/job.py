@@ -63,6 +63,8 @@ def abandoned() -> Q:
 
 
 class JobQuerySet(OwnedQuerySet["Job"]):
+    """Migrations, by person, state and place."""
+
     owners = tuple(f"{role}__team" for role in ROLES)  # a job across teams needs membership in each
 
     def owned_by(self, teams: set[int]) -> Self:
@@ -86,9 +88,11 @@ class JobQuerySet(OwnedQuerySet["Job"]):
         return self.filter(status__in=states.ACTIVE)
 
     def halted(self) -> Self:
+        """Those that wait until a person decides."""
         return self.exclude(halt_reason="")
 
     def waiting_for_consent(self) -> Self:
+        """Those with an open approval request."""
         return self.filter(approvals__in=Approval.objects.open()).distinct()
 
     def due(self) -> Self:
@@ -332,10 +336,12 @@ class Job(models.Model):
             Word.objects.keep(self.pk, search.of_job(self))
 
     def get_absolute_url(self) -> str:
+        """The migration's page."""
         return f"/migrations/{self.pk}/"
 
     @property
     def number(self) -> int:
+        """The number that people use."""
         return int(self.pk)
 
     # What pages read
@@ -423,6 +429,7 @@ class Job(models.Model):
     # The engine's view of this row
 
     def migration(self) -> planning.Migration:
+        """The engine's view of it: names and paths, without the database."""
         return planning.Migration(
             job=str(self.uuid),
             number=self.pk,
@@ -452,6 +459,7 @@ class Job(models.Model):
         return planning.Plan.from_json(self.plan or {"steps": []}, str(self.uuid))
 
     def seen(self) -> Facts:
+        """The facts that were read from the hypervisors."""
         return Facts.from_json(self.facts)
 
     # Its version of hostctl
@@ -688,6 +696,7 @@ class Job(models.Model):
         self.go("rejected", actor=by, outcome="rejected", outcome_reason=f"Rejected by {by.get_username()}.")
 
     def keep_plan(self, made: planning.Plan) -> None:
+        """Stores a plan under the next version; approvals of earlier versions no longer match."""
         shown = made.to_json()
         self.put(plan=shown, digest=approval_binding.digest(shown), version=self.version + 1)
 
@@ -740,10 +749,12 @@ class Job(models.Model):
         return planning.purge_of_rejected(made) if self.was_rolled_back() else made
 
     def was_rolled_back(self) -> bool:
+        """True when the old disk was put back."""
         return self.runs.for_task(Task.EXCHANGE).filter(direction="undo", result="done").exists()
 
     @property
     def kept_words(self) -> str:
+        """Which disk stays after a purge; approvals bind these words."""
         return "the old disk" if self.was_rolled_back() else "the new disk"
 
     def evidence(self) -> Evidence:
@@ -786,6 +797,7 @@ class Job(models.Model):
         )
 
     def open_approval(self) -> Approval | None:
+        """The open approval request, None without one."""
         return self.approvals.open().first()
 
     def put(self, **values: Any) -> None:
@@ -864,6 +876,7 @@ def unusable(hypervisor: Hypervisor) -> str:
 
 
 def disk_refusals(instance: Instance, disk: str) -> list[Sentence]:
+    """Why this disk of the instance cannot be replaced; empty when it can."""
     matching = [each for each in instance.disks if each["name"] == disk]
     if len(matching) != 1:
         said = f"{instance.called} has {len(matching)} disks named {disk}; exactly one is needed."

@@ -30,6 +30,8 @@ class Held(NamedTuple):
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
+    """Leases, taken and renewed by compare-and-swap with the database's clock."""
+
     def take(self, name: str, owner: str, seconds: float) -> bool:
         """Take or renew the lease for so many seconds of database time; False while another owner has it."""
         until = Now() + dt.timedelta(seconds=seconds)
@@ -81,6 +83,8 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
 
 
 class Lease(models.Model):
+    """The right of one process to a piece of work, until a time of the database's clock."""
+
     name = models.CharField(max_length=40, unique=True)
     owner = models.CharField(max_length=100)
     until = models.DateTimeField()

@@ -35,6 +35,8 @@ class Terms:
 
 
 class PolicyQuerySet(models.QuerySet["Policy"]):
+    """Policies of teams, and what they require of a migration."""
+
     def terms(self, job: Job) -> Terms:
         """Of each team of the job the policy for its size; a team without one goes by the settings."""
         found: dict[int, Policy | None] = {team.pk: None for team in job.teams()}
@@ -48,6 +50,7 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
         return Terms(max(needed for needed, _ in rules), dt.timedelta(hours=hours), schedules)
 
     def of(self, team: Team) -> Self:
+        """Those of one team."""
         return self.filter(team=team)
 
     def with_windows(self, hypervisors: Any) -> Self:
@@ -79,6 +82,7 @@ class Policy(models.Model):
         return f"{self.team} from {self.min_bytes} bytes"
 
     def schedule(self) -> Schedule:
+        """Its windows and blackout days, in its time zone."""
         windows, blackouts = map(Window.read, self.windows), map(Blackout.read, self.blackouts)
         return Schedule(self.time_zone, tuple(windows), tuple(blackouts))
 
@@ -87,6 +91,7 @@ class Policy(models.Model):
         return outlook(self.schedule(), timezone.now())
 
     def told(self) -> dict[str, Any]:
+        """Its values, for events of the audit log."""
         return {name: getattr(self, name) for name in TOLD}
 
     @transaction.atomic
@@ -101,6 +106,7 @@ class Policy(models.Model):
 
     @transaction.atomic
     def remove(self, by: Any) -> None:
+        """Deletes it; open requests of the team are counted again by the other policies."""
         Event.append("policy.remove", actor=by, object=str(self.team), data={"before": self.told()})
         team = self.team
         self.delete()

@@ -131,6 +131,7 @@ REVIEW = Action(
 
 
 def words(job: Job) -> str:
+    """The status as people read it."""
     return job.status.replace("_", " ")
 
 
@@ -160,6 +161,7 @@ def running(job: Job) -> StepRun | None:
 
 
 def timeline(job: Job) -> list[Row]:
+    """All steps of the plan with their last attempts and forecasts."""
     last: dict[tuple[str, str], StepRun] = {(run.step, run.direction): run for run in _of_this_lap(job)}
     return [
         _row(job, step, last.get((step["name"], "do")), last.get((step["name"], "undo")))
@@ -280,6 +282,7 @@ def condition_now(job: Job, now: dt.datetime | None = None) -> condition.Conditi
 
 
 def unfinished(job: Job, phase: str) -> list[tuple[str, condition.Range]]:
+    """Steps of a phase that are not done, with the range of their forecasts in seconds."""
     done = finished(job)
     return [
         (each["name"], expected(job, each))

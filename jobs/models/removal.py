@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class RemovalQuerySet(models.QuerySet["Removal"]):
+    """Requested removals of leftovers."""
+
     def open(self) -> Self:
+        """Those that have not ended."""
         return self.filter(ended_at=None)
 
     def ask(self, by: Any, found: drift.Finding, job: "Job", hypervisor: Hypervisor, step: str) -> "Removal":
@@ -93,6 +96,7 @@ class Removal(models.Model):
 
     @transaction.atomic
     def end(self, result: str, said: str) -> None:
+        """Stores the result with its sentence, and writes the event."""
         self.result, self.said, self.ended_at = result, said, timezone.now()
         self.save(update_fields=["result", "said", "ended_at"])
         Event.append(f"leftover.{result}", job=self.job_id, object=self.name[:255], data={**self.told(), "why": said})

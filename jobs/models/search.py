@@ -17,12 +17,15 @@ PARTS = re.compile(r"[-_./: ]+")
 
 
 class WordQuerySet(models.QuerySet["Word"]):
+    """Words by which migrations are found."""
+
     def beginning(self, typed: str) -> models.QuerySet[Word]:
         """Those that begin with what somebody typed."""
         first = plain(typed)
         return self.filter(text__gte=first, text__lt=first + b"\xff")
 
     def exactly(self, text: str) -> models.QuerySet[Word]:
+        """Those that are this text."""
         return self.filter(text=plain(text))
 
     def keep(self, job: int, words: Iterable[str]) -> None:
@@ -48,14 +51,17 @@ class Word(models.Model):
 
 
 def plain(typed: str) -> bytes:
+    """A word as it is stored: small letters, UTF-8, cut at LONGEST bytes."""
     return typed.strip(" \t\r\n").lower().encode()[:LONGEST]
 
 
 def host(pk: Any) -> str:
+    """The word of a hypervisor's migrations."""
     return f"{HOST}{pk}"
 
 
 def person(name: str) -> str:
+    """The word of a requester's migrations."""
     return f"{PERSON}{name}"
 
 
@@ -69,4 +75,5 @@ def of_job(job: Job) -> Iterator[str]:
 
 
 def tails(name: str) -> list[str]:
+    """A name from each of its parts on, so that a search finds it by any of them."""
     return [name, *(name[match.end() :] for match in PARTS.finditer(name))]

@@ -35,6 +35,8 @@ class Progress(NamedTuple):
 
 
 class StepRunQuerySet(models.QuerySet["StepRun"]):
+    """Attempts at steps: the journal."""
+
     def open(self) -> Self:
         """Begun and not known to have ended."""
         return self.filter(ended_at=None)
@@ -121,6 +123,7 @@ class StepRun(models.Model):
 
     @property
     def seconds(self) -> float:
+        """How long it took, or has taken so far."""
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds()
 
     @property
@@ -144,4 +147,5 @@ class StepRun(models.Model):
 
     @property
     def took(self) -> dt.timedelta:
+        """The same as a timedelta."""
         return dt.timedelta(seconds=self.seconds)

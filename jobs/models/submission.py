@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 class SubmissionQuerySet(models.QuerySet["Submission"]):
+    """Idempotency keys of the API."""
+
     def once(self, by: Any, key: str, digest: str, submit: "Callable[[], Job]") -> "tuple[Job, bool]":
         """What this person's key has led to, or else what `submit` gives now, and whether that is new.
 
@@ -32,6 +34,8 @@ class SubmissionQuerySet(models.QuerySet["Submission"]):
 
 
 class Submission(models.Model):
+    """An idempotency key of a person, and the migration that it made."""
+
     person = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, related_name="+")
     key = models.CharField(max_length=100)
     digest = models.CharField(max_length=64)
@@ -47,6 +51,7 @@ class Submission(models.Model):
         return f"{self.key} of {self.person}"
 
     def again(self, digest: str) -> "Job":
+        """The migration; Refused (`key-used`) when the request is another one."""
         if digest != self.digest or self.job is None:
             said = f"This key was already used for another request, which became migration {self.job_id}."
             raise Refused(Sentence("key-used", said))

@@ -74,21 +74,25 @@ def reported(name: str, role: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ended(run: Mapping[str, Any]) -> str:
+    """An attempt with its state, in words."""
     return f"{title(run)}: {run['state']}"
 
 
 def title(run: Mapping[str, Any]) -> str:
+    """The step's title, or its name when this version does not know it."""
     step = NAMED.get(run["step"])
     words = step.title if step else run["step"]
     return f"Undo: {words}" if run["direction"] == "undo" else words
 
 
 def compare(request: HttpRequest) -> str:
+    """Queues the comparison; returns the sentence to show."""
     said = ask("jobs.worker.adopting.compare", by=request.user)
     return str(said) if said else "Comparing with every hypervisor. Reload in a few seconds."
 
 
 def migration(request: HttpRequest) -> str:
+    """Queues the adoption of what was shown, by its digest; Refused when it has changed."""
     row = get_object_or_404(Adoption.objects.exclude(job=None), pk=request.POST.get("adoption", "0"))
     adopting.want(row, request.user, request.POST.get("digest", ""))
     return f"Migration {row.job_id} is being adopted. Reload in a few seconds."
@@ -102,6 +106,7 @@ def host(request: HttpRequest) -> str:
 
 
 def finish(request: HttpRequest) -> str:
+    """Queues the end of read-only mode; Refused while migrations are left."""
     adopting.want_end(request.user)
     return "Comparing with every hypervisor again; then read-only mode ends. Reload in a few seconds."
 

@@ -38,6 +38,7 @@ class Batch:
     everything: bool = False
 
     def add(self, other: "Batch") -> None:
+        """Adds what another batch has."""
         self.turned |= other.turned
         self.moved |= other.moved
         self.everything |= other.everything
@@ -89,9 +90,11 @@ class Changes:
                 await asyncio.wait_for(self.wake.wait(), max(0.0, left))
 
     def poll_every(self) -> float:
+        """Seconds between polls; by database."""
         raise NotImplementedError
 
     def poll(self) -> None:
+        """Reads what changed; by database."""
         raise NotImplementedError
 
     async def follow(self) -> None:
@@ -107,12 +110,15 @@ class Notified(Changes):
         self.listening = False
 
     def poll_every(self) -> float:
+        """Rarely while notifications arrive, often while they do not."""
         return ALL_EVERY if self.listening else BLIND_EVERY
 
     def poll(self) -> None:
+        """Compares everything, in case a notification was lost."""
         self.compare_all()
 
     async def follow(self) -> None:
+        """Listens on PostgreSQL's channel (LISTEN) for ever; an outage is logged once."""
         outage = database.Outage("notifications for live pages")
         while True:
             try:
@@ -156,9 +162,11 @@ class Polled(Changes):
         self.file: sqlite3.Connection | None = None
 
     def poll_every(self) -> float:
+        """Seconds between two reads of SQLite's data_version."""
         return BLIND_EVERY if self.version is None else POLL_EVERY
 
     def poll(self) -> None:
+        """Compares everything when another connection has committed (PRAGMA data_version)."""
         before, self.version = self.version, self.data_version()
         if self.version is None or self.version != before:
             self.compare_all()
@@ -173,6 +181,7 @@ class Polled(Changes):
             return None
 
     async def follow(self) -> None:
+        """Nothing arrives with SQLite; closes its connection at the end."""
         try:
             await asyncio.Event().wait()
         finally:
@@ -182,4 +191,5 @@ class Polled(Changes):
 
 
 def of_this_database() -> Changes:
+    """Notifications with PostgreSQL, polling with SQLite."""
     return Notified() if connection.vendor == "postgresql" else Polled()

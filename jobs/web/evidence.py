@@ -108,10 +108,12 @@ def parts(job: Job) -> dict[str, str]:
 
 
 def events(job: Job) -> Any:
+    """The migration's events in order."""
     return Event.objects.of_job(job.pk).order_by("seq")
 
 
 def described(job: Job) -> dict[str, Any]:
+    """job.json: what was requested, by whom, and the outcome."""
     names = (
         "status",
         "outcome",
@@ -136,6 +138,7 @@ def described(job: Job) -> dict[str, Any]:
 
 
 def attempt(run: Any) -> dict[str, Any]:
+    """A row of timeline.json; times in UTC, seconds, bytes."""
     names = ("step", "direction", "attempt", "lap", "started_at", "ended_at", "result", "error", "unit", "boot_id")
     figures = ("bytes_total", "bytes_read", "bytes_written")
     on = run.hypervisor.name if run.hypervisor else ""
@@ -144,11 +147,13 @@ def attempt(run: Any) -> dict[str, Any]:
 
 
 def measured(run: Any) -> dict[str, Any]:
+    """A row of evidence.json."""
     where = {name: getattr(run, name) for name in ("step", "direction", "attempt", "result")}
     return {**where, "hypervisor": run.hypervisor.name if run.hypervisor else "", "evidence": run.evidence}
 
 
 def approval(asked: Any) -> dict[str, Any]:
+    """A row of approvals.json, with all that it binds and each decision."""
     names = ("kind", "version", "digest", "approvers", "created_at", "expires_at", "consumed_at", "voided_at")
     said = asked.decisions.select_related("person").order_by("pk")
     return {
@@ -167,6 +172,7 @@ def approval(asked: Any) -> dict[str, Any]:
 
 
 def versions(job: Job) -> dict[str, Any]:
+    """versions.json: hostctl and tools of the hypervisors."""
     bound = [asked.bound.get("hostctl") for asked in job.approvals.filter(kind="swap").order_by("pk")]
     hosts = {role: getattr(job, role) for role in ("source", "relay", "destination")}
     return {
@@ -202,10 +208,12 @@ def chain(job: Job, proofs: dict[str, Any], used: list[verify_evidence.Head], er
 
 
 def pretty(value: Any) -> str:
+    """JSON that is the same for the same values."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, cls=DjangoJSONEncoder) + "\n"
 
 
 def lines(values: Iterable[Any]) -> str:
+    """JSON lines that are the same for the same values."""
     return "".join(
         json.dumps(each, sort_keys=True, ensure_ascii=False, cls=DjangoJSONEncoder) + "\n" for each in values
     )

@@ -52,11 +52,13 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 def watcher() -> dict[str, object]:
+    """State of the watcher's lease, for the older /healthz."""
     silent = Lease.objects.silent("watcher")
     return {"state": "not seen" if silent is None else "silent" if silent else "ok", "lease_over_seconds": silent}
 
 
 def workers(queue: str) -> dict[str, object]:
+    """State of a queue's workers, for the older /healthz; seconds since the last task."""
     at = last_done(queue)
     age = round((timezone.now() - at).total_seconds(), 1) if at else None
     return {"state": "not seen" if age is None else "silent" if age > IDLE else "ok", "last_task_seconds": age}

@@ -88,11 +88,13 @@ class Among(Lookup):
     prepare_rhs = False
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
+        """The keys as one parameter of JSON: SQLite takes only so many parameters."""
         column, params = self.process_lhs(compiler, connection)
         among = f"{column} IN (SELECT value FROM json_each(%s))"  # noqa: S608 - the column's own name
         return among, [*params, json.dumps(self.rhs)]
 
     def as_postgresql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        """The keys as one array."""
         column, params = self.process_lhs(compiler, connection)
         return f"{column} = ANY(%s::bigint[])", [*params, self.rhs]
 
@@ -149,10 +151,12 @@ def numbers_of(first: dt.date | None, last: dt.date | None) -> dict[str, int]:
 
 
 def bounds(column: str, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Lookups on a column from lower and upper bounds."""
     return {f"{column}__{side}": number for side, number in numbers.items()}
 
 
 def midnight(day: dt.date) -> dt.datetime:
+    """The begin of a day in the site's time zone."""
     return timezone.make_aware(dt.datetime.combine(day, dt.time()))
 
 
@@ -177,9 +181,11 @@ async def stream(rows: JobQuerySet) -> AsyncIterator[str]:
 
 
 def chunk(rows: JobQuerySet, below: int | None) -> list[tuple[Any, ...]]:
+    """The next rows of an export, newest first."""
     rest = rows if below is None else rows.filter(pk__lt=below)
     return list(rest.order_by("-pk").values_list(*COLUMNS.values())[:CHUNK])
 
 
 def told(value: Any) -> Any:
+    """A cell of the export; times in UTC."""
     return value.astimezone(dt.UTC).isoformat(timespec="seconds") if isinstance(value, dt.datetime) else value

@@ -382,12 +382,14 @@ class Outbox:
         self.ready = asyncio.Event()
 
     def put(self, kind: str, text: str) -> None:
+        """Replaces an older message of the same kind: a slow page gets only the newest."""
         if kind == "whole":
             self.messages.pop("bars", None)  # older than this
         self.messages[kind] = text
         self.ready.set()
 
     async def take(self) -> list[str]:
+        """Waits for messages and takes all of them."""
         await self.ready.wait()
         self.ready.clear()
         messages, self.messages = self.messages, {}
@@ -395,6 +397,7 @@ class Outbox:
 
 
 def mark_of(socket: "JobConsumer") -> Mark:
+    """What a page's updates depend on: session, person, migration."""
     return socket.session_key, socket.user_id, socket.number
 
 

@@ -42,6 +42,7 @@ Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
 def gauge(name: str, about: str, rows: Rows, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:
+    """A gauge with its samples; names begin with volmig_."""
     family = GaugeMetricFamily(f"volmig_{name}", about, labels=labels)
     for values, value in rows:
         family.add_metric(values, value)
@@ -49,6 +50,7 @@ def gauge(name: str, about: str, rows: Rows, labels: tuple[str, ...] = ()) -> Ga
 
 
 def one(name: str, about: str, value: float) -> GaugeMetricFamily:
+    """A gauge without labels."""
     return gauge(name, about, [((), value)])
 
 
@@ -116,6 +118,7 @@ def tasks() -> Iterator[Metric]:
 
 
 def queued(*columns: str) -> Any:
+    """Waiting tasks by queue."""
     return QueuedTask.objects.waiting().order_by().values("queue", *columns)
 
 
@@ -153,6 +156,7 @@ def down(now: dt.datetime) -> Rows:
 
 
 def how(kind: str) -> str:
+    """The label of an instance that is down."""
     if kind == "halted":
         return "halted"
     if kind == "down-late":
@@ -232,6 +236,7 @@ def sums() -> Iterator[Metric]:
 
 
 def counter(name: str, series: Series, rows: dict[tuple[str, ...], dict[str, float]]) -> Metric:
+    """A counter from the tallies in the database."""
     family = CounterMetricFamily(name, series.help, labels=series.labels)
     if not series.labels:
         rows = rows or {(): {}}
@@ -241,6 +246,7 @@ def counter(name: str, series: Series, rows: dict[tuple[str, ...], dict[str, flo
 
 
 def histogram(name: str, series: Series, rows: dict[tuple[str, ...], dict[str, float]]) -> Metric:
+    """A histogram from the tallies in the database."""
     family = HistogramMetricFamily(name, series.help, labels=series.labels)
     if not series.labels:
         rows = rows or {(): {}}
@@ -260,9 +266,11 @@ class Figures(Collector):
     """All of them; a database error is raised, and the scrape fails as a whole."""
 
     def describe(self) -> Iterable[Metric]:
+        """Nothing: figures are read when they are scraped."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """All metrics, each read from the database once."""
         began = time.monotonic()
         yield gauge(
             "build_info", "Always 1; the label is the version of volmig.", [((__version__,), 1.0)], ("version",)

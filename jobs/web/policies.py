@@ -29,9 +29,11 @@ class Lines(forms.CharField):
         self.reader = reader
 
     def prepare_value(self, value: Any) -> Any:
+        """One line for each value."""
         return "\n".join(value) if isinstance(value, list) else value
 
     def clean(self, value: Any) -> list[str]:
+        """A value for each line; ValidationError names the first that cannot be read."""
         try:
             return [str(self.reader(line)) for line in str(super().clean(value)).splitlines() if line.strip()]
         except ValueError as error:
@@ -70,12 +72,14 @@ class PolicyForm(forms.ModelForm):  # type: ignore[type-arg]
         dress(self)
 
     def clean_time_zone(self) -> str:
+        """ValidationError for what is not in the IANA database."""
         zone = str(self.cleaned_data["time_zone"])
         if zone not in zoneinfo.available_timezones():
             raise ValidationError("No such time zone: write one such as UTC or Europe/Vienna.")
         return zone
 
     def clean_min_gib(self) -> int:
+        """In bytes; ValidationError when the team has a policy of this size."""
         size = int(self.cleaned_data["min_gib"]) * GIB
         same = Policy.objects.of(self.instance.team).filter(min_bytes=size).exclude(pk=self.instance.pk)
         if same.exists():
@@ -83,6 +87,7 @@ class PolicyForm(forms.ModelForm):  # type: ignore[type-arg]
         return size
 
     def told(self) -> dict[str, Any]:
+        """The values by the columns of the policy."""
         values = dict(self.cleaned_data)
         return {"min_bytes": values.pop("min_gib"), **values}
 

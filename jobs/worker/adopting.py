@@ -175,10 +175,12 @@ def asks_nova(job: Job) -> bool:
 
 
 def of_hosts(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What hypervisors reported, without Nova."""
     return {on: each for on, each in seen.items() if on in HYPERVISORS}
 
 
 def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adoption:
+    """Stores what a comparison found; an adopted row stays as it is."""
     row, _ = Adoption.objects.get_or_create(episode=episode, job=job, hypervisor=None)
     values |= {"seen": seen, "digest": digest(seen), "compared_at": timezone.now()}
     if row.adopted_at is None:
@@ -226,11 +228,13 @@ def label(job: Job, on: str) -> str:
 
 
 def verdict(job: Job, runs: History) -> adoption.Verdict:
+    """The status that the reported attempts amount to, of the last copy round."""
     last = last_lap(job, runs)
     return adoption.verdict(job.status, [run for lap, run in runs if lap == last])
 
 
 def last_lap(job: Job, runs: History) -> int:
+    """The number of the last copy round that the database or a hypervisor has."""
     return max([job.lap, *(lap for lap, _ in runs)])
 
 
@@ -247,6 +251,7 @@ def history(job: Job, seen: Mapping[str, Any]) -> History:
 
 
 def known_row(row: StepRun) -> adoption.Known:
+    """An attempt of the journal as the engine compares it."""
     left = bool(row.evidence.get("left"))
     return adoption.Known(row.step, row.direction, row.attempt, row.result, row.fence, left=left)
 
@@ -258,6 +263,7 @@ def unsent(known: adoption.Known, job: Job) -> bool:
 
 
 def reported_runs(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The attempts that all hypervisors reported."""
     return [run for each in seen.values() for run in each.get("runs") or []]
 
 
@@ -305,6 +311,7 @@ def is_silent(row: Adoption, uuid: str) -> bool:
 
 
 def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]], silent: Sequence[str]) -> Unknown:
+    """A migration that only hypervisors have, with advice."""
     runs = [run for seen in hosts.values() for run in steps(seen)]
     ordered = adoption.laps(adoption.in_order(map(adoption.known_of, runs)))
     last = max((lap for lap, _ in ordered), default=1)
@@ -374,10 +381,12 @@ def adopt_wanted(pk: int) -> None:
 
 
 def not_adopted(pk: int, why: str) -> None:
+    """Stores why; the request of the administrator is over."""
     Adoption.objects.filter(pk=pk, adopted_at=None).update(wanted_at=None, trouble=why)
 
 
 def internal(error: BaseException, advice: str) -> str:
+    """The sentence for an unexpected error."""
     return f"Internal error ({type(error).__name__}: {error}); the log of the workers has more. {advice}"
 
 
@@ -487,6 +496,7 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> adoption.Verdict:
 
 
 def needs_entering(journal: Journal, known: adoption.Known) -> bool:
+    """True when the journal lacks the attempt or its end."""
     row = journal.attempt(known.key)
     return row is None or row.ended_at is None
 
@@ -508,6 +518,7 @@ def reserve_space(job: Job, found: adoption.Verdict, again: bool) -> None:
 
 
 def decide(job: Job, found: adoption.Verdict, lap: int, by: Any) -> None:
+    """Applies the verdict: status, approvals, removals, footprint; in the caller's transaction."""
     for old in job.approvals.open():
         old.void(BEFORE)
     for wish in job.removals.open():
@@ -636,6 +647,7 @@ def finish_wanted(person: int) -> None:
 
 
 def unfinished(state: incarnation.State | None, why: str) -> None:
+    """Logs and notes why read-only mode could not be ended."""
     incarnation.log.warning("Read-only mode was not ended: %s", why)
     Event.append("adoption.unfinished", data={"why": why, "episode": state.episode if state else ""})
 
@@ -690,6 +702,7 @@ def finish(by: Any) -> None:
 
 
 def is_adopted(job: Job, episode: str) -> bool:
+    """True when the migration was adopted in this read-only mode."""
     return Adoption.objects.filter(episode=episode, job=job).exclude(adopted_at=None).exists()
 
 
@@ -699,5 +712,6 @@ def nothing_to_ask(episode: str) -> bool:
 
 
 def numbers(keys: Iterable[int]) -> str:
+    """ "migration 7", or "migrations 7, 8"."""
     shown: Sequence[str] = [str(each) for each in keys]
     return f"migration {shown[0]}" if len(shown) == 1 else f"migrations {', '.join(shown)}"

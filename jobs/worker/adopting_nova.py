@@ -70,6 +70,7 @@ def in_words(job: Job, server: Mapping[str, Any]) -> str:
 
 
 def lock_reason(job: Job) -> str:
+    """The reason by which Nova's lock is known as this migration's."""
     return f"volmig:{job.uuid}"
 
 

@@ -565,6 +565,7 @@ class Work:
 
 
 def notice_every() -> dt.timedelta:
+    """How long after a notice the next one may follow."""
     return dt.timedelta(seconds=settings.NOTICE_SECONDS)
 
 

@@ -63,6 +63,7 @@ class Door:
     host: Host
 
     def call(self, request: Request, timeout: float = 20) -> Answer:
+        """The same call, with the hypervisor and the step in every log line."""
         step = (
             {"step": request.step, "direction": request.direction, "attempt": request.attempt} if request.step else {}
         )
@@ -75,9 +76,11 @@ class Door:
         return self.hands.send(self.on, self.hypervisor, request, lambda asked: self.host.call(asked, timeout))
 
     def watch(self) -> Iterator[dict[str, Any]]:
+        """Progress as the host streams it."""
         return self.host.watch()
 
     def close(self) -> None:
+        """Gives the connection back."""
         self.host.close()
 
 
@@ -133,6 +136,7 @@ class Hands:
         return answer
 
     def signed(self, hypervisor: Hypervisor, request: Request) -> Request:
+        """The request with volmig's identity, session and counter, and a seal where the verb needs one."""
         return replace(
             request,
             incarnation=incarnation.name(),
@@ -175,6 +179,7 @@ class Hands:
         return silent
 
     def judge_status(self, hypervisor: Hypervisor, said: Mapping[str, Any]) -> None:
+        """Raises when another volmig or a later worker has acted there."""
         self.judge(hypervisor, said.get("owner") or {})
         if int(said.get("fence") or 0) > self.job.fence:
             self.judge_fence(hypervisor, f"fence {said['fence']} was already seen for this job")
@@ -244,6 +249,7 @@ class Hands:
         return Request(verb, job=str(self.job.uuid), number=self.job.pk, fence=self.job.fence)
 
     def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
+        """The request of a step's attempt, or of its undo."""
         step = planned.step
         verb = step.undo if direction == "undo" else step.verb
         return Request(
@@ -266,6 +272,7 @@ class Hands:
         return {on: each.answer.boot_id if each.answer else each.error or no_boot_id(on) for on, each in heard.items()}
 
     def limits(self) -> Mapping[str, Any]:
+        """Bytes per second that the step may write."""
         return {"rate": self.job.rate_allowed()}
 
     def tired(self) -> bool:
@@ -339,11 +346,13 @@ class Hands:
         return call
 
     def close(self) -> None:
+        """Closes all hosts."""
         for host in self.hosts.values():
             host.close()
 
 
 def no_boot_id(on: str) -> HostError:
+    """The error of a host that does not give its boot ID."""
     return Unreachable(f"read the boot ID of the {on}", "there was no response", "Retrying automatically.")
 
 

@@ -40,6 +40,7 @@ class Journal:
         self.boots = {run.hypervisor.name: run.boot_id for run in answered if run.hypervisor}
 
     def runs(self, step: str, direction: str) -> list[StepRun]:
+        """The attempts at a step in this copy round, oldest first."""
         return [run for run in self.rows if (run.step, run.direction, run.lap) == (step, direction, self.lap)]
 
     def evidence(self) -> Evidence:
@@ -53,9 +54,11 @@ class Journal:
         return self.boots.get(hypervisor, "")
 
     def learn(self, hypervisor: str, boot_id: str) -> None:
+        """Keeps a hypervisor's boot ID: another one later means a reboot."""
         self.boots[hypervisor] = boot_id
 
     def touched(self, hypervisor: str) -> bool:
+        """True when a step of this migration ever ran there."""
         return any(run.hypervisor and run.hypervisor.name == hypervisor for run in self.rows)
 
     def unforgotten(self) -> list[str]:
@@ -75,6 +78,7 @@ class Journal:
         return (planned.step if planned else NAMED[run.step]).verb
 
     def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> StepRun:
+        """Writes the intent and returns its row; in a transaction, before anything is sent."""
         step = planned.step.name
         earlier = [run.attempt for run in self.rows if (run.step, run.direction) == (step, direction)]
         attempt = max(earlier, default=0) + 1
@@ -109,6 +113,7 @@ class Journal:
         return f"volmig-{self.job.uuid.hex}-{step}-{direction}-{attempt}"
 
     def record(self, run: StepRun, answer: Answer) -> None:
+        """Writes the outcome, or the progress of what still runs."""
         run.unit, run.boot_id = answer.unit or run.unit, answer.boot_id or run.boot_id
         if answer.boot_id and run.hypervisor:
             self.learn(run.hypervisor.name, answer.boot_id)
@@ -132,9 +137,11 @@ class Journal:
         self._silence(run, run.silent_since or timezone.now())
 
     def heard(self, run: StepRun) -> None:
+        """The hypervisor responds again."""
         self._silence(run, None)
 
     def unread(self, run: StepRun, unread: bool) -> None:
+        """Notes whether the hypervisor responds without a readable status."""
         if run.unread != unread:
             run.unread = unread
             with transaction.atomic():
@@ -286,4 +293,5 @@ def host_of(job: Job, on: str) -> Any:
 
 
 def share(job: Job) -> Share:
+    """The share of the destination's disk."""
     return Share.objects.get(source=job.share_source)

@@ -63,6 +63,7 @@ def no_space(job: Job) -> str:
 
 
 def listed(numbers: Any) -> str:
+    """Numbers joined by "and"."""
     return " and ".join(str(number) for number in numbers)
 
 

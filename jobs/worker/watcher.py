@@ -98,6 +98,7 @@ class Follower(threading.Thread):
         self.host: Host | None = None
 
     def run(self) -> None:
+        """Follows one hypervisor until it is ended; connects again after a pause."""
         pause = 1.0
         while not self.over.is_set():
             began = time.monotonic()
@@ -119,6 +120,7 @@ class Follower(threading.Thread):
                 self.lines.put((self.hypervisor, sound(line, self.address)))
 
     def end(self) -> None:
+        """Ends the stream; the thread ends within a moment."""
         self.over.set()
         if self.host is not None:
             self.host.close()
@@ -140,6 +142,7 @@ class Watcher:
         heart.gauge("streaming", lambda: len(self.followers))
 
     def run(self, stop: threading.Event) -> None:
+        """Takes leases and follows hypervisors with running work until it is stopped."""
         keeper = threading.Thread(target=self.keep_share, args=(stop,), name="leases of the watcher", daemon=True)
         keeper.start()
         outage, pause = database.Outage("watcher"), WRITE_EVERY

@@ -29,6 +29,7 @@ class Command(BaseCommand):
         one.add_argument("--join", action="store_true", help="let this data directory join this database")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Without options it compares and shows; CommandError when nothing can be done."""
         state = incarnation.check()
         if state is None:
             self.stdout.write("volmig is not read-only: there is nothing to adopt.")
@@ -51,16 +52,19 @@ class Command(BaseCommand):
             raise CommandError(str(refused)) from refused
 
     def person(self, options: dict[str, Any]) -> Any:
+        """The administrator who confirms; CommandError without --as or with an unknown name."""
         person = get_user_model().objects.filter(username=options["person"], is_active=True).first()
         if person is None:
             raise CommandError("Name the administrator who confirms this: --as NAME.")
         return person
 
     def typed(self, wanted: str, question: str) -> None:
+        """CommandError unless the word is typed."""
         if input(f"{question} Type {wanted} to confirm: ").strip() != wanted:
             raise CommandError("Not confirmed; nothing was changed.")
 
     def show(self, state: incarnation.State) -> None:
+        """Prints hypervisors and migrations as they were compared, and what is left to do."""
         rows = Adoption.objects.filter(episode=state.episode)
         for row in rows.exclude(hypervisor=None).select_related("hypervisor"):
             self.stdout.write(f"{row.hypervisor}: {row.trouble or row.words or 'nothing new'}")
@@ -92,6 +96,7 @@ class Command(BaseCommand):
         self.stdout.write(f"\n{said}")
 
     def show_one(self, row: Adoption) -> None:
+        """Prints what the database has of a migration, what each hypervisor reports, and the result of adoption."""
         job: Any = row.job
         self.stdout.write(f"\n{job}: the database says {job.words}.")
         for on, each in row.seen.items():
@@ -100,6 +105,7 @@ class Command(BaseCommand):
         self.stdout.write(f"  {verdict}")
 
     def adopt(self, state: incarnation.State, number: int, by: Any) -> None:
+        """Adopts what was last shown; CommandError when it was not compared, or has changed."""
         row = Adoption.objects.filter(episode=state.episode, job=number).select_related("job").first()
         if row is None:
             raise CommandError("Compare first: manage.py adopt.")
@@ -111,6 +117,7 @@ class Command(BaseCommand):
         self.stdout.write(f"Migration {number} is adopted: {row.words}")
 
     def take(self, name: str, by: Any) -> None:
+        """Takes a hypervisor over from another volmig, after its name was typed."""
         hypervisor = Hypervisor.objects.reachable().filter(name=name).first()
         if hypervisor is None:
             raise CommandError(f"volmig has no usable hypervisor {name}.")
@@ -119,6 +126,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{name} belongs to this volmig.")
 
     def join(self, state: incarnation.State, options: dict[str, Any]) -> None:
+        """Lets this data directory act beside others of the database."""
         if not state.is_local:
             raise CommandError("Only a data directory that was added or moved can join. Adopt the migrations instead.")
         by = self.person(options)

@@ -25,6 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--recipient", action="append", metavar="KEY", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """CommandError when the file exists, or the backup could not be made; then nothing is left of it."""
         try:
             recipients = archive.recipients_of(options["recipient"] or settings.BACKUP_RECIPIENTS)
             ending = ".tar.gz.age" if recipients else ".tar.gz"

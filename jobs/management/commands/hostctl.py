@@ -26,12 +26,14 @@ class Command(BaseCommand):
         return super().create_parser(prog_name, subcommand, conflict_handler="resolve", **kwargs)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Writes a version's file, or keeps one of another release."""
         if options["add"]:
             self.add(options["add"])
         else:
             self.write(options["wanted"] or source_hash(), options["output"])
 
     def write(self, wanted: str, output: Path | None) -> None:
+        """Writes the file, executable for all; CommandError for an unknown version."""
         content = bundle() if wanted == source_hash() else kept(wanted)
         path = output or Path("hostctl" if wanted == source_hash() else f"hostctl-{wanted}")
         path.write_bytes(content)
@@ -39,6 +41,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{path}: hostctl {wanted}")
 
     def add(self, path: Path) -> None:
+        """Keeps the file of another release in the database; CommandError when it is none."""
         try:
             version = upgrade.of_archive(path)
         except ValueError as error:

@@ -26,6 +26,7 @@ class Command(BaseCommand):
         parser.add_argument("--identity", type=Path, metavar="FILE", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """CommandError when the backup is damaged or does not fit; nothing was written then."""
         try:
             identities = archive.identities_of(options["identity"]) if options["identity"] else []
             if options["check"]:
@@ -38,6 +39,7 @@ class Command(BaseCommand):
             raise CommandError(f"{error} Nothing was written.") from error
 
     def tell(self, found: restore.Proved) -> None:
+        """Prints what a backup has, how old it is, and whether this version can restore it."""
         about, hours = found.about, found.age().total_seconds() / 3600
         self.stdout.write(f"Every member has the SHA-256 in the manifest: {len(found.manifest.members)} members.")
         self.stdout.write(f"Made {about['made_at'][:19]} UTC on {about['made_on']}: {age(hours)} old.")
@@ -58,6 +60,7 @@ class Command(BaseCommand):
         )
 
     def restored(self, found: restore.Proved, directory: Path, database: dict[str, Any] | None) -> None:
+        """Prints what to do next."""
         hours = found.age().total_seconds() / 3600
         self.stdout.write(f"Restored into {directory}: as of {found.about['made_at'][:19]} UTC, {age(hours)} ago.")
         start = f"VOLMIG_DATA={directory}" + (" VOLMIG_DB=postgres://…" if database is not None else "")
@@ -85,10 +88,12 @@ def targets(words: list[str]) -> tuple[Path, dict[str, Any] | None]:
 
 
 def age(hours: float) -> str:
+    """Minutes, hours or days with one decimal."""
     return (
         f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
     )
 
 
 def size_of(found: restore.Proved) -> int:
+    """Bytes of all members."""
     return sum(member.size for member in found.manifest.members)

@@ -20,6 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("--to", metavar="FILE|HASH", help=text)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Exits with 1 when a migration would wait after the upgrade."""
         if refusal := upgrade.downgrade():
             raise CommandError(refusal)
         target = self.target(options["to"])
@@ -34,6 +35,7 @@ class Command(BaseCommand):
             raise CommandError(f"Would wait: migration {', '.join(waiting)}. Install what is missing first.")
 
     def target(self, to: str | None) -> upgrade.Version:
+        """The version to upgrade to; CommandError when the file is not hostctl's."""
         if to is None or to == upgrade.own().hash:
             return upgrade.own()
         if re.fullmatch(r"[0-9a-f]{16}", to):
