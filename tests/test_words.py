@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.words import ROOT, of_document, of_documents, of_source, of_templates
+from tests.words import PACKAGES, ROOT, of_document, of_documents, of_source, of_templates
 
 # What is wrong -> what to write. Each stood on pages once; see docs/glossary.md.
 INSTEAD = {
@@ -98,7 +98,7 @@ ONE_WORD = (
 def product():
     """All that the product says, and the names in its code, in small letters."""
     said = [text for _, text in [*of_templates(), *of_source("volmig", "hosts", "jobs")]]
-    names = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "jobs/models").glob("*.py"))]
+    names = [path.read_text(encoding="utf-8") for room in PACKAGES for path in (ROOT / room).rglob("*.py")]
     return " ".join([*said, *names]).lower()
 
 

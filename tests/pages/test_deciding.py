@@ -232,7 +232,7 @@ def test_an_approval_says_what_a_rollback_approved_in_advance_gives_up(asked):
     asked.job.rollback_minutes = 30
     asked.bound = {**asked.bound, "rollback": 30}
     said = Review(asked).if_wrong
-    assert f"for 30 minutes after the swap {asked.requester} may put the old disk back without asking again" in said
+    assert f"for 30 minutes after the swap {asked.requester} can roll back without further approval" in said
     assert "data written since the swap is then lost" in said
 
 

@@ -25,7 +25,7 @@ def test_what_was_expected_found_and_can_be_done_is_on_the_page(dana, browser_of
     assert halt_help.EXPECTED["foreign-volume"] in card
     assert "an LV of this name without volmig's tag" in card
     assert "no: this step changed nothing" in card
-    assert "on jump-02; this only reads" in card
+    assert "on jump-02; read-only" in card
     assert "lvs -o lv_name,lv_uuid,lv_attr,lv_tags vg_nova0" in card
     assert "Look at it on jump-02; remove or rename it, then resume." in card
     assert '<a href="#verb-resume">Resume</a>' in card
