@@ -25,10 +25,17 @@ INSTEAD = {
     r"not for you to know": "not found, or no access",
 }
 BANNED = {re.compile(rf"\b(?:{words})\b", re.I): better for words, better in INSTEAD.items()}
-# The name of a check (engine), a field of the API, and an act in plans, which are the same as in earlier releases.
-QUOTED = re.compile(r"not locked by somebody else|\{consents\}|so that it lasts when others export anew")
+# What cannot be changed here: the name of a check (engine), a column's (that would be a migration), a field of the API,
+# and an act in plans, which are the same as in earlier releases.
+FIXED = (
+    "not locked by somebody else",
+    "everybody with a role is a member",
+    "{consents}",
+    "so that it lasts when others export anew",
+)
+QUOTED = re.compile("|".join(map(re.escape, FIXED)))
 # The engine is being recomposed; its sentences follow. This number only shrinks, and then goes.
-ENGINE_AT_MOST = 31
+ENGINE_AT_MOST = 28
 
 
 def faults(text):

@@ -37,7 +37,7 @@ class Team(models.Model):
     """Whose hypervisors they are: members see them and the migrations between them, and act on them by their roles."""
 
     name = models.CharField(max_length=100, unique=True)
-    everybody = models.BooleanField("everyone with a role is a member", default=False)
+    everybody = models.BooleanField("everybody with a role is a member", default=False)
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="teams")
 
     objects = TeamQuerySet.as_manager()

@@ -52,7 +52,7 @@ class Token(models.Model):
     """`scope` are verbs of roles: with it one may do what both they and the roles of its person allow."""
 
     person = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="tokens")
-    name = models.CharField("Purpose", max_length=100)
+    name = models.CharField("What it is for", max_length=100)
     digest = models.CharField(max_length=64, unique=True)
     scope = models.JSONField()
     created_at = models.DateTimeField(default=timezone.now)
@@ -84,7 +84,7 @@ class Token(models.Model):
         return "", ""
 
     def verbs(self) -> Collection[str]:
-        """Purpose now: approving ends a while after its person typed the password."""
+        """Its scope now: approving ends a while after its person typed the password."""
         return {verb for verb in self.scope if verb != "approve" or self.is_fresh()}
 
     def is_fresh(self) -> bool:
