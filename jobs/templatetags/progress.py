@@ -4,18 +4,16 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from django import template
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 
 from jobs.engine import drift
 from jobs.models import presentation
-from volmig.templatetags.units import age, size, spoken
+from volmig.templatetags.units import spoken
 
 register = template.Library()
 
@@ -337,33 +335,3 @@ def downtime_seen(job: Any) -> float | None:
     """Seconds from the instance seen stopped to it seen running again, when both happened."""
     down = job.down()
     return None if down is None or down.until is None else down_for(down)
-
-
-@register.simple_tag
-def leftover(row: dict[str, Any]) -> SafeString:
-    """What one is, where, whose, how large and how old: cells of a table of hundreds, for which the language of
-    templates takes four times as long. Every text is escaped here."""
-    text = {name: escape(str(row[name])) for name in ("place", "path", "seen_by")}
-    identity, marker = (escape(row["form"][name]) for name in ("identity", "job"))
-    where = f'<code class="nowrap">{text["place"]}</code>'
-    if row["place"] == row["host"]["name"]:
-        where = f'<a href="{row["host"]["url"]}">{text["place"]}</a>'
-    elif text["seen_by"]:
-        where += f'<br><span class="quiet small">seen by {text["seen_by"]}</span>'
-    whose = f'<span class="quiet small mono">{marker or "none in its marker"}</span>'
-    if job := row["job"]:
-        link = f'<a href="{job["url"]}">{job["pk"]} · {escape(job["name"])}</a>'
-        whose = f'{link}<br><span class="quiet small">{escape(job["words"])}</span>'
-    elif row["of_others"]:
-        whose = '<span class="quiet">of another team</span>'
-    return SafeString(
-        f'<td class="thing">{escape(capfirst(kind_words(row["kind"])))}<br><code>{text["path"]}</code><br>'
-        f'<span class="quiet small mono">{identity or "no identity"}</span></td>'
-        f'<td data-label="Where">{where}</td><td data-label="Migration">{whose}</td>'
-        f'<td class="num" data-label="Size">{size(row["bytes"]) if row["bytes"] else NO_SIZE}</td>'
-        f'<td class="nowrap" data-label="Since">{age(row["since"])}</td>'
-        f'<td class="nowrap" data-label="Looked">{age(row["at"])}</td>'
-    )
-
-
-NO_SIZE = '<span class="quiet">–</span>'

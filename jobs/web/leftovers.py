@@ -84,7 +84,7 @@ def leftovers(request: HttpRequest) -> HttpResponse:
 def choice(row: Row, user: Any) -> dict[str, Any]:
     """What the page shows of a row, and what this person may do about it, or why not.
 
-    Of hundreds of rows, so as plain values: a template takes long to look up what lies within others.
+    As plain values: a template takes long to look up values within others.
     """
     about, thing, job, host = row.about, row.thing, row.job, row.hypervisor
     why_kept, why_not_struck, verdict = row.why_kept, row.why_not_struck, row.found.verdict

@@ -177,7 +177,7 @@ def test_an_operator_of_another_team_may_not_ask_for_a_removal(killed):
     Team.objects.update(everybody=False)
     Team.objects.get().members.add(operator())
     each = row("lv")
-    refused(lambda: ask(each, person("otto", "operator")), "no member of the team")
+    refused(lambda: ask(each, person("otto", "operator")), "not a member of the team")
 
 
 def test_a_backup_is_never_removed_here(drive, site):

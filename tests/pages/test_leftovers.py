@@ -82,14 +82,14 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
 ):
     """And who sees other hypervisors has a count of their own: what another team's report changes none of it."""
     monkeypatch.setattr(drift.recent, "worth", lambda _: True)
-    said = "<strong>6 differences between the ledger and what hypervisors tell."
+    said = "<strong>6 differences between the inventory and what hypervisors report."
     assert said in text(browser_of(dana).get("/"))
     Team.objects.update(everybody=False)
     mine = Team.objects.create(name="mine")
     otto = person("otto", "operator")
     mine.members.add(otto)
     a_hypervisor("own").put(team=mine)
-    assert "between the ledger and what" not in text(browser_of(otto).get("/"))
+    assert "between the inventory and what" not in text(browser_of(otto).get("/"))
     drift.recent.forget()
     Team.objects.exclude(pk=mine.pk).get().members.add(dana, kim)
     Hypervisor.objects.filter(name="own").update(retired_at=timezone.now())
@@ -97,7 +97,7 @@ def test_where_much_is_compared_the_overview_counts_once_for_all_who_see_the_sam
     Scan.objects.all().delete()
     assert said in text(browser_of(kim).get("/")), "for some seconds"
     drift.recent.forget()
-    assert "between the ledger and what" not in text(browser_of(kim).get("/"))
+    assert "between the inventory and what" not in text(browser_of(kim).get("/"))
 
 
 def test_what_a_person_does_is_on_the_page_at_once_however_long_comparisons_are_kept(
