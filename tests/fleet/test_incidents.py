@@ -132,7 +132,7 @@ def test_what_asked_nothing_of_the_database_does_not_end_its_outage(outage, monk
     with monkeypatch.context() as away:
         away.setattr(database, "fault", lambda: OperationalError("connection refused"))
         outage("watcher", OperationalError("connection refused"))
-    assert "answers again" not in caplog.text
+    assert "responds again" not in caplog.text
     assert not Incident.objects.exists()
     outage("watcher", OperationalError("connection refused"))
     assert Incident.objects.count() == 1

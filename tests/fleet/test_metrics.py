@@ -140,7 +140,7 @@ def test_a_port_that_another_process_has_is_no_fault_and_an_address_of_another_m
     assert port.serve("127.0.0.1", served) is None
     assert caplog.records == []
     assert port.serve("192.0.2.1", 0) is None
-    assert "Metrics are not on port 0 of 192.0.2.1" in caplog.text
+    assert "The metrics port 0 of 192.0.2.1 could not be opened" in caplog.text
 
 
 def test_a_lost_process_is_not_among_those_that_run(db):

@@ -131,7 +131,7 @@ def test_a_part_that_starts_before_its_database_waits_for_it(machines, database,
         lambda: rows(database.replace("/volmig?", "/postgres?"), "SELECT 1 FROM jobs_lease WHERE name LIKE 'watcher %'")
     )
     said = machine.log("watcher")
-    assert "up watcher: the database answers again" in said
+    assert "up watcher: the database responds again" in said
     assert "Traceback" not in said
     assert said.count("waiting for the database") < 5
     link.unlink()
@@ -139,6 +139,6 @@ def test_a_part_that_starts_before_its_database_waits_for_it(machines, database,
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
     until(lambda: " watcher: waiting for the database" in machine.log("watcher").replace("up watcher", ""))
     link.symlink_to(directory)
-    until(lambda: " watcher: the database answers again" in machine.log("watcher").replace("up watcher", ""))
+    until(lambda: " watcher: the database responds again" in machine.log("watcher").replace("up watcher", ""))
     assert process.poll() is None
     assert "Traceback" not in machine.log("watcher")

@@ -106,7 +106,7 @@ def test_a_directory_with_too_many_names_is_not_listed(tmp_path, monkeypatch):
             (tmp_path / str(number)).touch()
         assert untrusted.names(fd) == ["0", "1"]
         (tmp_path / "2").touch()
-        with pytest.raises(Refused, match="it holds 3 names; at most 2 are read"):
+        with pytest.raises(Refused, match="it has 3 entries; at most 2 are read"):
             untrusted.names(fd)
     finally:
         os.close(fd)
@@ -183,7 +183,7 @@ def test_a_chain_without_end_is_objected_to_and_every_file_of_it_is_closed(tmp_p
     (tmp_path / "disk").write_bytes(qcow2(1 << 20, base=b"disk"))
     before = open_files()
     with Share(str(tmp_path)) as share, an_image(share) as image:
-        assert image.objections == ["it stands on more than 16 files"]
+        assert image.objections == ["it has more than 16 backing files"]
     assert open_files() == before
 
 

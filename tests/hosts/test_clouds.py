@@ -392,8 +392,8 @@ def test_the_page_of_an_instance_leads_to_a_migration_of_its_disks(client, perso
     page = client.get(f"/instances/{INSTANCE}/").content.decode()
     assert f"/migrations/new?source={src.pk}&amp;volume={volume.pk}" in page
     assert f"/migrations/new?destination={dst.pk}&amp;disk={seen.pk}/disk.local" in page
-    assert "What Nova of prod says" in page
-    assert "What libvirt on dst says" in page
+    assert "Reported by Nova of prod" in page
+    assert "Reported by libvirt on dst" in page
     assert client.get("/instances/00000000-0000-4000-8000-000000000000/").status_code == 404
 
 

@@ -174,7 +174,7 @@ def test_a_cloud_without_the_endpoint_is_told_and_does_not_pass_by_itself(cloud,
     else:
         real = cloud.service
         monkeypatch.setattr(cloud, "service", lambda kind, *more: real(kind.replace("compute", "paint"), *more))
-    with pytest.raises(HostError, match=r"no such endpoint.*Look at the region") as told:
+    with pytest.raises(HostError, match=r"no such endpoint.*Check the region") as told:
         nova.connect(access).server(INSTANCE)
     assert not isinstance(told.value, Unreachable)
 
@@ -206,7 +206,7 @@ def test_what_keystone_does_not_understand_does_not_pass_by_itself(cloud, monkey
 
 def test_a_certificate_that_is_not_believed_asks_for_the_ca_file(cloud):
     auth = tuple((name, value.replace("http:", "https:")) for name, value in cloud.access().auth)
-    with pytest.raises(HostError, match=r"certificate is not believed.*Give the CA file") as told:
+    with pytest.raises(HostError, match=r"certificate is not trusted.*Give the CA file") as told:
         nova.connect(replace(cloud.access(), auth=auth)).server(INSTANCE)
     assert not isinstance(told.value, Unreachable)
 

@@ -183,8 +183,8 @@ def test_a_host_that_says_nothing_has_to_answer_first(behind, machines, monkeypa
 
     monkeypatch.setattr(machines, "carry", without_relay)
     row = compared(behind.job)
-    assert "jump has to answer first" in row.trouble
-    with pytest.raises(Refused, match="jump has to answer first"):
+    assert "jump has to respond first" in row.trouble
+    with pytest.raises(Refused, match="jump has to respond first"):
         adopting.want(row, admin(), row.digest)
 
 
@@ -416,7 +416,7 @@ def test_what_nova_did_after_the_comparison_has_to_be_seen_first(in_nova, nova_o
 def test_a_nova_that_does_not_answer_has_to_answer_first(in_nova, nova_of_machines):
     job = in_nova(AFTER_START)
     nova_of_machines.down = True
-    assert "Nova has to answer first" in compared(job).trouble
+    assert "Nova has to respond first" in compared(job).trouble
 
 
 def test_a_guest_that_its_user_shut_down_on_the_new_disk_does_not_lose_what_it_wrote(in_nova, nova_of_machines):
@@ -568,7 +568,7 @@ def test_an_end_that_is_refused_leaves_the_list_of_what_the_database_lacks(lacki
         return carry(machine, request)
 
     monkeypatch.setattr(machines, "carry", without_relay)
-    with pytest.raises(Refused, match="jump has to answer"):
+    with pytest.raises(Refused, match="jump has to respond"):
         adopting.finish(admin())
     (now,) = adopting.unknown(incarnation.read_only().episode)
     assert now.advice == before[0].advice

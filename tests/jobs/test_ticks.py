@@ -234,7 +234,7 @@ def test_a_relay_serves_two_migrations_at_a_time(drive, site, settings):
     other = Job.objects.submit(operator(), **second())
     other.put(status="preparing", plan=first.plan, facts=first.facts)
     drive.go(other)
-    assert "waits for a place on the relay jump" in other.waiting_for
+    assert "waits for a slot on the relay jump" in other.waiting_for
 
 
 def test_space_that_another_job_has_reserved_is_waited_for(drive, site, settings):

@@ -350,7 +350,7 @@ ATTACKS = [
         ("blkdebug::{rootdisk}", NO_PATH),
         ("line\nfeed", "has no plain name"),
         ("\n{rootdisk}", "has no plain name"),
-        ("disk", "it stands on more than 16 files"),
+        ("disk", "it has more than 16 backing files"),
         ("../_base/none", "no such file"),
         ("../_base/link", "it is a symbolic link"),
         ("../_base/fifo", "it is a named pipe"),

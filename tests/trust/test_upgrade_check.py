@@ -46,7 +46,7 @@ def check(capsys, *words):
 def test_a_migration_goes_on_with_its_version_where_that_stays_installed(waiting, capsys):
     out, error = check(capsys)
     assert f"The upgrade brings hostctl {hostctl.source_hash()}" in out
-    assert f"Migration {waiting.pk} (awaiting approval) goes on with hostctl {OTHER}." in out
+    assert f"Migration {waiting.pk} (awaiting approval) continues with hostctl {OTHER}." in out
     assert ("would" in out, error) == (False, "")
 
 
@@ -68,7 +68,7 @@ def test_a_migration_whose_version_is_gone_from_a_hypervisor_is_named_and_the_ch
 
 def test_where_hostctl_is_shipped_volmig_has_to_have_the_file(waiting, capsys):
     Hypervisor.objects.update(shipped=True)
-    assert f"It would wait: volmig has no file of hostctl {OTHER} to ship to src." in check(capsys)[0]
+    assert f"It would wait: volmig has no file of hostctl {OTHER} to upload to src." in check(capsys)[0]
     HostctlVersion.objects.create(hash=OTHER, protocol=2, archive=b"x")
     assert check(capsys)[1] == ""
 
@@ -107,7 +107,7 @@ def test_a_database_from_before_versions_were_kept_is_read_as_far_as_it_goes(wai
     new = {"hostctl", "hostctl_versions"}
     monkeypatch.setattr(upgrade, "columns_of", lambda table: columns(table) - new if "version" not in table else set())
     out, error = check(capsys)
-    assert f"Migration {waiting.pk} (awaiting approval) goes on with hostctl {OTHER}." in out
+    assert f"Migration {waiting.pk} (awaiting approval) continues with hostctl {OTHER}." in out
     assert f"before the upgrade on: {everywhere()}" in out
     assert error == ""
 

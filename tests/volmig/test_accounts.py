@@ -190,7 +190,7 @@ def test_an_administrator_ends_all_sessions_of_somebody(root, here, there, ann):
 def test_nobody_changes_their_own_account_here_so_one_administrator_is_left(root, django_user_model, verb):
     me = django_user_model.objects.get(username="root")
     answer = root.post(f"/accounts/{me.pk}/{verb}/", {"role": ["approver"]})
-    assert (answer.status_code, "another administrator" in answer.content.decode()) == (403, True)
+    assert (answer.status_code, "Another administrator" in answer.content.decode()) == (403, True)
     assert [group.name for group in me.groups.all()] == ["administrator"]
     assert logged_in(root)
 

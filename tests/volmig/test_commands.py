@@ -119,7 +119,7 @@ def test_verify_audit_says_whole_or_names_the_first_fault(capsys):
     Event.append("a")
     Event.append("b")
     call_command("verify_audit")
-    assert "whole: 2 events" in capsys.readouterr().out
+    assert "intact: 2 events" in capsys.readouterr().out
     drop_triggers()
     Event.objects.filter(seq=1).update(action="c")
     make_triggers()

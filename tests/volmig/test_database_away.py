@@ -186,7 +186,7 @@ def test_a_watcher_whose_database_is_away_says_so_once_and_goes_on(monkeypatch, 
     watcher.run(stop)
     assert len(turns) == 30
     assert lines(caplog)[0] == f"watcher: waiting for the database: {REFUSED}"
-    assert "answers again" in lines(caplog)[-1]
+    assert "responds again" in lines(caplog)[-1]
     assert len(lines(caplog)) <= 4
     assert "Traceback" not in caplog.text
     assert stop.pauses[-1] == watch.WRITE_EVERY

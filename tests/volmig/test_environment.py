@@ -54,9 +54,9 @@ def test_a_socket_and_several_hosts_are_written_as_libpq_has_them():
 @pytest.mark.parametrize(
     ("rest", "why"),
     [
-        ("/volmig?sslmod=require", "sslmod is no parameter"),
-        ("/volmig?SSLMODE=require", "SSLMODE is no parameter"),
-        ("/volmig?service=x", "service is no parameter"),
+        ("/volmig?sslmod=require", "sslmod is not a parameter"),
+        ("/volmig?SSLMODE=require", "SSLMODE is not a parameter"),
+        ("/volmig?service=x", "service is not a parameter"),
         ("/volmig?sslmode=require&sslmode=disable", "sslmode is in it twice"),
         ("/volmig?host=other", "host is in it twice"),
         ("/volmig?sslmode", "name=value"),

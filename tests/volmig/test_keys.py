@@ -671,7 +671,7 @@ def test_a_file_of_sealing_keys_is_rotated_by_whoever_keeps_it(site, tmp_path, m
     assert keys.mismatches() == []
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "does not exist"), ("short", "holds 5 characters")])
+@pytest.mark.parametrize(("content", "why"), [(None, "does not exist"), ("short", "has 5 characters")])
 def test_a_file_that_is_named_and_holds_no_key_is_refused(tmp_path, monkeypatch, content, why):
     if content:
         (tmp_path / "key").write_text(content)

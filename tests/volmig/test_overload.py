@@ -292,7 +292,7 @@ def test_what_is_larger_than_any_request_may_be_is_refused_before_its_end_and_ta
 
     refused, quick, page, api = asyncio.run(run())
     assert (refused, quick) == ([413] * 8, 200)
-    assert "volmig takes requests of 256 KiB at most. Your request was not carried out." in page
+    assert "volmig accepts requests of at most 256 KiB. Your request was not carried out." in page
     assert json.loads(api)["status"] == 413
 
 

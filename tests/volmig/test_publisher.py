@@ -112,9 +112,9 @@ def test_another_machine_takes_over_and_covers_every_event_and_the_first_stays_b
     assert machines.published("b") == Event.objects.count()
     handed = Event.objects.filter(action="evidence.publisher").first()
     assert handed.data["before"] == {"host": "a", "path": str(machines.root / "a" / "audit_heads"), "seq": ended}
-    assert "whole" in machines.verified("b", capsys)
+    assert "intact" in machines.verified("b", capsys)
     said = machines.verified("a", capsys)
-    assert "whole" in said
+    assert "intact" in said
     assert f"Heads are published by b to {machines.root / 'b' / 'audit_heads'}" in said
 
 
@@ -138,7 +138,7 @@ def test_a_file_that_all_machines_write_to_goes_on_as_one_stream(machines, setti
         machines.later(100)
     lines = signed(shared / "heads")
     assert [head.first for head in lines] == [1, *(head.seq + 1 for head in lines[:-1])]
-    assert "whole" in capsys.readouterr().out
+    assert "intact" in capsys.readouterr().out
 
 
 def test_a_machine_that_cannot_write_leaves_it_to_another_at_once(machines, caplog):
@@ -186,11 +186,11 @@ def test_a_copy_of_the_file_may_end_earlier_and_the_machine_that_has_it_can_take
     machines.on("b")
     shutil.copy(machines.root / "a" / "audit_heads", machines.root / "b" / "audit_heads")
     machines.turn("a")
-    assert "whole" in machines.verified("b", capsys)
+    assert "intact" in machines.verified("b", capsys)
     machines.later(100)
     machines.turn("b")
     for name in ("a", "b"):
-        assert "whole" in machines.verified(name, capsys), name
+        assert "intact" in machines.verified(name, capsys), name
 
 
 def test_two_processes_with_equal_names_and_directories_do_not_both_publish(machines):

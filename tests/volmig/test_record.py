@@ -83,8 +83,8 @@ def test_the_database_refuses_to_change_or_delete_events(three, change):
         (lambda: Event.objects.filter(seq=1).update(job=F("job") + 7), "Event 1 was changed"),
         (lambda: Event.objects.filter(seq=2).update(prev_hash="0" * 64), "Event 2 does not follow"),
         (lambda: swap(1, 2), "Event 1 does not follow"),
-        (lambda: ChainHead.objects.update(seq=2), "not event 3, with which the record ends"),
-        (lambda: ChainHead.objects.update(hash="0" * 64), "not event 3, with which the record ends"),
+        (lambda: ChainHead.objects.update(seq=2), "not event 3, the last event of the audit log"),
+        (lambda: ChainHead.objects.update(hash="0" * 64), "not event 3, the last event of the audit log"),
     ],
 )
 def test_what_was_changed_behind_its_back_is_found(three, change, sentence):
@@ -147,7 +147,7 @@ def test_a_record_that_grew_again_after_it_was_cut_off_is_named(three, heads):
     Event.append("other")
     Event.append("other")
     assert verify() == []
-    assert "Event 3 is another than the one that was published" in verify(read_heads(heads))[0]
+    assert "Event 3 is not the one that was published" in verify(read_heads(heads))[0]
 
 
 def test_the_publisher_says_at_once_that_the_record_was_cut_off(three, heads, caplog):

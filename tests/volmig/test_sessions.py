@@ -50,7 +50,7 @@ def test_half_an_hour_without_a_page_ends_it_and_the_login_page_says_so(browser,
     ago("seen_at", minutes=30, seconds=1)
     answer = browser.get("/hosts/", follow=True)
     assert answer.redirect_chain == [("/login/?next=/hosts/", 302)]
-    assert "after 30 minutes without a page" in answer.content.decode()
+    assert "after 30 minutes without activity" in answer.content.decode()
     assert not Session.objects.filter(session_data__isnull=False, pk=browser.cookies["sessionid"].value).exists()
 
 
@@ -58,7 +58,7 @@ def test_a_clock_that_is_set_back_makes_no_session_last_for_longer(browser, ann)
     ago("seen_at", hours=-5)
     answer = browser.get("/hosts/", follow=True)
     assert answer.redirect_chain == [("/login/?next=/hosts/", 302)]
-    assert "the server's clock was set back" in answer.content.decode()
+    assert "clock was set back" in answer.content.decode()
     browser.post("/login/", {"username": "ann", "password": PASSWORD})
     ago("seen_at", seconds=-20)
     assert browser.get("/hosts/").status_code == 200, "clocks of two machines differ a little"
@@ -69,7 +69,7 @@ def test_a_clock_that_is_set_back_makes_no_session_last_for_longer(browser, ann)
 
 def test_a_working_day_ends_it_however_busy_it_was(browser):
     ago("since", hours=8, seconds=1)
-    assert "longer than 8 hours" in browser.get("/", follow=True).content.decode()
+    assert "limit of 8 hours" in browser.get("/", follow=True).content.decode()
 
 
 def test_the_times_are_settings(browser, settings):

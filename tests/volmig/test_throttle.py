@@ -203,7 +203,7 @@ def test_whose_password_was_guessed_at_is_warned_at_the_next_login(ann):
     guess(Client(), 3, address="198.51.100.8")
     guessing.record()
     client = Client()
-    assert "6 wrong passwords were typed for your name" in client.get(log_in(client).url).content.decode()
+    assert "6 wrong passwords were entered for your name" in client.get(log_in(client).url).content.decode()
     client = Client()
     assert "wrong passwords" not in client.get(log_in(client).url).content.decode()
 
