@@ -1,4 +1,4 @@
-# make demo | test | run | check | bench: each installs what it needs.
+# make demo | test | quick | run | check | bench: each installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Its locks are for every Python from 3.11 on and every processor; pip-compile's are for the one that it runs on.
@@ -7,19 +7,20 @@ DEBIAN := chromium curl fdisk fonts-dejavu-core jq nginx-light openssh-server op
 # Groups that run side by side tell each line with their name.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
-# Where a group is of few folders they are named: to look through all for its marks takes eight seconds.
-TESTS = $(BIN)/pytest --durations=15
 # What moves disks or decides that they may be moved; 98 % of its lines and branches have to be covered.
 CORE := jobs/engine/*,hosts/remote/**,jobs/models/approval.py,jobs/web/review.py,jobs/web/base.py,jobs/web/overview.py,jobs/web/migrations.py,jobs/web/approvals.py,jobs/web/leftovers.py,jobs/web/backups.py
-# What differs by database, and what only PostgreSQL has: it runs there, too.
-BY_DATABASE := tests/fleet/test_health.py tests/fleet/test_incidents.py tests/fleet/test_metrics.py \
-  tests/jobs/test_archives.py tests/jobs/test_ticks.py tests/jobs/test_watch.py tests/pages/test_changes.py \
-  tests/volmig/test_checks.py tests/volmig/test_online.py tests/volmig/test_overload.py
-PROCESSES := tests/lab_tests/test_killed_processes.py
+# How many groups of tests run side by side: two with a lab each, whose guests wait for each other, and others beside.
+LANES ?= 3
+BEGAN := $(shell date +%s)
+TOOK = took=$$(($$(date +%s) - $(BEGAN))); echo "make $@: $$((took / 60)) min $$((took % 60)) s"
 NAMED = 2>&1 | sed -u 's/^/$@ | /'
 LOGGED = $(NAMED) | { mkdir -p .cache && tee -a .cache/$@.log; }
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pages test-hosts covered cloud trust torture torture-hosts torture-fakes torture-processes run check house reference bench fleet lock packages
+# In the order in which they begin: the longest first.
+TESTS := test-lab test-second test-jobs test-trust test-floor test-rest test-browser test-cloud test-postgresql
+TORTURES := torture-hosts torture-fakes torture-processes
+QUICKS := quick-moves quick-pages
+.PHONY: help demo test $(TESTS) quick $(QUICKS) covered cloud trust torture $(TORTURES) run check house reference bench fleet lock packages
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,23 +32,55 @@ run: .venv/ready ## volmig alone, ready for your own hypervisors
 	@$(BIN)/python manage.py up all
 
 test: .venv/ready packages check ## everything: linters, types, unit, lab and browser tests
-	@echo "Two groups of tests side by side, about 40 minutes on two processors:"
+	@echo "Groups of tests, $(LANES) side by side (docs/testing.md has where the time goes):"
 	@rm -f .cache/test-*.log
-	@failed=0; \
-	  $(MAKE) --no-print-directory -j2 --keep-going test-pages test-hosts || failed=1; \
-	  $(MAKE) --no-print-directory covered || failed=1; \
-	  grep -hE '^test-[a-z]+ \| (FAILED|ERROR) ' .cache/test-*.log; exit $$failed
-
-# In each group what comes later runs although something before it failed: whoever mends it wants to know all at once.
-# Tests that failed are named again at the end.
-# This group leaves the processors to the other one's guests, which are slow while they wait for one.
-test-pages:
+	@$(BIN)/python -m tests.groups forget
 	@$(BIN)/coverage erase
 	@failed=0; \
-	  nice $(BIN)/coverage run -m pytest --durations=15 -m "not lab and not browser and not cloud and not real and not torture" $(LOGGED) || failed=1; \
-	  $(TESTS) -m "browser and not lab and not real" tests/browser tests/trust $(LOGGED) || failed=1; \
-	  $(TESTS) -m "cloud and not lab" tests/cloud_tests $(LOGGED) || failed=1; \
-	  exit $$failed
+	  $(MAKE) --no-print-directory -j$(LANES) --keep-going $(TESTS) || failed=1; \
+	  $(MAKE) --no-print-directory covered || failed=1; \
+	  $(BIN)/python -m tests.groups times; $(TOOK); \
+	  grep -hE '^test-[a-z]+ \| (FAILED|ERROR) ' .cache/test-*.log; exit $$failed
+
+# Which tests are in a group is in tests/groups.py. Tests that failed are named again at the end.
+test-lab test-second: export VOLMIG_LAB_KEEP = 1
+test-lab:
+	@trap '$(BIN)/python -m tests.lab down' EXIT; $(BIN)/python -m tests.groups lab $(LOGGED)
+
+# On a second lab: while guests of one wait for each other, those of the other work.
+test-second: export VOLMIG_LAB_NAME = second-lab
+test-second:
+	@trap '$(BIN)/python -m tests.lab down' EXIT; $(BIN)/python -m tests.groups nova lab-browser lab-undone $(LOGGED)
+
+test-jobs:
+	@$(BIN)/python -m tests.groups jobs $(LOGGED)
+
+test-trust:
+	@$(BIN)/python -m tests.groups trust $(LOGGED)
+
+test-floor:
+	@$(BIN)/python -m tests.groups floor $(LOGGED)
+
+test-rest:
+	@$(BIN)/python -m tests.groups rest $(LOGGED)
+
+test-browser:
+	@$(BIN)/python -m tests.groups browser $(LOGGED)
+
+test-cloud:
+	@$(BIN)/python -m tests.groups cloud $(LOGGED)
+
+test-postgresql:
+	@$(BIN)/python -m tests.groups postgresql $(LOGGED)
+
+quick: .venv/ready ## for daily work, in less than three minutes: what check runs, and the unit tests that say most
+	@failed=0; $(MAKE) --no-print-directory -j2 --keep-going $(QUICKS) check || failed=1; $(TOOK); exit $$failed
+
+quick-moves:
+	@$(BIN)/python -m tests.groups quick-moves $(NAMED)
+
+quick-pages:
+	@$(BIN)/python -m tests.groups quick-pages $(NAMED)
 
 # By the tests without lab and browser; of the core, what is not covered is listed.
 covered:
@@ -57,34 +90,23 @@ covered:
 	@echo "Lines and branches covered, of the whole project:"
 	@$(BIN)/coverage report --fail-under=90 | grep -E '^TOTAL|failure'
 
-# Nova first, so that the other group, which comes to it late, does not wait for it. One lab for all: two at once take
-# twice as long.
-test-hosts: export VOLMIG_LAB_KEEP = 1
-test-hosts:
-	@trap '$(BIN)/python -m tests.lab down' EXIT; failed=0; \
-	  $(TESTS) -m "lab and cloud and not real and not torture" tests/lab_tests $(LOGGED) || failed=1; \
-	  $(TESTS) -m "lab and browser and not torture" tests/lab_tests $(LOGGED) || failed=1; \
-	  $(TESTS) -m "lab and not cloud and not browser and not torture" tests/lab_tests tests/hosts $(LOGGED) || failed=1; \
-  $(BIN)/python -m tests.postgresql $(BY_DATABASE) $(LOGGED) || failed=1; \
-	  exit $$failed
-
 cloud: .venv/ready ## a real Nova boots instances on the lab's hypervisors, and their disks are moved
-	$(BIN)/pytest -m real
+	@$(BIN)/python -m tests.groups real
 
 trust: .venv/ready packages ## attacks and bad nights at full size, each with its figure
-	TRUST=full $(TESTS) -s -m "not lab and not cloud" tests/trust tests/fleet/test_two_machines.py tests/fleet/test_fault_matrix.py
+	TRUST=full $(BIN)/pytest --durations=15 -s -m "not lab and not cloud" tests/trust tests/fleet/test_two_machines.py tests/fleet/test_fault_matrix.py
 
 torture: .venv/ready packages ## every fault at every instant, and hosts that lose their power amid a migration, on the lab
-	@$(MAKE) --no-print-directory -j2 --keep-going torture-hosts torture-fakes torture-processes
+	@$(MAKE) --no-print-directory -j2 --keep-going $(TORTURES)
 
 torture-fakes:
-	@$(TESTS) -s -m "torture and not lab" $(NAMED)
+	@$(BIN)/python -m tests.groups torture-fakes $(NAMED)
 
 torture-processes:
-	@VOLMIG_LAB_NAME=lab-of-processes $(TESTS) -s -m "torture and lab" $(PROCESSES) $(NAMED)
+	@VOLMIG_LAB_NAME=lab-of-processes $(BIN)/python -m tests.groups torture-processes $(NAMED)
 
 torture-hosts:
-	@$(TESTS) -s -m "torture and lab" --ignore=$(PROCESSES) $(NAMED)
+	@$(BIN)/python -m tests.groups torture-hosts $(NAMED)
 
 check: .venv/ready ## the quick ones: linters, types, import arrows, templates, migrations
 	$(BIN)/ruff check .
@@ -95,6 +117,7 @@ check: .venv/ready ## the quick ones: linters, types, import arrows, templates, 
 	$(BIN)/djlint --quiet --lint templates
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
+	@$(TOOK)
 
 house: .venv/ready ## figures of the source to consider: lengths, docstrings, patches for each test, repeats
 	@$(BIN)/python -m tests.house

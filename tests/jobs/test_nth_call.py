@@ -69,7 +69,7 @@ KINDS = {
     "hangs when it is done": (hangs_when_it_is_done, False),
     "answers garbage": (answers_garbage, False),
 }
-STRIDE = 13  # of the quick run, which begins anywhere, so that in time every call has its turn
+STRIDE = 31  # of the quick run, which begins anywhere, so that in time every call has its turn
 
 
 class Fault:

@@ -15,7 +15,7 @@ from tests.jobs import lives
 from tests.jobs.lives import WAYS, begin, check_the_world
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
-STRIDE = 199  # of the quick run, which begins anywhere, so that in time every call has its turn
+STRIDE = 401  # of the quick run, which begins anywhere, so that in time every call has its turn
 # What tools end with when they could not do what they were asked; of some, 1 or 2 is an answer.
 FAILURES = {"blkid": 8, "mount": 32, "umount": 32} | dict.fromkeys(
     ("lvs", "vgs", "lvcreate", "lvremove", "lvchange"), 5

@@ -25,7 +25,7 @@ def test_two_peoples_tokens_and_the_client_carry_a_disk_to_a_guest_that_mounts_i
     instance = lab.instance(NEW, "db-new", disk_bytes=SIZE)
     lab.start(instance)
     lab.wait_console(instance, f"VOLMIG-DATA sha256 {instance.sha256}")
-    volmig = site(False)
+    volmig = site(True)
     olga, pavel = shell_of(volmig, "olga", "submit"), shell_of(volmig, "pavel", "approve")
 
     assert [each["hypervisor"] for each in olga.json("volumes", OLD)] == ["src"]

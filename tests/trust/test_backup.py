@@ -61,11 +61,10 @@ print(json.dumps({"rows": rows, "last": [last[0], last[1], last[2].isoformat()],
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory):
+def empty(tmp_path_factory, migrated):
     """A data directory with all keys, whose database has all tables and knows nothing but these."""
-    one = Processes(tmp_path_factory.mktemp("empty"))
+    one = Processes(shutil.copytree(migrated, tmp_path_factory.mktemp("empty") / "data"))
     one.environment.pop("VOLMIG_DB", None)
-    one.manage("migrate", "--verbosity", "0")
     one.run("from volmig import keys\nkeys.ensure(keys.mine())")
     return one.data
 

@@ -9,6 +9,7 @@ import base64
 import inspect
 import os
 import pickle
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -133,11 +134,8 @@ def marks(tmp_path):
 
 
 @pytest.fixture
-def processes(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    one = Processes(data)
-    one.manage("migrate", "--verbosity", "0")
+def processes(tmp_path, migrated):
+    one = Processes(shutil.copytree(migrated, tmp_path / "data"))
     yield one
     one.stop()
 

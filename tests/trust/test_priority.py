@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import socket
 import threading
 
@@ -368,10 +369,9 @@ def test_old_calls_are_deleted_and_what_waits_stays(db):
 
 @pytest.mark.skipif(not FULL, reason="real workers and a wall clock: make trust")
 @pytest.mark.skipif("VOLMIG_DB" in os.environ, reason="these processes have a file of their own")
-def test_with_real_workers_and_dead_hypervisors_a_tick_starts_within_two_seconds(tmp_path):
-    processes = Processes(tmp_path)
+def test_with_real_workers_and_dead_hypervisors_a_tick_starts_within_two_seconds(tmp_path, migrated):
+    processes = Processes(shutil.copytree(migrated, tmp_path / "data"))
     processes.environment["VOLMIG_REQUESTS_PER_PERSON"] = processes.environment["VOLMIG_REQUESTS_PER_TOKEN"] = "100000"
-    processes.manage("migrate", "--verbosity", "0")
     with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
         asked = {"port": silent.getsockname()[1], "hypervisors": HYPERVISORS, "requests": REQUESTS}
         pressing = threading.Thread(target=processes.run, args=[PRESS, json.dumps(asked)])

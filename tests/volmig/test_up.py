@@ -131,18 +131,9 @@ def terminal():
     one.close()
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    """A data directory whose database has all tables and nobody in them."""
-    data = tmp_path_factory.mktemp("empty")
-    command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"VOLMIG_DATA": str(data)}, check=True)
-    return data
-
-
 @pytest.fixture
-def up(tmp_path, empty):
-    data = shutil.copytree(empty, tmp_path / "data")
+def up(tmp_path, migrated):
+    data = shutil.copytree(migrated, tmp_path / "data")
     started = []
 
     def start(*parts, **options):
