@@ -10,8 +10,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
-from jobs.engine import failpoints
-from jobs.engine.steps import TABLE
+from jobs.engine import failpoints, routes
 
 LONGEST_WAIT = 100.0  # seconds; a task may take no longer than 120
 
@@ -25,7 +24,7 @@ class JobsConfig(AppConfig):
         """Registers the system check, and arms VOLMIG_FAILPOINT."""
         register(failpoints_are_for_labs)
         if settings.FAILPOINT and not failpoint_faults():
-            wanted = failpoints.chosen(settings.FAILPOINT, TABLE)
+            wanted = failpoints.chosen(settings.FAILPOINT, routes.steps())
             failpoints.arm(lambda point: ACTIONS[wanted[point]](point) if point in wanted else None)
 
 
@@ -41,7 +40,7 @@ def failpoint_faults() -> list[str]:
     allowed = settings.LAB or settings.DEBUG
     faults = [] if allowed else ["it kills workers amid a migration; unset it, or set VOLMIG_LAB=yes on a lab"]
     try:
-        failpoints.chosen(settings.FAILPOINT, TABLE)
+        failpoints.chosen(settings.FAILPOINT, routes.steps())
     except ValueError as error:
         faults.append(str(error))
     return faults

@@ -324,7 +324,7 @@ def marks_in(ledger: QuerySet[Footprint]) -> dict[int, Mark]:
 def entries_of(marks: list[Mark], scans: list[Scan], jobs: dict[str, Job]) -> list[Entry]:
     """The rows of the ledger as the comparison takes them."""
     by_key = {job.pk: job for job in jobs.values()}
-    plans.give(by_key[mark.job_id] for mark in marks if mark.kind in leftovers.LEADING)
+    plans.give(by_key[mark.job_id] for mark in marks if mark.kind in leftovers.leading())
     hosts = {scan.hypervisor_id: scan.hypervisor.name for scan in scans}
     on = {mark.share_id for mark in marks if mark.share_id}
     shares = dict(Share.objects.filter(pk__in=on).values_list("pk", "source")) if on else {}
@@ -355,7 +355,7 @@ def recorded(mark: Mark, job: Job) -> str:
     """Its identity: measured, or for what has none but where it leads, as it was planned."""
     if mark.kind == "fence":
         return job.lv_uuid
-    steps = (job.plan or {}).get("steps", ()) if mark.kind in leftovers.LEADING else ()
+    steps = (job.plan or {}).get("steps", ()) if mark.kind in leftovers.leading() else ()
     led = (leftovers.leads_to(mark.kind, step["name"], step["args"]) for step in steps)
     return next(filter(None, led), mark.identity)
 

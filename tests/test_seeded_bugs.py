@@ -89,7 +89,7 @@ BUGS = [
     Bug(
         "a copy that went stale is swapped in",
         WORK,
-        "stale = approval_binding.stale(facts, self.job.evidence())",
+        "stale = approval_binding.stale(route, facts, evidence)",
         "stale = list[str]()",
         "tests/jobs/test_refusals.py::test_a_stage_that_is_another_file_is_not_swapped_in",
     ),

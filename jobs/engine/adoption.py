@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.engine import routes
 from jobs.engine.evidence import Evidence
-from jobs.engine.steps import NAMED, Task, begins_copy, ends_copy, task_of
+from jobs.engine.routes import begins_copy, ends_copy, task_of
+from jobs.engine.steps import Task
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _swapped(was: str, runs: Sequence[Known]) -> Verdict:
 
 def _prepared(was: str, runs: Sequence[Known]) -> Verdict:
     """Up to the gate."""
-    copied = [run for run in runs if run.step in NAMED and NAMED[run.step].phase == "A" and run.has_begun]
+    before = {step.name for step in routes.steps() if step.phase == "A"}
+    copied = [run for run in runs if run.step in before and run.has_begun]
     if any(run.direction == "undo" for run in copied):
         return Verdict("undoing", "It was being undone; that is finished.", outcome="cancelled")
     if was == "undoing" and copied:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from jobs.engine import states
-from jobs.engine.steps import NAMED
+from jobs.engine import routes, states
 from jobs.engine.steps import Range as Range
 
 Tone = Literal["bad", "warn", "wait", "ask", "run", "good", "flat"]
@@ -374,7 +373,7 @@ def downtime(runs: Iterable[Any], forecast: Range | None) -> Down | None:
 
 
 def _verb(run: Any) -> str:
-    step = NAMED.get(run.step)
+    step = routes.named().get(run.step)
     return "" if step is None else step.undo if run.direction == "undo" else step.verb
 
 

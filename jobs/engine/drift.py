@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from jobs.engine.steps import TABLE, Artifact, Step, Task, task_of
+from jobs.engine import routes
+from jobs.engine.routes import task_of
+from jobs.engine.steps import Artifact, Step, Task
 
 Verdict = Literal["needed", "left", "gone", "stranger", "other"]
 DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
@@ -175,7 +177,7 @@ def step_for(kind: str, name: str, role: str, running: bool = False) -> str:
         made_with = "filesystem" if name.startswith("/srv/") else "mount" if name.startswith("/mnt/") else "stage"
         return _leaving(made_with)
     if kind in ("unit", "memory"):
-        return next(each.name for each in TABLE if each.task is Task.FORGET and each.undo and each.on == role)
+        return next(each.name for each in routes.steps() if each.task is Task.FORGET and each.undo and each.on == role)
     return _leaving(kind)
 
 
@@ -205,12 +207,13 @@ def leads_to(kind: str, step: str, args: Mapping[str, Any]) -> str:
     return next(found, "").format(**args)
 
 
-# The kinds of things that have no identity but where they lead, which their plan says.
-LEADING: Final = frozenset(each.artifact.kind for each in TABLE if each.artifact and each.artifact.leads_to)
+def leading() -> frozenset[str]:
+    """The kinds of things that have no identity but where they lead, which their plan says."""
+    return frozenset(artifact.kind for _, artifact in _artifacts() if artifact.leads_to)
 
 
 def _artifacts() -> Iterator[tuple[Step, Artifact]]:
-    return ((step, step.artifact) for step in TABLE if step.artifact)
+    return ((step, step.artifact) for step in routes.steps() if step.artifact)
 
 
 # By hand

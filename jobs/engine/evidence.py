@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.engine.steps import Task, names_of
+from jobs.engine.routes import names_of
+from jobs.engine.steps import Task
 
 
 class Evidence(dict[str, dict[str, Any]]):

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Final
 
+from jobs.engine import routes
 from jobs.engine.evidence import Evidence
-from jobs.engine.plan import Migration
-from jobs.engine.steps import DESTINATION, RELAY, SOURCE, Task, hypervisor_role
+from jobs.engine.migration import Migration
+from jobs.engine.steps import Task, hypervisor_role
 
 # What should have been the case, for every code that volmig or its hostctl can answer with.
 EXPECTED: Final[Mapping[str, str]] = {
@@ -211,34 +212,17 @@ def by_hand(status: str, code: str, said: str, migration: Migration, instances: 
     """What a person can do outside volmig; `said` is what whoever refused it recommends."""
     last = {"purging": GONE, "swapping": START, "rolling_back": BACK}.get(status, "")
     names = {"job": migration.job, "destination": migration.destination}
-    told = last.format(**names, directory=f"{instances}/.volmig/{migration.job}")
+    told = last.format(**names, directory=routes.of(migration).sink.directory(migration, instances))
     return [BY_HAND.get(code) or said or USUAL, *([told] if told else [])]
 
 
 def looks(migration: Migration, on: str, instances: str) -> list[str]:
     """Commands that only read, for a person to run on the hypervisor of a step with this `on`."""
-    live = f"{instances}/{migration.instance_id}/{migration.disk}"
-    told: Mapping[str, list[tuple[str, ...]]] = {
-        SOURCE: [
-            ("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", f"{migration.source_vg}/{migration.source_lv}"),
-            ("findmnt", f"/mnt/volmig/{migration.hex}"),
-        ],
-        RELAY: [
-            ("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", migration.relay_vg),
-            ("findmnt", f"/srv/volmig/{migration.hex}"),
-            ("exportfs", "-s"),
-        ],
-        DESTINATION: [
-            ("ls", "-lai", live, f"{instances}/.volmig/{migration.job}"),
-            ("virsh", "-r", "domstate", "--domain", migration.instance_id),
-        ],
-    }
-    return [shlex.join(words) for words in told[hypervisor_role(on)]]
+    commands = routes.of(migration).looks(migration, hypervisor_role(on), instances)
+    return [shlex.join(words) for words in commands]
 
 
-def inodes(evidence: Evidence) -> list[str]:
-    """Which inode is which disk, as recorded, in words."""
-    live, swapped = evidence.of(Task.STOP).get("live"), evidence.of(Task.EXCHANGE)
-    old = live.get("inode") if isinstance(live, Mapping) else swapped.get("backup_inode")
-    new = evidence.of(Task.VERIFY).get("inode")
-    return [f"{words}: inode {inode}" for words, inode in (("old disk", old), ("new disk", new)) if inode]
+def disks(migration: Migration, evidence: Evidence) -> list[str]:
+    """Which disk is which, as recorded, in words."""
+    sink = routes.of(migration).sink
+    return sink.disks(evidence.of(Task.STOP), evidence.of(Task.VERIFY), evidence.of(Task.EXCHANGE))

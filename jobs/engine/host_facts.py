@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -279,11 +279,16 @@ class Facts:
     instance: Nova | None = None
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Facts:
-        """Raise TypeError or ValueError when something needed is missing or of the wrong kind."""
-        return read(cls, raw)
+    def from_json(cls, raw: Mapping[str, Any], answers: Mapping[str, type[Any]] | None = None) -> Facts:
+        """The facts as they were stored; `answers` are the types of a route that reads more than is usual, by role.
+
+        Raise TypeError or ValueError when something needed is missing or of the wrong kind.
+        """
+        found = {role: read(kind, raw[role]) for role, kind in (answers or {}).items() if raw.get(role) is not None}
+        return replace(read(cls, raw), **found)
 
     def to_json(self) -> dict[str, Any]:
+        """As the database has them."""
         return dataclasses.asdict(self)
 
 

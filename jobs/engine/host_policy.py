@@ -7,9 +7,11 @@ from typing import Any
 
 from hosts.remote.hostctl import policy, verbs
 from hosts.remote.hostctl.policy import Objection
+from jobs.engine import routes
 from jobs.engine.host_facts import Facts
-from jobs.engine.plan import Migration, make
-from jobs.engine.steps import DESTINATION, RELAY, SOURCE, hypervisor_role
+from jobs.engine.migration import Migration
+from jobs.engine.plan import make
+from jobs.engine.steps import INSTANCE, hypervisor_role
 
 Call = tuple[str, str, dict[str, Any]]
 
@@ -32,17 +34,15 @@ def objections(
 
 def calls(migration: Migration, facts: Facts) -> Iterator[Call]:
     """Role, verb and arguments of everything that hostctl would be asked, as far as it is known beforehand."""
-    share = {"share_source": migration.share_source}
-    to_relay = {"relay_address": migration.relay_address} if migration.relay_address else {}
-    yield SOURCE, "source_facts", {"vg": migration.source_vg, **to_relay}
-    yield RELAY, "relay_facts", {"vg": migration.relay_vg, **share}
-    yield DESTINATION, "destination_facts", {**share}
+    for role, (verb, args) in routes.of(migration).fact_requests(migration).items():
+        if role != INSTANCE:
+            yield role, verb, args
     try:
         steps = make(migration, facts).steps
     except ValueError:  # facts are missing, of which other checks say why
         return
     for each in steps:
-        if each.control != "openstack":
+        if routes.control_of(each.control).by_host:
             role = hypervisor_role(each.step.on)
             for verb in filter(None, (each.step.verb, each.step.undo)):
                 yield role, verb, each.shown()

@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from hosts.remote import hostctl, nova_control
 from hosts.remote.hostctl.act import Act
-from jobs.engine import stored_steps
+from jobs.engine import routes, stored_steps
 from jobs.engine.host_facts import Facts
-from jobs.engine.steps import (
-    INSTANCE,
-    LIMITS,
-    QUICK,
-    REHEARSAL,
-    REREAD,
-    TABLE,
-    Made,
-    Range,
-    Step,
-    Task,
-    hypervisor_role,
-)
+from jobs.engine.migration import Migration
+from jobs.engine.routes import Route
+from jobs.engine.steps import INSTANCE, LIMITS, QUICK, Made, Range, Step, Task
 from jobs.engine.stored_steps import SHOWN, NewerPlan
 
-MIB: Final = 1 << 20
-CLUSTER: Final = 1 << 16
 FORMAT: Final = 2  # of a stored plan; format 1, which names none, holds its steps by name only
-AFTER_TIMEOUT: Final = 120  # seconds beyond the image's own shutdown timeout until a stop counts as stuck
 DOWNTIME: Final = frozenset({Task.STOP, Task.EXCHANGE, Task.START})  # what the instance is down for
 
 
 class Unready(LookupError):  # noqa: N818 - the word that callers read
     """A step's argument stands for something that no earlier step has measured."""
-
-
-@dataclass(frozen=True)
-class Migration:
-    """What a job asks for, in names and bytes; the engine's view of a job."""
-
-    job: str
-    number: int
-    source: str
-    relay: str
-    destination: str
-    source_vg: str
-    source_lv: str
-    lv_uuid: str
-    source_size: int
-    relay_vg: str
-    share_source: str
-    instance_id: str
-    instance_name: str
-    disk: str
-    relay_address: str = ""
-    rate: int = 0
-    deadline: int = 180
-    margin: int = 30
-    control: str = ""  # how the instance is locked, stopped and started: "openstack", or by its own hypervisor
-
-    @property
-    def hex(self) -> str:
-        return self.job.replace("-", "")
-
-    @property
-    def relay_lv(self) -> str:
-        return f"volmig_{self.hex[:12]}"
-
-    def host(self, on: str) -> str:
-        """The name of the hypervisor that a step's `on` means."""
-        name: str = getattr(self, hypervisor_role(on))
-        return name
 
 
 @dataclass(frozen=True)
@@ -100,8 +47,8 @@ class Ref:
 class Planned:
     """One step of a plan: its forecast, the seconds after the swap that it waits, the name of what it leaves.
 
-    `control` is "openstack" where Nova is asked to do it. `written` are the commands as they were shown when the plan
-    was stored, by "commands" and "undo_commands": those are approved, whatever a newer volmig would build today.
+    `control` names who is asked to do it; empty for hostctl. `written` are the commands as they were shown when the
+    plan was stored, by "commands" and "undo_commands": those are approved, whatever a newer volmig would build today.
     """
 
     step: Step
@@ -139,10 +86,7 @@ class Planned:
 
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
         """What a verb of this step changes, by the builders of whoever carries it out."""
-        builders: Callable[[str, dict[str, Any], str], tuple[Act, ...]] = (
-            nova_control.acts if self.control == "openstack" else hostctl.acts
-        )
-        return builders(verb, args, job)
+        return routes.control_of(self.control).acts(verb, args, job)
 
 
 @dataclass(frozen=True)
@@ -209,90 +153,22 @@ class Plan:
         return cls(job, tuple(_planned(row) for row in raw["steps"]), raw.get("footprint", {}))
 
 
-def qcow2_size(virtual: int) -> int:
-    """Bytes of a qcow2 file in which every cluster of `virtual` bytes is allocated."""
-    data = math.ceil(virtual / CLUSTER)
-    tables = math.ceil(data / (CLUSTER // 8))
-    directory = math.ceil(tables / (CLUSTER // 8))
-    counts = math.ceil((data + tables + directory + 2) / (CLUSTER // 2))
-    return (data + tables + directory + counts + 2) * CLUSTER
-
-
-def relay_size(virtual: int, extent: int) -> int:
-    """Bytes of the temporary volume: the largest possible copy, its filesystem and some air, in whole extents."""
-    wanted = math.ceil(qcow2_size(virtual) * 1.05) + 256 * MIB
-    return math.ceil(wanted / extent) * extent
-
-
 def make(migration: Migration, facts: Facts, rates: Mapping[str, Range] | None = None) -> Plan:
     """The plan; `rates` are bytes per second (slow, usual, fast) of earlier jobs, by the name of the pass.
 
     Raise ValueError when facts are missing that a plan cannot do without.
     """
-    values = planned_values(migration, facts)
-    steps = tuple(_plan_step(step, migration, values, rates or {}) for step in TABLE)
-    return Plan(migration.job, steps, dict(_reserved(values)))
+    route = routes.of(migration)
+    values = route.values(migration, facts)
+    steps = tuple(_plan_step(step, migration, values, rates or {}) for step in route.steps)
+    return Plan(migration.job, steps, dict(_reserved(route, values)))
 
 
-def _reserved(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _reserved(route: Route, values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Where space is kept free for what a step makes, the share or a role of hypervisors, and how many bytes."""
-    for step in TABLE:
+    for step in route.steps:
         if step.artifact and step.artifact.reserves:
             yield "share" if step.artifact.on_share else step.on, int(values[step.artifact.reserves])
-
-
-def planned_values(migration: Migration, facts: Facts) -> dict[str, Any]:
-    """Everything that the table of steps refers to by name."""
-    source, relay, destination = facts.source, facts.relay, facts.destination
-    if not (source and source.volume and relay and relay.vg and relay.share and destination and destination.share):
-        raise ValueError("A plan needs the source volume, the relay's volume group, and the share on both sides.")
-    owner = destination.share
-    settle = destination.acdirmax + migration.margin
-    stage = f"{destination.instances}/.volmig/{migration.job}"
-    return {
-        **{
-            name: getattr(migration, name)
-            for name in (
-                "source_vg",
-                "source_lv",
-                "lv_uuid",
-                "source_size",
-                "relay_vg",
-                "relay_lv",
-                "share_source",
-                "instance_id",
-                "disk",
-                "relay_address",
-                "rate",
-            )
-        },
-        "deadline": stop_deadline(migration, facts),
-        "relay_size": relay_size(migration.source_size, relay.vg.extent_size),
-        "stage_size": qcow2_size(migration.source_size),
-        "fs_uuid": migration.job,
-        "relay_mount": f"/srv/volmig/{migration.hex}",
-        "source_mount": f"/mnt/volmig/{migration.hex}",
-        "relay_lv_path": f"{migration.relay_vg}/{migration.relay_lv}",
-        "source_path": f"{migration.source_vg}/{migration.source_lv}",
-        "source_address": source.source_address,
-        "uid": owner.owner_uid,
-        "gid": owner.owner_gid,
-        "units_to_start": [unit for unit, state in relay.nfs_server.items() if state == "inactive"],
-        "relay_instances": relay.share.target,
-        "instances": destination.instances,
-        "stage_path": f"{stage}/disk.new",
-        "backup_path": f"{stage}/disk.old",
-        "reason": f"volmig:{migration.job}",
-        "permission": source.volume.permission,
-        "holder_unit": f"volmig-{migration.hex}-holder",
-        "settle": settle,
-    }
-
-
-def stop_deadline(migration: Migration, facts: Facts) -> int:
-    """Seconds that the instance gets to shut down; Nova cuts its power off after what the image says."""
-    said = facts.instance.properties.get("os_shutdown_timeout", "") if facts.instance else ""
-    return max(migration.deadline, int(said) + AFTER_TIMEOUT) if said.isdecimal() else migration.deadline
 
 
 def at_rate(plan: Plan, rate: int) -> Plan:
@@ -305,26 +181,28 @@ def at_rate(plan: Plan, rate: int) -> Plan:
     return replace(plan, steps=steps)
 
 
-def purge_of_rejected(plan: Plan) -> Plan:
+def purge_of_rejected(plan: Plan, route: Route) -> Plan:
     """The same plan after a rollback: then it is the new disk that is not used any more."""
-    exchange, purge = plan.one(Task.EXCHANGE).step.name, plan.one(Task.PURGE)
-    other = purge.with_args(
-        {
-            **purge.args,
-            "backup_inode": Ref(exchange, "live_inode", "inode of the rejected disk"),
-            "live_inode": Ref(exchange, "backup_inode", "inode of the disk in use"),
-        }
-    )
+    purge = plan.one(Task.PURGE)
+    other = purge.with_args({**purge.args, **_given(route.sink.purge_after_rollback(), {})})
     return replace(plan, steps=tuple(other if each is purge else each for each in plan.steps))
 
 
 def rehearsal(migration: Migration, path: str, recorded: Mapping[str, Any], size: int) -> tuple[Planned, ...]:
     """The steps that read the disk kept at `path` (its size in bytes) and compare it with what is recorded of it."""
-    instances = path.rpartition("/.volmig/")[0]
-    args = {"instances": instances, "share_source": migration.share_source, "backup_path": path, "recorded": recorded}
-    rehearse, forget = REHEARSAL
-    seconds = _forecast(size, REREAD.guess, 0)
-    return Planned(rehearse, migration.destination, args, size, seconds), Planned(forget, migration.destination, {})
+    route = routes.of(migration)
+    return tuple(_of_rehearsal(step, route, migration, path, recorded, size) for step in route.rehearsal)
+
+
+def _of_rehearsal(
+    step: Step, route: Route, migration: Migration, path: str, recorded: Mapping[str, Any], size: int
+) -> Planned:
+    """A kept disk is read as fast as a copy is read back."""
+    if step.task is not Task.REHEARSE:
+        return Planned(step, migration.host(step.on), {})
+    through = route.one(Task.VERIFY).throughput
+    seconds = _forecast(size, through.guess, 0) if through else step.seconds
+    return Planned(step, migration.host(step.on), route.sink.rehearsed(migration, path, recorded), size, seconds)
 
 
 def _plan_step(step: Step, migration: Migration, values: Mapping[str, Any], rates: Mapping[str, Range]) -> Planned:
@@ -345,7 +223,7 @@ def _forecast(size: int, speed: Range, limit: int) -> Range:
 
 
 def _given(args: Any, values: Mapping[str, Any]) -> Any:
-    """The table's arguments with names replaced by planned values, and values still to be measured by Refs."""
+    """A step's arguments with names replaced by planned values, and values still to be measured by Refs."""
     if isinstance(args, Mapping):
         return {key: _given(value, values) for key, value in args.items()}
     if isinstance(args, Made):

@@ -22,7 +22,8 @@ from hosts.remote.host import (
 from hosts.remote.phrases import phrase, sentence
 from jobs.engine import failpoints
 from jobs.engine.plan import Planned, Unready
-from jobs.engine.steps import LIMITS, Task, names_of
+from jobs.engine.routes import names_of
+from jobs.engine.steps import LIMITS, Task
 
 MAX_FAILED: Final = 3
 MAX_LOST: Final = 5

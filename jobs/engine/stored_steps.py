@@ -3,7 +3,7 @@
 A stored plan has of each step what is in KEPT, under those names, and its plan is carried out by that, whatever a newer
 table says. What else `Step` knows is no part of a stored plan, since for each name it is the same for ever: its task,
 its box, and of its artifact and its throughput all but the kind, the place, the name and the size. That is taken from
-the table by the step's name, here and nowhere else. A test pins it: whoever gives a step another meaning gives it
+today's steps by the step's name, here and nowhere else. A test pins it: whoever gives a step another meaning gives it
 another name.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from jobs.engine import routes
 from jobs.engine.first_steps import FIRST_STEPS
-from jobs.engine.steps import NAMED, Artifact, Step, Throughput
+from jobs.engine.steps import Artifact, Step, Throughput
 
 SHOWN: Final = ("name", "phase", "title", "on", "verb", "undo")
 PLAIN: Final = (*SHOWN, "torn_by", "volatile", "rests_on", "settles", "repeatable", "bars")
@@ -71,19 +72,21 @@ def read(row: Mapping[str, Any]) -> Step:
 
 def box(row: Mapping[str, Any]) -> str:
     """The title of the box in which a stored step is drawn; empty for one that this volmig does not know."""
-    return NAMED[row["name"]].box if row["name"] in NAMED else ""
+    today = routes.named().get(row["name"])
+    return today.box if today else ""
 
 
 def is_limited(row: Mapping[str, Any]) -> bool:
     """Whether a bandwidth limit holds for a stored step."""
-    today = NAMED.get(row["name"])
+    today = routes.named().get(row["name"])
     return today is not None and today.throughput is not None and today.throughput.limited
 
 
 def _today(name: str) -> Step:
-    if name not in NAMED:
+    today = routes.named().get(name)
+    if today is None:
         raise NewerPlan(f"A newer volmig made this plan: this volmig knows no step {name}.")
-    return NAMED[name]
+    return today
 
 
 def _artifact(today: Step, said: Mapping[str, Any]) -> Artifact | None:

@@ -16,10 +16,12 @@ from django.utils import timezone
 
 from hosts.models import Compute, HostctlVersion, Hypervisor, Instance, LogicalVolume, Mount, Share, networks
 from hosts.remote.hostctl import source_hash
-from jobs.engine import approval_binding, condition, states, windows
+from jobs.engine import approval_binding, condition, routes, states, windows
 from jobs.engine import plan as planning
 from jobs.engine.evidence import Evidence
 from jobs.engine.host_facts import Facts
+from jobs.engine.migration import Migration
+from jobs.engine.routes import Route
 from jobs.engine.steps import Task
 from jobs.models import backup, presentation, sealing, search
 from jobs.models.approval import NO_REASON, Approval
@@ -426,13 +428,23 @@ class Job(models.Model):
             "accepted": at.replace(tzinfo=None).isoformat() if at else "",
         }
 
+    @property
+    def control(self) -> str:
+        """The name of the part of its route that locks, stops and starts the instance."""
+        return "openstack" if self.through_nova else ""
+
     # The engine's view of this row
 
-    def migration(self) -> planning.Migration:
+    def get_route(self) -> Route:
+        """The route that it takes, with its parts; raise UnknownRoute where only a newer volmig knows it."""
+        return routes.route_of(self.route, self.control)
+
+    def migration(self) -> Migration:
         """The engine's view of it: names and paths, without the database."""
-        return planning.Migration(
+        return Migration(
             job=str(self.uuid),
             number=self.pk,
+            route=self.route,
             source=self.source.name,
             relay=self.relay.name,
             destination=self.destination.name,
@@ -440,7 +452,7 @@ class Job(models.Model):
             rate=self.rate_allowed(),
             deadline=settings.STOP_DEADLINE,
             margin=settings.LOCK_MARGIN,
-            control="openstack" if self.through_nova else "",
+            control=self.control,
             **{name: getattr(self, name) for name in MOVED},
         )
 
@@ -460,7 +472,7 @@ class Job(models.Model):
 
     def seen(self) -> Facts:
         """The facts that were read from the hypervisors."""
-        return Facts.from_json(self.facts)
+        return Facts.from_json(self.facts, self.get_route().answers)
 
     # Its version of hostctl
 
@@ -746,7 +758,7 @@ class Job(models.Model):
     def purging_plan(self) -> planning.Plan:
         """The plan whose purge deletes the disk that is not in use: the old one, or after a rollback the new one."""
         made = self.planned()
-        return planning.purge_of_rejected(made) if self.was_rolled_back() else made
+        return planning.purge_of_rejected(made, self.get_route()) if self.was_rolled_back() else made
 
     def was_rolled_back(self) -> bool:
         """True when the old disk was put back."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.conf import settings
 from django.utils import timezone
 
-from jobs.engine import condition, halt_help, states, stored_steps
-from jobs.engine.steps import DESTINATION, NAMED
+from jobs.engine import condition, halt_help, routes, states, stored_steps
+from jobs.engine.steps import DESTINATION
 from volmig.accounts.roles import why_not
 
 if TYPE_CHECKING:
@@ -217,7 +217,8 @@ def step_title(job: Job, name: str) -> str:
     """What a step is called: as it was planned, else as it is called today."""
     if step := planned_step(job, name):
         return str(step["title"])
-    return NAMED[name].title if name in NAMED else name.replace("_", " ").capitalize()
+    today = routes.named().get(name)
+    return today.title if today else name.replace("_", " ").capitalize()
 
 
 def step_now(job: Job) -> condition.Step | None:
@@ -364,7 +365,7 @@ def halted(job: Job) -> Halted | None:
         halt_help.by_hand(job.status, code, said, migration, instances),
         halt_help.looks(migration, on, instances),
         migration.host(on),
-        halt_help.inodes(job.evidence()),
+        halt_help.disks(migration, job.evidence()),
         ways(job),
     )
 

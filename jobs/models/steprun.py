@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from hosts.models import Hypervisor
 from hosts.remote.phrases import sentence
-from jobs.engine.steps import Task, names_of, task_of
+from jobs.engine.routes import names_of, task_of
+from jobs.engine.steps import Task
 from jobs.models.archive import ArchivedJSONField
 
 RESULTS = ("running", "done", "failed", "refused", "lost")

@@ -11,8 +11,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor
-from jobs.engine import states
-from jobs.engine.steps import NAMED
+from jobs.engine import routes, states
 from jobs.models import Adoption, Refused
 from jobs.worker import adopting
 from volmig import incarnation
@@ -80,7 +79,7 @@ def ended(run: Mapping[str, Any]) -> str:
 
 def title(run: Mapping[str, Any]) -> str:
     """The step's title, or its name when this version does not know it."""
-    step = NAMED.get(run["step"])
+    step = routes.named().get(run["step"])
     words = step.title if step else run["step"]
     return f"Undo: {words}" if run["direction"] == "undo" else words
 

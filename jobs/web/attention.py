@@ -18,7 +18,8 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from jobs.engine.checks import SKEW
 from jobs.engine.condition import TROUBLE, Condition, Down
-from jobs.engine.steps import Task, names_of
+from jobs.engine.routes import names_of
+from jobs.engine.steps import Task
 from jobs.models import Approval, Job, StepRun
 from jobs.models.footprint import BULKY
 from jobs.models.job import ROLES, JobQuerySet

@@ -11,8 +11,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from hosts.models import ANSWERED, Hypervisor, Instance, LogicalVolume, Mount, Reach, Server, VolumeGroup, names_of
-from jobs.engine.checks import other_part
-from jobs.engine.plan import relay_size
+from jobs.engine.endpoints.lv import other_part
+from jobs.engine.transports.relay_nfs import relay_size
 from jobs.models import Approval, Footprint, Job
 from volmig.accounts import factors, step_up
 from volmig.accounts.roles import why_not

@@ -21,8 +21,8 @@ from django.utils import timezone
 from hosts.models import Hypervisor
 from hosts.remote import nova, ssh
 from hosts.remote.host import Answer, HostError, Request
-from jobs.engine import adoption, plan, states
-from jobs.engine.steps import DESTINATION, HYPERVISORS, INSTANCE, NAMED, RELAY
+from jobs.engine import adoption, plan, routes, states
+from jobs.engine.steps import DESTINATION, INSTANCE, RELAY, ROLES
 from jobs.models import Adoption, Job, Refused, StepRun, sealing
 from jobs.worker import adopting_nova
 from jobs.worker.adopting_nova import arguments, evidence_of
@@ -160,7 +160,7 @@ def compare_one(job: Job, episode: str) -> Adoption:
 
 def ask(hands: Hands) -> dict[str, Any]:
     """By role, what each of the job's hypervisors recalls of it, and Nova where it has the instance."""
-    heard = hands.ask(dict.fromkeys(HYPERVISORS, Request("recall", job=str(hands.job.uuid))))
+    heard = hands.ask(dict.fromkeys(hands.job.get_route().roles, Request("recall", job=str(hands.job.uuid))))
     seen = {on: evidence_of(each) for on, each in heard.items()}
     if asks_nova(hands.job) and not any("silent" in each for each in seen.values()):
         runs = history(hands.job, seen)
@@ -176,7 +176,7 @@ def asks_nova(job: Job) -> bool:
 
 def of_hosts(seen: Mapping[str, Any]) -> dict[str, Any]:
     """What hypervisors reported, without Nova."""
-    return {on: each for on, each in seen.items() if on in HYPERVISORS}
+    return {on: each for on, each in seen.items() if on in ROLES}
 
 
 def keep(episode: str, job: Job, seen: Mapping[str, Any], **values: Any) -> Adoption:
@@ -246,7 +246,7 @@ def history(job: Job, seen: Mapping[str, Any]) -> History:
         for known in (known_row(row) for row in job.runs.all())
         if known.key in reported or not unsent(known, job)
     ]
-    fresh = adoption.in_order(run for run in reported.values() if run.step in NAMED)
+    fresh = adoption.in_order(run for run in reported.values() if run.step in routes.named())
     return adoption.laps([*rows, *fresh])
 
 
@@ -258,7 +258,7 @@ def known_row(row: StepRun) -> adoption.Known:
 
 def unsent(known: adoption.Known, job: Job) -> bool:
     """Whether an intent without an end, which no host has heard of, never left; what Nova was asked is not known so."""
-    through_nova = job.through_nova and NAMED[known.step].on == "instance"
+    through_nova = job.through_nova and routes.named()[known.step].on == "instance"
     return known.state in ("", "running") and not through_nova
 
 
@@ -316,7 +316,7 @@ def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]], silent: Seque
     ordered = adoption.laps(adoption.in_order(map(adoption.known_of, runs)))
     last = max((lap for lap, _ in ordered), default=1)
     here = (DESTINATION, INSTANCE)
-    destination = [name for name, seen in hosts.items() if any(NAMED[run["step"]].on in here for run in steps(seen))]
+    destination = [name for name, seen in hosts.items() if any(ran_on(run) in here for run in steps(seen))]
     of_lap = [run for lap, run in ordered if lap == last]
     doubt = "" if destination else adoption.in_doubt(of_lap, silent)
     names = " or ".join(destination) or "its destination"
@@ -327,15 +327,21 @@ def one_unknown(uuid: str, hosts: Mapping[str, Mapping[str, Any]], silent: Seque
 
 def what_moves(runs: Iterable[Mapping[str, Any]]) -> str:
     """The volume and the instance of these steps; volumes of the relay are temporary."""
-    args = {name: value for run in runs if NAMED[run["step"]].on != RELAY for name, value in run["args"].items()}
+    args = {name: value for run in runs if ran_on(run) != RELAY for name, value in run["args"].items()}
     volume = f"volume {args['vg']}/{args['lv']}" if "lv" in args else ""
     instance = f"instance {args['instance']}" if "instance" in args else ""
     return ", ".join(each for each in (volume, instance) if each)
 
 
+def ran_on(run: Mapping[str, Any]) -> str:
+    """The role of the hypervisor on which an attempt at a known step ran, or that it was the instance."""
+    return routes.named()[run["step"]].on
+
+
 def steps(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What a hypervisor reports of a migration, as far as this version knows the steps."""
-    return [run for run in seen["runs"] if run["step"] in NAMED]
+    known = routes.named()
+    return [run for run in seen["runs"] if run["step"] in known]
 
 
 def is_ended(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -459,7 +465,7 @@ def facts_first(job: Job, hands: Hands, seen: Mapping[str, Any]) -> None:
     if (job.plan or {}).get("steps") or not reported_runs(seen):
         return
     work = Work(job, hands)
-    facts = work._facts(work._ask("source", "relay", "destination", "instance", fully=True))
+    facts = work._facts(work._ask(*job.get_route().answers, fully=True))
     try:
         made = plan.make(job.migration(), facts, measured(job))
     except ValueError as error:
@@ -483,7 +489,7 @@ def enter(job: Job, seen: Mapping[str, Any], by: Any) -> adoption.Verdict:
             on, run = reported[known.key]
             if on == "instance":
                 run = {**run, "args": arguments(journal, run)}
-            rehearsed = NAMED[known.step].phase == ""
+            rehearsed = routes.named()[known.step].phase == ""
             journal.learn_of(run, host_of(job, on), 0 if rehearsed else of)
             entered.append("-".join(map(str, known.key)))
     for row in never:

@@ -11,7 +11,8 @@ from hosts.remote.host import Answer, Request
 from jobs.engine import adoption
 from jobs.engine.evidence import Evidence
 from jobs.engine.plan import Unready
-from jobs.engine.steps import LIMITS, Task, names_of, task_of
+from jobs.engine.routes import names_of, task_of
+from jobs.engine.steps import LIMITS, Task
 from jobs.models import Job
 from jobs.worker.gateway import Hands, Heard
 from jobs.worker.journal import Journal

@@ -9,7 +9,8 @@ from hosts.remote.host import HostError, Request
 from hosts.tasks import scan_soon
 from jobs.drift import Row, rows
 from jobs.engine import drift, runner
-from jobs.engine.steps import Task, task_of
+from jobs.engine.routes import task_of
+from jobs.engine.steps import Task
 from jobs.models import Job, Removal
 from jobs.models.job import ROLES
 from jobs.models.removal import why_not_now

@@ -15,12 +15,14 @@ from hosts.remote.nova_control import foreign, told
 from jobs.engine import approval_binding, checks, plan, runner, states
 from jobs.engine.host_facts import Facts, Nova
 from jobs.engine.plan import Planned
-from jobs.engine.steps import HYPERVISORS, Task, task_of
+from jobs.engine.routes import task_of
+from jobs.engine.rules import Around, Case
+from jobs.engine.steps import Task
 from jobs.models import Approval, Job, Rehearsal, backup
 from jobs.models.job import LONGEST_SLEEP
 from jobs.models.wake import wake
 from jobs.worker.cleanup import take_away
-from jobs.worker.facts import PARTS, USUAL, Unheard, fact_requests, trouble, understood
+from jobs.worker.facts import USUAL, Unheard, fact_requests, trouble, understood
 from jobs.worker.gateway import Hands, Heard
 from jobs.worker.journal import Journal, host_of
 from jobs.worker.scheduling import SLOT, measured, reserve, reserved
@@ -101,7 +103,7 @@ class Work:
         job = self.job
         if job.cancel_requested_at:
             return self._cancel()
-        heard = self._ask(*PARTS, fully=True)
+        heard = self._ask(*job.get_route().answers, fully=True)
         silent = {
             role: str(each.error)
             for role, each in heard.items()
@@ -111,7 +113,7 @@ class Work:
             kind = runner.wait_kind(heard[role].error for role in silent)
             return self._wait(" ".join(silent.values()), timezone.now() + SLOT, kind, self._names(silent))
         around = dataclasses.replace(self._around(heard), policies=self._policies())
-        case = checks.Case(job.migration(), self._facts(heard), around)
+        case = Case(job.migration(), self._facts(heard), around)
         found = checks.look(case)
         job.put(facts=case.facts.to_json(), facts_at=timezone.now(), checks=[each.to_json() for each in found])
         blocking = checks.blocking(found)
@@ -155,7 +157,7 @@ class Work:
 
         Nobody is asked about an instance on which Nova is at work, or which is not there any more.
         """
-        bound, (why_not, passes) = self.job.bound("swap", facts), approval_binding.not_now(facts)
+        bound, (why_not, passes) = self.job.bound("swap", facts), self.job.get_route().control.not_now(facts)
         with transaction.atomic():
             for old in self.job.approvals.open().filter(kind="swap"):
                 old.void(voided or why_not, changes)
@@ -207,7 +209,7 @@ class Work:
         if not self.job.through_nova or approval.created_at > timezone.now() - notice_every():
             return []
         nova = self._of_nova()
-        seen = approval_binding.in_nova(nova, f"volmig:{self.job.uuid}")
+        seen = self.job.get_route().control.binding(self.job.migration(), Facts(instance=nova))
         asked = {name: approval.bound["instance"].get(name) for name in seen}
         return approval_binding.difference({"instance": asked}, {"instance": seen})
 
@@ -216,7 +218,7 @@ class Work:
         heard = self._ask("instance")
         if said := trouble(heard["instance"]):
             raise Unheard(f"Nova has to respond first: {said.sentence}", heard.values(), "Nova")
-        nova: Nova = understood("instance", heard["instance"])
+        nova: Nova = understood(self.job, "instance", heard["instance"])
         return nova
 
     def _approved(self) -> None:
@@ -251,7 +253,7 @@ class Work:
         """Whether a hypervisor lacks this migration's version of hostctl: that must not be found out with the guest
         down. One that does not answer at all is waited for by the step that needs it.
         """
-        said = self.hands.boots(HYPERVISORS)
+        said = self.hands.boots(self.job.get_route().roles)
         lacking = {role: lacks for role, each in said.items() if (lacks := runner.lacks(self._names([role]), each))}
         if lacking:
             sentence = f"Before the instance is stopped: {' '.join(lacking.values())}"
@@ -260,8 +262,9 @@ class Work:
 
     def _went_stale(self, facts: Facts) -> bool:
         """Whether what was verified is not there any more: then the copy is made again, or a person has to look."""
-        stale = approval_binding.stale(facts, self.job.evidence())
-        if stale and approval_binding.foreign_stage(facts, self.job.evidence()):
+        route, evidence = self.job.get_route(), self.job.evidence()
+        stale = approval_binding.stale(route, facts, evidence)
+        if stale and approval_binding.foreign_stage(route, facts, evidence):
             sentence = "Another file is in the place of the verified copy; volmig does not change it."
             self.job.halt(sentence, {"code": "foreign-stage", "found": stale})
         elif stale:
@@ -353,7 +356,7 @@ class Work:
         if said := trouble(heard):
             why = f"The old disk has to be checked first: {said.sentence}"
             raise Unheard(why, [heard], self._names(["destination"]))
-        lost: tuple[str, ...] = understood("destination", heard).way_back
+        lost: tuple[str, ...] = understood(self.job, "destination", heard).way_back
         if lost:
             why = f"The rollback did not begin, and the instance still runs: {'; '.join(lost)}."
             self.job.halt(why, {"code": "base-missing", "found": "; ".join(lost)})
@@ -371,7 +374,8 @@ class Work:
             if not Event.objects.filter(job=job.pk, action="instance.action", object=row["request"]).exists():
                 Event.append("instance.action", job=job.pk, object=row["request"], data=row)
         grave = [told(row) for row in others if row["action"] not in USUAL]
-        lost, _ = approval_binding.not_now(Facts(instance=nova)) if nova.server is None or grave else ("", True)
+        not_now = job.get_route().control.not_now
+        lost, _ = not_now(Facts(instance=nova)) if nova.server is None or grave else ("", True)
         if not grave and not lost:
             return False
         said = " ".join(
@@ -527,7 +531,7 @@ class Work:
     def _facts(self, heard: dict[str, Heard]) -> Facts:
         """What they said, as far as they said it; raise Unheard when it cannot be understood."""
         parts: dict[str, Any] = {
-            role: understood(role, each)
+            role: understood(self.job, role, each)
             for role, each in heard.items()
             if each.answer is not None and each.answer.state == "done"
         }
@@ -546,19 +550,19 @@ class Work:
 
     def _policies(self) -> dict[str, dict[str, Any]]:
         """What each hypervisor says that its own policy is; one that does not say is left out."""
-        heard = self.hands.ask(dict.fromkeys(HYPERVISORS, self.hands.about("policy")))
+        heard = self.hands.ask(dict.fromkeys(self.job.get_route().roles, self.hands.about("policy")))
         return {
             role: each.answer.evidence for role, each in heard.items() if each.answer and each.answer.state == "done"
         }
 
-    def _around(self, heard: dict[str, Heard]) -> checks.Around:
+    def _around(self, heard: dict[str, Heard]) -> Around:
         job, others = self.job, Job.objects.active().exclude(pk=self.job.pk)
-        return checks.Around(
+        return Around(
             reserved_on_relay=reserved(job, hypervisor=job.relay, name=job.relay_vg),
             reserved_on_share=reserved(job, share__source=job.share_source),
             job_with_volume=others.filter(lv_uuid=job.lv_uuid).values_list("pk", flat=True).first(),
             job_with_instance=others.filter(instance_id=job.instance_id).values_list("pk", flat=True).first(),
-            seal_keys={role: host_of(job, role).seal_fingerprint for role in HYPERVISORS},
+            seal_keys={role: host_of(job, role).seal_fingerprint for role in job.get_route().roles},
             skew={role: each.skew for role, each in heard.items()},
             trouble={role: said for role, each in heard.items() if (said := trouble(each))},
         )

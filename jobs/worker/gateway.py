@@ -24,7 +24,7 @@ from hosts.tasks import note
 from jobs.engine import states
 from jobs.engine.plan import Planned
 from jobs.engine.runner import Run
-from jobs.engine.steps import DESTINATION, HYPERVISORS, hypervisor_role
+from jobs.engine.steps import DESTINATION, hypervisor_role
 from jobs.models import Job, Moved, sealing
 from jobs.worker.journal import host_of
 from volmig import incarnation, logs
@@ -154,7 +154,7 @@ class Hands:
         if state := incarnation.read_only():
             raise incarnation.ReadOnly(state.reason)
         silent = self.judge_all()
-        needed = set(HYPERVISORS) if self.job.status in UP else {hypervisor_role(on), DESTINATION}
+        needed = set(self.job.get_route().roles) if self.job.status in UP else {hypervisor_role(on), DESTINATION}
         for role in needed & silent.keys():
             raise silent[role]
 
@@ -168,7 +168,7 @@ class Hands:
         if incarnation.SESSION in judges:
             return {}
         silent: dict[str, HostError] = {}
-        for role, each in self.ask(dict.fromkeys(HYPERVISORS, self.about("status"))).items():
+        for role, each in self.ask(dict.fromkeys(self.job.get_route().roles, self.about("status"))).items():
             if each.answer is not None and each.answer.state == "done":
                 self.judge_status(host_of(self.job, role), each.answer.evidence)
             else:

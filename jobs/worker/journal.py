@@ -12,9 +12,10 @@ from django.utils import timezone
 
 from hosts.models import Share
 from hosts.remote.host import Answer
+from jobs.engine import routes
 from jobs.engine.evidence import Evidence
 from jobs.engine.plan import Planned
-from jobs.engine.steps import HYPERVISORS, NAMED, Artifact, Step, Task, hypervisor_role
+from jobs.engine.steps import Artifact, Step, Task, hypervisor_role
 from jobs.models import Job, Moved, StepRun
 from jobs.models.backup import is_count
 from volmig import incarnation
@@ -62,8 +63,8 @@ class Journal:
         return any(run.hypervisor and run.hypervisor.name == hypervisor for run in self.rows)
 
     def unforgotten(self) -> list[str]:
-        """Where a step runs (source, relay, destination) that may still have something of this job."""
-        on = {name: host_of(self.job, name).name for name in HYPERVISORS}
+        """The roles of its hypervisors that may still have something of this job."""
+        on = {name: host_of(self.job, name).name for name in self.job.get_route().roles}
         forgot = {
             run.hypervisor.name: run.pk
             for run in self.rows
@@ -75,7 +76,7 @@ class Journal:
     def _verb(self, run: StepRun) -> str:
         """What a run asks for; a rehearsal is no part of the plan."""
         planned = self.planned.get(run.step)
-        return (planned.step if planned else NAMED[run.step]).verb
+        return (planned.step if planned else routes.named()[run.step]).verb
 
     def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> StepRun:
         """Writes the intent and returns its row; in a transaction, before anything is sent."""

@@ -8,8 +8,8 @@ from django.db import transaction
 from django.db.models import Q
 
 from hosts.models import Hypervisor, Share
-from jobs.engine.plan import MIB
-from jobs.engine.steps import TABLE, Range
+from jobs.engine.sizes import MIB
+from jobs.engine.steps import Range
 from jobs.models import Footprint, Job, StepRun
 
 SLOT = dt.timedelta(seconds=10)
@@ -71,7 +71,7 @@ def measured(job: Job) -> dict[str, Range]:
     """Bytes per second (slow, usual, fast) of the passes of earlier jobs between the same machines."""
     between = Q(job__source=job.source, job__relay=job.relay, job__destination=job.destination)
     rates = {}
-    for each in TABLE:
+    for each in job.get_route().steps:
         if each.throughput:
             runs = StepRun.objects.filter(between, step=each.name, direction="do", result="done", bytes_total__gt=0)
             speeds = sorted(run.bytes_total / max(run.seconds, 0.5) for run in runs.order_by("-pk")[:20])

@@ -25,7 +25,7 @@ import websockets
 
 from hosts.remote import ssh
 from hosts.remote.host import Address, HostError
-from jobs.engine.steps import NAMED
+from jobs.engine import routes
 from tests.lab.guest import Guest
 from tests.lab.lab import Lab
 from tests.site import PASSWORD, ROOT, Site
@@ -211,4 +211,4 @@ async def socket_of(site: Site, cookie: str, number: int, seen: Seen) -> None:
 def shown_by(message: str) -> int | None:
     """Bytes that the bar of the conversion stands at in a fragment; None when it shows something else."""
     bar = re.search(r'<progress max="\d+" value="(\d+)"', message)
-    return int(bar[1]) if bar and f">{NAMED['convert'].title}</h2>" in message else None
+    return int(bar[1]) if bar and f">{routes.named()['convert'].title}</h2>" in message else None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jobs.engine.host_facts import Action, Contents, Facts, Filesystem, Guest, Move, Nova, Probe, Server, Service
 from jobs.engine.plan import Plan, at_rate, make, rehearsal
-from jobs.engine.steps import NAMED
+from jobs.engine.routes import named
 from tests.engine import sound
 from tests.engine.sound import INSTANCE, LIVE, MIB, MIGRATION, facts
 
@@ -236,7 +236,7 @@ def meanings():
             },
             "limited": bool(step.throughput and step.throughput.limited),
         }
-        for name, step in NAMED.items()
+        for name, step in named().items()
     }
 
 

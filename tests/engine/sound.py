@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from jobs.engine.checks import Around, Case
 from jobs.engine.host_facts import (
     Contents,
     Destination,
@@ -18,7 +17,8 @@ from jobs.engine.host_facts import (
     Source,
     Volume,
 )
-from jobs.engine.plan import Migration
+from jobs.engine.migration import Migration
+from jobs.engine.rules import Around, Case
 
 MIB = 1 << 20
 INSTANCE = "0c6f2d4e-9b1a-4f57-8a36-5d1e7c20b9aa"
@@ -27,6 +27,7 @@ LIVE = f"/var/lib/nova/instances/{INSTANCE}/disk.local"
 MIGRATION = Migration(
     job="3f1c9a52-7d40-4be1-9c55-2f6a0b8d1e77",
     number=7,
+    route="relay-nfs",
     source="src",
     relay="jump",
     destination="dst",

@@ -3,9 +3,11 @@
 import pytest
 
 from hosts.remote.hostctl import policy
-from jobs.engine.checks import Around, Trouble, blocking, look
+from jobs.engine.checks import blocking, look
 from jobs.engine.host_facts import Contents, Facts, Filesystem, Guest, Probe
-from jobs.engine.plan import qcow2_size, relay_size
+from jobs.engine.rules import Around, Trouble
+from jobs.engine.sizes import qcow2_size
+from jobs.engine.transports.relay_nfs import relay_size
 from tests import policies
 
 from .sound import FACTS, INSTANCE, LIVE, MIB, MIGRATION, SHARE, case

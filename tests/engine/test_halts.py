@@ -11,9 +11,8 @@ import pytest
 import hosts.remote
 import jobs
 from hosts.remote import host
-from jobs.engine import halt_help, states
+from jobs.engine import halt_help, routes, states
 from jobs.engine.evidence import Evidence
-from jobs.engine.steps import NAMED
 from tests.engine.sound import MIGRATION
 
 REMOTE, JOBS = Path(hosts.remote.__file__).parent, Path(jobs.__file__).parent
@@ -104,7 +103,7 @@ def test_the_steps_by_hand_name_the_very_directory_and_job():
     )
 
 
-@pytest.mark.parametrize("on", sorted({step.on for step in NAMED.values()}))
+@pytest.mark.parametrize("on", sorted({step.on for step in routes.named().values()}))
 def test_looking_only_reads_and_takes_names_as_words(on):
     evil = replace(MIGRATION, source_vg="vg; rm -rf /", relay_vg="$(x)", disk="d'isk")
     lines = halt_help.looks(evil, on, "/i")
@@ -114,8 +113,8 @@ def test_looking_only_reads_and_takes_names_as_words(on):
 
 
 def test_which_inode_is_which_disk_is_said_as_far_as_it_is_known():
-    assert halt_help.inodes(Evidence()) == []
+    assert halt_help.disks(MIGRATION, Evidence()) == []
     seen = Evidence({"stop": {"live": "no mapping"}, "swap": {"backup_inode": 5}})
-    assert halt_help.inodes(seen) == ["old disk: inode 5"]
+    assert halt_help.disks(MIGRATION, seen) == ["old disk: inode 5"]
     evidence = Evidence({"stop": {"live": {"inode": 4711}}, "stage_verify": {"inode": 4712}})
-    assert halt_help.inodes(evidence) == ["old disk: inode 4711", "new disk: inode 4712"]
+    assert halt_help.disks(MIGRATION, evidence) == ["old disk: inode 4711", "new disk: inode 4712"]

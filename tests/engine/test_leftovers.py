@@ -21,7 +21,7 @@ from jobs.engine.drift import (
     why_not_removed,
     why_not_struck,
 )
-from jobs.engine.steps import NAMED
+from jobs.engine.routes import named
 
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 BEFORE, AFTER = NOON - dt.timedelta(hours=1), NOON + dt.timedelta(minutes=1)
@@ -149,7 +149,7 @@ def test_nothing_is_offered_for_removal_that_is_not_proved(state, recorded, foun
 )
 def test_each_kind_is_removed_by_the_guarded_undo_of_a_step(kind, name, step):
     assert step_for(kind, name, "relay") == step
-    assert NAMED[step].undo
+    assert named()[step].undo
 
 
 @pytest.mark.parametrize(

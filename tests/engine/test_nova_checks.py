@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.engine import approval_binding
-from jobs.engine.checks import RULES, Around, Case, Trouble, blocking, look
+from jobs.engine import approval_binding, routes
+from jobs.engine.checks import blocking, look, rules_of
+from jobs.engine.controls.nova import in_nova
 from jobs.engine.host_facts import Action, Facts, Move, Nova, Server, Service
 from jobs.engine.plan import make
+from jobs.engine.rules import Around, Case, Trouble
 
 from .sound import FACTS, INSTANCE, MIGRATION
 
@@ -25,6 +27,9 @@ LOCKED = {"locked": True, "locked_reason": "maintenance"}
 
 def service(*said, **more):
     return {"services": (Service(*said, **more),)}
+
+
+RULES = list(dict.fromkeys(rule for route in routes.every() for rule in rules_of(route)))
 
 
 def moved(kind, status):
@@ -155,7 +160,7 @@ def test_facts_of_nova_come_back_from_json():
 
 
 def bound(**changed):
-    return {"instance": approval_binding.in_nova(case(**changed).facts.instance, f"volmig:{MIGRATION.job}")}
+    return {"instance": in_nova(case(**changed).facts.instance, f"volmig:{MIGRATION.job}")}
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ import json
 import pytest
 
 from jobs.engine.halt_help import looks
-from jobs.engine.plan import FORMAT, NewerPlan, Plan, Ref, Unready, at_rate, make, qcow2_size, relay_size
-from jobs.engine.steps import NAMED, TABLE, UnknownRole
+from jobs.engine.plan import FORMAT, NewerPlan, Plan, Ref, Unready, at_rate, make
+from jobs.engine.routes import named, steps
+from jobs.engine.sizes import qcow2_size
+from jobs.engine.steps import UnknownRole
+from jobs.engine.transports.relay_nfs import relay_size
 
 from .sound import FACTS, MIB, MIGRATION
 
@@ -16,7 +19,7 @@ def plan():
     return make(MIGRATION, FACTS)
 
 
-def test_every_step_of_the_table_is_planned_on_its_hypervisor(plan):
+def test_every_step_of_its_route_is_planned_on_its_hypervisor(plan):
     assert [(each.step.name, each.hypervisor) for each in plan.steps][:5] == [
         ("relay_lv", "jump"),
         ("relay_fs", "jump"),
@@ -24,12 +27,12 @@ def test_every_step_of_the_table_is_planned_on_its_hypervisor(plan):
         ("source_mount", "src"),
         ("source_fence", "src"),
     ]
-    assert len(plan.steps) == len(TABLE)
+    assert len(plan.steps) == len(steps())
 
 
 def test_what_takes_something_away_is_itself_a_step():
-    for step in TABLE:
-        assert not step.torn_by or NAMED[step.torn_by]
+    for step in steps():
+        assert not step.torn_by or named()[step.torn_by]
 
 
 def test_unknown_values_are_shown_by_name_and_known_ones_as_they_are(plan):

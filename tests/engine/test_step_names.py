@@ -1,4 +1,4 @@
-"""No module but the table names a step: what others need to know of one, they ask of its task or of its row.
+"""No module but that of the part that gives it names a step: what others need to know of one, they ask of its task or of its row.
 
 A literal that is a step's name may mean something else: a kind of approval, a verb of hostctl, an action of Nova. Where
 the code around it says so, that is allowed everywhere (`MEANS_SOMETHING_ELSE`); else the place is listed in EXCEPTIONS.
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.engine import first_steps, steps
+from jobs.engine import first_steps, routes
 
 ROOT = Path(__file__).parents[2]
-NAMES = frozenset(steps.NAMED)
-# The table, and the rows that format 1 of stored plans leaves out, which are never changed.
-OWN = {Path(steps.__file__), Path(first_steps.__file__)}
+NAMES = frozenset(routes.named())
+# The parts, and what format 1 of stored plans leaves out of steps, which is never changed.
+ENGINE = ROOT / "jobs/engine"
+PARTS = {path for folder in ("endpoints", "transports", "controls") for path in (ENGINE / folder).glob("*.py")}
+OWN = {*PARTS, Path(first_steps.__file__)}
 KINDS = ("kind", "kind__in")  # arguments and attributes: the kind of an approval, or of a thing that a step leaves
 OF_APPROVALS = ("bound", "ask", "make_approval", "_asked", "_undecided")  # functions that take such a kind
 ACTIONS = ("_verb",)  # functions that take the name of what a person does
@@ -57,15 +59,13 @@ EXCEPTIONS = {
     "tasks.changes": (NOVA,),
     "PHRASES": (VERB,),
     "FIELDS_SINCE": (VERB,),
-    "fact_requests": (VERB,),
-    "planned_values": ("a planned value, which the table refers to by that name",),
     "progress.PHASES": ("a title of a phase",),
     "STATUSES": ("a name of an icon",),
 }
 
 
 def sources():
-    """Every module of the product that is not the table; hostctl has no steps, only verbs."""
+    """Every module of the product that is no part of a route; hostctl has no steps, only verbs."""
     for top in ("jobs", "hosts", "volmig"):
         for path in sorted((ROOT / top).rglob("*.py")):
             if path not in OWN and not {"migrations", "hostctl"} & set(path.relative_to(ROOT).parts[:-1]):
@@ -112,7 +112,7 @@ def excepted(place):
     return [name for name in EXCEPTIONS if fnmatchcase(f".{place}", f"*.{name}")]
 
 
-def test_no_step_is_named_outside_the_table():
+def test_no_step_is_named_outside_the_part_that_gives_it():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name!r} in {place}"
         for path in sources()

@@ -1,4 +1,4 @@
-"""A row of the table says all that others know of a step, and a stored plan gives it back."""
+"""A step says all that others know of a step, and a stored plan gives it back."""
 
 import json
 from dataclasses import replace
@@ -8,10 +8,13 @@ import pytest
 from jobs.engine import drift, stored_steps
 from jobs.engine.evidence import Evidence
 from jobs.engine.plan import NewerPlan, Plan, make, purge_of_rejected
-from jobs.engine.steps import NAMED, REHEARSAL, TABLE, Task, begins_copy, ends_copy, names_of, task_of
+from jobs.engine.routes import begins_copy, ends_copy, named, names_of, route_of, steps, task_of
+from jobs.engine.steps import Task
 from tests.engine.plans import by_names
 
 from .sound import FACTS, MIGRATION
+
+ROUTE = route_of("relay-nfs")
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def stored(plan, change=lambda raw: raw):
 @pytest.mark.parametrize("change", [dict, by_names])
 def test_all_that_is_known_of_a_step_comes_back_from_a_stored_plan(plan, change):
     again = Plan.from_json(stored(plan, change), plan.job)
-    assert [each.step for each in again.steps] == list(TABLE)
+    assert [each.step for each in again.steps] == list(ROUTE.steps)
 
 
 def test_a_stored_plan_says_itself_what_it_leaves_where_and_which_bytes_a_pass_counts(plan):
@@ -34,8 +37,8 @@ def test_a_stored_plan_says_itself_what_it_leaves_where_and_which_bytes_a_pass_c
     row = next(row for row in raw["steps"] if row["name"] == "stage")
     row["step"] |= {"leaves": "lv", "where": "hypervisor", "named": "relay_lv_path", "work": "other", "size": "rate"}
     read = stored_steps.read(row)
-    assert read.artifact == replace(NAMED["stage"].artifact, kind="lv", where="hypervisor", named="relay_lv_path")
-    assert read.throughput == replace(NAMED["stage"].throughput, name="other", size="rate")
+    assert read.artifact == replace(named()["stage"].artifact, kind="lv", where="hypervisor", named="relay_lv_path")
+    assert read.throughput == replace(named()["stage"].throughput, name="other", size="rate")
     row["step"] |= {"leaves": "", "work": ""}
     assert (stored_steps.read(row).artifact, stored_steps.read(row).throughput) == (None, None)
 
@@ -66,14 +69,14 @@ def test_a_plan_has_one_step_of_what_is_done_once(plan):
 
 def test_a_copy_begins_with_the_first_and_ends_with_the_last_step_before_the_gate(plan):
     copy = [each.step.name for each in plan.phase("A")]
-    assert [name for name in NAMED if begins_copy(name)] == copy[:1]
-    assert [name for name in NAMED if ends_copy(name)] == copy[-1:]
+    assert [name for name in named() if begins_copy(name)] == copy[:1]
+    assert [name for name in named() if ends_copy(name)] == copy[-1:]
     assert plan.steps[0].step.name == copy[0]
 
 
-def test_names_of_tasks_are_names_of_the_table():
-    assert sorted(name for task in Task for name in names_of(task)) == sorted(NAMED)
-    assert [task_of(each.name) for each in (*TABLE, *REHEARSAL)] == [each.task for each in NAMED.values()]
+def test_names_of_tasks_are_names_of_all_steps():
+    assert sorted(name for task in Task for name in names_of(task)) == sorted(named())
+    assert [task_of(each.name) for each in (*ROUTE.steps, *ROUTE.rehearsal)] == [each.task for each in named().values()]
     assert task_of("nothing") is None
 
 
@@ -86,24 +89,24 @@ def test_evidence_is_found_by_the_task_of_its_step():
 
 
 def test_what_a_step_leaves_can_be_told_from_another_of_the_same_name():
-    left = [step.artifact for step in TABLE if step.artifact]
+    left = [step.artifact for step in steps() if step.artifact]
     nameless = [each.kind for each in left if not (each.identity or each.leads_to)]
     assert nameless == ["lock"], "which Nova itself keeps, with the name of its migration"
     assert len({each.kind for each in left}) == len(left)
 
 
 def test_what_its_own_undo_removes_after_the_end_has_an_undo():
-    removable = [step for step in TABLE if step.artifact and step.artifact.removable]
+    removable = [step for step in steps() if step.artifact and step.artifact.removable]
     assert [step.name for step in removable if not step.undo or not step.torn_by] == []
     assert {drift.step_for(step.leaves, "", "source") for step in removable} == {step.name for step in removable}
 
 
 def test_every_step_of_a_plan_is_drawn_in_a_box():
-    assert [step.name for step in TABLE if not step.box] == []
+    assert [step.name for step in steps() if not step.box] == []
 
 
 def test_after_a_rollback_the_purge_takes_the_rejected_disk(plan):
     measured = {"swap": {"live_inode": 2, "backup_inode": 1}}
-    before, after = (each.one(Task.PURGE).filled(measured) for each in (plan, purge_of_rejected(plan)))
+    before, after = (each.one(Task.PURGE).filled(measured) for each in (plan, purge_of_rejected(plan, ROUTE)))
     assert (before["backup_inode"], before["live_inode"]) == (after["live_inode"], after["backup_inode"]) == (1, 2)
-    assert purge_of_rejected(plan).phase("A", "B", "C") == plan.phase("A", "B", "C")
+    assert purge_of_rejected(plan, ROUTE).phase("A", "B", "C") == plan.phase("A", "B", "C")

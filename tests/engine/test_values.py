@@ -9,9 +9,11 @@ from jobs.engine import approval_binding, states
 from jobs.engine.evidence import Evidence
 from jobs.engine.host_facts import Facts, Stage
 from jobs.engine.plan import make
+from jobs.engine.routes import route_of
 
 from .sound import FACTS, MIGRATION, facts
 
+ROUTE = route_of("relay-nfs")
 EVIDENCE = Evidence({"stage_verify": {"sha256": "ab" * 32, "inode": 4712, "file_size": 1000, "mtime_ns": 1}})
 
 
@@ -85,8 +87,8 @@ def test_what_a_running_instance_changes_is_not_bound(changed):
 def test_a_copy_that_is_not_as_it_was_verified_is_stale(says, changed):
     evidence = Evidence({**EVIDENCE, "source_fence": {"writes": 40, "sectors_written": 320}})
     seen = facts(**{"destination__stage": Stage(4712, 1000, 1), **changed})
-    assert approval_binding.stale(seen, evidence)[:1] == says
-    assert approval_binding.foreign_stage(seen, evidence) == ("is 5" in str(says))
+    assert approval_binding.stale(ROUTE, seen, evidence)[:1] == says
+    assert approval_binding.foreign_stage(ROUTE, seen, evidence) == ("is 5" in str(says))
 
 
 def test_commands_are_bound():

@@ -8,8 +8,7 @@ import pytest
 from django.conf import settings as present
 
 from jobs.apps import failpoint_faults, failpoints_are_for_labs
-from jobs.engine import failpoints
-from jobs.engine.steps import NAMED, TABLE
+from jobs.engine import failpoints, routes
 
 DIE = """
 import django; django.setup()
@@ -76,8 +75,9 @@ def test_a_boundary_that_no_step_has_is_refused_on_a_lab_too(settings):
 
 
 def test_every_step_has_its_boundaries_and_those_of_its_undo():
-    assert failpoints.every([NAMED["convert"]])[:3] == [f"convert.do.{moment}" for moment in failpoints.MOMENTS]
-    undoable = sum(bool(step.undo) for step in TABLE)
-    assert len(set(failpoints.every(TABLE))) == 3 * (len(TABLE) + undoable)
+    convert = routes.named()["convert"]
+    assert failpoints.every([convert])[:3] == [f"convert.do.{moment}" for moment in failpoints.MOMENTS]
+    undoable = sum(bool(step.undo) for step in routes.steps())
+    assert len(set(failpoints.every(routes.steps()))) == 3 * (len(routes.steps()) + undoable)
     with pytest.raises(ValueError, match="No step has a boundary"):
-        failpoints.chosen("convert.do", TABLE)
+        failpoints.chosen("convert.do", routes.steps())

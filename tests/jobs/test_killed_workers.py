@@ -2,8 +2,7 @@
 
 import pytest
 
-from jobs.engine import failpoints
-from jobs.engine.steps import TABLE
+from jobs.engine import failpoints, routes
 from tests.jobs.lives import WAYS, Killed, begin, check_the_world
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -63,7 +62,7 @@ def test_every_boundary_of_the_plan_is_on_the_way_of_some_migration(a_life, site
     for way in WAYS:
         with a_life().rewound():
             ways |= set(reached(begin(a_life, site, way)))
-    assert set(failpoints.every(TABLE)) - ways == set()
+    assert set(failpoints.every(routes.steps())) - ways == set()
 
 
 @pytest.mark.parametrize("way", WAYS)

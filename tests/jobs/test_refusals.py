@@ -291,7 +291,7 @@ def test_other_commands_or_another_hostctl_than_were_shown_make_it_void(
 def test_what_was_approved_stands_when_volmig_is_upgraded(waiting, drive, site, monkeypatch):
     approval = consent(waiting)
     monkeypatch.setattr("jobs.models.job.source_hash", lambda: "another")
-    monkeypatch.setattr("jobs.engine.plan.hostctl.acts", lambda *_: ())
+    monkeypatch.setattr("jobs.engine.controls.libvirt.hostctl.acts", lambda *_: ())
     drive.go(waiting)
     approval.refresh_from_db()
     assert (waiting.status, approval.state) == ("on_trial", "consumed")

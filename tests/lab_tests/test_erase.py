@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.engine.transports.relay_nfs import temporary_volume
 from tests import factories
 from tests.lab_tests.conftest import MIB
 
@@ -27,7 +28,7 @@ class Relay:
     """What lies where the job's temporary volume is, or was."""
 
     def __init__(self, lab, job):
-        self.run, self.lv = lab.jump.run, job.migration().relay_lv
+        self.run, self.lv = lab.jump.run, temporary_volume(job.migration())
         self.where = self.read = None
 
     def look_before_the_erase(self):

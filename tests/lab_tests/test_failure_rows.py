@@ -15,6 +15,7 @@ from hosts.remote import ssh
 from hosts.remote.host import Address, Request
 from hosts.remote.hostctl.pack import bundle
 from jobs.engine import checks
+from jobs.engine.rules import Around, Case
 from jobs.worker.gateway import skew
 from tests import policies
 from tests.engine import sound
@@ -403,7 +404,7 @@ def finding_of_a_clock(rows, dst, by):
         said = dst.call(Request("hello")).evidence["time"]
     off = skew(said, began, time.time())
     assert abs(off - by) < 60
-    case = checks.Case(sound.MIGRATION, sound.FACTS, checks.Around(skew={"destination": off}))
+    case = Case(sound.MIGRATION, sound.FACTS, Around(skew={"destination": off}))
     found = next(each for each in checks.look(case) if each.name == "clocks agree")
     assert found.found == {"dst": round(off, 1)}
     return found.ok, found.severity

@@ -12,8 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from hosts.remote import ssh
-from jobs.engine import failpoints
-from jobs.engine.steps import TABLE
+from jobs.engine import failpoints, routes
 from jobs.models import Job, StepRun
 from jobs.worker import tick
 from jobs.worker.watcher import Watcher
@@ -149,7 +148,9 @@ def test_one_migration_in_which_somebody_dies_at_every_boundary_ends_well(scene,
         connections.clear()
 
     kill = {"worker": die, "watcher": new_watcher, "connection": cut}[who]
-    left = {point for point in failpoints.every([step for step in TABLE if step.phase != "D"]) if ".do." in point}
+    left = {
+        point for point in failpoints.every([step for step in routes.steps() if step.phase != "D"]) if ".do." in point
+    }
 
     def once(point):
         if point in left:

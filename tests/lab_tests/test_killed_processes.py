@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.engine import failpoints
-from jobs.engine.steps import TABLE
+from jobs.engine import failpoints, routes
 from tests.lab_tests.conftest import MIB
 
 pytestmark = [pytest.mark.lab, pytest.mark.torture]
@@ -18,7 +17,9 @@ pytestmark = [pytest.mark.lab, pytest.mark.torture]
 OLD, NEW = "3f8df945-7cbd-46e0-8ad1-d51013cf706b", "c8d1a0b2-1111-4222-8333-944445555666"
 WISH = f"--source src --volume vg_nova0/{OLD}_disk.local --instance {NEW} --relay jump --relay-vg vg_nova0".split()
 KILLS = 30
-BOUNDARIES = [point for point in failpoints.every(step for step in TABLE if step.phase != "D") if ".do." in point]
+BOUNDARIES = [
+    point for point in failpoints.every(step for step in routes.steps() if step.phase != "D") if ".do." in point
+]
 PARTS = ("web", "workers", "watcher")
 WATCHING = "SELECT owner FROM jobs_lease WHERE name = 'watcher' AND until > strftime('%Y-%m-%d %H:%M:%f', 'now')"
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from django.utils import timezone
 
 from hosts.models import Cloud, Hypervisor, Scan, Share
-from jobs.engine import approval_binding
+from jobs.engine import approval_binding, routes
 from jobs.engine import plan as planning
-from jobs.engine.checks import Around, Case, look
-from jobs.engine.steps import NAMED, TABLE
+from jobs.engine.checks import look
+from jobs.engine.rules import Around, Case
 from jobs.models import Adoption, Approval, Decision, Footprint, Job, Rehearsal, Removal, StepRun
 from tests.engine import sound
 from volmig import incarnation
@@ -253,12 +253,12 @@ def journal(made):
 
 
 def before(last):
-    names = [step.name for step in TABLE]
+    names = [step.name for step in routes.steps()]
     return names[: names.index(last) + 1] if last else []
 
 
 def host_of(made, name):
-    return {"source": made.source, "relay": made.relay}.get(NAMED[name].on, made.destination)
+    return {"source": made.source, "relay": made.relay}.get(routes.named()[name].on, made.destination)
 
 
 def command(text, code=0, **more):

@@ -1,0 +1,1 @@
+"""Who locks, stops and starts the instance: one module for each."""

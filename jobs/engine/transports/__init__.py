@@ -1,0 +1,1 @@
+"""How a copy gets from its source to its destination: one module for each way."""
