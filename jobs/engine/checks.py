@@ -6,10 +6,11 @@ What is about one part of the route stands in the file of that part; here is wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from jobs.engine import host_policy, routes
-from jobs.engine.host_facts import Contents, Destination, Disk, Source, Volume
+from jobs.engine.host_facts import Contents, Destination, Disk, Source
 from jobs.engine.routes import Route
 from jobs.engine.rules import BLOCKS, INFORMS, WARNS, About, Case, Check, Finding, Rule, Rules
 
@@ -20,6 +21,7 @@ rule: Final = Rules()
 def look(case: Case) -> list[Check]:
     """Every check of the migration's route that the facts allow, hosts first."""
     route = routes.of(case.migration)
+    case = replace(case, delivers=route.transport.delivers, size=route.source.size(case.facts))
     return [*_hosts(case, route), *(check for each in rules_of(route) if (check := each.look(case)))]
 
 
@@ -77,11 +79,11 @@ def _instance_is_not_in_a_job(case: Case) -> Finding:
     return (f"Migration {other} already works on {case.migration.instance_name}.", other) if other else None
 
 
-@rule(About.SIZE, "not smaller", BLOCKS, "The source volume is not smaller than the present disk.", "volume", "disk")
-def _not_smaller(case: Case, volume: Volume, disk: Disk) -> Finding:
-    if volume.size < disk.virtual_size:
-        return f"{case.source_path} has {volume.size} bytes, the present disk {disk.virtual_size}: it would shrink.", {
-            "volume": volume.size,
+@rule(About.SIZE, "not smaller", BLOCKS, "The source volume is not smaller than the present disk.", "size", "disk")
+def _not_smaller(case: Case, size: int, disk: Disk) -> Finding:
+    if size < disk.virtual_size:
+        return f"{case.source_path} has {size} bytes, the present disk {disk.virtual_size}: it would shrink.", {
+            "volume": size,
             "disk": disk.virtual_size,
         }
     return None
@@ -92,26 +94,25 @@ def _not_smaller(case: Case, volume: Volume, disk: Disk) -> Finding:
     "not larger than allowed",
     WARNS,
     "The disk will not be larger than the instance may have.",
-    "volume",
+    "size",
     "disk",
     "destination",
 )
-def _not_larger(case: Case, volume: Volume, disk: Disk, destination: Destination) -> Finding:
+def _not_larger(case: Case, size: int, disk: Disk, destination: Destination) -> Finding:
     extent = case.group.extent_size if case.group else 4 << 20
     allowed = destination.domain.max_bytes if destination.domain else None
     allowed = disk.virtual_size if allowed is None else allowed
-    if volume.size <= allowed + extent:
+    if size <= allowed + extent:
         return None
     return (
-        f"The disk grows to {volume.size} bytes; the instance is meant to have {allowed}. "
-        "Whoever approves has to want this."
-    ), {"volume": volume.size, "allowed": allowed}
+        f"The disk grows to {size} bytes; the instance is meant to have {allowed}. Whoever approves has to want this."
+    ), {"volume": size, "allowed": allowed}
 
 
-@rule(About.SIZE, "same size", INFORMS, "The disk keeps its size.", "volume", "disk")
-def _same_size(case: Case, volume: Volume, disk: Disk) -> Finding:
-    if volume.size > disk.virtual_size:
-        return f"The disk grows from {disk.virtual_size} to {volume.size} bytes.", volume.size - disk.virtual_size
+@rule(About.SIZE, "same size", INFORMS, "The disk keeps its size.", "size", "disk")
+def _same_size(case: Case, size: int, disk: Disk) -> Finding:
+    if size > disk.virtual_size:
+        return f"The disk grows from {disk.virtual_size} to {size} bytes.", size - disk.virtual_size
     return None
 
 

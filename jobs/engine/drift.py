@@ -10,21 +10,13 @@ from typing import Any, Final, Literal
 
 from jobs.engine import routes
 from jobs.engine.routes import task_of
-from jobs.engine.steps import Artifact, Step, Task
+from jobs.engine.steps import Artifact, ByHand, Step, Task
 
 Verdict = Literal["needed", "left", "gone", "stranger", "other"]
 DRIFT: Final[frozenset[str]] = frozenset({"left", "gone", "stranger", "other"})
 STANDING: Final = frozenset({"present", "reserved"})
 # What a job leaves beside the rows of its ledger, and which its journal proves: absence means nothing.
 TRACES: Final = frozenset({"unit", "memory", "directory"})
-# What people call a kind, where the ledger's own word is short or says something else to them.
-WORDS: Final[Mapping[str, str]] = {
-    "lv": "logical volume",
-    "fence": "fenced source",
-    "memory": "memory of hostctl",
-    "lock": "lock of the instance",
-    "stage": "staged copy",
-}
 
 
 @dataclass(frozen=True)
@@ -169,16 +161,24 @@ def step_for(kind: str, name: str, role: str, running: bool = False) -> str:
     `role` is what its hypervisor is in its job, for what every one has. A conversion or comparison that still runs is
     stopped by its own undo; other units are waited for. A backup goes by its purge alone.
     """
-    if kind == "unit" and name.endswith("-holder"):
-        return _leaving("fence")
+    if artifact := _made_with(kind, name):
+        return _leaving(artifact.kind)
     if kind == "unit" and running and (step := _copying(name)):
         return step
-    if kind == "directory":
-        made_with = "filesystem" if name.startswith("/srv/") else "mount" if name.startswith("/mnt/") else "stage"
-        return _leaving(made_with)
     if kind in ("unit", "memory"):
         return next(each.name for each in routes.steps() if each.task is Task.FORGET and each.undo and each.on == role)
     return _leaving(kind)
+
+
+def _made_with(kind: str, name: str) -> Artifact | None:
+    """What a unit or a directory of this name is made with; None for other ones."""
+    for _, artifact in _artifacts():
+        units, directories = artifact.by_hand.units, artifact.by_hand.directories
+        if kind == "unit" and units and name.endswith(units):
+            return artifact
+        if kind == "directory" and directories and name.startswith(directories):
+            return artifact
+    return None
 
 
 def _leaving(kind: str) -> str:
@@ -216,13 +216,18 @@ def _artifacts() -> Iterator[tuple[Step, Artifact]]:
     return ((step, step.artifact) for step in routes.steps() if step.artifact)
 
 
+def word(kind: str) -> str:
+    """What people call things of a kind."""
+    found = (artifact.word for _, artifact in _artifacts() if artifact.kind == kind and artifact.word)
+    return next(found, OF_HOSTCTL_WORDS.get(kind, kind))
+
+
 # By hand
 
 
 def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
     """Commands for a shell of root on the hypervisor that saw it: to look at a thing, and to remove it."""
-    in_share = thing.kind == "directory" and thing.name.startswith(".volmig/")
-    looks, removes = HANDS.get("folder" if in_share else thing.kind, ((), ()))
+    looks, removes = _recipe(thing)
     folder = thing.path.rsplit("/", 1)[0]
     digits = thing.job.replace("-", "")
     values = {
@@ -240,37 +245,21 @@ def by_hand(thing: Thing) -> tuple[list[str], list[str]]:
     return [line.format(**values) for line in looks], [line.format(**values) for line in removes]
 
 
-# A second name of a base file goes only where the file has another; else the directory stays, for a person to look at.
-SECOND_NAMES: Final = " -maxdepth 1 -name 'base.[0-9]*' -links +1 -delete"
+def _recipe(thing: Thing) -> tuple[Sequence[str], Sequence[str]]:
+    """What looks at a thing of this kind and what removes it; nothing for kinds of which nobody knows."""
+    if thing.kind == "directory":
+        artifact = _made_with(thing.kind, thing.name)
+        return ["ls -la -- {path}"], (artifact.by_hand if artifact else ByHand()).empties
+    if thing.kind in OF_HOSTCTL:
+        return OF_HOSTCTL[thing.kind]
+    found = (artifact.by_hand for _, artifact in _artifacts() if artifact.kind == thing.kind)
+    recipe = next(found, ByHand())
+    return recipe.looks, recipe.removes
 
 
-def emptied(place: str) -> tuple[str, ...]:
-    """Commands that remove a migration's directory on a share once no disk is in it."""
-    return (f"rm -f -- {place}/card.json {place}/README", f"find {place}{SECOND_NAMES}", f"rmdir -- {place}")
-
-
-HANDS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
-    "lv": (
-        ["lvs -o +lv_uuid,lv_tags,lv_device_open,lv_time -- {path}", "lsblk -- {device}"],
-        ["lvchange -ay -- {path}", "blkdiscard --zeroout -- {device}", "lvremove -S {select}"],
-    ),
-    "fence": (
-        ["lvs -o +lv_uuid,lv_tags,lv_permissions,lv_device_open -- {path}", "systemctl status -- {holder}"],
-        ["systemctl stop -- {holder}", "lvchange -prw -- {path}", "lvchange --deltag volmig --deltag {tag} -- {path}"],
-    ),
-    "filesystem": (
-        ["findmnt -- {path}", "exportfs -s", "fuser -vm -- {path}"],
-        ["umount -- {path}", "rmdir -- {path}"],
-    ),
-    "mount": (["findmnt -- {path}"], ["umount -- {path}", "rmdir -- {path}"]),
-    "export": (["exportfs -s", "cat -- {exports}"], ["rm -f -- {exports}", "exportfs -u {export}", "exportfs -f"]),
-    "stage": (["ls -lin -- {folder}", "cat -- {folder}/card.json"], ["rm -- {path}", *emptied("{folder}")]),
-    "backup": (
-        ["ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"],
-        ["rm -- {path}", *emptied("{folder}")],
-    ),
-    "directory": (["ls -la -- {path}"], ["rmdir -- {path}"]),
-    "folder": (["ls -la -- {path}"], emptied("{path}")),
+# What hostctl itself leaves wherever it was at work.
+OF_HOSTCTL: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     "unit": (["systemctl status -- {unit}"], ["systemctl stop -- {unit}", "systemctl reset-failed -- {unit}"]),
     "memory": (["ls -l -- {path}"], ["rm -r -- {path} {run}"]),
 }
+OF_HOSTCTL_WORDS: Final[Mapping[str, str]] = {"memory": "memory of hostctl"}

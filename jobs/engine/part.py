@@ -71,6 +71,9 @@ class Source(Part, Protocol):
     def now(self, facts: Facts) -> object | None:
         """What has an attribute for each of `unchanged`, as it was seen; None when it is not there."""
 
+    def size(self, facts: Facts) -> int | None:
+        """How many bytes it has, as it was seen; None when it is not there."""
+
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
         """What an approval of the exchange binds of it."""
 
@@ -90,6 +93,9 @@ class Sink(Part, Protocol):
 
     def values(self, ask: Migration, facts: Facts) -> dict[str, Any]:
         """Planned values by name; it is asked only when `has` says yes."""
+
+    def place(self, ask: Migration) -> Mapping[str, Any]:
+        """The arguments by which whoever delivers the copy gives facts of the place for it."""
 
     def bytes_needed(self, size: int) -> int:
         """How many bytes a copy of a disk of `size` bytes may take there."""
@@ -141,9 +147,12 @@ class Sink(Part, Protocol):
 
 
 class Transport(Part, Protocol):
-    """How the copy gets there. `roles` are the hypervisors that it needs, in the order in which pages name them."""
+    """How the copy gets there. `roles` are the hypervisors that it needs, in the order in which pages name them;
+    `delivers` is the role of the one that writes to the destination's place, whose facts say what it sees of that.
+    """
 
     roles: tuple[str, ...]
+    delivers: str
 
     def values(self, ask: Migration, facts: Facts, sink: Sink) -> dict[str, Any]:
         """Planned values by name; it is asked only when `has` says yes."""

@@ -81,7 +81,7 @@ class Route:
     def fact_requests(self, ask: Migration) -> dict[str, tuple[str, dict[str, Any]]]:
         """By role, the verb by which it is asked for its facts, and the arguments that the parts want."""
         verbs = {role: verb for part in self.parts for role, (verb, _) in part.facts.items()}
-        asks = [part.asks(ask) for part in self.parts]
+        asks = [*(part.asks(ask) for part in self.parts), {self.transport.delivers: self.sink.place(ask)}]
         return {
             role: (verb, {name: value for each in asks for name, value in each.get(role, {}).items()})
             for role, verb in verbs.items()

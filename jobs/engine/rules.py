@@ -20,6 +20,7 @@ from jobs.engine.host_facts import (
     Volume,
 )
 from jobs.engine.migration import Migration
+from jobs.engine.steps import RELAY
 
 BLOCKS: Final = "blocks"
 WARNS: Final = "warns"
@@ -67,11 +68,17 @@ class Around:
 
 @dataclass(frozen=True)
 class Case:
-    """All that the checks look at. Its properties are what checks may need; None stands for facts that are missing."""
+    """All that the checks look at. Its properties are what checks may need; None stands for facts that are missing.
+
+    The route gives the role of the hypervisor that puts the copy into its place, and the bytes of the source as it was
+    seen.
+    """
 
     migration: Migration
     facts: Facts
     around: Around = Around()
+    delivers: str = RELAY
+    size: int | None = None
 
     @property
     def volume(self) -> Volume | None:
@@ -90,8 +97,9 @@ class Case:
 
     @property
     def share(self) -> Share | None:
-        """The share as the relay mounts it, which puts the copy there."""
-        return self.facts.relay.share if self.facts.relay else None
+        """The share as the hypervisor mounts it that puts the copy there."""
+        side = getattr(self.facts, self.delivers)
+        return side.share if side else None
 
     @property
     def source(self) -> Source | None:

@@ -72,6 +72,22 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class ByHand:
+    """What a person runs as root to look at a thing and to remove it, with names in braces as jobs.engine.drift fills
+    them.
+
+    With some things other ones are made: directories whose names begin with `directories`, which `empties` removes, and
+    units of systemd whose names end in `units`; they go by the undo that removes the thing.
+    """
+
+    looks: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    directories: str = ""
+    empties: tuple[str, ...] = ("rmdir -- {path}",)
+    units: str = ""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a step leaves behind until it is undone or a later step removes it.
 
@@ -81,7 +97,8 @@ class Artifact:
     where it leads says that in `leads_to`, a format of the step's arguments.
     `undo_arg` is the argument by which the undoing verb gets the recorded identity: `NAME` as a number, or `made.NAME`.
     `reserves` is the planned value that is the bytes which are kept free for it until it is made.
-    `removable` when its step's undo may remove it alone, after its migration has ended.
+    `removable` when its step's undo may remove it alone, after its migration has ended. `word` is what people call it,
+    where that is another word than its kind.
     """
 
     kind: str
@@ -93,9 +110,12 @@ class Artifact:
     undo_arg: str = ""
     reserves: str = ""
     removable: bool = True
+    word: str = field(default="", compare=False)
+    by_hand: ByHand = field(default=ByHand(), compare=False)
 
     @property
     def on_share(self) -> bool:
+        """Whether it lies on the share, where several hypervisors see it."""
         return self.where == "share"
 
 

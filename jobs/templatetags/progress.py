@@ -327,7 +327,7 @@ def besides(value: Mapping[str, Any], names: str) -> dict[str, Any]:
 @register.filter
 def kind_words(kind: str) -> str:
     """What people call a kind of thing that a migration makes."""
-    return drift.WORDS.get(kind, kind)
+    return drift.word(kind)
 
 
 @register.filter

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.engine.drift import (
-    HANDS,
     Entry,
     Finding,
     Thing,
@@ -21,7 +20,7 @@ from jobs.engine.drift import (
     why_not_removed,
     why_not_struck,
 )
-from jobs.engine.routes import named
+from jobs.engine.routes import named, steps
 
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 BEFORE, AFTER = NOON - dt.timedelta(hours=1), NOON + dt.timedelta(minutes=1)
@@ -177,7 +176,10 @@ def test_the_undo_is_told_the_identity_that_was_recorded():
     assert bound("memory", "/var/lib/volmig/x") == {}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HANDS if kind != "folder"])
+RECIPES = [step.leaves for step in steps() if step.leaves and step.leaves != "lock"]
+
+
+@pytest.mark.parametrize("kind", [*RECIPES, "directory", "unit", "memory"])
 def test_commands_by_hand_quote_whatever_somebody_called_it(kind):
     evil = "/mnt/x'; rm -rf {path} $(reboot)"
     looks, removes = by_hand(Thing(kind, "jump", evil, JOB, "id'; reboot", path=evil))

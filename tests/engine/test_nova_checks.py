@@ -194,3 +194,5 @@ def test_every_check_is_explained_and_nothing_else_is():
     explained = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     named = {f"{role} answers" for role in ("source", "relay", "destination", "Nova")} | {rule.name for rule in RULES}
     assert sorted(explained) == sorted(named)
+    in_order = [rule.name for rule in rules_of(routes.route_of("relay-nfs", "openstack"))]
+    assert explained[4:] == in_order, "in the order of the pages, after those that say whether anybody answers"

@@ -1,4 +1,4 @@
-"""No module but that of the part that gives it names a step: what others need to know of one, they ask of its task or of its row.
+"""Only the part that gives a step names it: what others need to know of one, they ask of its task, or of the step.
 
 A literal that is a step's name may mean something else: a kind of approval, a verb of hostctl, an action of Nova. Where
 the code around it says so, that is allowed everywhere (`MEANS_SOMETHING_ELSE`); else the place is listed in EXCEPTIONS.
@@ -34,9 +34,6 @@ EXCEPTIONS = {
     "review.WORDS": (APPROVAL,),
     "review.DOWN": (APPROVAL,),
     "ON_SHARE": (THING,),
-    "drift.WORDS": (THING,),
-    "HANDS": (THING,),
-    "step_for": (THING,),
     "approval_binding.swap": (BOUND,),
     "approval_binding.stale": (BOUND,),
     "approval_binding.rollback": (BOUND,),

@@ -64,7 +64,7 @@ class Libvirt(Control):
                 undo="instance_unlock",
                 torn_by="unlock",
                 settles=True,
-                artifact=Artifact("lock", "instance_id", removable=False),
+                artifact=Artifact("lock", "instance_id", removable=False, word="lock of the instance"),
                 box="Lock",
             ),
         )

@@ -10,7 +10,7 @@ from hosts.remote import nova_control
 from hosts.remote.hostctl.act import Act
 from hosts.remote.nova_control import HARMLESS, told
 from jobs.engine.controls.libvirt import Libvirt
-from jobs.engine.host_facts import Destination, Facts, Move, Nova, Server, Service, Volume
+from jobs.engine.host_facts import Destination, Facts, Move, Nova, Server, Service
 from jobs.engine.migration import Migration
 from jobs.engine.rules import BLOCKS, INFORMS, WARNS, About, Case, Finding, Rules
 from jobs.engine.steps import INSTANCE
@@ -141,16 +141,16 @@ def _nova_unlocked(case: Case, server: Server) -> Finding:
     return None
 
 
-@rule(About.CLOUD, "fits the flavour", WARNS, "The flavour allows a disk of this size.", "server", "volume")
-def _fits_flavour(case: Case, server: Server, volume: Volume) -> Finding:
+@rule(About.CLOUD, "fits the flavour", WARNS, "The flavour allows a disk of this size.", "server", "size")
+def _fits_flavour(case: Case, server: Server, size: int) -> Finding:
     allowed = server.root_gb if case.migration.disk == "disk" else server.ephemeral_gb
-    if volume.size <= allowed << 30:
+    if size <= allowed << 30:
         return None
     kind = "root" if case.migration.disk == "disk" else "ephemeral"
     return (
-        f"The flavour {server.flavor} gives {allowed} GiB of {kind} disk, the volume has {volume.size} bytes. "
+        f"The flavour {server.flavor} gives {allowed} GiB of {kind} disk, the volume has {size} bytes. "
         "Nova does not know of the difference: a rebuild or a resize makes a disk by the flavour."
-    ), {"flavour": server.flavor, "allowed_gib": allowed, "volume": volume.size}
+    ), {"flavour": server.flavor, "allowed_gib": allowed, "volume": size}
 
 
 PENDING: Final = frozenset(

@@ -11,7 +11,7 @@ from jobs.engine.host_facts import Facts, Source, Volume
 from jobs.engine.migration import Migration
 from jobs.engine.part import Args, Commands, Steps
 from jobs.engine.rules import BLOCKS, WARNS, About, Case, Finding, Rules, group_is_whole
-from jobs.engine.steps import SOURCE, Artifact, Made, Step, Task
+from jobs.engine.steps import SOURCE, Artifact, ByHand, Made, Step, Task
 
 rule: Final = Rules()
 _NAME = {"vg": "source_vg", "lv": "source_lv"}
@@ -77,7 +77,25 @@ class LogicalVolume(part.Source):
                 undo="lv_unfence",
                 torn_by="source_release",
                 volatile=True,
-                artifact=Artifact("fence", "source_path", identity="holder_unit", undo_arg="made.lv_uuid"),
+                artifact=Artifact(
+                    "fence",
+                    "source_path",
+                    identity="holder_unit",
+                    undo_arg="made.lv_uuid",
+                    word="fenced source",
+                    by_hand=ByHand(
+                        (
+                            "lvs -o +lv_uuid,lv_tags,lv_permissions,lv_device_open -- {path}",
+                            "systemctl status -- {holder}",
+                        ),
+                        (
+                            "systemctl stop -- {holder}",
+                            "lvchange -prw -- {path}",
+                            "lvchange --deltag volmig --deltag {tag} -- {path}",
+                        ),
+                        units="-holder",
+                    ),
+                ),
                 box="Fence source",
             ),
         )
@@ -106,6 +124,10 @@ class LogicalVolume(part.Source):
 
     def now(self, facts: Facts) -> Volume | None:
         return facts.source.volume if facts.source else None
+
+    def size(self, facts: Facts) -> int | None:
+        volume = self.now(facts)
+        return volume.size if volume else None
 
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
         name = {"volume": f"{ask.source_vg}/{ask.source_lv}"}

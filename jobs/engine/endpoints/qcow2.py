@@ -21,7 +21,7 @@ from jobs.engine.rules import (
     share_is_mounted,
 )
 from jobs.engine.sizes import in_mib, qcow2_size
-from jobs.engine.steps import DESTINATION, RELAY, Artifact, Made, Step, Task, Throughput
+from jobs.engine.steps import DESTINATION, Artifact, ByHand, Made, Step, Task, Throughput
 
 NOT_MAPPED: Final = (65534, 4294967294)  # the kernel's overflow uid, as 32 and as 16 bits of it (user_namespaces(7))
 AIR: Final = 16 << 20  # what the share needs besides the stage: directories, card, the filer's own metadata
@@ -51,6 +51,15 @@ _STAGED = {
 }
 
 
+# A second name of a base file goes only where the file has another; else the directory stays, for a person to look at.
+SECOND_NAMES: Final = " -maxdepth 1 -name 'base.[0-9]*' -links +1 -delete"
+
+
+def emptied(place: str) -> tuple[str, ...]:
+    """Commands that remove a migration's directory on a share once no disk is in it."""
+    return (f"rm -f -- {place}/card.json {place}/README", f"find {place}{SECOND_NAMES}", f"rmdir -- {place}")
+
+
 class Qcow2File(Sink):
     """A file that is exchanged by two names: the live disk gets a second one, then the copy takes over its own."""
 
@@ -62,8 +71,7 @@ class Qcow2File(Sink):
     unchanged = ("inode", "file_size", "mtime_ns")
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
-        share = {"share_source": ask.share_source}
-        return {RELAY: share, DESTINATION: {"instance": ask.instance_id, "disk": ask.disk, **share}}
+        return {DESTINATION: {"instance": ask.instance_id, "disk": ask.disk, **self.place(ask)}}
 
     def has(self, facts: Facts) -> bool:
         return bool(facts.destination and facts.destination.share)
@@ -89,6 +97,9 @@ class Qcow2File(Sink):
         live = f"{instances}/{ask.instance_id}/{ask.disk}"
         return {DESTINATION: [("ls", "-lai", live, self.directory(ask, instances))]}
 
+    def place(self, ask: Migration) -> Mapping[str, Any]:
+        return {"share_source": ask.share_source}
+
     def bytes_needed(self, size: int) -> int:
         return qcow2_size(size)
 
@@ -97,7 +108,19 @@ class Qcow2File(Sink):
 
     def delivered(self) -> Artifact:
         return Artifact(
-            "stage", "stage_path", "share", identity="inode", undo_arg="expect_inode", reserves="stage_size"
+            "stage",
+            "stage_path",
+            "share",
+            identity="inode",
+            undo_arg="expect_inode",
+            reserves="stage_size",
+            word="staged copy",
+            by_hand=ByHand(
+                ("ls -lin -- {folder}", "cat -- {folder}/card.json"),
+                ("rm -- {path}", *emptied("{folder}")),
+                directories=".volmig/",
+                empties=emptied("{path}"),
+            ),
         )
 
     def live(self) -> Args:
@@ -147,7 +170,16 @@ class Qcow2File(Sink):
                 repeatable=False,
                 bars=True,
                 artifact=Artifact(
-                    "backup", "backup_path", "share", identity="backup_inode", bytes="backup_bytes", removable=False
+                    "backup",
+                    "backup_path",
+                    "share",
+                    identity="backup_inode",
+                    bytes="backup_bytes",
+                    removable=False,
+                    by_hand=ByHand(
+                        ("ls -lin -- {folder}", "cat -- {folder}/card.json", "lsof -- {path}"),
+                        ("rm -- {path}", *emptied("{folder}")),
+                    ),
                 ),
                 box="Swap",
             ),
@@ -285,11 +317,10 @@ def _locks_reach_the_server(case: Case, destination: Destination) -> Finding:
 @rule(About.PLACE, "share is mounted hard", WARNS, "Relay and destination mount the share hard.")
 def _share_is_mounted_hard(case: Case) -> Finding:
     # nfs(5): with soft, or softerr, a call without an answer fails, although the server may carry it out later.
-    sides = ((case.migration.relay, case.relay), (case.migration.destination, case.destination))
-    words = {
-        name: set(side.share.options.split(",")) & {"soft", "softerr"} for name, side in sides if side and side.share
-    }
-    soft = sorted(name for name, found in words.items() if found)
+    there = case.destination.share if case.destination else None
+    sides = ((case.delivers, case.share), (DESTINATION, there))
+    words = {role: set(share.options.split(",")) & {"soft", "softerr"} for role, share in sides if share}
+    soft = sorted({case.migration.host(role) for role, found in words.items() if found})
     if not soft:
         return None
     return (

@@ -31,6 +31,7 @@ from jobs.engine.steps import (
     RELAY,
     SOURCE,
     Artifact,
+    ByHand,
     Made,
     Step,
     Task,
@@ -63,6 +64,7 @@ class RelayNfs(part.Transport):
     kind = "relay-nfs"
     needs = "the relay's volume group"
     roles = (SOURCE, RELAY, DESTINATION)
+    delivers = RELAY
     rules = rule
     facts = {RELAY: ("relay_facts", Relay)}
 
@@ -117,7 +119,16 @@ class RelayNfs(part.Transport):
                 undo="lv_remove",
                 torn_by="relay_erase",
                 artifact=Artifact(
-                    "lv", "relay_lv_path", identity="lv_uuid", undo_arg="made.lv_uuid", reserves="relay_size"
+                    "lv",
+                    "relay_lv_path",
+                    identity="lv_uuid",
+                    undo_arg="made.lv_uuid",
+                    reserves="relay_size",
+                    word="logical volume",
+                    by_hand=ByHand(
+                        ("lvs -o +lv_uuid,lv_tags,lv_device_open,lv_time -- {path}", "lsblk -- {device}"),
+                        ("lvchange -ay -- {path}", "blkdiscard --zeroout -- {device}", "lvremove -S {select}"),
+                    ),
                 ),
                 box="Relay volume",
             ),
@@ -138,7 +149,17 @@ class RelayNfs(part.Transport):
                 undo="fs_remove",
                 torn_by="relay_unmount",
                 volatile=True,
-                artifact=Artifact("filesystem", "relay_mount", identity="fs_uuid", undo_arg="made.fs_uuid"),
+                artifact=Artifact(
+                    "filesystem",
+                    "relay_mount",
+                    identity="fs_uuid",
+                    undo_arg="made.fs_uuid",
+                    by_hand=ByHand(
+                        ("findmnt -- {path}", "exportfs -s", "fuser -vm -- {path}"),
+                        ("umount -- {path}", "rmdir -- {path}"),
+                        directories="/srv/",
+                    ),
+                ),
                 box="Export, mount",
             ),
             Step(
@@ -160,7 +181,15 @@ class RelayNfs(part.Transport):
                 torn_by="relay_unexport",
                 volatile=True,
                 rests_on="relay_fs",
-                artifact=Artifact("export", "relay_mount", leads_to="{client}"),
+                artifact=Artifact(
+                    "export",
+                    "relay_mount",
+                    leads_to="{client}",
+                    by_hand=ByHand(
+                        ("exportfs -s", "cat -- {exports}"),
+                        ("rm -f -- {exports}", "exportfs -u {export}", "exportfs -f"),
+                    ),
+                ),
                 box="Export, mount",
             ),
             Step(
@@ -175,7 +204,14 @@ class RelayNfs(part.Transport):
                 torn_by="source_unmount",
                 volatile=True,
                 rests_on="relay_export",
-                artifact=Artifact("mount", "source_mount", leads_to="{address}:{export}"),
+                artifact=Artifact(
+                    "mount",
+                    "source_mount",
+                    leads_to="{address}:{export}",
+                    by_hand=ByHand(
+                        ("findmnt -- {path}",), ("umount -- {path}", "rmdir -- {path}"), directories="/mnt/"
+                    ),
+                ),
                 box="Export, mount",
             ),
         )
