@@ -27,14 +27,17 @@ class Known:
 
     @property
     def key(self) -> tuple[str, str, int]:
+        """What tells it from other attempts: step, direction and number."""
         return self.step, self.direction, self.attempt
 
     @property
     def task(self) -> Task | None:
+        """What its step is for; None where this volmig does not know the step."""
         return task_of(self.step)
 
     @property
     def is_done(self) -> bool:
+        """It ended well, and nothing is left of what it was to take away."""
         return self.state == "done" and not self.left
 
     @property

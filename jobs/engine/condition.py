@@ -46,6 +46,7 @@ class Step:
 
     @property
     def doing(self) -> str:
+        """What is done, in words."""
         return f"Undo: {self.title}" if self.undo else self.title
 
 
@@ -62,6 +63,7 @@ class Down:
     forecast: Range | None = None
 
     def seconds(self, now: datetime) -> float:
+        """For how long it is, or was, down."""
         return max(0.0, ((self.until or now) - self.since).total_seconds())
 
     def over(self, now: datetime) -> bool:
@@ -96,6 +98,7 @@ class Situation:
 
     @property
     def is_down(self) -> bool:
+        """Whether the instance is down, as far as is known."""
         return self.down is not None and self.down.until is None
 
     @property

@@ -76,6 +76,7 @@ class Finding:
 
     @property
     def about(self) -> Entry | Thing:
+        """What the ledger says of it, else what was seen."""
         found = self.entry or self.thing
         assert found is not None  # noqa: S101 - one of both there always is
         return found

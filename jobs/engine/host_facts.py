@@ -35,6 +35,8 @@ class Volume:
 
 @dataclass(frozen=True)
 class Filesystem:
+    """A filesystem on a disk: `where` is the partition, or "whole disk"."""
+
     where: str
     type: str
     label: str = ""
@@ -43,6 +45,8 @@ class Filesystem:
 
 @dataclass(frozen=True)
 class Partition:
+    """A partition of a disk; its size in bytes."""
+
     number: int
     size: int
     type: str = ""
@@ -61,6 +65,9 @@ class Contents:
 
 @dataclass(frozen=True)
 class Probe:
+    """How a port answered: `state` is open, refused, filtered, unreachable or untried, `ms` how
+    long the answer took in milliseconds."""
+
     address: str
     port: int
     state: str
@@ -69,6 +76,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Guest:
+    """An instance as libvirt of its hypervisor has it; `state` in the words of virsh."""
+
     uuid: str
     name: str
     state: str
@@ -159,6 +168,10 @@ class Disk:
 
 @dataclass(frozen=True)
 class Domain:
+    """The instance as libvirt of the destination has it. `driver` and `source` are those of the disk that is to be
+    replaced, `max_bytes` is what it may have at most; None where that is not known.
+    """
+
     uuid: str
     name: str
     state: str
@@ -178,6 +191,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Destination:
+    """What the destination says: the share, the instance and its disk. `acdirmax` is for how many seconds NFS clients
+    may keep a directory's names.
+    """
+
     share: Share | None = None
     instances: str = ""
     disk: Disk | None = None

@@ -184,7 +184,8 @@ class Control(Part, Protocol):
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
         """What a verb of its steps changes."""
 
-    def lock(self) -> Steps: ...
+    def lock(self) -> Steps:
+        """Keep others from starting it, and say why."""
 
     def stop(self, sink: Sink) -> Steps:
         """Shut the instance down; STOP measures the live disk then, under `live`."""
@@ -192,7 +193,8 @@ class Control(Part, Protocol):
     def start(self, sink: Sink) -> Steps:
         """Start it on the new disk."""
 
-    def unlock(self) -> Steps: ...
+    def unlock(self) -> Steps:
+        """Let others have it again."""
 
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
         """What an approval binds of the instance beside what libvirt says."""

@@ -32,9 +32,11 @@ class Ref:
     expected: Any = None
 
     def shown(self) -> Any:
+        """What stands for it in a command that is shown before it is known."""
         return f"«{self.label}»" if self.expected is None else self.expected
 
     def found(self, evidence: Mapping[str, Mapping[str, Any]]) -> Any:
+        """The value among what was measured; raise Unready when it is not there."""
         value: Any = evidence.get(self.step)
         for key in self.key.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -66,6 +68,7 @@ class Planned:
         return dict(_refs(self.args, lambda ref: ref.found(evidence)))
 
     def shown(self) -> dict[str, Any]:
+        """The arguments with a placeholder for each Ref of which the facts foretell nothing."""
         return dict(_refs(self.args, Ref.shown))
 
     def with_args(self, args: Mapping[str, Any]) -> Planned:
@@ -73,11 +76,13 @@ class Planned:
         return replace(self, args=args, written={})
 
     def commands(self, job: str) -> list[dict[str, str]]:
+        """What it changes, as kind and text: as it was stored, else by the builders of today."""
         if "commands" in self.written:
             return self.written["commands"]
         return [{"kind": act.kind, "text": act.text} for act in self.acts(self.step.verb, self.shown(), job)]
 
     def undo_commands(self, job: str) -> list[dict[str, str]]:
+        """The same of its undo; none when it has no undo."""
         if not self.step.undo:
             return []
         if "undo_commands" in self.written:
@@ -91,6 +96,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
+    """The steps of one migration, in order; `footprint` are the bytes that are kept free for it, by place."""
+
     job: str
     steps: tuple[Planned, ...]
     footprint: Mapping[str, int] = field(default_factory=dict)
@@ -103,12 +110,15 @@ class Plan:
         return found[0]
 
     def phase(self, *names: str) -> tuple[Planned, ...]:
+        """Its steps in these phases (A to D), in order."""
         return tuple(each for each in self.steps if each.step.phase in names)
 
     def texts(self, phase: str) -> list[str]:
+        """The commands of a phase, in order."""
         return [act["text"] for each in self.phase(phase) for act in each.commands(self.job)]
 
     def undo_texts(self, phase: str) -> list[str]:
+        """The commands by which a phase is undone, the last step first."""
         return [act["text"] for each in reversed(self.phase(phase)) for act in each.undo_commands(self.job)]
 
     def seconds(self, names: Iterable[str]) -> list[float]:
@@ -118,6 +128,7 @@ class Plan:
         return [round(sum(row[which] for row in rows), 1) for which in range(3)]
 
     def to_json(self) -> dict[str, Any]:
+        """As the database and the API have it, with forecasts in seconds (low, usual, high)."""
         return {
             "format": FORMAT,
             "steps": [self._row(each) for each in self.steps],

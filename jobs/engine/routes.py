@@ -53,10 +53,12 @@ class Route:
 
     @property
     def steps(self) -> Steps:
+        """Those of its plans, in the order in which they are carried out."""
         return _composed(self)
 
     @property
     def rehearsal(self) -> Steps:
+        """Those that read a kept disk; no part of a plan."""
         return self.sink.rehearsal()
 
     def one(self, task: Task) -> Step:

@@ -45,31 +45,56 @@ class Run(Protocol):
     """
 
     @property
-    def attempt(self) -> int: ...
+    def attempt(self) -> int:
+        """Its number, from 1."""
+
     @property
-    def args(self) -> dict[str, Any]: ...
+    def args(self) -> dict[str, Any]:
+        """The arguments with which it was asked for."""
+
     @property
-    def result(self) -> str: ...
+    def result(self) -> str:
+        """running, done, failed, refused or lost; empty while nothing is known."""
+
     @property
-    def evidence(self) -> dict[str, Any]: ...
+    def evidence(self) -> dict[str, Any]:
+        """What it measured."""
+
     @property
-    def error(self) -> dict[str, Any] | None: ...
+    def error(self) -> dict[str, Any] | None:
+        """Why it failed or was refused, as hostctl says it: code, tried, found, next, touched."""
+
     @property
-    def unit(self) -> str: ...
+    def unit(self) -> str:
+        """The unit of systemd in which it runs."""
+
     @property
-    def boot_id(self) -> str: ...
+    def boot_id(self) -> str:
+        """The boot of its hypervisor when it answered last."""
+
     @property
-    def pk(self) -> int: ...
+    def pk(self) -> int:
+        """Its place in the order of all attempts."""
+
     @property
-    def started_at(self) -> datetime: ...
+    def started_at(self) -> datetime:
+        """When it was begun."""
+
     @property
-    def ended_at(self) -> datetime | None: ...
+    def ended_at(self) -> datetime | None:
+        """When it ended; None while it has not."""
+
     @property
-    def silent_since(self) -> datetime | None: ...
+    def silent_since(self) -> datetime | None:
+        """Since when somebody whom it needs has not answered."""
+
     @property
-    def progress_at(self) -> datetime | None: ...
+    def progress_at(self) -> datetime | None:
+        """When its bytes last moved."""
+
     @property
-    def unread(self) -> bool: ...
+    def unread(self) -> bool:
+        """Whether surely no hostctl has read a request for it."""
 
 
 class Journal(Protocol):
@@ -80,17 +105,38 @@ class Journal(Protocol):
     """
 
     @property
-    def resumed_at(self) -> datetime | None: ...
-    def runs(self, step: str, direction: str) -> Sequence[Run]: ...
-    def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> Run: ...
-    def record(self, run: Any, answer: Answer) -> None: ...
-    def silent(self, run: Any) -> None: ...
-    def heard(self, run: Any) -> None: ...
-    def unread(self, run: Any, unread: bool) -> None: ...
-    def evidence(self) -> Mapping[str, Mapping[str, Any]]: ...
-    def boot_id(self, hypervisor: str) -> str: ...
-    def learn(self, hypervisor: str, boot_id: str) -> None: ...
-    def touched(self, hypervisor: str) -> bool: ...
+    def resumed_at(self) -> datetime | None:
+        """When a person last said to go on; None for never."""
+
+    def runs(self, step: str, direction: str) -> Sequence[Run]:
+        """The attempts at a step in one direction ("do", "undo"), in order."""
+
+    def begin(self, planned: Planned, direction: str, args: dict[str, Any]) -> Run:
+        """Write that an attempt is made, before anybody is asked."""
+
+    def record(self, run: Any, answer: Answer) -> None:
+        """Write what an attempt came to, or that it still runs."""
+
+    def silent(self, run: Any) -> None:
+        """Write since when somebody whom it needs has not answered; the first such moment is kept."""
+
+    def heard(self, run: Any) -> None:
+        """Write that everybody answers again."""
+
+    def unread(self, run: Any, unread: bool) -> None:
+        """Write whether surely no hostctl has read a request for it."""
+
+    def evidence(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the last good attempt at each step measured, by the name of the step."""
+
+    def boot_id(self, hypervisor: str) -> str:
+        """The boot of this hypervisor that answered last; empty for none."""
+
+    def learn(self, hypervisor: str, boot_id: str) -> None:
+        """Take note of the boot of a hypervisor."""
+
+    def touched(self, hypervisor: str) -> bool:
+        """Whether anything was ever asked of this hypervisor for this job."""
 
 
 class Hands(Protocol):
@@ -99,11 +145,20 @@ class Hands(Protocol):
     `boots` asks the hypervisors of these roles for their boot ids, or says why one does not answer.
     """
 
-    def host(self, on: str) -> Host: ...
-    def boots(self, roles: Iterable[str]) -> Mapping[str, str | HostError]: ...
-    def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request: ...
-    def limits(self) -> Mapping[str, Any]: ...
-    def tired(self) -> bool: ...
+    def host(self, on: str) -> Host:
+        """The way to where a step with this `on` runs; raise HostError where there is none."""
+
+    def boots(self, roles: Iterable[str]) -> Mapping[str, str | HostError]:
+        """The boot ids of the hypervisors in these roles, or why one does not answer."""
+
+    def request(self, planned: Planned, direction: str, run: Run, stops: str) -> Request:
+        """The request for an attempt; `stops` is the unit that has to be stopped first, or empty."""
+
+    def limits(self) -> Mapping[str, Any]:
+        """What is allowed just now, by name: `rate` in bytes per second, 0 for no limit."""
+
+    def tired(self) -> bool:
+        """Whether so much time has passed that the rest is for another tick."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +271,7 @@ def begun(task: Task, journal: Journal) -> bool:
 
 
 def is_done(step: str, direction: str, journal: Journal) -> bool:
+    """Whether a step came to a good end in this direction ("do", "undo")."""
     return bool(_done(journal.runs(step, direction)))
 
 

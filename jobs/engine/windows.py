@@ -27,6 +27,7 @@ class Span:
 
     @property
     def length(self) -> dt.timedelta:
+        """How long it lasts."""
         return self.end - self.begin
 
 

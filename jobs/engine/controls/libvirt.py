@@ -33,12 +33,15 @@ class Libvirt(Control):
     facts = {}
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
+        """Nothing: the destination reports the instance with its disk."""
         return {}
 
     def has(self, facts: Facts) -> bool:
+        """It needs nothing."""
         return True
 
     def values(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """The instance, how many seconds it gets to shut down, and the reason that its lock carries."""
         return {
             "instance_id": ask.instance_id,
             "deadline": stop_deadline(ask, facts),
@@ -46,12 +49,15 @@ class Libvirt(Control):
         }
 
     def looks(self, ask: Migration, instances: str) -> Commands:
+        """virsh domstate."""
         return {DESTINATION: [("virsh", "-r", "domstate", "--domain", ask.instance_id)]}
 
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
+        """Those of hostctl."""
         return hostctl.acts(verb, args, job)
 
     def lock(self) -> Steps:
+        """A mark in the metadata of the domain, which prevents nothing: libvirt has no lock."""
         return (
             Step(
                 "lock",
@@ -70,6 +76,7 @@ class Libvirt(Control):
         )
 
     def stop(self, sink: Sink) -> Steps:
+        """A clean shutdown; measures the live disk at rest."""
         return (
             Step(
                 "stop",
@@ -87,6 +94,7 @@ class Libvirt(Control):
         )
 
     def start(self, sink: Sink) -> Steps:
+        """Start it, once its disk is the one that was put there."""
         return (
             Step(
                 "start",
@@ -105,6 +113,7 @@ class Libvirt(Control):
         )
 
     def unlock(self) -> Steps:
+        """Take the mark away."""
         return (
             Step(
                 "unlock",
@@ -120,9 +129,11 @@ class Libvirt(Control):
         )
 
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """Nothing more than libvirt says."""
         return {}
 
     def not_now(self, facts: Facts) -> tuple[str, bool]:
+        """They always can."""
         return "", True
 
 

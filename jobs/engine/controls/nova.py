@@ -28,15 +28,19 @@ class ByNova(Libvirt):
     facts = {INSTANCE: ("nova_facts", Nova)}
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
+        """Its UUID."""
         return {INSTANCE: {"instance": ask.instance_id}}
 
     def acts(self, verb: str, args: dict[str, Any], job: str) -> tuple[Act, ...]:
+        """Those of the API of Nova."""
         return nova_control.acts(verb, args, job)
 
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """Its place, state, flavour and lock in Nova, and what was last done to it there."""
         return in_nova(facts.instance, f"volmig:{ask.job}") if facts.instance else {}
 
     def not_now(self, facts: Facts) -> tuple[str, bool]:
+        """It was deleted, moved, or is at work."""
         return not_now(facts)
 
 

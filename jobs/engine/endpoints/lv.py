@@ -43,12 +43,15 @@ class LogicalVolume(part.Source):
     unchanged = ("writes", "sectors_written")
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
+        """Its group and its name."""
         return {SOURCE: {"vg": ask.source_vg, "lv": ask.source_lv}}
 
     def has(self, facts: Facts) -> bool:
+        """The volume is there."""
         return self.now(facts) is not None
 
     def values(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """Its names, the permission to which it goes back, and the unit that holds it."""
         volume = self.now(facts)
         assert volume  # noqa: S101 - see `has`
         return {
@@ -61,10 +64,12 @@ class LogicalVolume(part.Source):
         }
 
     def looks(self, ask: Migration, instances: str) -> Commands:
+        """lvs."""
         name = f"{ask.source_vg}/{ask.source_lv}"
         return {SOURCE: [("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", name)]}
 
     def fence(self) -> Steps:
+        """Tags, a read-only permission and a holder that keeps it open; measures the counters of writes."""
         return (
             Step(
                 "source_fence",
@@ -101,6 +106,7 @@ class LogicalVolume(part.Source):
         )
 
     def release(self) -> Steps:
+        """Undo the fence, unless somebody has written to it."""
         was = Made("source_fence", "was", "permission before the fence", like="permission")
         holder = Made("source_fence", "holder_unit", "unit that holds the volume", like="holder_unit")
         return (
@@ -117,19 +123,24 @@ class LogicalVolume(part.Source):
         )
 
     def reader(self) -> Args:
+        """Group, name, UUID and size in bytes: hostctl opens no other volume."""
         return {**_NAME, "lv_uuid": "lv_uuid", "size": "source_size"}
 
     def fenced(self) -> Args:
+        """The kernel's counters of writes, which may not have moved."""
         return {"writes": _WRITES, "sectors_written": _SECTORS}
 
     def now(self, facts: Facts) -> Volume | None:
+        """The volume, with its counters."""
         return facts.source.volume if facts.source else None
 
     def size(self, facts: Facts) -> int | None:
+        """Bytes, as LVM says."""
         volume = self.now(facts)
         return volume.size if volume else None
 
     def binding(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """Its name, UUID and size, and the counters of writes."""
         name = {"volume": f"{ask.source_vg}/{ask.source_lv}"}
         volume = self.now(facts)
         if volume is None:
@@ -143,6 +154,7 @@ class LogicalVolume(part.Source):
         }
 
     def owner(self, ask: Migration) -> str:
+        """The UUID in names that Nova gives."""
         return instance_of(ask.source_lv)
 
 

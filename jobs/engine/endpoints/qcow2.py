@@ -71,12 +71,17 @@ class Qcow2File(Sink):
     unchanged = ("inode", "file_size", "mtime_ns")
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
+        """The instance, its disk, and the share."""
         return {DESTINATION: {"instance": ask.instance_id, "disk": ask.disk, **self.place(ask)}}
 
     def has(self, facts: Facts) -> bool:
+        """The destination mounts the share."""
         return bool(facts.destination and facts.destination.share)
 
     def values(self, ask: Migration, facts: Facts) -> dict[str, Any]:
+        """Paths, the owner of the share, and for how many seconds caches of NFS may name the former disk: `acdirmax` of
+        the destination and a margin.
+        """
         destination = facts.destination
         share = destination.share if destination else None
         assert destination and share  # noqa: S101, PT018 - see `has`
@@ -94,19 +99,24 @@ class Qcow2File(Sink):
         }
 
     def looks(self, ask: Migration, instances: str) -> Commands:
+        """ls, of the live disk and of the directory of the migration."""
         live = f"{instances}/{ask.instance_id}/{ask.disk}"
         return {DESTINATION: [("ls", "-lai", live, self.directory(ask, instances))]}
 
     def place(self, ask: Migration) -> Mapping[str, Any]:
+        """The share."""
         return {"share_source": ask.share_source}
 
     def bytes_needed(self, size: int) -> int:
+        """Those of a qcow2 file with every cluster in use."""
         return qcow2_size(size)
 
     def writer(self) -> Args:
+        """The share; where it is mounted knows whoever writes."""
         return {"share_source": "share_source"}
 
     def delivered(self) -> Artifact:
+        """`disk.new`, told from another by its inode."""
         return Artifact(
             "stage",
             "stage_path",
@@ -124,12 +134,15 @@ class Qcow2File(Sink):
         )
 
     def live(self) -> Args:
+        """The instance, its disk, and the directory of instances."""
         return _LIVE
 
     def exchanged(self) -> Args:
+        """The inode that the live disk has to have."""
         return {"expect_inode": Made("swap", "live_inode", "inode of the new disk")}
 
     def verify(self, copied: Args) -> Steps:
+        """Read it back on the destination: SHA-256, inode, size and time of modification are measured."""
         return (
             Step(
                 "stage_verify",
@@ -151,6 +164,7 @@ class Qcow2File(Sink):
         )
 
     def exchange(self) -> Steps:
+        """Two names for the live disk, then rename the copy over one of them. It is proved by inodes."""
         return (
             Step(
                 "swap",
@@ -186,6 +200,7 @@ class Qcow2File(Sink):
         )
 
     def purge(self) -> Steps:
+        """Delete the file whose inode was recorded, and forget that."""
         return (
             Step(
                 "purge",
@@ -214,12 +229,14 @@ class Qcow2File(Sink):
         )
 
     def purge_after_rollback(self) -> Args:
+        """The inodes, the other way round."""
         return {
             "backup_inode": Made("swap", "live_inode", "inode of the rejected disk"),
             "live_inode": Made("swap", "backup_inode", "inode of the disk in use"),
         }
 
     def rehearsal(self) -> Steps:
+        """Read it whole and compare it with what was recorded of it."""
         return (
             Step(
                 "rehearse",
@@ -233,6 +250,7 @@ class Qcow2File(Sink):
         )
 
     def rehearsed(self, ask: Migration, path: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Its path, and what was recorded."""
         instances = path.rpartition("/.volmig/")[0]
         return {
             "instances": instances,
@@ -242,13 +260,16 @@ class Qcow2File(Sink):
         }
 
     def copy(self, facts: Facts) -> Stage | None:
+        """The file `disk.new`."""
         return facts.destination.stage if facts.destination else None
 
     def is_foreign(self, facts: Facts, verified: Mapping[str, Any]) -> bool:
+        """Another inode."""
         stage = self.copy(facts)
         return stage is not None and stage.inode != verified["inode"]
 
     def binding(self, facts: Facts) -> dict[str, Any]:
+        """Its path, inode, format, size in bytes and chain of base files."""
         disk = facts.destination.disk if facts.destination else None
         if disk is None:
             return {"path": None}
@@ -261,12 +282,14 @@ class Qcow2File(Sink):
         }
 
     def disks(self, stopped: Mapping[str, Any], verified: Mapping[str, Any], exchanged: Mapping[str, Any]) -> list[str]:
+        """By their inodes."""
         live = stopped.get("live")
         old = live.get("inode") if isinstance(live, Mapping) else exchanged.get("backup_inode")
         new = verified.get("inode")
         return [f"{words}: inode {inode}" for words, inode in (("old disk", old), ("new disk", new)) if inode]
 
     def directory(self, ask: Migration, instances: str) -> str:
+        """`.volmig/JOB` in the directory of instances."""
         return f"{instances}/.volmig/{ask.job}"
 
 

@@ -69,16 +69,20 @@ class RelayNfs(part.Transport):
     facts = {RELAY: ("relay_facts", Relay)}
 
     def asks(self, ask: Migration) -> Mapping[str, Mapping[str, Any]]:
+        """What the source sees of the relay, and the group and the volume there."""
         to_relay = {"relay_address": ask.relay_address} if ask.relay_address else {}
         return {SOURCE: to_relay, RELAY: {"vg": ask.relay_vg, "relay_lv": temporary_volume(ask)}}
 
     def cut_off(self, ask: Migration) -> frozenset[str]:
+        """The source, where it has no data network in common with the relay."""
         return frozenset() if ask.relay_address else frozenset({SOURCE})
 
     def has(self, facts: Facts) -> bool:
+        """Source and relay answered, the relay has its volume group and mounts the share."""
         return bool(facts.source and facts.relay and facts.relay.vg and facts.relay.share)
 
     def values(self, ask: Migration, facts: Facts, sink: part.Sink) -> dict[str, Any]:
+        """Names, mount points and addresses of what is made on the relay, and its size in bytes."""
         source, relay = facts.source, facts.relay
         assert source and relay and relay.vg and relay.share  # noqa: S101, PT018 - see `has`
         lv = temporary_volume(ask)
@@ -97,6 +101,7 @@ class RelayNfs(part.Transport):
         }
 
     def looks(self, ask: Migration, instances: str) -> Commands:
+        """findmnt on both sides; lvs and exportfs on the relay."""
         return {
             SOURCE: [("findmnt", f"/mnt/volmig/{ask.hex}")],
             RELAY: [
@@ -107,6 +112,7 @@ class RelayNfs(part.Transport):
         }
 
     def open(self, source: part.Source, sink: part.Sink) -> Steps:
+        """A temporary volume on the relay with a filesystem, exported to the source alone, and mounted there."""
         return (
             Step(
                 "relay_lv",
@@ -217,6 +223,7 @@ class RelayNfs(part.Transport):
         )
 
     def carry(self, source: part.Source, sink: part.Sink) -> Steps:
+        """The source converts into the mounted file and compares; the relay hashes it, then puts it on the share."""
         return (
             Step(
                 "convert",
@@ -281,12 +288,14 @@ class RelayNfs(part.Transport):
         )
 
     def copied(self) -> Mapping[str, Made]:
+        """As the relay measured it on the share."""
         return {
             "sha256": Made("stage", "sha256", "SHA-256 of the staged copy"),
             "file_size": Made("stage", "file_size", "size of the staged copy"),
         }
 
     def close(self) -> Steps:
+        """Unmount, take the export back, and erase the temporary volume."""
         return (
             Step(
                 "source_unmount",
