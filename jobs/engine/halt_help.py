@@ -218,7 +218,7 @@ def by_hand(status: str, code: str, said: str, migration: Migration, instances: 
 
 def looks(migration: Migration, on: str, instances: str) -> list[str]:
     """Commands that only read, for a person to run on the hypervisor of a step with this `on`."""
-    commands = routes.of(migration).looks(migration, hypervisor_role(on), instances)
+    commands = routes.of(migration).look_commands(migration, hypervisor_role(on), instances)
     return [shlex.join(words) for words in commands]
 
 

@@ -44,7 +44,7 @@ class Part(Protocol):
     def has(self, facts: Facts) -> bool:
         """Whether what `needs` says is there."""
 
-    def looks(self, ask: Migration, instances: str) -> Commands:
+    def look_commands(self, ask: Migration, instances: str) -> Commands:
         """By role, commands that only read, for a person; `instances` is the directory of instances there."""
 
 
@@ -118,6 +118,11 @@ class Sink(Part, Protocol):
     def exchange(self) -> Steps:
         """Put it in the place of the live disk, which is kept."""
 
+    def rejected(self, kept: str) -> tuple[str, Artifact]:
+        """Where the new disk lies once EXCHANGE was undone, and what identifies it. `kept` is where the
+        former disk lay until then. The identity and the bytes are keys of what the undo measures.
+        """
+
     def purge(self) -> Steps:
         """Delete the disk that is not used any more."""
 
@@ -125,7 +130,7 @@ class Sink(Part, Protocol):
         """The arguments of the step of PURGE that are others when it is the new disk that is not used any more."""
 
     def rehearsal(self) -> Steps:
-        """Read the kept disk, as often as somebody asks for it; no part of a plan."""
+        """Read the kept disk, each time that this is requested; no part of a plan."""
 
     def rehearsed(self, ask: Migration, path: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of REHEARSE for the disk kept at `path`, of which `recorded` is known."""

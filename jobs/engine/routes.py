@@ -89,22 +89,28 @@ class Route:
             for role, verb in verbs.items()
         }
 
-    def looks(self, ask: Migration, role: str, instances: str) -> list[tuple[str, ...]]:
+    def look_commands(self, ask: Migration, role: str, instances: str) -> list[tuple[str, ...]]:
         """Commands that only read, for a person on the hypervisor in this role."""
-        return [command for part in self.parts for command in part.looks(ask, instances).get(role, ())]
+        return [command for part in self.parts for command in part.look_commands(ask, instances).get(role, ())]
 
     def values(self, ask: Migration, facts: Facts) -> dict[str, Any]:
         """Everything that steps refer to by name; raise ValueError when facts are missing."""
         if not self.has(facts):
             raise ValueError(f"A plan needs {self.needs}.")
-        return {
-            "source_size": ask.source_size,
-            "rate": ask.rate,
-            **self.source.values(ask, facts),
-            **self.transport.values(ask, facts, self.sink),
-            **self.sink.values(ask, facts),
-            **self.control.values(ask, facts),
-        }
+        return self._merged(
+            {"source_size": ask.source_size, "rate": ask.rate},
+            self.source.values(ask, facts),
+            self.transport.values(ask, facts, self.sink),
+            self.sink.values(ask, facts),
+            self.control.values(ask, facts),
+        )
+
+    def _merged(self, *values: Mapping[str, Any]) -> dict[str, Any]:
+        """All of them; two parts that give a value the same name would take each other's volumes."""
+        names = [name for each in values for name in each]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise LookupError(f"Two parts of {self.name} give the planned value {', '.join(twice)}.")
+        return {name: value for each in values for name, value in each.items()}
 
 
 def only(steps: Steps, task: Task, where: str) -> Step:
@@ -134,7 +140,7 @@ def _composed(route: Route) -> Steps:
         *source.release(),
         *control.unlock(),
         *(_forget(role) for role in route.roles),
-        # When somebody approves of it:
+        # After an approval of its own kind:
         *sink.purge(),
     )
     return tuple(_resolved(step, steps, route.name) for step in steps)
@@ -188,16 +194,18 @@ def every() -> Iterator[Route]:
 
 def steps() -> Steps:
     """Those of the plans of all routes, each once."""
-    return _all(tuple(every()))[0]
+    return _all(tuple(ROUTES.items()))[0]
 
 
 def named() -> Mapping[str, Step]:
     """Those of all routes by name, with those of rehearsals, which are no part of a plan."""
-    return _all(tuple(every()))[1]
+    return _all(tuple(ROUTES.items()))[1]
 
 
 @cache
-def _all(found: tuple[Route, ...]) -> tuple[Steps, Mapping[str, Step]]:
+def _all(registered: tuple[tuple[str, tuple[Source, Transport, Sink]], ...]) -> tuple[Steps, Mapping[str, Step]]:
+    """Both, put together once for what is registered: pages ask for them by the thousand."""
+    found = [Route(name, *parts, control) for name, parts in registered for control in CONTROLS.values()]
     planned = {step.name: step for route in found for step in route.steps}
     return tuple(planned.values()), {**planned, **{step.name: step for route in found for step in route.rehearsal}}
 

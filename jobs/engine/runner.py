@@ -86,7 +86,7 @@ class Run(Protocol):
 
     @property
     def silent_since(self) -> datetime | None:
-        """Since when somebody whom it needs has not answered."""
+        """Since when a hypervisor that it needs has not answered."""
 
     @property
     def progress_at(self) -> datetime | None:
@@ -118,7 +118,7 @@ class Journal(Protocol):
         """Write what an attempt came to, or that it still runs."""
 
     def silent(self, run: Any) -> None:
-        """Write since when somebody whom it needs has not answered; the first such moment is kept."""
+        """Write since when a hypervisor that it needs has not answered; the first such moment is kept."""
 
     def heard(self, run: Any) -> None:
         """Write that everybody answers again."""

@@ -223,7 +223,7 @@ class Journal:
         if direction == "do":
             self._expect(planned, planned.leaves)
         elif planned.step.task is Task.EXCHANGE:
-            self._expect(planned, rejected(planned))
+            self._expect(planned, self._rejected(planned)[0])
 
     def _expect(self, planned: Planned, name: str) -> None:
         """The ledger knows of a thing before it is made: a crash between the two leaves no unknown leftover."""
@@ -261,9 +261,14 @@ class Journal:
         ledger.filter(name=planned.leaves).mark(step.leaves, "gone")
         if step.task is Task.EXCHANGE:
             # Swapping back deletes nothing: the new disk now lies where the old one did, under another name.
-            inode, held = run.evidence.get("rejected_inode"), bytes_in(run, "rejected_bytes")
-            found = {"state": "present", "identity": str(inode), "bytes": held} if inode else {"state": "gone"}
-            ledger.filter(name=rejected(planned)).mark(step.leaves, **found)
+            name, left = self._rejected(planned)
+            identity, held = run.evidence.get(left.identity), bytes_in(run, left.bytes)
+            found = {"state": "present", "identity": str(identity), "bytes": held} if identity else {"state": "gone"}
+            ledger.filter(name=name).mark(step.leaves, **found)
+
+    def _rejected(self, exchange: Planned) -> tuple[str, Artifact]:
+        """Where the new disk lies once the exchange was taken back, and what identifies it."""
+        return self.job.get_route().sink.rejected(exchange.leaves)
 
     def _hold(self, **also: Any) -> None:
         """Still the owner? Then for a while longer."""
@@ -275,11 +280,6 @@ class Journal:
 def moment(seconds: Any) -> dt.datetime:
     """A time that a hypervisor gave in seconds since the epoch; the epoch itself where it gave none."""
     return dt.datetime.fromtimestamp(float(seconds or 0), dt.UTC)
-
-
-def rejected(swap: Planned) -> str:
-    """Where the new disk lies once the swap was cancelled."""
-    return swap.leaves.replace("disk.old", "disk.rejected")
 
 
 def bytes_in(run: StepRun, name: str) -> int:

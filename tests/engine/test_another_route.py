@@ -1,6 +1,6 @@
 """Another transport and another endpoint are one class each and one line in the registry: here they are thrown away.
 
-The transport needs no relay: the source puts the copy onto the share by itself. The endpoint is a tape.
+The transport needs no relay: the source puts the copy onto the share. The endpoint is a tape.
 """
 
 import json
@@ -69,7 +69,7 @@ class Tape(part.Source):
     def values(self, ask, facts):
         return {"barcode": ask.source_lv}
 
-    def looks(self, ask, instances):
+    def look_commands(self, ask, instances):
         return {SOURCE: [("mt", "-f", "/dev/nst0", "status")]}
 
     def fence(self):
@@ -130,7 +130,7 @@ class Pigeon(part.Transport):
     def values(self, ask, facts, sink):
         return {"legs": 2}
 
-    def looks(self, ask, instances):
+    def look_commands(self, ask, instances):
         return {SOURCE: [("ls", "/loft")]}
 
     def open(self, source, sink):

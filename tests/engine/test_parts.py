@@ -11,11 +11,10 @@ import pytest
 
 from jobs.engine import first_steps, routes
 from jobs.engine.checks import rules_of
-from jobs.engine.migration import Migration
 from jobs.engine.rules import About
 from jobs.engine.steps import LIMITS, Made, Task
 
-from .sound import FACTS
+from .sound import FACTS, MIGRATION
 
 ENGINE = Path(routes.__file__).parent
 FOLDERS = ("endpoints", "transports", "controls")
@@ -178,8 +177,19 @@ def test_a_route_with_a_loose_end_is_no_route(monkeypatch):
         _ = routes.route_of("endless").steps
 
 
+def test_two_parts_that_give_a_value_the_same_name_make_no_plan(monkeypatch):
+    source, transport, sink = routes.ROUTES["relay-nfs"]
+
+    class Greedy(type(sink)):
+        def values(self, ask, facts):
+            return {**super().values(ask, facts), "lv_uuid": "of another volume"}
+
+    monkeypatch.setitem(routes.ROUTES, "greedy", (source, transport, Greedy()))
+    with pytest.raises(LookupError, match="Two parts of greedy give the planned value lv_uuid"):
+        routes.route_of("greedy").values(MIGRATION, FACTS)
+
+
 def test_without_facts_of_a_part_no_plan_is_made():
     route = routes.route_of("relay-nfs")
-    ask = Migration(**{field.name: "" for field in dataclasses.fields(Migration)})
     with pytest.raises(ValueError, match="needs the source volume, the relay's volume group, and the share on both"):
-        route.values(ask, dataclasses.replace(FACTS, relay=None))
+        route.values(MIGRATION, dataclasses.replace(FACTS, relay=None))

@@ -48,7 +48,7 @@ class Libvirt(Control):
             "reason": f"volmig:{ask.job}",
         }
 
-    def looks(self, ask: Migration, instances: str) -> Commands:
+    def look_commands(self, ask: Migration, instances: str) -> Commands:
         """virsh domstate."""
         return {DESTINATION: [("virsh", "-r", "domstate", "--domain", ask.instance_id)]}
 

@@ -63,7 +63,7 @@ class LogicalVolume(part.Source):
             "holder_unit": f"volmig-{ask.hex}-holder",
         }
 
-    def looks(self, ask: Migration, instances: str) -> Commands:
+    def look_commands(self, ask: Migration, instances: str) -> Commands:
         """lvs."""
         name = f"{ask.source_vg}/{ask.source_lv}"
         return {SOURCE: [("lvs", "-o", "lv_name,lv_uuid,lv_attr,lv_tags", name)]}
@@ -106,7 +106,7 @@ class LogicalVolume(part.Source):
         )
 
     def release(self) -> Steps:
-        """Undo the fence, unless somebody has written to it."""
+        """Undo the fence; refused where the volume was written to meanwhile."""
         was = Made("source_fence", "was", "permission before the fence", like="permission")
         holder = Made("source_fence", "holder_unit", "unit that holds the volume", like="holder_unit")
         return (

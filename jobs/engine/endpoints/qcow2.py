@@ -98,7 +98,7 @@ class Qcow2File(Sink):
             "settle": destination.acdirmax + ask.margin,
         }
 
-    def looks(self, ask: Migration, instances: str) -> Commands:
+    def look_commands(self, ask: Migration, instances: str) -> Commands:
         """ls, of the live disk and of the directory of the migration."""
         live = f"{instances}/{ask.instance_id}/{ask.disk}"
         return {DESTINATION: [("ls", "-lai", live, self.directory(ask, instances))]}
@@ -116,7 +116,7 @@ class Qcow2File(Sink):
         return {"share_source": "share_source"}
 
     def delivered(self) -> Artifact:
-        """`disk.new`, told from another by its inode."""
+        """`disk.new`, which its inode identifies."""
         return Artifact(
             "stage",
             "stage_path",
@@ -198,6 +198,11 @@ class Qcow2File(Sink):
                 box="Swap",
             ),
         )
+
+    def rejected(self, kept: str) -> tuple[str, Artifact]:
+        """`disk.rejected`, which its inode identifies."""
+        left = Artifact("backup", "", "share", identity="rejected_inode", bytes="rejected_bytes", removable=False)
+        return kept.replace("disk.old", "disk.rejected"), left
 
     def purge(self) -> Steps:
         """Delete the file whose inode was recorded, and forget that."""

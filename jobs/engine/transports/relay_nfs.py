@@ -100,7 +100,7 @@ class RelayNfs(part.Transport):
             "units_to_start": [unit for unit, state in relay.nfs_server.items() if state == "inactive"],
         }
 
-    def looks(self, ask: Migration, instances: str) -> Commands:
+    def look_commands(self, ask: Migration, instances: str) -> Commands:
         """findmnt on both sides; lvs and exportfs on the relay."""
         return {
             SOURCE: [("findmnt", f"/mnt/volmig/{ask.hex}")],
