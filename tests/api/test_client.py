@@ -306,7 +306,7 @@ def alone(tmp_path):
 
 def test_a_server_that_is_away_is_unreachable(alone):
     code, _, said = alone.run("whoami")
-    assert (code, "does not answer" in said) == (client.UNREACHABLE, True)
+    assert (code, "does not respond" in said) == (client.UNREACHABLE, True)
 
 
 def test_watching_outlasts_a_restart_of_the_server(alone):

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from tests.rig import free_port
-from tests.volmig.test_up import ROOT, empty, family, until, up  # noqa: F401 - empty and up are fixtures
+from tests.volmig.test_up import ROOT, family, until, up  # noqa: F401 - up is a fixture
 
 pytestmark = pytest.mark.skipif("VOLMIG_DB" in os.environ, reason="what starts here has a file for its database")
 
