@@ -138,6 +138,34 @@ def test_whoever_delivers_the_copy_says_what_it_sees_of_its_place(route):
     assert route.transport.delivers in route.roles
 
 
+def steps_of_parts(route):
+    """The steps of each part as it gives them, before routes fill in what parts leave open between them."""
+    source, transport, sink, control = route.source, route.transport, route.sink, route.control
+    return {
+        source: (*source.fence(), *source.release()),
+        transport: (*transport.open(source, sink), *transport.carry(source, sink), *transport.close()),
+        sink: (*sink.verify(transport.copied()), *sink.exchange(), *sink.purge(), *sink.rehearsal()),
+        control: (*control.lock(), *control.stop(sink), *control.start(sink), *control.unlock()),
+    }
+
+
+@pytest.mark.parametrize("route", every_route(), ids=lambda route: f"{route.name} {route.control.kind}")
+def test_a_part_undoes_and_rests_on_its_own_steps_and_names_none_of_another(route):
+    for part, steps in steps_of_parts(route).items():
+        names = {step.name for step in steps}
+        for step in steps:
+            assert isinstance(step.torn_by, Task) or step.torn_by in {"", *names}
+            assert step.rests_on in {"", *names}
+        given = {value for name in vars(type(part)) for value in made_of(part, name)}
+        assert {value.step for value in given if not isinstance(value.step, Task)} <= {LIMITS, *names}
+
+
+def made_of(part, name):
+    """What a method of a part refers to in the mappings that it hands to other parts."""
+    handed = {"fenced", "exchanged", "copied", "reader", "writer", "live", "purge_after_rollback"}
+    return made(getattr(part, name)()) if name in handed else ()
+
+
 def test_a_name_of_a_step_means_the_same_on_every_route():
     for name, step in routes.named().items():
         others = [each for route in routes.every() for each in (*route.steps, *route.rehearsal) if each.name == name]
