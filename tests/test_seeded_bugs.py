@@ -94,6 +94,27 @@ BUGS = [
         "tests/jobs/test_refusals.py::test_a_stage_that_is_another_file_is_not_swapped_in",
     ),
     Bug(
+        "a source that was written to does not make its copy stale",
+        "jobs/engine/endpoints/lv.py",
+        'unchanged = ("writes", "sectors_written")',
+        "unchanged = ()",
+        "tests/engine/test_values.py::test_a_copy_that_is_not_as_it_was_verified_is_stale",
+    ),
+    Bug(
+        "two parts of a route take each other's planned values",
+        "jobs/engine/routes.py",
+        "if twice := sorted({name for name in names if names.count(name) > 1}):",
+        "if twice := list[str]():",
+        "tests/engine/test_parts.py::test_two_parts_that_give_a_value_the_same_name_make_no_plan",
+    ),
+    Bug(
+        "nothing checks the share where no relay delivers the copy",
+        "jobs/engine/checks.py",
+        "case = replace(case, delivers=route.transport.delivers, size=route.source.size(case.facts))",
+        "case = replace(case, size=route.source.size(case.facts))",
+        "tests/engine/test_another_route.py::test_its_checks_and_those_of_the_share_are_made",
+    ),
+    Bug(
         "a swap outlasts its window",
         WORK,
         'if approval.state == "approved" and self._waits_for_window(approval):',
