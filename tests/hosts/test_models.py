@@ -115,7 +115,7 @@ def test_a_hypervisor_behind_a_quarantined_bastion_is_not_entered(hypervisor):
 
 @pytest.mark.parametrize(("user", "shipped"), [("root", False), ("volmig", True)])
 def test_hostctl_is_shipped_to_root_logins_and_to_no_others(hypervisor, user, shipped):
-    with pytest.raises(ValidationError, match="root logins only"):
+    with pytest.raises(ValidationError, match="root login needs automatic upload"):
         hypervisor(user=user, shipped=shipped).full_clean()
 
 

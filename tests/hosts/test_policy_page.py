@@ -47,9 +47,9 @@ def test_a_policy_that_allows_nothing_because_nothing_was_seen_says_so(client, h
     client.force_login(admin())
     just_typed(client)
     assert (
-        b"Do not install this one" in client.post(f"/hosts/{hypervisor('dst', address='192.0.2.2').pk}/policy/").content
+        b"Do not install this policy" in client.post(f"/hosts/{hypervisor('dst', address='192.0.2.2').pk}/policy/").content
     )
-    assert b"Do not install this one" not in client.post(f"/hosts/{seen.pk}/policy/").content
+    assert b"Do not install this policy" not in client.post(f"/hosts/{seen.pk}/policy/").content
 
 
 def test_who_was_shown_the_key_is_kept_and_the_key_is_not(client, seen):
@@ -70,7 +70,7 @@ def test_the_page_shows_what_is_in_force_and_whether_seals_are_accepted(client, 
         (policy.report(policies.reading("src")), b"Accepted"),
         (policy.report(policies.reading("src", seal_keys=["ab" * 32])), b"Not accepted"),
         (policy.report(policies.reading("src", seal_keys=[])), b"no seal key"),
-        (policy.report(policy.Reading(None, policy.missing())), b"only answers questions"),
+        (policy.report(policy.Reading(None, policy.missing())), b"hostctl only reads"),
     ):
         seen.record_inventory({**inventory, "policy": report})
         shown = client.get(page).content
