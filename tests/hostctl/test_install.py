@@ -159,7 +159,7 @@ def test_an_install_removes_only_what_no_migration_on_this_host_needs(place, ano
     (place.state / JOB / "stage-do-1.request.json").unlink()
     told = place.install(today)
     assert place.versions() == sorted([today.hash])
-    assert f"hostctl {former.hash} is removed" in told
+    assert f"hostctl {former.hash} was removed" in told
 
 
 def test_what_is_installed_is_roots_whatever_the_umask_and_leaves_nothing_half_done(place):

@@ -28,9 +28,9 @@ def test_a_plain_image_has_nothing_against_it(version):
         (qcow2(SIZE, extensions=struct.pack(">II8s", 0x44415441, 5, b"/etc/")), "data file"),
         (qcow2(SIZE + 512), "virtual size"),
         (qcow2(SIZE, version=4), "version"),
-        (b"\0" * 65536, "no qcow2"),
-        (qcow2(SIZE)[:50], "no qcow2"),
-        (b"", "no qcow2"),
+        (b"\0" * 65536, "not a qcow2"),
+        (qcow2(SIZE)[:50], "not a qcow2"),
+        (b"", "not a qcow2"),
         (qcow2(SIZE, extensions=struct.pack(">II", 0xE2792ACA, 0xFFFFFFFF))[:200], "extension"),
     ],
 )

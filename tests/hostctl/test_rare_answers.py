@@ -118,7 +118,7 @@ def test_an_inventory_says_what_lvm_left_out(monkeypatch):
     partly = Output(lvm.SOME_FAILED, vgs(GROUP).out, "Couldn't find device with uuid X")
     answers = {"vgs": partly, "lvs": lvs(OURS), "ip ": Output(0, "[]"), "exportfs": Output(0)}
     found = facts.inventory(scripted("inventory", answers))
-    assert found["warnings"][0] == "LVM left something out: Couldn't find device with uuid X"
+    assert found["warnings"][0] == "LVM's report is incomplete: Couldn't find device with uuid X"
     assert [each["name"] for each in found["logical_volumes"]] == ["lv"]
 
 
