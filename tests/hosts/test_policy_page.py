@@ -47,7 +47,8 @@ def test_a_policy_that_allows_nothing_because_nothing_was_seen_says_so(client, h
     client.force_login(admin())
     just_typed(client)
     assert (
-        b"Do not install this policy" in client.post(f"/hosts/{hypervisor('dst', address='192.0.2.2').pk}/policy/").content
+        b"Do not install this policy"
+        in client.post(f"/hosts/{hypervisor('dst', address='192.0.2.2').pk}/policy/").content
     )
     assert b"Do not install this policy" not in client.post(f"/hosts/{seen.pk}/policy/").content
 
