@@ -68,7 +68,7 @@ class Site:
     def admit(self) -> None:
         """Installs hostctl as its documentation says, or lets root in where it is shipped."""
         script = (
-            "import json; from volmig import data; [data.make(name) for name in ('ssh_key', 'seal_key')]; "
+            "import json; from volmig import data_dir as data; [data.make(name) for name in ('ssh_key', 'seal_key')]; "
             "print(json.dumps([data.ssh_public_key(data.ssh_key()), "
             f"{{name: data.seal_key(name, 1) for name in {HYPERVISORS}}}]))"
         )

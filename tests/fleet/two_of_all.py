@@ -84,7 +84,7 @@ APPROVES = """
 import django
 django.setup()
 from django.contrib.auth.models import User
-from volmig import people
+from volmig.accounts import people
 print(people.make_token(User.objects.get(username="pavel"), "test", ["approve"], 1))
 """
 ITEM = re.compile(
