@@ -32,9 +32,9 @@ def collected(tmp_path_factory):
     """All tests that there are, each with its marks."""
     file = tmp_path_factory.mktemp("collected") / "tests.json"
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    subprocess.run(
-        [sys.executable, "-c", COLLECTS, str(file)], cwd=ROOT, env=unmeasured, check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", COLLECTS, str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=unmeasured, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return json.loads(file.read_text())
 
 
