@@ -218,7 +218,7 @@ def test_one_at_a_time_and_a_purge_waits_for_it(drive, site):
     job.rehearse(operator())
     drive.go(job)
     assert (job.running().step, job.running().bytes_total) == ("rehearse", 20 << 20)
-    with pytest.raises(Refused, match="under way"):
+    with pytest.raises(Refused, match="is running"):
         job.rehearse(operator())
     job.ask("purge", operator())
     drive.approve(job, "purge")

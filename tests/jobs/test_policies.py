@@ -322,7 +322,7 @@ def test_the_requester_goes_back_by_it_without_asking_again(trial, drive, site):
     trial.roll_back(operator())
     drive.go(trial)
     assert (trial.status, site.files[LIVE].content, site.destination.state) == ("rolled_back", "old disk", "running")
-    assert "approved in advance" in trial.outcome_reason
+    assert "pre-approved" in trial.outcome_reason
     granted = trial.approvals.get(kind="rollback")
     assert granted.granted_by == trial.swap_approval()
     used = Event.objects.filter(action="approval.use").latest("seq").data
