@@ -130,29 +130,29 @@ def _of_missing(entry: Entry, told: Told | None) -> Finding | None:
 def why_not_removed(found: Finding) -> str:
     """Why volmig does not take this away, as a sentence; empty when it may be asked to."""
     if found.verdict == "gone":
-        return "It is gone already."
+        return "It is already gone."
     if found.entry is None or found.thing is None:
-        return "It is not in the ledger of this volmig, which therefore never touches it. Look at it by hand."
+        return "It is not in the inventory of this volmig, which therefore never changes it. Inspect it manually."
     if found.verdict == "other":
         return (
-            f"Another one has taken the name: recorded is {found.entry.identity or 'nothing'}, found was "
-            f"{found.thing.identity or 'nothing'}. volmig does not touch it. Look at it by hand."
+            f"Another object has this name: the inventory has {found.entry.identity or 'nothing'}, found was "
+            f"{found.thing.identity or 'nothing'}. volmig does not change it. Inspect it manually."
         )
     if found.entry.needed:
         return found.entry.needed
     if found.entry.kind == "backup":
-        return "It is somebody's disk: it goes by its purge alone, which has its own approval. Ask for it on the job."
+        return "It is an instance's disk: only a purge deletes it. Request that on its migration's page."
     if not found.entry.identity or found.entry.identity != found.thing.identity:
-        return "Its identity was never recorded, so that volmig cannot tell it from another. Look at it by hand."
+        return "Its identity was never recorded, so volmig cannot prove that it is the same. Inspect it manually."
     return ""
 
 
 def why_not_struck(found: Finding) -> str:
     """Why this cannot be marked as gone, as a sentence; empty when it can."""
     if found.verdict != "gone" or found.entry is None:
-        return "It is there, as its hypervisor tells."
+        return "Its hypervisor reports that it is there."
     if found.entry.at_work:
-        return "Its migration is at work and finds out by itself."
+        return "Its migration is running and will detect this."
     return ""
 
 

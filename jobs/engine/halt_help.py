@@ -53,7 +53,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "seal-other-verb": "The seal is for this step.",
     "seal-other-arguments": "The arguments of the step are those that were approved.",
     "seal-expired": "The step is carried out before its seal expires.",
-    "bug": "hostctl works without a fault of its own.",
+    "bug": "hostctl works without an internal error.",
     "act-failed": "The command ends well.",
     "probe-failed": "The question is answered.",
     "still-running": "Nothing of this migration runs there any more.",
@@ -122,7 +122,7 @@ EXPECTED: Final[Mapping[str, str]] = {
     "not-done": "The new disk is the live one.",
     # The instance
     "unknown-instance": "The instance is there.",
-    "no-facts": "Each hypervisor, and the cloud, tells the facts that it is asked for.",
+    "no-facts": "Each hypervisor, and the cloud, reports the requested facts.",
     "no-answer": "hostctl answers on the hypervisor, and nothing ends its process (such as a lack of memory).",
     "timed-out": "The share, disk or service that a question is about answers the hypervisor in time.",
     "too-many-stuck": "No earlier questions hang on the hypervisor.",
@@ -130,8 +130,8 @@ EXPECTED: Final[Mapping[str, str]] = {
     "unknown-disk": "The instance uses the disk that is to be swapped.",
     "no-domain": "libvirt knows the instance.",
     "no-libvirt": "There is libvirt on this hypervisor.",
-    "foreign-lock": "Nobody else has locked the instance.",
-    "foreign-action": "Nobody but volmig has anything done to the instance.",
+    "foreign-lock": "No one else has locked the instance.",
+    "foreign-action": "Only volmig changes the instance.",
     "not-marked": "The instance carries this migration's mark.",
     "still-marked": "The instance carries no mark of this migration any more.",
     "not-locked": "The instance is locked for volmig.",
@@ -160,45 +160,45 @@ BY_HAND: Final[Mapping[str, str]] = {
     "foreign-action": "See what was done to it, and by whom. If it did no harm, resume: then it counts as seen.",
     "unknown-instance": "Find out whether the instance was deleted or moved on purpose, then choose one of these ways.",
     "no-facts": "Find out why it answers without the facts: its own words are above. Then resume.",
-    "unready": "Report this: the step before did not measure what it should. Resume looks again.",
+    "unready": "Report this: the step before did not measure what it should. Resume checks again.",
     "left-behind": "Remove by hand what is listed under Found, then resume.",
-    "not-undone": "Put right by hand what is listed under Found, then resume: what is gone counts as taken back.",
-    "HostError": "Put right what the sentence says of the hypervisor, then resume.",
-    "HostctlDiffers": "Install this volmig's hostctl there (page Hosts), then resume.",
+    "not-undone": "Correct by hand what is listed under Found, then resume: what is gone counts as removed.",
+    "HostError": "Correct what the sentence says about the hypervisor, then resume.",
+    "HostctlDiffers": "Install this volmig's hostctl there (page Hypervisors), then resume.",
     "Garbled": "Log in there and see what answers in the place of hostctl; then resume.",
     "Denied": "Have the credential checked on the cloud's page, then resume.",
     "TooOld": "Upgrade the cloud, or have it controlled by libvirt for migrations yet to come.",
 }
-USUAL: Final = "Look at the hypervisor, put right what was found, then resume: the step is looked at again first."
+USUAL: Final = "Check the hypervisor, correct what was found, then resume: volmig checks the step again first."
 GONE: Final = (
     "If the instance is gone for good: delete the migration's directory {directory} on {destination} by hand, then "
     "resume: where nothing is left, nothing has to be purged."
 )
 START: Final = (
     "If the instance does not start through volmig: start it by hand on {destination} (or have Nova start it), on the "
-    "disk that lies there now, then resume: volmig sees it running, and the trial begins. From there a rollback can be "
-    "asked for."
+    "disk that lies there now, then resume: volmig sees it running, and the trial begins. From there you can request a "
+    "rollback."
 )
 BACK: Final = (
     "If the old disk has to come back although the new one was written to: with the instance shut off, run "
     "`volmig-hostctl rollback {job}` on {destination}, then resume. What was written stays in disk.rejected."
 )
 RESUME: Final[Mapping[str, str]] = {
-    "preparing": "Looks at this step again. What is proved is kept, the rest repeated. The live disk is not touched.",
-    "awaiting_approval": "Reads the facts again. If the copy is in order people are asked anew, else it is made again.",
-    "approved": "Reads the facts again. If they are as approved the swap goes on, else people are asked anew.",
-    "swapping": "Looks at the inodes and the instance again, and goes on from what it finds; nothing is done twice.",
-    "on_trial": "Looks again; what others had done to the instance until now counts as seen by you.",
-    "rolling_back": "Looks again, and puts the old disk back from whatever state it finds it in.",
-    "undoing": "Tries again to take back what is still there; what is gone already counts as taken back.",
-    "purging": "Looks at the kept disk again, and deletes it only if it is the one that was approved.",
+    "preparing": "Checks this step again. Keeps what is proved and repeats the rest. Does not change the live disk.",
+    "awaiting_approval": "Reads the facts again. If the copy is intact, requests approval again; else copies again.",
+    "approved": "Reads the facts again. If they are as approved, continues the swap; else requests approval again.",
+    "swapping": "Checks the inodes and the instance again, and continues from what it finds; does nothing twice.",
+    "on_trial": "Checks again; what others have done to the instance until now counts as seen by you.",
+    "rolling_back": "Checks again, and puts the old disk back from whatever state it finds.",
+    "undoing": "Tries again to remove what is still there; what is already gone counts as removed.",
+    "purging": "Checks the kept disk again, and deletes it only if it is the one that was approved.",
 }
 CANCEL: Final[Mapping[str, str]] = {
-    "swapping": "Goes on by putting the old disk back and starting the instance on it; the new disk is kept.",
+    "swapping": "Puts the old disk back and starts the instance on it; keeps the new disk.",
 }
 CANCEL_USUAL: Final = (
-    "Goes on by taking back everything that carries this migration's mark; what is somebody else's stays as it is. "
-    "Then it can be asked for again, through another relay, too."
+    "Removes everything that has this migration's mark, and nothing else. "
+    "Then you can submit it again, also through another relay."
 )
 
 

@@ -214,7 +214,9 @@ def group_is_whole(host: str, group: Group | None) -> Finding:
 def nothing_is_left(host: str, names: tuple[str, ...]) -> Finding:
     """Nothing on this host has a name that the job will use."""
     if names:
-        return f"{host} already has {', '.join(names)}, which this job did not make; look at it first.", list(names)
+        return f"{host} already has {', '.join(names)}, which this migration did not make; inspect it first.", list(
+            names
+        )
     return None
 
 

@@ -584,7 +584,7 @@ def lacks(hypervisor: str, error: object) -> str:
 def _silence(planned: Planned, run: Run, errors: Mapping[str, HostError], now: datetime) -> Wait:
     """Wait for hypervisors that cannot be asked: longer each time, and after a while a person is to look."""
     silence = now - (run.silent_since or now)
-    since = f" for {int(silence.total_seconds())} s; somebody should look" if silence > FLAGGED_AFTER else ""
+    since = f" for {int(silence.total_seconds())} s; needs attention" if silence > FLAGGED_AFTER else ""
     what = "hostctl" if all(isinstance(error, HostctlDiffers) for error in errors.values()) else "an answer"
     said = " ".join(lacks(hypervisor, error) or str(error) for hypervisor, error in errors.items())
     sentence = f"{planned.step.title} ({planned.hypervisor}) waits for {what}{since}. {said}"

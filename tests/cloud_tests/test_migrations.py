@@ -151,7 +151,7 @@ def test_an_api_that_answers_503_in_mid_swap_is_waited_for_and_people_are_told(m
     job = migration.wait(lambda job: "503" in job.waiting_for)
     StepRun.objects.filter(ended_at=None).update(silent_since=timezone.now() - dt.timedelta(minutes=2))
     migration.wake()
-    job = migration.wait(lambda job: "somebody should look" in job.waiting_for)
+    job = migration.wait(lambda job: "needs attention" in job.waiting_for)
     assert Notice.objects.filter(kind="unanswered").count() == 1
     assert (job.status, job.halt_reason) == ("swapping", "")
     assert migration.site.files[migration.site.live].content == "old disk"

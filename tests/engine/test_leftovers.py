@@ -88,7 +88,7 @@ def test_the_same_name_at_another_place_is_another_thing():
 def test_what_a_job_at_work_has_lost_is_told_and_does_not_count_as_drift():
     found = one(replace(LV, needed="x", at_work=True), None)
     assert (found.verdict, found.drifts) == ("gone", False)
-    assert "at work" in why_not_struck(found)
+    assert "running" in why_not_struck(found)
     assert one(LV, None).drifts
     assert why_not_struck(one(LV, None)) == ""
 
@@ -96,10 +96,14 @@ def test_what_a_job_at_work_has_lost_is_told_and_does_not_count_as_drift():
 @pytest.mark.parametrize(
     ("entry", "thing", "says"),
     [
-        (LV, None, "gone already"),
-        (None, SEEN, "not in the ledger"),
-        (LV, replace(SEEN, identity="UUID-2"), "Another one has taken the name: recorded is UUID-1, found was UUID-2"),
-        (LV, replace(SEEN, job=OTHER), "Another one has taken the name"),
+        (LV, None, "already gone"),
+        (None, SEEN, "not in the inventory"),
+        (
+            LV,
+            replace(SEEN, identity="UUID-2"),
+            "Another object has this name: the inventory has UUID-1, found was UUID-2",
+        ),
+        (LV, replace(SEEN, job=OTHER), "Another object has this name"),
         (replace(LV, needed="Migration 1 is preparing."), SEEN, "Migration 1 is preparing."),
         (replace(LV, identity=""), SEEN, "never recorded"),
         (replace(LV, kind="backup"), replace(SEEN, kind="backup"), "purge"),

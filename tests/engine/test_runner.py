@@ -267,13 +267,13 @@ def test_a_host_that_does_not_answer_is_waited_for_with_longer_pauses_and_flagge
     stage.says("relay_fs", *[Unreachable("reach jump", "connection refused")] * 9)
     first = stage.advance()
     assert isinstance(first, runner.Wait)
-    assert "somebody should look" not in first.sentence
+    assert "needs attention" not in first.sentence
     stage.now += dt.timedelta(seconds=30)
     second = stage.advance()
     assert second.until - stage.now > first.until - START
     stage.now += dt.timedelta(seconds=61)
     third = stage.advance()
-    assert "for 91 s; somebody should look" in third.sentence
+    assert "for 91 s; needs attention" in third.sentence
     assert len(stage.journal.runs("relay_fs", "do")) == 1
 
 
@@ -292,7 +292,7 @@ def test_a_hypervisor_without_the_version_of_hostctl_is_waited_for_like_one_that
     stage.now += dt.timedelta(seconds=91)
     late = stage.advance()
     assert late.silent_since == START
-    assert "waits for hostctl for 91 s; somebody should look. jump has hostctl 1111" in late.sentence
+    assert "waits for hostctl for 91 s; needs attention. jump has hostctl 1111" in late.sentence
     assert isinstance(stage.advance(), runner.Finished)
     assert len(stage.journal.runs("relay_lv", "do")) == 1
 
@@ -495,7 +495,7 @@ def test_a_refusal_is_judged_only_when_the_others_have_answered(stage):
         waits = stage.advance()
         assert isinstance(waits, runner.Wait)
     stage.now += dt.timedelta(seconds=95)
-    assert "for 95 s; somebody should look. Tried to reach jump" in stage.advance().sentence
+    assert "for 95 s; needs attention. Tried to reach jump" in stage.advance().sentence
     stage.hands.booted = {}
     assert isinstance(stage.advance(), runner.Failed)
     assert stage.asked().count("compare") == 1

@@ -195,7 +195,7 @@ def test_what_the_ledger_does_not_know_is_never_removed(killed, site):
     each = next(each for each in scan() if each.found.verdict == "stranger")
     assert (each.job, each.about.job) == (None, stranger)
     refused(
-        lambda: Removal.objects.ask(operator(), each.found, killed, each.hypervisor, "relay_lv"), "not in the ledger"
+        lambda: Removal.objects.ask(operator(), each.found, killed, each.hypervisor, "relay_lv"), "not in the inventory"
     )
 
 
@@ -204,7 +204,7 @@ def test_another_volume_under_the_recorded_name_is_never_removed(killed, site):
     site.relay.volumes[name].uuid = "another"
     each = row("lv")
     assert each.found.verdict == "other"
-    refused(lambda: ask(each), "Another one has taken the name")
+    refused(lambda: ask(each), "Another object has this name")
 
 
 def test_what_was_made_but_never_measured_is_never_removed(killed):
@@ -345,7 +345,7 @@ def test_what_is_there_is_not_struck_off(killed):
     each = row("lv")
     with pytest.raises(Refused) as said:
         Footprint.objects.get(pk=each.found.entry.key).strike_off(operator(), each.found, each.hypervisor)
-    assert "It is there" in str(said.value)
+    assert "reports that it is there" in str(said.value)
 
 
 def test_a_row_that_has_changed_meanwhile_is_not_struck_off(killed, site):
@@ -362,7 +362,7 @@ def test_what_a_job_at_work_has_lost_is_not_struck_off(drive, site):
     drive.submit()
     site.relay.exports.clear()
     each = row("export")
-    assert (each.found.verdict, each.found.drifts, "at work" in each.why_not_struck) == ("gone", False, True)
+    assert (each.found.verdict, each.found.drifts, "running" in each.why_not_struck) == ("gone", False, True)
 
 
 # Scans

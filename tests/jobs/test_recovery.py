@@ -123,7 +123,7 @@ def test_a_relay_that_is_away_for_long_while_a_copy_hangs_on_it_is_told_on_the_p
     drive.go(job)
     StepRun.objects.filter(ended_at=None).update(silent_since=timezone.now() - dt.timedelta(seconds=95))
     drive.go(job)
-    assert "for 95 s; somebody should look" in job.waiting_for
+    assert "for 95 s; needs attention" in job.waiting_for
     site.relay.reachable, site.source.slow = True, set()
     drive.go(job)
     assert job.waiting_for == "Convert the volume to qcow2 is running on src."
@@ -164,7 +164,7 @@ def fail(args):
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(fail, "lvs does not answer"), (lambda args: {"volume": "the usual one", "time": 1}, "cannot be understood")],
+    [(fail, "lvs does not answer"), (lambda args: {"volume": "the usual one", "time": 1}, "malformed")],
 )
 def test_a_hypervisor_that_answers_three_times_without_the_facts_is_for_a_person(
     drive, site, monkeypatch, answer, said
@@ -267,7 +267,7 @@ def test_nothing_is_done_while_something_runs_that_the_journal_does_not_know(dri
     abandoned(job)
     drive.go(job)
     assert (job.status, job.taken_over, len(site.source.mounts)) == ("preparing", True, 1)
-    assert "jump is still busy with x-do-7 of a worker that went away" in job.waiting_for
+    assert "jump is still busy with x-do-7 of a worker that has ended" in job.waiting_for
     site.relay.finish()
     site.relay.slow = set()
     drive.go(job)

@@ -273,7 +273,7 @@ def test_an_api_that_is_away_in_mid_swap_is_waited_for_and_people_are_told_once(
     for _ in range(2):
         StepRun.objects.filter(ended_at=None).update(silent_since=timezone.now() - dt.timedelta(seconds=120))
         nova_drive.go(job)
-    assert "somebody should look" in job.waiting_for
+    assert "needs attention" in job.waiting_for
     assert Notice.objects.filter(kind="unanswered").count() == 1
     assert (site.files[LIVE].content, site.destination.state, cloud.server.locked) == ("old disk", "shut off", True)
     cloud.down = False

@@ -185,7 +185,7 @@ def test_a_hypervisor_in_quarantine_is_not_asked_and_the_job_goes_on_when_its_ke
     StepRun.objects.filter(ended_at=None).update(silent_since=timezone.now() - dt.timedelta(seconds=91))
     drive.go(job)
     assert (job.status, job.halt_reason, len(site.source.requests)) == ("preparing", "", asked)
-    assert "for 91 s; somebody should look" in job.waiting_for
+    assert "for 91 s; needs attention" in job.waiting_for
     assert "it is in quarantine: it offers another key" in job.waiting_for
     assert job.wake_at > timezone.now()
     job.source.pin(admin(), job.source.host_key)

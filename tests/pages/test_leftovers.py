@@ -52,7 +52,7 @@ def test_all_differences_are_shown_with_owner_size_and_what_can_be_done(over, da
     assert f"/migrations/{over.pk}/" in left
     assert "632.0 GiB" in left
     assert {told["kind"] for _, told in forms(left)} == {"lv", "stage"}
-    assert "Another one has taken the name" in section(shown, "other")
+    assert "Another object has this name" in section(shown, "other")
     stranger = section(shown, "stranger")
     assert "lvremove -S" in stranger
     assert "systemctl status" in stranger

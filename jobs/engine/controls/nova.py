@@ -136,7 +136,7 @@ def _nova_and_libvirt(case: Case, server: Server, destination: Destination) -> F
     return None
 
 
-@rule(About.CLOUD, "not locked by somebody else", BLOCKS, "Nobody else has locked the instance.", "server")
+@rule(About.CLOUD, "not locked by somebody else", BLOCKS, "No one else has locked the instance.", "server")
 def _nova_unlocked(case: Case, server: Server) -> Finding:
     if server.locked and server.locked_reason != f"volmig:{case.migration.job}":
         return (
@@ -188,7 +188,7 @@ def _source_is_safe(case: Case, nova: Nova) -> Finding:
         return None
     return (
         f"The instance of {case.source_path} was evacuated: {_moved(risky)}. When nova-compute starts on "
-        f"{case.migration.source}, it wipes and removes this volume. Copy the volume to a name of its own first."
+        f"{case.migration.source}, it wipes and removes this volume. Copy the volume to another name first."
     ), _moved(risky)
 
 
@@ -250,7 +250,7 @@ def _computes_enabled(case: Case, nova: Nova) -> Finding:
         if each and each.status == "disabled"
     ]
     if off:
-        return f"nova-compute is disabled on {' and '.join(off)}: somebody may be about to empty or mend it.", off
+        return f"nova-compute is disabled on {' and '.join(off)}: it may be being drained or repaired.", off
     return None
 
 
@@ -261,12 +261,12 @@ def _source_compute(case: Case, nova: Nova) -> Finding:
         how = "forced down" if service.forced_down else service.state
         return (
             f"nova-compute on {case.migration.source} is {how}. When it comes back it deletes what was evacuated "
-            "from it meanwhile; the volume is held open until the swap, and no longer."
+            "from it until then; volmig holds the volume open until the swap, but not after it."
         ), how
     return None
 
 
-@rule(About.CLOUD, "bus of the disk", INFORMS, "The image asks for no bus of its own.", "nova")
+@rule(About.CLOUD, "bus of the disk", INFORMS, "The image sets no disk bus.", "nova")
 def _bus(case: Case, nova: Nova) -> Finding:
     bus = nova.properties.get("hw_disk_bus", "virtio")
     if bus != "virtio":
@@ -274,7 +274,7 @@ def _bus(case: Case, nova: Nova) -> Finding:
     return None
 
 
-@rule(About.CLOUD, "time to shut down", INFORMS, "The image asks for no shutdown timeout of its own.", "nova")
+@rule(About.CLOUD, "time to shut down", INFORMS, "The image sets no shutdown timeout.", "nova")
 def _shutdown(case: Case, nova: Nova) -> Finding:
     asked = nova.properties.get("os_shutdown_timeout", "")
     if asked:

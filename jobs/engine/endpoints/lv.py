@@ -254,7 +254,7 @@ def _same_name(case: Case) -> Finding:
             new = re.sub(r"_disk\.\w+$", f"_{case.migration.disk}", case.migration.source_lv)
             advice = (
                 "Both names can mean the first ephemeral disk: Nova calls it disk.local when it comes from the flavour "
-                "alone and disk.eph0 when it was asked for at boot. If it is the same disk, rename the volume and "
+                "alone and disk.eph0 when it was requested at boot. If it is the same disk, rename the volume and "
                 f"submit again: lvrename {case.migration.source_vg} {case.migration.source_lv} {new}"
             )
         return (

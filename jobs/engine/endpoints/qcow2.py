@@ -407,7 +407,7 @@ def _disk_is_there(case: Case, destination: Destination) -> Finding:
 )
 def _disk_is_one(case: Case, destination: Destination, disk: Disk) -> Finding:
     if disk.nlink != 1:
-        return f"{disk.path} has {disk.nlink} names; it cannot be told which of them is used.", disk.nlink
+        return f"{disk.path} has {disk.nlink} names; volmig cannot determine which of them is used.", disk.nlink
     if destination.domain and destination.domain.source != disk.path:
         return f"The instance uses {destination.domain.source or 'no such disk'}, not {disk.path}.", (
             destination.domain.source
