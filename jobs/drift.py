@@ -191,6 +191,12 @@ def recent_for(user: Any) -> Comparison:
     return recent.get(frozenset(seen.values_list("pk", flat=True)))
 
 
+def drift_for(user: Any) -> int:
+    """How many differences a person sees."""
+    made = recent_for(user)
+    return len(rows_for(user, replace(made, found=[each for each in made.found if each.drifts])))
+
+
 def rows_for(user: Any, made: Comparison) -> list[Row]:
     """What a person may see of a comparison of the hypervisors that they see."""
     found = rows_of(made)
@@ -221,7 +227,7 @@ def row_of(found: Finding, jobs: dict[str, Job], by_name: dict[str, Hypervisor],
 def speakers(scans: Iterable[Scan]) -> dict[str, Scan]:
     """For each share the newest scan in which it answered."""
     heard: dict[str, Scan] = {}
-    for scan in sorted(scans, key=lambda scan: scan.began_at or scan.tried_at):
+    for scan in sorted(scans, key=moment):
         heard |= {share["source"]: scan for share in scan.shares if share["answered"]}
     return heard
 

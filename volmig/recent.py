@@ -20,11 +20,13 @@ class Recent(Generic[Key, Value]):
         self, compute: Callable[[Key], Value], seconds: float, worth: Callable[[Value], bool] = lambda _: True
     ) -> None:
         self.compute, self.seconds, self.worth = compute, seconds, worth
-        self.forget()
-
-    def forget(self) -> None:
         self.lock = threading.Lock()
         self.known: dict[Key, tuple[float, Value]] = {}
+
+    def forget(self) -> None:
+        """Have everything computed again, in this process; what is being computed just now is not kept either."""
+        with self.lock:
+            self.known = {}
 
     def get(self, key: Key) -> Value:
         with self.lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -172,14 +173,16 @@ def make(migration: Migration, facts: Facts, rates: Mapping[str, Range] | None =
     route = routes.of(migration)
     values = route.values(migration, facts)
     steps = tuple(_plan_step(step, migration, values, rates or {}) for step in route.steps)
-    return Plan(migration.job, steps, dict(_reserved(route, values)))
+    return Plan(migration.job, steps, _reserved(route, values))
 
 
-def _reserved(route: Route, values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Where space is kept free for what a step makes, the share or a role of hypervisors, and how many bytes."""
+def _reserved(route: Route, values: Mapping[str, Any]) -> dict[str, int]:
+    """Where space is kept free for what steps make, the share or a role of hypervisors, and how many bytes."""
+    found: Counter[str] = Counter()
     for step in route.steps:
         if step.artifact and step.artifact.reserves:
-            yield "share" if step.artifact.on_share else step.on, int(values[step.artifact.reserves])
+            found["share" if step.artifact.on_share else step.on] += int(values[step.artifact.reserves])
+    return dict(found)
 
 
 def at_rate(plan: Plan, rate: int) -> Plan:

@@ -31,9 +31,8 @@ def forgotten_locks() -> list[Server]:
     told = defaultdict(list)
     for instance, status, ended_at in jobs.values_list("instance_id", "status", "ended_at"):
         told[instance].append(None if status in states.ACTIVE else ended_at)
-    return [server for server in servers if not any(at is None or at >= server.seen_at for at in told[server.uuid])][
-        :20
-    ]
+    forgotten = [each for each in servers if not any(at is None or at >= each.seen_at for at in told[each.uuid])]
+    return forgotten[:20]
 
 
 VERDICTS = {

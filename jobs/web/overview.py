@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from hosts.models import Hypervisor, Share, VolumeGroup
-from jobs.drift import recent
+from jobs.drift import drift_for
 from jobs.models import Approval, Footprint, Job, Policy
 from jobs.models.footprint import BULKY
 from jobs.models.job import JobQuerySet
@@ -39,7 +39,6 @@ def overview(request: HttpRequest) -> HttpResponse:
         waiting=Count("pk", distinct=True, filter=Q(halt_reason="", status__in=WAITING)),
     )
     hypervisors = Hypervisor.objects.visible_to(request.user).active()
-    seen = frozenset(hypervisors.order_by().values_list("pk", flat=True))
     groups = relay_groups(hypervisors)
     inbox = list(Approval.objects.inbox(request.user).with_names().order_by("created_at"))
     return show(
@@ -54,15 +53,13 @@ def overview(request: HttpRequest) -> HttpResponse:
             "inbox": inbox,
             "waiting_approvals": len(inbox),
             "failed": failed(jobs),
-            "groups": list(
-                groups.order_by(F("free") * 1.0 / NullIf("size", Value(0)), "hypervisor__name", "name")[:FULLEST]
-            ),
+            "groups": list(groups[:FULLEST]),
             "groups_count": groups.count(),
             "shares": Share.objects.visible_to(request.user).with_figures(request.user).prefetch_related(None),
             "due": Footprint.objects.backups(request.user).due().order_by("keep_until")[:8],
             "policies": Policy.objects.with_windows(hypervisors),
-            "hypervisors": len(seen),
-            "drifting": sum(each.drifts for each in recent.get(seen).found),
+            "hypervisors": hypervisors.count(),
+            "drifting": drift_for(request.user),
             "forgotten_locks": forgotten_locks() if may(request.user, "administer") else [],
             "any_job": bool(counted["moving"] or counted["waiting"]) or jobs.exists(),
         },

@@ -84,6 +84,24 @@ def test_what_could_not_be_computed_is_computed_by_the_next(counts):
     assert kept.get("a") == 1
 
 
+def test_what_is_being_computed_while_all_is_forgotten_is_not_kept(counts):
+    begun, forgotten = threading.Event(), threading.Event()
+
+    def slow(key):
+        counts[key] += 1
+        begun.set()
+        forgotten.wait(0.2)  # nobody sets it: whoever forgets has to wait until this ends
+        return counts[key]
+
+    kept = Recent(slow, 15)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kept.get, "a")
+        begun.wait()
+        pool.submit(kept.forget).result()
+        assert first.result() == 1
+    assert kept.get("a") == 2
+
+
 def test_what_is_forgotten_is_computed_anew(kept):
     kept.get("a")
     kept.forget()
