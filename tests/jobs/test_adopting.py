@@ -399,7 +399,7 @@ def test_while_nova_is_at_work_on_the_instance_nothing_is_decided(in_nova, nova_
     nova_of_machines.server.task_state = "powering-off"
     row = compared(job)
     assert "Nova is working on the instance (powering-off)" in row.trouble
-    with pytest.raises(Refused, match="at work"):
+    with pytest.raises(Refused, match="working on the instance"):
         adopting.want(row, admin(), row.digest)
     nova_of_machines.server.task_state = None
     assert compared(job).trouble == ""
