@@ -80,7 +80,7 @@ class Scene:
 
     def __init__(self, lab, volmig, olga, pavel, **made):
         self.lab, self.site, self.olga, self.pavel, self.processes = lab, volmig, olga, pavel, Processes(volmig)
-        self.database = sqlite3.connect(f"file:{volmig.data_dir}/db.sqlite3?mode=ro", uri=True, timeout=30)
+        self.database = sqlite3.connect(f"file:{volmig.data}/db.sqlite3?mode=ro", uri=True, timeout=30)
         self.__dict__.update(made)
 
     def submit(self, *words):

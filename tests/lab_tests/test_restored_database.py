@@ -58,7 +58,7 @@ class Guest:
 
 
 def asked(volmig, sql):
-    database = sqlite3.connect(f"file:{volmig.data_dir}/db.sqlite3?mode=ro", uri=True, timeout=30)
+    database = sqlite3.connect(f"file:{volmig.data}/db.sqlite3?mode=ro", uri=True, timeout=30)
     try:
         return database.execute(sql).fetchall()
     finally:
