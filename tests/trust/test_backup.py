@@ -195,7 +195,7 @@ def restore_anew(processes, file, targets, of_copy):
     assert {path.stat().st_mode & 0o077 for path in [targets[0], *targets[0].rglob("*")]} == {0}
     copy = Processes(targets[0])
     copy.environment = {**processes.environment, **of_copy}
-    assert "is whole" in worked(copy, "verify_audit")
+    assert "is intact" in worked(copy, "verify_audit")
     kept = json.loads(copy.run(COUNTS))
     status, said = command(processes, "restore", file, "--into", *targets)
     assert (status, "is not empty" in said) == (1, True), "a second restore wrote over the first"
